@@ -1,0 +1,28 @@
+"""y, the context of f(z, t, y), after encoding. One module beside this for each kind of y."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """y as the U-Net takes it, for a batch of B pictures.
+
+    By cross-attention: `prompt_embeds` (B, L, D) and, where guidance needs the unconditional half,
+    `negative_prompt_embeds` (B, L, D), of the same L. SDXL's U-Net takes besides the pooled embeddings (B, P) and
+    `add_time_ids` (B, 6). By concatenation: `concat_latents` (B, C, h, w), set beside the latents in every call.
+    `timestep_cond` (B, E) is the embedded guidance scale of a guidance-distilled U-Net (LCM).
+    """
+
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+    add_time_ids: Tensor | None = None
+    concat_latents: Tensor | None = None
+    timestep_cond: Tensor | None = None

@@ -1,0 +1,64 @@
+"""What a loaded latent diffusion model is. Knows nothing of files, prompts or pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One CLIP text encoder beside the tokenizer it was trained with."""
+
+    tokenizer: CLIPTokenizer
+    model: CLIPTextModel | CLIPTextModelWithProjection
+
+
+@dataclass(frozen=True)
+class LatentDiffusionModel:
+    """The parts of a latent diffusion model, ready to run on `device` in `dtype`.
+
+    `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the order in which their hidden
+    states are concatenated. `scheduler_config` is the training noise schedule in diffusers' key names.
+    Everything a model can do is read from the configs of its parts, never from its name.
+    """
+
+    name: str
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoders: tuple[TextEncoder, ...]
+    unet: UNet2DConditionModel
+    scheduler_config: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    force_zeros_for_empty_prompt: bool = False
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a side that one latent stands for: 8 for every Stable Diffusion."""
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of z: 4 for every Stable Diffusion."""
+        return int(self.vae.config["latent_channels"])
+
+    @property
+    def takes_time_ids(self) -> bool:
+        """Whether the U-Net takes SDXL's added conditions: pooled text embeddings and size/crop time ids."""
+        return bool(self.unet.config["addition_embed_type"] == "text_time")
+
+    @property
+    def takes_guidance_embedding(self) -> bool:
+        """Whether guidance was distilled into the U-Net as an embedding of its scale (LCM)."""
+        return self.unet.config["time_cond_proj_dim"] is not None
+
+    @property
+    def concat_channels(self) -> int:
+        """Channels of context that the U-Net takes beside the latents, 0 for plain text-to-image."""
+        return int(self.unet.config["in_channels"]) - self.latent_channels

@@ -1,0 +1,179 @@
+"""The Recipe: everything that determines a picture. Knows nothing of torch, of files or of the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Self, get_type_hints
+
+from sdcli import schedulers
+from sdcli.errors import InvalidRecipe
+
+MAX_SEED = 2**32 - 1
+MAX_SIDE = 16_384
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def _within(low: float, high: float, *, unit: str = "") -> dict[str, Any]:
+    return {"low": low, "high": high, "unit": unit}
+
+
+def _one_of(choices: Iterable[str]) -> dict[str, Any]:
+    return {"choices": tuple(choices)}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the picture is to show: the context y before encoding."""
+
+    prompt: str
+    negative_prompt: str = ""
+    clip_skip: int = field(default=1, metadata=_within(1, 12))
+    """The text encoder's layer read, counted from the last as A1111 does: 1 is the last, nothing skipped."""
+    prompt_weights: bool = True
+    """Whether `(word:1.3)`, `[word]` and `BREAK` are weights, or letters like all others."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes latents."""
+
+    steps: int = field(metadata=_within(1, 1000))
+    guidance_scale: float = field(metadata=_within(0, 100))
+    scheduler: str = field(metadata=_one_of(schedulers.NAMES))
+    sigmas: str = field(default="default", metadata=_one_of(schedulers.SIGMAS))
+    guidance_rescale: float = field(default=0.0, metadata=_within(0, 1))
+    eta: float = field(default=0.0, metadata=_within(0, 1))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how the arithmetic runs; pixels can depend on it, so a finished recipe holds resolved values."""
+
+    device: str = field(default="auto", metadata=_one_of(DEVICES))
+    dtype: str = field(default="auto", metadata=_one_of(DTYPES))
+    threads: int = field(default=0, metadata=_within(0, 1024))
+    """CPU threads; 0 asks for as many as torch takes by itself."""
+    batch_size: int = field(default=1, metadata=_within(1, 256))
+    """Pictures in one U-Net call."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a picture. Frozen, torch-free, and a flat JSON object outside."""
+
+    model: str
+    condition: Condition
+    sampling: Sampling
+    execution: Execution
+    width: int = field(metadata=_within(64, MAX_SIDE, unit=" pixels"))
+    height: int = field(metadata=_within(64, MAX_SIDE, unit=" pixels"))
+    seed: int = field(metadata=_within(0, MAX_SEED))
+
+    @classmethod
+    def from_dict(cls, flat: Mapping[str, Any]) -> Self:
+        """The recipe of flat keys (`negative_prompt`, `guidance_scale`, …); absent ones take their defaults.
+
+        Raises InvalidRecipe, naming the key, for one that is unknown, missing, of a wrong type or out of range.
+        """
+        known = list(keys())
+        for key in flat:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+                raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
+        recipe = _build(cls, flat)
+        check_sampling(recipe.sampling)
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat keys and values, in declared order; `from_dict` of it is the same recipe."""
+        return dict(_flatten(self))
+
+    def replace(self, **flat: Any) -> Self:
+        """The same recipe but for the flat keys given, validated anew."""
+        return self.from_dict({**self.to_dict(), **flat})
+
+
+def keys() -> Iterable[str]:
+    """The flat keys of a recipe, in declared order."""
+    return _keys(Recipe)
+
+
+def _keys(part: type) -> Iterable[str]:
+    hints = get_type_hints(part)
+    for each in fields(part):
+        if is_dataclass(hints[each.name]):
+            yield from _keys(hints[each.name])
+        else:
+            yield each.name
+
+
+def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
+    for each in fields(part):
+        value = getattr(part, each.name)
+        if is_dataclass(value):
+            yield from _flatten(value)
+        else:
+            yield each.name, value
+
+
+def _build(part: type[Any], flat: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(part)
+    values = {}
+    for each in fields(part):
+        kind = hints[each.name]
+        if is_dataclass(kind):
+            values[each.name] = _build(kind, flat)  # type: ignore[arg-type]
+        elif each.name in flat:
+            values[each.name] = _checked(each, kind, flat[each.name])
+        elif each.default is dataclasses.MISSING:
+            raise InvalidRecipe(f"{each.name} is missing", f"give {each.name}", each.name)
+    return part(**values)
+
+
+def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
+    """`value` as `kind` (an int counts as a float, and nothing else as anything else), within the field's range."""
+    name, rule = each.name, each.metadata
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise InvalidRecipe(f"{name} is {value!r}", f"{name} must be {words[kind]}", name)
+    if "choices" in rule and value not in rule["choices"]:
+        near = difflib.get_close_matches(value, rule["choices"], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint += f"{name} is one of {', '.join(rule['choices'])}"
+        raise InvalidRecipe(f"unknown {name} {value!r}", hint, name)
+    if "low" in rule and not rule["low"] <= value <= rule["high"]:
+        low, high, unit = rule["low"], rule["high"], rule["unit"]
+        shown = value if isinstance(value, int) or math.isfinite(value) else str(value)
+        raise InvalidRecipe(f"{name} is {shown}", f"{name} must be between {low} and {high}{unit}", name)
+    return value
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise InvalidRecipe where scheduler, sigmas and eta do not go together."""
+    schedulers.check(sampling.scheduler, sampling.sigmas, sampling.eta)
+
+
+def check_size(width: int, height: int, multiple: int) -> None:
+    """Raise InvalidRecipe, naming the nearest valid sizes, unless both sides are multiples of `multiple` pixels."""
+    for name, side in (("width", width), ("height", height)):
+        if side % multiple:
+            below, above = side - side % multiple, side - side % multiple + multiple
+            raise InvalidRecipe(
+                f"{name} is {side}, and this model makes multiples of {multiple} pixels",
+                f"the nearest valid sizes are {below} and {above}",
+                name,
+            )
+
+
+def draw_seed() -> int:
+    """A seed nobody chose, 0 … 2³²−1."""
+    return secrets.randbelow(MAX_SEED + 1)
