@@ -7,16 +7,37 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import tokenizers
     import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A CLIP tokenizer: lower-cased text as byte-pair ids, and the special ids that frame a window of them.
+
+    A thin hold on the `tokenizers` library: transformers' own class around the same thing costs a second of
+    imports. `pad_id` fills a window after `eos_id`; SDXL's second encoder and SD 2.x pad with 0, others with
+    `eos_id` again. `max_length` counts the two special tokens in (77).
+    """
+
+    byte_pairs: tokenizers.Tokenizer
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    max_length: int
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, however many, without special tokens around them."""
+        return self.byte_pairs.encode(text, add_special_tokens=False).ids
 
 
 @dataclass(frozen=True)
 class TextEncoder:
     """One CLIP text encoder beside the tokenizer it was trained with."""
 
-    tokenizer: CLIPTokenizer
+    tokenizer: Tokenizer
     model: CLIPTextModel | CLIPTextModelWithProjection
 
 
@@ -24,6 +45,7 @@ class TextEncoder:
 class LatentDiffusionModel:
     """The parts of a latent diffusion model, ready to run on `device` in `dtype`.
 
+    The VAE alone may be in float32 where `dtype` is float16: SDXL's overflows in it (`force_upcast`).
     `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the order in which their hidden
     states are concatenated. `scheduler_config` is the training noise schedule in diffusers' key names.
     Everything a model can do is read from the configs of its parts, never from its name.

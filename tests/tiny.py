@@ -19,11 +19,22 @@ FAMILIES = ("sd15", "sd21-v", "sdxl", "sd-turbo", "lcm")
 NATIVE_SIZE = 64
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-MERGES = (
-    "a r,c t,i c</w>,ar ct,arct ic</w>,f o,fo x</w>,t h,th e</w>,i n</w>,o f</w>,s n,o w</w>,sn ow</w>".split(
-        ","
-    )
-)
+MERGES = [
+    "a r",
+    "c t",
+    "i c</w>",
+    "ar ct",
+    "arct ic</w>",
+    "f o",
+    "fo x</w>",
+    "t h",
+    "th e</w>",
+    "i n</w>",
+    "o f</w>",
+    "s n",
+    "o w</w>",
+    "sn ow</w>",
+]
 
 NOISE_SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
