@@ -1,0 +1,14 @@
+"""`python -m sdcli` and the `sdcli` script."""
+
+import sys
+
+from sdcli.cli import run
+
+
+def main() -> None:
+    """Run the command line and leave with its exit status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

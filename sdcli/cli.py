@@ -1,0 +1,115 @@
+"""The command line: which commands there are, and the only place where an exception becomes an exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+from sdcli import __version__
+from sdcli.commands.generate import generate
+from sdcli.commands.info import info
+from sdcli.commands.models import models
+from sdcli.errors import ExitStatus, OutOfMemory, SdcliError
+from sdcli.streams import complain
+
+app = typer.Typer(
+    name="sdcli",
+    help="Text to image by latent diffusion. Results go to stdout, everything else to stderr.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(info)
+app.add_typer(models, name="models")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sdcli {__version__}")
+        raise Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of sdcli itself, before any command."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the program stands so that every `finally` runs."""
+
+
+def _terminate(signal_number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `sdcli ARGUMENTS…` and return its exit status; errors are two lines on stderr."""
+    debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or ExitStatus.OK)
+    except BaseException as error:  # noqa: BLE001  every exception ends here, as an exit status
+        if debug:
+            traceback.print_exc()
+        return _exit_status(error, arguments)
+
+
+def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
+    match error:
+        case SdcliError():
+            complain(error.message, error.hint)
+            return error.exit_status
+        case Exit():
+            return error.exit_code
+        case TyperException():
+            return _usage_error(error)
+        case BrokenPipeError():
+            _die_of_closed_pipe()
+            return ExitStatus.OK
+        case KeyboardInterrupt() | Abort():
+            return ExitStatus.INTERRUPTED
+        case Terminated():
+            return ExitStatus.TERMINATED
+        case MemoryError():
+            shortage = OutOfMemory("out of memory", "make a smaller picture, or choose --dtype bfloat16")
+            return _exit_status(shortage, arguments)
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else ExitStatus.BUG
+    kind = type(error).__name__
+    complain(
+        f"{kind}: {error}" if str(error) else kind,
+        "this is a bug in sdcli; run again with --debug for the traceback, and report it",
+    )
+    return ExitStatus.BUG
+
+
+def _usage_error(error: TyperException) -> int:
+    """typer's own complaint about options and arguments, in two lines."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "sdcli"
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help itself is the message
+        print(message, file=sys.stderr)
+    else:
+        complain(message.rstrip("."), f"see {command} --help")
+    return ExitStatus.USAGE
+
+
+def _die_of_closed_pipe() -> None:
+    """End as any Unix program whose reader has gone: by SIGPIPE, without a word."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGPIPE)
