@@ -1,0 +1,53 @@
+"""Between pixels as the autoencoder gives them and pictures as PIL holds them. Knows nothing of files."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from sdcli.errors import InvalidPicture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """The 8-bit RGB picture of `pixels` (3, H, W), of any float dtype, nominally in −1 … 1; what lies outside is cut.
+
+    Arithmetic is in float32 whatever the dtype, and rounds half to even, so that float32 pixels become the same
+    bytes as diffusers' VaeImageProcessor makes of them.
+    """
+    unit = (pixels.detach().cpu().float() * 0.5 + 0.5).clamp(0, 1)
+    return Image.fromarray((unit * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def check_picture(pixels: Tensor) -> None:
+    """Raise InvalidPicture unless `pixels` (…, 3, H, W), in −1 … 1, are finite and no picture is black throughout.
+
+    Black is what a failed model leaves where NaN was clipped away on its path: every 8-bit value 0. A dark picture
+    that holds anything else passes.
+    """
+    if not pixels.isfinite().all():
+        raise InvalidPicture(
+            "the model produced pixels that are not numbers (NaN or infinity)",
+            "try --dtype float32; float16 overflows in some models",
+        )
+    brightest = pixels.float().flatten(-3).amax(-1)
+    if ((brightest * 0.5 + 0.5) * 255).round().le(0).any():
+        raise InvalidPicture(
+            "the model produced a picture that is black all over",
+            "try --dtype float32, another --seed or a lower --guidance-scale",
+        )
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """SHA-256, in hex, of what `image` shows, whatever file format holds it and whatever metadata it carries.
+
+    The digest is over the line `MODE WIDTHxHEIGHT\\n` in ASCII and the raw bytes of `image.tobytes()`: rows from the
+    top, and in each pixel the bands in the mode's order.
+    """
+    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode("ascii"))
+    digest.update(image.tobytes())
+    return digest.hexdigest()

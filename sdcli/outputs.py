@@ -1,0 +1,295 @@
+"""Where pictures go: their names, and writing them whole or not at all. Knows nothing of what is in them.
+
+Names stay as they were given (`./fox.png` is printed as `./fox.png`), which is why they are strings and no Paths.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shlex
+import stat
+import string
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from sdcli.errors import OutputError, OutputExists, UsageError
+from sdcli.recipe import Recipe
+
+FIELDS = ("seed", "index", "prompt", "model")
+MAX_SLUG_BYTES = 80
+FALLBACK_SLUG = "picture"
+
+_OTHER_FORMATS = re.compile(
+    r"\.(apng|avif|bmp|gif|hei[cf]|ico|jfif|jp2|jpe|jpe?g|jxl|pdf|ppm|svg|tga|tiff?|webp)", re.IGNORECASE
+)
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_TEMPLATE_HINT = "the fields are {seed} {index} {prompt} {model}; write {{ and }} for braces"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where one picture goes. `unique`: under the first free of name, name-2, name-3 …; `force`: over what is there."""
+
+    path: str
+    unique: bool = False
+    force: bool = False
+
+    @property
+    def final(self) -> Path:
+        """The file itself; `force` writes through symbolic links."""
+        return Path(os.path.realpath(self.path)) if self.force else Path(self.path)
+
+
+def slug(text: str) -> str:
+    """Words of `text` in lower case, joined by `-`: fit for a file name, and for a shell without quotes.
+
+    Accents of Latin letters are dropped; letters of other scripts stay, with their marks. At most MAX_SLUG_BYTES
+    bytes of UTF-8, cut between words where possible. Holds only letters, digits and single hyphens between them, and
+    is FALLBACK_SLUG where `text` has neither letters nor digits.
+    """
+    words = "".join(_plain(unicodedata.normalize("NFKC", text).lower())).split() or [FALLBACK_SLUG]
+    kept = words[0].encode()[:MAX_SLUG_BYTES].decode(errors="ignore")
+    for word in words[1:]:
+        if len(f"{kept}-{word}".encode()) > MAX_SLUG_BYTES:
+            break
+        kept = f"{kept}-{word}"
+    return kept
+
+
+def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> tuple[Destination, ...]:
+    """One destination for each of `recipes`, checked before any is made: it can be written, and is free.
+
+    `output` (the `-o` option, but for `-`) is
+
+    - None: `<slug of the prompt>-<seed>.png` here, or with `-2`, `-3` … where that exists, `force` or not;
+    - a directory that exists, or any path that ends in a slash, which is made with its parents where it is missing:
+      that name inside it;
+    - else a file's name, used as it is, which must be free unless `force` is given. It may hold the fields `{seed}`,
+      `{index}` (from 1), `{prompt}` (its slug) and `{model}`, numbers with a width (`{index:03}`) too.
+
+    Raises UsageError for a name that cannot be meant, OutputExists and OutputError for a place that cannot be
+    written. Nothing is left behind but directories asked for by a slash.
+    """
+    found = tuple(_destination(output, recipe, index, force) for index, recipe in enumerate(recipes, start=1))
+    _check_distinct(output, found)
+    for directory in dict.fromkeys(each.final.parent for each in found):
+        _check_writable(directory, make=output is not None and output.endswith("/"))
+    for each in found:
+        if not each.unique:
+            _check_free(each)
+    return found
+
+
+def write(destination: Destination, data: bytes) -> str:
+    """Write `data` whole to `destination` and return the name it got, as given but for a `-2`, `-3` ….
+
+    The bytes go to a hidden file in the same directory, are synced, and then take the name in one step: a reader, a
+    crash or a full disk never meets half a file, and of two writers racing for one name the second gets OutputExists
+    (or, with `unique`, the next name). Where the file system has no hard links, an empty file holds the name for that
+    moment. `force` follows a symbolic link and replaces the file it names. Raises OutputError where writing fails.
+    """
+    path, directory = destination.path, destination.final.parent
+    try:
+        with _staged(directory, data) as temporary:
+            if destination.unique:
+                path = _first_free(temporary, path)
+            elif destination.force:
+                _check_free(destination)
+                temporary.replace(destination.final)
+            else:
+                _link(temporary, destination.final)
+        _sync_directory(directory)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except OSError as error:
+        raise _failed(path, directory, error) from error
+    return path
+
+
+def _plain(text: str) -> Iterator[str]:
+    """`text` letter by letter: ASCII where a letter is that at heart, a space for what is neither letter nor digit."""
+    takes_marks = False
+    for letter in text:
+        base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+        if base.isalnum():
+            takes_marks = False
+            yield base
+        elif letter.isalnum():
+            takes_marks = True
+            yield letter
+        elif unicodedata.category(letter) in ("Mn", "Mc"):
+            if takes_marks:  # else it is an accent of an ASCII letter
+                yield letter
+        elif letter not in "'’":  # fox's is one word
+            takes_marks = False
+            yield " "
+
+
+def _destination(output: str | None, recipe: Recipe, index: int, force: bool) -> Destination:
+    name = f"{slug(recipe.condition.prompt)}-{recipe.seed}.png"
+    if output is None:
+        return Destination(name, unique=True)
+    if not output or "\0" in output or not _encodable(output):
+        raise UsageError(f"-o {output!r} is no file name", "give a file.png, a directory or a template")
+    path = output if Path(output).is_dir() else _fill(output, recipe, index)
+    if path.endswith("/"):
+        return Destination(path + name, unique=True)
+    if Path(path).is_dir():
+        return Destination(f"{path}/{name}", unique=True)
+    suffix = PurePath(path).suffix
+    if _OTHER_FORMATS.fullmatch(suffix):
+        raise UsageError(
+            f"-o {output}: sdcli writes PNG, not {suffix}",
+            f"name it {output.removesuffix(suffix)}.png, and convert that",
+        )
+    return Destination(path, force=force)
+
+
+def _encodable(output: str) -> bool:
+    try:
+        os.fsencode(output)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fill(template: str, recipe: Recipe, index: int) -> str:
+    """`template` with its fields filled in; numbers take a width, as in `{index:03}`, and nothing else."""
+    values = {
+        "seed": recipe.seed,
+        "index": index,
+        "prompt": slug(recipe.condition.prompt),
+        "model": slug(PurePath(recipe.model).name.removesuffix(".safetensors")),
+    }
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(f"-o {template}: {str(error).lower()}", _TEMPLATE_HINT) from error
+    filled = []
+    for literal, name, width, conversion in parts:
+        filled.append(literal)
+        if name is None:
+            continue
+        if name not in values:
+            raise UsageError(f"-o {template}: unknown field {{{name}}}", _TEMPLATE_HINT)
+        value = values[name]
+        if conversion or (width and not (isinstance(value, int) and re.fullmatch(r"0?[0-9]{1,2}", width))):
+            raise UsageError(
+                f"-o {template}: {{{name}}} cannot be formatted so",
+                "only {seed} and {index} take a format, and it is a width such as {index:03}",
+            )
+        filled.append(format(value, width or ""))
+    return "".join(filled)
+
+
+def _check_distinct(output: str | None, found: Sequence[Destination]) -> None:
+    named = [each.path for each in found if not each.unique]
+    if len(set(named)) < len(named):
+        assert output is not None
+        stem, suffix = (output[:-4], output[-4:]) if output.lower().endswith(".png") else (output, "")
+        raise UsageError(
+            f"-o {output} is one name for {len(named)} pictures",
+            f"put the number or the seed of the picture in it: -o '{stem}-{{index}}{suffix}'",
+        )
+
+
+def _check_writable(directory: Path, *, make: bool) -> None:
+    """Try it: permissions alone do not tell what a read-only, full or virtual file system takes."""
+    try:
+        if make:
+            directory.mkdir(parents=True, exist_ok=True)
+        with _staged(directory, b""):
+            pass
+    except OSError as error:
+        raise _failed(str(directory), directory, error) from error
+
+
+def _check_free(destination: Destination) -> None:
+    path = destination.path
+    try:
+        mode = os.lstat(destination.final).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _failed(path, destination.final.parent, error) from error
+    if stat.S_ISDIR(mode):
+        raise OutputExists(f"{path} is a directory", f"write {path}/ for a picture inside it, or choose another name")
+    if not destination.force:
+        raise _exists(path)
+    if not stat.S_ISREG(mode):
+        raise OutputExists(f"{path} is no regular file", "for PNG bytes on stdout use -o -, else choose another name")
+
+
+@contextmanager
+def _staged(directory: Path, data: bytes) -> Iterator[Path]:
+    """A synced file with `data` in `directory`, hidden, and gone again at the end. Its mode follows the umask."""
+    temporary = directory / f".sdcli-{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with suppress(OSError):  # renamed away; or the file was never made
+            temporary.unlink()
+
+
+def _first_free(temporary: Path, path: str) -> str:
+    stem, candidate, number = path.removesuffix(".png"), path, 1
+    while True:
+        try:
+            _link(temporary, Path(candidate))
+        except FileExistsError:
+            number += 1
+            candidate = f"{stem}-{number}.png"
+        else:
+            return candidate
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give the file its name; raise FileExistsError where the name is taken, at that very moment."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        path.open("xb").close()
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the name itself last. Some file systems cannot; the picture is whole all the same."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _exists(path: str) -> OutputExists:
+    return OutputExists(f"{path} exists already", "choose another name with -o, or replace it with --force")
+
+
+def _failed(path: str, directory: Path, error: OSError) -> OutputError:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            hint = "free some space, or choose another place with -o"
+        case errno.ENOENT:
+            hint = f"make the directory first: mkdir -p {shlex.quote(str(directory))}"
+        case errno.ENAMETOOLONG:
+            hint = "choose a shorter name with -o"
+        case _:
+            hint = "choose a directory you can write to with -o"
+    return OutputError(f"cannot write {path}: {error.strerror}", hint)
