@@ -1,0 +1,63 @@
+"""Fixtures that tests share: tiny models on disk, and the installed command as a shell sees it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a shell sees of a command that has ended."""
+
+    status: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stdout.decode().splitlines()
+
+
+Run = Callable[..., Finished]
+
+# Whatever of the caller's environment could change what the command does.
+_STRAY = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "SDCLI_", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_STRAY)}
+    return kept | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """`run("generate", "a fox", ..., stdin=b"", env={...}, cwd=...)` runs the command in an empty directory."""
+
+    def run_sdcli(
+        *arguments: str | Path, stdin: bytes = b"", env: Mapping[str, str] | None = None, cwd: Path = tmp_path
+    ) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdcli", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            cwd=cwd,
+            env=clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)} | dict(env or {}),
+            timeout=240,
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr.decode())
+
+    return run_sdcli
+
+
+@pytest.fixture(scope="session")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD 1.5 in a diffusers folder."""
+    return tiny.make_folder("sd15", tmp_path_factory.mktemp("sd15"))

@@ -1,0 +1,59 @@
+"""docs/reference.md says what the program says. `python -m tests.test_docs` writes it anew."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sdcli import errors, schedulers
+from tests.conftest import clean_environment
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference.md"
+HELP = re.compile(r"(?<=<!-- help: )(.+?) -->\n```text\n(.*?)```\n", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- schedulers -->\n)(.*?)(?=\n\n|\Z)", re.DOTALL)
+
+
+def help_text(command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "sdcli", *command.split()[1:], "--help"],
+        capture_output=True,
+        check=True,
+        env=clean_environment(ROOT) | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.decode().strip().splitlines()) + "\n"
+
+
+def scheduler_table() -> str:
+    def yes(flag: bool) -> str:
+        return "yes" if flag else ""
+
+    rows = ["| name | in diffusers | `--sigmas` | `--eta` | zero-SNR models |", "|---|---|---|---|---|"]
+    for name in schedulers.NAMES:
+        row = schedulers.TABLE[name]
+        facts = (row.class_name, yes(row.has_sigmas), yes(row.takes_eta), yes(row.zero_snr))
+        rows.append(f"| {name} | {' | '.join(facts)} |")
+    return "\n".join(rows)
+
+
+def written(text: str) -> str:
+    text = HELP.sub(lambda match: f"{match[1]} -->\n```text\n{help_text(match[1])}```\n", text)
+    return TABLE.sub(lambda match: scheduler_table(), text)
+
+
+def test_the_reference_says_what_the_program_says():
+    text = REFERENCE.read_text()
+    commands = [match[1] for match in HELP.finditer(text)]
+    assert {"sdcli", "sdcli generate", "sdcli info", "sdcli models list", "sdcli models show"} <= set(commands)
+    assert written(text) == text, "docs/reference.md is stale: run python -m tests.test_docs"
+
+
+def test_the_readme_lists_every_exit_status_in_use():
+    readme = (ROOT / "README.md").read_text()
+    listed = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", readme, re.MULTILINE) for number in row.split(",")}
+    planned = {errors.ExitStatus.SOME_JOBS_FAILED, errors.ExitStatus.PICTURE_DIFFERS}  # no command ends so yet
+    assert listed == set(errors.ExitStatus) - planned
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(written(REFERENCE.read_text()))

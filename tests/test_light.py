@@ -1,0 +1,81 @@
+"""What must answer at once imports nothing heavy: counted in sys.modules, not on a clock."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import clean_environment
+
+HEAVY = {"torch", "transformers", "diffusers", "numpy", "PIL", "safetensors", "tokenizers", "scipy", "torchsde"}
+
+PROBE = """
+import json, sys
+from sdcli.cli import run
+status = run(sys.argv[1:])
+print("\\n" + json.dumps({"status": status, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments],
+        capture_output=True,
+        check=True,
+        cwd=home,
+        env=clean_environment(home) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    report = json.loads(done.stdout.decode().splitlines()[-1])
+    assert report["status"] == expected_status, done.stderr.decode()
+    return set(report["modules"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["generate", "--help"], 0),
+        (["info", "--help"], 0),
+        (["models", "--help"], 0),
+        (["models", "list"], 0),
+        (["models", "list", "--json"], 0),
+        (["models", "show", "kit"], 0),
+        (["models", "show", "sd15", "--json"], 0),
+        (["generate", "x", "--steps", "0"], 2),
+        (["generate", "x", "--no-such-option"], 2),
+        (["generate", "x", "-W", "250"], 2),
+        (["generate", "x", "-m", "sd15"], 3),
+        (["generate", "x", "-o", "no/such/directory/x.png"], 8),
+        (["generate"], 2),
+        (["nonsense"], 2),
+    ],
+)
+def test_answers_and_refusals_import_nothing_heavy(arguments, status, tmp_path):
+    assert not modules_of(arguments, tmp_path, status) & HEAVY
+
+
+def test_info_imports_pillow_and_nothing_heavier(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert modules_of(["info", "plain.png"], tmp_path, 0) & HEAVY <= {"PIL"}
+
+
+def test_completion_imports_nothing_heavy(tmp_path):
+    environment = {"_SDCLI_COMPLETE": "complete_bash", "COMP_WORDS": "sdcli generate x -m s", "COMP_CWORD": "4"}
+    probe = "import runpy, sys; sys.argv = ['sdcli']\ntry: runpy.run_module('sdcli', run_name='__main__')\n"
+    probe += "except SystemExit: print('HEAVY', [m for m in %r if m in sys.modules])" % sorted(HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+        env=clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
+    )
+    *names, heavy = done.stdout.decode().splitlines()
+    assert "sd15" in names
+    assert "kit" not in names
+    assert heavy == "HEAVY []"
