@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -28,12 +31,14 @@ class Row:
     a1111: str
     options: Mapping[str, Any] = field(default_factory=_options)
     has_sigmas: bool = False
-    """Whether it can space its noise levels as Karras et al. 2022 do, exponentially, or as a beta distribution."""
+    """Whether it can space its noise levels as Karras et al. 2022 do, exponentially, or by a beta distribution."""
     takes_eta: bool = False
     zero_snr: bool = False
     """Whether it knows `rescale_betas_zero_snr` (Lin et al. 2023, §3.1)."""
     stochastic: bool = False
     """Whether its steps draw noise even at eta 0."""
+    takes_sample: bool = True
+    """Whether it can follow a U-Net that predicts x_0 itself, besides ε and v."""
 
 
 _MULTISTEP = ("dpmsolver_multistep", "DPMSolverMultistepScheduler")
@@ -52,15 +57,17 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             "Euler a",
             zero_snr=True,
             stochastic=True,
+            takes_sample=False,
         ),
         "heun": Row("heun_discrete", "HeunDiscreteScheduler", "Heun", has_sigmas=True),
-        "dpm2": Row("k_dpm_2_discrete", "KDPM2DiscreteScheduler", "DPM2", has_sigmas=True),
+        "dpm2": Row("k_dpm_2_discrete", "KDPM2DiscreteScheduler", "DPM2", has_sigmas=True, takes_sample=False),
         "dpm2-a": Row(
             "k_dpm_2_ancestral_discrete",
             "KDPM2AncestralDiscreteScheduler",
             "DPM2 a",
             has_sigmas=True,
             stochastic=True,
+            takes_sample=False,
         ),
         "dpm++-2m": Row(
             *_MULTISTEP,
@@ -78,7 +85,12 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             stochastic=True,
         ),
         "dpm++-sde": Row(
-            "dpmsolver_sde", "DPMSolverSDEScheduler", "DPM++ SDE", has_sigmas=True, stochastic=True
+            "dpmsolver_sde",
+            "DPMSolverSDEScheduler",
+            "DPM++ SDE",
+            has_sigmas=True,
+            stochastic=True,
+            takes_sample=False,
         ),
         "dpm++-2s": Row(
             "dpmsolver_singlestep",
@@ -104,32 +116,136 @@ TABLE: Mapping[str, Row] = MappingProxyType(
 
 NAMES: tuple[str, ...] = tuple(TABLE)
 
+_AUTOMATIC = ("", "automatic", "uniform", "default")
 
-def check(name: str, sigmas: str, eta: float, scheduler_config: Mapping[str, Any] | None = None) -> None:
-    """Raise InvalidRecipe where a scheduler, its sigmas, eta and (where known) the model do not go together.
 
-    `name` is one of NAMES and `sigmas` one of SIGMAS. `scheduler_config` is the model's, in diffusers' key names.
+def check(
+    name: str,
+    sigmas: str,
+    eta: float,
+    scheduler_config: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+) -> None:
+    """Raise InvalidRecipe where a scheduler, its sigmas, eta, the steps and the model do not go together.
+
+    `name` is one of NAMES and `sigmas` one of SIGMAS. `scheduler_config` is the model's, in diffusers' key names;
+    without it nothing is said of the model, nor of `steps`.
     """
     row = TABLE[name]
     if sigmas != "default" and not row.has_sigmas:
-        raise InvalidRecipe(
-            f"the scheduler {name} has no {sigmas} sigmas",
-            f"use --sigmas default, or one of {_names('has_sigmas')}",
-            "sigmas",
-        )
+        hint = f"use --sigmas default, or one of {_having('has_sigmas')}"
+        raise InvalidRecipe(f"the scheduler {name} has no {sigmas} sigmas", hint, "sigmas")
     if eta and not row.takes_eta:
-        raise InvalidRecipe(
-            f"the scheduler {name} takes no eta",
-            f"leave --eta at 0, or use one of {_names('takes_eta')}",
-            "eta",
-        )
-    if scheduler_config and scheduler_config.get("rescale_betas_zero_snr") and not row.zero_snr:
-        raise InvalidRecipe(
-            f"the scheduler {name} cannot start from this model's pure noise (zero terminal SNR)",
-            f"use one of {_names('zero_snr')}",
-            "scheduler",
-        )
+        hint = f"leave --eta at 0, or use one of {_having('takes_eta')}"
+        raise InvalidRecipe(f"the scheduler {name} takes no eta", hint, "eta")
+    if scheduler_config is not None:
+        _check_model(name, row, scheduler_config)
+        if steps is not None:
+            _check_steps(name, sigmas, scheduler_config, steps)
 
 
-def _names(fact: str) -> str:
+def _check_model(name: str, row: Row, config: Mapping[str, Any]) -> None:
+    if config.get("rescale_betas_zero_snr") and not row.zero_snr:
+        message = f"the scheduler {name} cannot start from this model's pure noise (zero terminal SNR)"
+        raise InvalidRecipe(message, f"use one of {_having('zero_snr')}", "scheduler")
+    if config.get("prediction_type") == "sample" and not row.takes_sample:
+        message = f"the scheduler {name} cannot follow a model that predicts x_0"
+        raise InvalidRecipe(message, f"use one of {_having('takes_sample')}", "scheduler")
+
+
+def _check_steps(name: str, sigmas: str, config: Mapping[str, Any], steps: int) -> None:
+    """Refuse the numbers of steps that diffusers' schedulers fail at, or get wrong without a word.
+
+    Near the number of training timesteps T their timesteps repeat or leave the range. Trailing spacing counts down
+    from T by T/steps, which for some numbers of steps (61 of 1000) rounds to one timestep too many, −1.
+    """
+    trained = int(config.get("num_train_timesteps", 1000))
+    least, most = 1, trained - 2
+    if name in ("lcm", "tcd"):
+        most = int(config.get("original_inference_steps", 50))
+    if name == "pndm" and not config.get("skip_prk_steps"):
+        least = 4
+    if not least <= steps <= most:
+        message = f"the scheduler {name} cannot take {steps} steps on this model"
+        raise InvalidRecipe(message, f"steps must be between {least} and {most}", "steps")
+    if config.get("timestep_spacing") == "trailing" and sigmas == "default" and not _divides(trained, steps):
+        fit = [number for number in range(1, most + 1) if _divides(trained, number)]
+        near = [*[number for number in fit if number < steps][-1:], *[number for number in fit if number > steps][:1]]
+        hint = f"the nearest numbers of steps are {' and '.join(map(str, near))}"
+        raise InvalidRecipe(f"this model's timesteps cannot be divided into {steps} steps", hint, "steps")
+
+
+def _divides(trained: int, steps: int) -> bool:
+    return math.ceil(trained / (trained / steps)) == steps
+
+
+def _having(fact: str) -> str:
     return ", ".join(name for name, row in TABLE.items() if getattr(row, fact))
+
+
+def a1111_name(name: str, sigmas: str) -> str:
+    """The sampler as Automatic1111 writes it, such as `DPM++ 2M Karras`."""
+    return TABLE[name].a1111 + ("" if sigmas == "default" else f" {sigmas.capitalize()}")
+
+
+def from_a1111(sampler: str, schedule_type: str = "") -> tuple[str, str] | None:
+    """The scheduler's name and sigmas for Automatic1111's `Sampler` and, since its 1.9, `Schedule type`.
+
+    None for one that is not in the table, as `DPM++ 2S a`, whose ancestral noise diffusers' class lacks.
+    """
+    words = sampler.casefold().split()
+    kind = schedule_type.casefold().strip()
+    if kind in _AUTOMATIC:
+        kind = "default"
+    if words and words[-1] in SIGMAS[1:]:
+        kind = words.pop()
+    for name, row in TABLE.items():
+        if row.a1111.casefold() == " ".join(words) and kind in (SIGMAS if row.has_sigmas else SIGMAS[:1]):
+            return name, kind
+    return None
+
+
+def make(
+    name: str,
+    sigmas: str,
+    scheduler_config: Mapping[str, Any],
+    *,
+    noise_seeds: Sequence[int] | None = None,
+) -> Any:
+    """The diffusers scheduler of that name for a model's `scheduler_config`; its timesteps are yet to be set.
+
+    Takes from the config what the class's `from_config` would, but without loading every other scheduler, as that
+    does. `sigmas` "default" leaves the spacing to the config. `noise_seeds`, one a picture, are for `dpm++-sde`,
+    which draws its own noise; the others take theirs from the generators given to each step. Call `check` first.
+    """
+    row = TABLE[name]
+    kind = _class_of(row)
+    accepted = set(inspect.signature(kind).parameters)
+    defaulted = scheduler_config.get("_use_default_values", ())
+    options = {key: value for key, value in scheduler_config.items() if key in accepted and key not in defaulted}
+    options.update(row.options)
+    if sigmas != "default":
+        options.update({f"use_{each}_sigmas": each == sigmas for each in SIGMAS[1:]})
+    if "noise_sampler_seed" in accepted and noise_seeds is not None:
+        options["noise_sampler_seed"] = list(noise_seeds)
+    return kind(**options)
+
+
+def _class_of(row: Row) -> Any:
+    module = importlib.import_module(f"diffusers.schedulers.scheduling_{row.module}")
+    kind = getattr(module, row.class_name)
+    return _noise_on_cpu(kind, module.BrownianTreeNoiseSampler) if row.class_name == "DPMSolverSDEScheduler" else kind
+
+
+def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
+    """`kind`, with its Brownian motion drawn on the CPU, so that every device takes the same path."""
+
+    class OnCpu(kind):  # type: ignore[misc]
+        def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+            if self.noise_sampler is None:
+                low, high = self.sigmas[self.sigmas > 0].min().item(), self.sigmas.max().item()
+                path = noise_sampler(sample.cpu(), low, high, self.noise_sampler_seed)
+                self.noise_sampler: Any = lambda sigma, sigma_next: path(sigma, sigma_next).to(sample.device)
+            return super().step(model_output, timestep, sample, **options)
+
+    return OnCpu
