@@ -16,6 +16,7 @@ from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
 
 if TYPE_CHECKING:
+    from sdcli.model import LatentDiffusionModel
     from sdcli.pipeline import Result
 
 
@@ -47,7 +48,8 @@ def deliver(order: Order) -> None:
     show_picture = not (order.quiet or order.json or order.to_stdout) and sys.stdout.isatty() and sys.stderr.isatty()
     _quieten_libraries()
     with streams.results() as out:
-        for index, (result, data) in enumerate(_pictures(order, out)):
+        for index, result in enumerate(_results(order, out)):
+            data = _png_bytes(result)
             if order.to_stdout:
                 _write_bytes(out, data)
                 continue
@@ -57,40 +59,55 @@ def deliver(order: Order) -> None:
                 display.preview(result.image)
 
 
-def _pictures(order: Order, out: BinaryIO) -> Iterator[tuple[Result, bytes]]:
-    """Each finished picture and its PNG bytes, in order."""
-    first, count = order.recipes[0], len(order.recipes)
-    with display.progress(first.sampling.steps, count, quiet=order.quiet) as progress:
-        from sdcli import metadata, pipeline  # torch and all that follows, needed from here on
+def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
+    """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised."""
+    model, execution, count = None, {}, len(order.recipes)
+    size = order.recipes[0].execution.batch_size
+    for start in range(0, count, size):
+        chunk = order.recipes[start : start + size]
+        steps = chunk[0].sampling.steps
+        with display.progress(steps, count, picture=start + 1, quiet=order.quiet) as on_step:
+            from sdcli import pipeline  # torch and all that follows: seconds, under the bar
 
-        resolved = pipeline.resolve_execution(first)
-        model = pipeline.load(locate(order.entry), resolved, variant=order.entry.variant, family=order.entry.family)
-        execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
-        size = first.execution.batch_size
-        for start in range(0, count, size):
-            chunk = order.recipes[start : start + size]
-            batch = [recipe.replace(**execution, batch_size=len(chunk)) for recipe in chunk]
             try:
-                results = pipeline.run(model, batch, progress)
+                if model is None:
+                    model, execution = _load(order)
+                batch = [recipe.replace(**execution, batch_size=len(chunk)) for recipe in chunk]
+                results = pipeline.run(model, batch, on_step)
             except SdcliError as error:
                 if order.json:
-                    streams.write_line(out, json.dumps(_failure(batch[0], error), ensure_ascii=False))
+                    streams.write_line(out, json.dumps(_failure(chunk[0], error), ensure_ascii=False))
                 raise
-            for result in results:
-                yield result, metadata.png_bytes(result.image, result.recipe)
+        yield from results
 
 
-def _report(out: BinaryIO, order: Order, result: Result, path: os.PathLike[str], data: bytes) -> None:
+def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
+    """The model, and how it is executed: the resolved device, dtype and number of threads."""
+    from sdcli import pipeline
+
+    entry = order.entry
+    resolved = pipeline.resolve_execution(order.recipes[0])
+    model = pipeline.load(locate(entry), resolved, variant=entry.variant, family=entry.family)
+    return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
+
+
+def _png_bytes(result: Result) -> bytes:
+    from sdcli.metadata import png_bytes
+
+    return png_bytes(result.image, result.recipe)
+
+
+def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes) -> None:
     for warning in result.warnings:
         streams.warn(warning)
     if not order.json:
-        streams.write_line(out, os.fspath(path))
+        streams.write_line(out, path)
         return
     from sdcli.images import pixels_sha256
 
     line = {
         "status": "done",
-        "path": os.fspath(path),
+        "path": path,
         "seed": result.recipe.seed,
         "width": result.image.width,
         "height": result.image.height,

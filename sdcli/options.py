@@ -25,7 +25,8 @@ Model = Annotated[
     typer.Option(
         "--model", "-m", metavar="MODEL", rich_help_panel=_PICTURE,
         autocompletion=_completer(lambda: tuple(registry.entries())),
-        help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, or OWNER/NAME in the hub cache.",
+        help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, "
+        "or OWNER/NAME in the hub cache.",
     ),
 ]  # fmt: skip
 NegativePrompt = Annotated[
@@ -43,7 +44,11 @@ Height = Annotated[
 Seed = Annotated[
     int | None,
     typer.Option(
-        "--seed", "-s", metavar="INTEGER", rich_help_panel=_PICTURE, help=f"0 … {MAX_SEED}. [default: drawn and reported]"
+        "--seed",
+        "-s",
+        metavar="INTEGER",
+        rich_help_panel=_PICTURE,
+        help=f"0 … {MAX_SEED}. [default: drawn and reported]",
     ),
 ]
 NumImages = Annotated[
@@ -64,7 +69,10 @@ GuidanceScale = Annotated[
 GuidanceRescale = Annotated[
     float | None,
     typer.Option(
-        "--guidance-rescale", metavar="0…1", rich_help_panel=_SAMPLING, help="Tame overexposure of high guidance scales."
+        "--guidance-rescale",
+        metavar="0…1",
+        rich_help_panel=_SAMPLING,
+        help="Tame overexposure of high guidance scales.",
     ),
 ]
 Scheduler = Annotated[

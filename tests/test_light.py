@@ -67,7 +67,7 @@ def test_info_imports_pillow_and_nothing_heavier(tmp_path):
 def test_completion_imports_nothing_heavy(tmp_path):
     environment = {"_SDCLI_COMPLETE": "complete_bash", "COMP_WORDS": "sdcli generate x -m s", "COMP_CWORD": "4"}
     probe = "import runpy, sys; sys.argv = ['sdcli']\ntry: runpy.run_module('sdcli', run_name='__main__')\n"
-    probe += "except SystemExit: print('HEAVY', [m for m in %r if m in sys.modules])" % sorted(HEAVY)
+    probe += f"except SystemExit: print('HEAVY', [name for name in {sorted(HEAVY)} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", probe],
         capture_output=True,

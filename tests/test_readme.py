@@ -40,11 +40,15 @@ def test_the_first_block_installs_and_draws_and_another_tests():
     assert any(INSTALL.sub("", block).strip() == TEST_COMMAND for block in BLOCKS)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if TEST_COMMAND not in block], ids=lambda block: block[:30])
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if TEST_COMMAND not in block], ids=lambda block: block[:30]
+)
 def test_a_block_runs(block: str, shell: dict[str, str], tmp_path: Path):
     (tmp_path / "fox.png").write_bytes(b"")
     script = "set -euo pipefail\n" + INSTALL.sub("", block)
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=shell, capture_output=True, timeout=300, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=shell, capture_output=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 

@@ -32,7 +32,18 @@ def test_the_wheel_holds_what_it_should(wheel: Path):
 
 def test_the_installed_wheel_draws(wheel: Path, tmp_path: Path):
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
     environment = clean_environment(tmp_path) | {"PYTHONPATH": str(site)}
     where = [sys.executable, "-c", "import sdcli; print(sdcli.__file__)"]
