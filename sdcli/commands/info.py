@@ -1,0 +1,83 @@
+"""`sdcli info`: how a picture was made, as its file says."""
+
+from __future__ import annotations
+
+import json as json_format
+import unicodedata
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sdcli.metadata import PictureInfo
+
+
+def info(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on one line instead.", show_default=False)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
+) -> None:
+    """Print how a picture was made: the recipe inside its file.
+
+    Reads what sdcli writes, and the parameters that AUTOMATIC1111's web UI and tools like it leave in PNG, JPEG and
+    WebP files. A picture that says nothing of its making is no error.
+
+    Examples: sdcli info arctic-fox-7.png · sdcli info arctic-fox-7.png --json | jq .recipe.seed
+    """
+    from sdcli import metadata
+
+    found = metadata.read(image)
+    if json:
+        typer.echo(json_format.dumps(_as_dict(image, found), allow_nan=False))
+    else:
+        typer.echo("\n".join(_lines(image, found)))
+
+
+def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:
+    return {
+        "path": path,
+        "format": found.format,
+        "width": found.width,
+        "height": found.height,
+        "pixels_sha256": found.pixels_sha256,
+        "intact": found.intact,
+        "writer": found.writer,
+        "recipe": found.recipe,
+        "software": dict(found.software),
+        "parameters": found.parameters,
+        "fields": dict(found.fields),
+    }
+
+
+def _lines(path: str, found: PictureInfo) -> Iterator[str]:
+    """Aligned `key: value` lines; the recipe of sdcli's own chunk if there is one, else A1111's fields."""
+    pairs: dict[str, Any] = {
+        "file": path,
+        "format": found.format,
+        "size": f"{found.width}x{found.height}",
+        "writer": found.writer,
+    }
+    if found.recipe is not None:
+        pairs |= {key: value for key, value in found.recipe.items() if value != ""}
+        pairs["software"] = ", ".join(f"{name} {number}" for name, number in found.software.items())
+    else:
+        pairs |= {key: value for key, value in found.fields.items() if value != ""}
+    if found.intact is False:
+        pairs["pixels"] = "changed since they were written"
+    if found.recipe is None and found.parameters is None:
+        pairs["metadata"] = "none about how it was made"
+    margin = max(map(len, pairs)) + 2
+    for key, value in pairs.items():
+        text = _printable(value if isinstance(value, str) else json_format.dumps(value))
+        yield f"{_printable(key) + ':':<{margin}}{text.replace(chr(10), chr(10) + ' ' * margin)}"
+
+
+def _printable(text: str) -> str:
+    """`text` without what a terminal would obey or could not print; line breaks stay."""
+    return "".join(
+        letter if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cs") else repr(letter)[1:-1]
+        for letter in text.replace("\r\n", "\n")
+    )
