@@ -35,11 +35,11 @@ NegativePrompt = Annotated[
 ]
 Width = Annotated[
     int | None,
-    typer.Option("--width", "-W", metavar="PIXELS", rich_help_panel=_PICTURE, help="[default: the model's]"),
+    typer.Option("--width", "-W", metavar="PIXELS", rich_help_panel=_PICTURE, show_default="the model's"),
 ]
 Height = Annotated[
     int | None,
-    typer.Option("--height", "-H", metavar="PIXELS", rich_help_panel=_PICTURE, help="[default: the model's]"),
+    typer.Option("--height", "-H", metavar="PIXELS", rich_help_panel=_PICTURE, show_default="the model's"),
 ]
 Seed = Annotated[
     int | None,
@@ -48,7 +48,8 @@ Seed = Annotated[
         "-s",
         metavar="INTEGER",
         rich_help_panel=_PICTURE,
-        help=f"0 … {MAX_SEED}. [default: drawn and reported]",
+        help=f"0 … {MAX_SEED}.",
+        show_default="drawn",
     ),
 ]
 NumImages = Annotated[
@@ -57,13 +58,16 @@ NumImages = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", metavar="N", rich_help_panel=_SAMPLING, help="Denoising steps. [default: the model's]"),
+    typer.Option(
+        "--steps", metavar="N", rich_help_panel=_SAMPLING, help="Denoising steps.", show_default="the model's"
+    ),
 ]
 GuidanceScale = Annotated[
     float | None,
     typer.Option(
         "--guidance-scale", "--cfg-scale", metavar="SCALE", rich_help_panel=_SAMPLING,
-        help="How strongly the prompt pulls; 1 or less switches guidance off. [default: the model's]",
+        show_default="the model's",
+        help="How strongly the prompt pulls; 1 or less switches guidance off.",
     ),
 ]  # fmt: skip
 GuidanceRescale = Annotated[
@@ -80,7 +84,7 @@ Scheduler = Annotated[
     typer.Option(
         "--scheduler", metavar="NAME", rich_help_panel=_SAMPLING,
         autocompletion=_completer(lambda: schedulers.NAMES),
-        help=f"{', '.join(schedulers.NAMES)}. [default: the model's]",
+        help=f"{', '.join(schedulers.NAMES)}.", show_default="the model's",
     ),
 ]  # fmt: skip
 Sigmas = Annotated[
@@ -102,16 +106,16 @@ ClipSkip = Annotated[
 PromptWeights = Annotated[
     bool | None,
     typer.Option(
-        "--prompt-weights/--no-prompt-weights", rich_help_panel=_SAMPLING, show_default=False,
-        help="Read (word:1.3), (word), [word] and BREAK in prompts, or take them as letters. [default: read]",
+        "--prompt-weights/--no-prompt-weights", rich_help_panel=_SAMPLING, show_default="read",
+        help="Read (word:1.3), (word), \\[word] and BREAK in prompts, or take them as letters.",
     ),
 ]  # fmt: skip
 Output = Annotated[
     str | None,
     typer.Option(
         "--output", "-o", metavar="PATH", rich_help_panel=_OUTPUT,
-        help="A file.png, a directory, a template with {seed} {index} {prompt} {model}, or - for PNG on stdout. "
-        "[default: PROMPT-SEED.png here]",
+        help="A file.png, a directory, a template with {seed} {index} {prompt} {model}, or - for PNG on stdout.",
+        show_default="PROMPT-SEED.png here",
     ),
 ]  # fmt: skip
 Force = Annotated[
@@ -131,21 +135,27 @@ Debug = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DEVICES)}. [default: auto]"),
+    typer.Option(
+        "--device", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DEVICES)}.", show_default="auto"
+    ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DTYPES)}. [default: auto]"),
+    typer.Option(
+        "--dtype", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DTYPES)}.", show_default="auto"
+    ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", rich_help_panel=_EXECUTION, help="CPU threads. [default: torch's choice]"),
+    typer.Option(
+        "--threads", metavar="N", rich_help_panel=_EXECUTION, help="CPU threads.", show_default="torch's choice"
+    ),
 ]
 BatchSize = Annotated[
     int | None,
     typer.Option(
         "--batch-size", metavar="N", rich_help_panel=_EXECUTION,
-        help="Pictures in one U-Net call; faster on GPUs, but pixels then depend on it. [default: 1]",
+        help="Pictures in one U-Net call; faster on GPUs, but pixels then depend on it.", show_default="1",
     ),
 ]  # fmt: skip
 

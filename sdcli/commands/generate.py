@@ -40,7 +40,10 @@ def generate(
 ) -> None:
     """Turn a prompt into a PNG, and print its path.
 
-    Examples: sdcli generate "arctic fox" · sdcli generate "a red owl at night" -n 4 -o owls/ ·
+    sdcli generate "arctic fox"
+
+    sdcli generate "a red owl at night" -n 4 -o owls/
+
     sdcli generate "arctic fox" -m sd15 --scheduler euler-a --seed 7
     """
     entry = registry.find(model)

@@ -1,0 +1,128 @@
+"""run(): the whole way from recipe to pixels, against diffusers' own pipelines on the same folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from sdcli import images, pipeline, registry
+from sdcli.errors import InvalidPicture, InvalidRecipe, OutOfMemory
+from sdcli.recipe import Recipe
+
+
+def recipe_for(folder: Path | str, **options) -> Recipe:
+    entry = registry.find(str(folder))
+    defaults = {"prompt": "arctic fox", "model": str(folder), "seed": 7, "steps": 3, "dtype": "float32", "device": "cpu"}
+    return registry.resolve_recipe(entry, {**defaults, "scheduler": "ddim", **options})
+
+
+def made(folder: Path | str, **options) -> list[pipeline.Result]:
+    recipe = pipeline.resolve_execution(recipe_for(folder, **options))
+    model = pipeline.load(registry.locate(registry.find(str(folder))), recipe)
+    return pipeline.run(model, [recipe])
+
+
+@pytest.mark.parametrize("model", ["sd15", "kit"])
+def test_the_picture_is_diffusers_own(model, request):
+    folder = request.getfixturevalue("sd15") if model == "sd15" else registry.PACKAGE / "kit"
+    ours = made(folder, negative_prompt="snow", guidance_scale=5.0)[0].image
+    theirs_pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    theirs_pipeline.scheduler = DDIMScheduler.from_config(theirs_pipeline.scheduler.config)
+    theirs_pipeline.set_progress_bar_config(disable=True)
+    theirs = theirs_pipeline(
+        "arctic fox",
+        negative_prompt="snow",
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images[0]
+    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int))
+    assert difference.max() <= 1  # the latents agree to 1e-4, which can tip a rounding
+
+
+def test_the_same_recipe_gives_the_same_bytes(sd15):
+    first, second = made(sd15)[0], made(sd15)[0]
+    assert first.image.tobytes() == second.image.tobytes()
+    assert first.recipe == second.recipe
+    assert first.seconds > 0
+
+
+def test_a_batch_holds_the_pictures_of_its_seeds(sd15):
+    recipes = [pipeline.resolve_execution(recipe_for(sd15, seed=seed, batch_size=2)) for seed in (7, 8)]
+    model = pipeline.load(sd15, recipes[0])
+    together = pipeline.run(model, recipes)
+    for result, recipe in zip(together, recipes, strict=True):
+        alone = pipeline.run(model, [recipe])[0]
+        difference = np.abs(np.asarray(result.image, dtype=int) - np.asarray(alone.image, dtype=int))
+        assert result.recipe == recipe
+        assert difference.max() <= 1
+    assert together[0].image.tobytes() != together[1].image.tobytes()
+
+
+def test_size_is_as_asked(sd15):
+    result = made(sd15, width=128, height=72)[0]
+    assert result.image.size == (128, 72)
+
+
+def test_auto_is_resolved_to_what_runs_here(sd15):
+    recipe = pipeline.resolve_execution(recipe_for(sd15, device="auto", dtype="auto"))
+    execution = recipe.execution
+    assert "auto" not in (execution.device, execution.dtype)
+    assert execution.threads == torch.get_num_threads()
+
+
+def test_threads_are_set_and_recorded(sd15):
+    before = torch.get_num_threads()
+    try:
+        recipe = pipeline.resolve_execution(recipe_for(sd15, threads=before + 1))
+        assert torch.get_num_threads() == recipe.execution.threads == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_device_that_is_not_here_is_refused(sd15):
+    absent = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(InvalidRecipe):
+        pipeline.resolve_execution(recipe_for(sd15, device=absent))
+
+
+def test_nan_latents_are_no_picture(sd15):
+    recipe = pipeline.resolve_execution(recipe_for(sd15))
+    model = pipeline.load(sd15, recipe)
+    with torch.no_grad():
+        model.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(InvalidPicture):
+        pipeline.run(model, [recipe])
+
+
+def test_an_allocation_beyond_the_machine_is_out_of_memory(sd15):
+    recipe = pipeline.resolve_execution(recipe_for(sd15))
+    model = pipeline.load(sd15, recipe)
+
+    def greedy(*args, **kwargs):
+        return torch.empty(2**60)
+
+    model.vae.decode = greedy
+    with pytest.raises(OutOfMemory):
+        pipeline.run(model, [recipe])
+
+
+def test_other_runtime_errors_are_not_explained_away(sd15):
+    recipe = pipeline.resolve_execution(recipe_for(sd15))
+    model = pipeline.load(sd15, recipe)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("shapes do not fit")
+
+    model.vae.decode = broken
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        pipeline.run(model, [recipe])
+
+
+def test_pixels_are_checked_by_images(sd15):
+    with pytest.raises(InvalidPicture):
+        images.check_picture(torch.full((1, 3, 8, 8), -1.0))
