@@ -9,7 +9,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def entries() -> Mapping[str, ModelEntry]:
     """The entries of models.toml by name, in its order."""
     beside = PACKAGE / "models.toml"  # in an installed wheel; in a checkout it stands one level up
     text = (beside if beside.exists() else PACKAGE.parent / "models.toml").read_text(encoding="utf-8")
-    return {name: ModelEntry(name=name, **table) for name, table in tomllib.loads(text).items()}
+    shipped = {name: ModelEntry(name=name, **table) for name, table in tomllib.loads(text).items()}
+    return {name: replace(each, folder=each.folder and str(PACKAGE / each.folder)) for name, each in shipped.items()}
 
 
 def find(model: str) -> ModelEntry:
@@ -77,8 +78,7 @@ def find(model: str) -> ModelEntry:
 def locate(entry: ModelEntry) -> Path:
     """The folder or file that holds the model on this machine. Raises ModelNotFound where there is none."""
     if entry.folder is not None:
-        path = Path(entry.folder).expanduser()
-        return PACKAGE / path if entry.name in entries() else path
+        return Path(entry.folder).expanduser()
     assert entry.repo is not None
     snapshot = cached_snapshot(entry.repo)
     if snapshot is None:

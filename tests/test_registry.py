@@ -46,7 +46,7 @@ def test_a_name_comes_before_a_folder_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "sd15").mkdir()
     monkeypatch.chdir(tmp_path)
     assert registry.find("sd15").repo == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert registry.find("./sd15").folder == "./sd15"
+    assert registry.locate(registry.find("./sd15")) == Path("sd15")
 
 
 def test_an_unknown_name_gets_the_nearest(tmp_path, monkeypatch):
