@@ -7,12 +7,16 @@ can make a command fail.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import select
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,57 +25,47 @@ if TYPE_CHECKING:
     from sdcli.denoise import Step
 
 PREVIEW_COLUMNS, PREVIEW_ROWS = 48, 20
-_ROOM_FOR_BAR, _ROOM_FOR_RATE = 72, 48
-
-
-@contextmanager
-def status(text: str, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[None]:
-    """Show `text` beside a spinner while open, where the bar of `progress` would be drawn, and leave no trace."""
-    stream = sys.stderr if stream is None else stream
-    if quiet or not _is_watched(stream):
-        yield
-        return
-    from rich.console import Console
-
-    with Console(file=stream, highlight=False).status(text):
-        yield
+_ROOM_FOR_BAR, _ROOM_FOR_WORDS, _ROOM_FOR_TIME = 80, 64, 24  # columns
 
 
 @contextmanager
 def progress(
-    steps: int, pictures: int = 1, *, picture: int = 1, quiet: bool = False, stream: TextIO | None = None
+    steps: int,
+    pictures: int = 1,
+    *,
+    picture: int = 1,
+    batch_size: int = 1,
+    quiet: bool = False,
+    stream: TextIO | None = None,
 ) -> Iterator[Callable[[Step], None]]:
-    """A bar for one run of the loop, which makes number `picture` of `pictures`; yields what to call at each step.
+    """A bar for one run of the loop, which makes `batch_size` of `pictures` from number `picture` on.
 
-    It tells the step, the rate, and the time left for the steps of this and all later pictures; after the last step,
-    that the picture is being decoded. It holds one line of `stream` (stderr if None) while open, and leaves no trace.
-    Nothing is ever drawn where `stream` is no terminal, or `quiet` is set.
+    Yields what to call after each step. The bar tells the step, the rate, and the time left for the steps of this and
+    all later runs; after the last step, that the picture is being decoded. It holds one line of `stream` (stderr if
+    None) while open, and leaves no trace. Nothing is ever drawn where `stream` is no terminal, or `quiet` is set.
     """
     stream = sys.stderr if stream is None else stream
     if quiet or not _is_watched(stream):
         yield lambda step: None
         return
+    last = min(picture + batch_size - 1, pictures)
+    later_runs = math.ceil((pictures - last) / batch_size)
+    which = f"picture {picture}" if last == picture else f"pictures {picture}-{last}"
+    label = f"{which} of {pictures}, " if pictures > 1 else ""
     bar = _bar(stream)
-    which = f"picture {picture}/{pictures} " if pictures > 1 else ""
-    task = bar.add_task(f"{which}encoding", total=steps, rate="", left="")
-    times = [time.monotonic()]
+    task = bar.add_task(f"{label}starting", total=steps, rate="", left="")
+    first_done = 0.0
 
     def on_step(step: Step) -> None:
-        done = step.index
-        times.append(time.monotonic())
-        # The first step also waits for the context, and warms up: it counts only while there is no other.
-        since, counted = (times[0], 1) if done == 1 else (times[1], done - 1)
-        seconds = (times[-1] - since) / counted
-        to_do = step.total - done + step.total * (pictures - picture)
-        phase = "decoding" if done == step.total else "denoising"
-        bar.update(
-            task,
-            completed=done,
-            total=step.total,
-            description=f"{which}{phase}",
-            rate=format_rate(seconds),
-            left=f"{format_clock(seconds * to_do)} left" if to_do else "",
-        )
+        nonlocal first_done
+        now = time.monotonic()
+        first_done = first_done or now
+        changes: dict[str, Any] = {"description": label + ("decoding" if step.index == step.total else "denoising")}
+        if step.index > 1:  # the first step has also waited for the model and the context
+            seconds = (now - first_done) / (step.index - 1)
+            to_do = step.total - step.index + step.total * later_runs
+            changes |= {"rate": format_rate(seconds), "left": f"{format_clock(seconds * to_do)} left" if to_do else ""}
+        bar.update(task, completed=step.index, total=step.total, **changes)
 
     with bar:
         yield on_step
@@ -80,19 +74,15 @@ def progress(
 def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
     """Draw `image` small on `stream` (stderr if None), as finely as the terminal can: graphics, or half cells.
 
-    Nothing is drawn without the package textual-image, on a terminal of fewer than 256 colours, with NO_COLOR, or
-    where the terminal cannot be asked what it can, because stdin or file descriptor 1 is another thing.
+    Nothing is drawn without the package textual-image, on a terminal of fewer than 256 colours or without UTF-8, with
+    NO_COLOR, or where asking the terminal what it can would hang or swallow keys: stdin and file descriptor 1 must be
+    terminals too, and nothing typed ahead.
     """
     stream = sys.stderr if stream is None else stream
-    if os.environ.get("NO_COLOR") or not _is_watched(stream):
+    if os.environ.get("NO_COLOR") or "utf" not in stream.encoding.lower() or not _is_watched(stream):
         return
     with suppress(Exception):  # a preview is a courtesy: the picture is on disk already
-        if (
-            sys.__stdin__ is not None
-            and sys.__stdin__.isatty()
-            and sys.__stdout__ is not None
-            and sys.__stdout__.isatty()
-        ):
+        if os.isatty(1) and not _has_typed_ahead(0):
             _draw(image, stream)
 
 
@@ -111,18 +101,21 @@ def format_clock(seconds: float) -> str:
 
 
 def _bar(stream: TextIO) -> Progress:
-    """A bar that fits the terminal's width: on a narrow one, first the bar itself goes, then the rate."""
+    """A bar that fits the terminal: on a narrow one, first the bar itself goes, then the words."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
     console = Console(file=stream, highlight=False)
-    columns = [TextColumn("{task.description}"), MofNCompleteColumn()]
-    if console.width >= _ROOM_FOR_BAR:
-        columns.insert(1, BarColumn(bar_width=None))
-    if console.width >= _ROOM_FOR_RATE:
+    width = console.width
+    columns: list[ProgressColumn] = [MofNCompleteColumn()]
+    if width >= _ROOM_FOR_BAR:
+        columns.insert(0, BarColumn(bar_width=None))
+    if width >= _ROOM_FOR_WORDS:
+        columns.insert(0, TextColumn("{task.description}"))
         columns.append(TextColumn("{task.fields[rate]}"))
-    columns.append(TextColumn("{task.fields[left]}"))
-    return Progress(*columns, console=console, transient=True, expand=console.width >= _ROOM_FOR_BAR)
+    if width >= _ROOM_FOR_TIME:
+        columns.append(TextColumn("{task.fields[left]}"))
+    return Progress(*columns, console=console, transient=True, expand=width >= _ROOM_FOR_BAR)
 
 
 def _draw(image: Image.Image, stream: TextIO) -> None:
@@ -135,8 +128,7 @@ def _draw(image: Image.Image, stream: TextIO) -> None:
     if Renderable is HalfcellImage and console.color_system not in ("256", "truecolor"):
         return
     columns, rows = min(PREVIEW_COLUMNS, console.width), min(PREVIEW_ROWS, console.height - 2)
-    options = console.options.update(width=columns, height=rows)
-    console.print(*console.render(Renderable(image, width="auto", height="auto"), options), sep="", end="")
+    console.print(Renderable(image, width="auto", height="auto"), width=columns, height=rows, end="")
 
 
 def _is_watched(stream: TextIO) -> bool:
@@ -147,3 +139,13 @@ def _is_watched(stream: TextIO) -> bool:
         return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
     except OSError:  # not the terminal that controls this process, so no job control either
         return True
+
+
+def _has_typed_ahead(descriptor: int) -> bool:
+    """Whether keys wait to be read. Only a terminal that does not wait for a whole line tells; no key is taken."""
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor, termios.TCSANOW)
+        return bool(select.select([descriptor], [], [], 0)[0])
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
