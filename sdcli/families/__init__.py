@@ -1,0 +1,181 @@
+"""The families of Stable Diffusion: their configs, as JSON beside this, and which of them a single file belongs to.
+
+A diffusers folder carries its configs; ONE `.safetensors` file in the CompVis/SGM key layout has none, so its
+family is told from the names and shapes in its header, and `config_folder` gives the configs that it lacks. Reads
+headers and JSON only: never a weight, never a pickle, and no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
+
+HERE = Path(__file__).parent
+NAMES = ("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo", "sdxl-v")
+CLIP_MERGES = HERE / "clip" / "merges.txt"
+"""OpenAI CLIP's byte-pair merges, which every Stable Diffusion shares (MIT licence, beside it)."""
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+_GET_ANEW = "get the file anew: this one is damaged or its download broke off"
+_INCOMPLETE = "get the model's folder anew, whole: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a `.safetensors` file: its element type as the format names it, its shape, where it lies."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """The offset of its first byte in the file."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a `.safetensors` file says of itself: its tensors by name, and free metadata."""
+
+    tensors: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+
+def config_folder(family: str) -> Path:
+    """The configs of a family (one of NAMES), laid out as in a diffusers folder. Raises ModelNotFound."""
+    if family not in NAMES:
+        raise ModelNotFound(f"no model family {family!r}", f"the families are {', '.join(NAMES)}")
+    return HERE / family
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise ModelUnsafe for a file whose name says that it is a pickle."""
+    if path.suffix.lower() in PICKLES:
+        raise ModelUnsafe(
+            f"{path} is a pickle, which could run code when opened",
+            "use the .safetensors file of the same model, or convert this one somewhere safe: "
+            "torch.load(…, weights_only=True), then safetensors.torch.save_file",
+        )
+
+
+def read_header(path: Path) -> Header:
+    """The header of a `.safetensors` file, checked against the file's size: nothing of it is missing.
+
+    Raises ModelUnsafe for a pickle, ModelNotFound, and ModelCorrupt for a file that is not what it should be.
+    """
+    refuse_pickle(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
+            if length > min(MAX_HEADER, size - 8):
+                raise ModelCorrupt(f"{path} is not a safetensors file, or is cut short in its header", _GET_ANEW)
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise ModelNotFound(f"{path} does not exist", "check the path") from None
+    except OSError as error:
+        raise ModelCorrupt(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
+    try:
+        return _parse(json.loads(raw), 8 + length, size)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelCorrupt(f"{path}: {error}" if str(error) else f"{path} has a broken header", _GET_ANEW) from error
+
+
+def _parse(listed: dict[str, Any], data_start: int, size: int) -> Header:
+    """The header, or a ValueError that says what is wrong with it; offsets must tile the file without a gap."""
+    metadata = listed.pop("__metadata__", {})
+    tensors, end = {}, 0
+    for name, facts in sorted(listed.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        dtype, shape, (begin, finish) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"tensor {name} has the shape {list(shape)}")
+        if begin != end or (dtype in _BYTES and finish - begin != _BYTES[dtype] * math.prod(shape)):
+            raise ValueError(f"tensor {name} does not lie where the header says")
+        tensors[name], end = Entry(dtype, shape, data_start + begin), finish
+    if data_start + end != size:
+        raise ValueError(f"the file holds {size - data_start} bytes of tensors, its header speaks of {end}")
+    return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a config file. Raises ModelCorrupt where it is missing or is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelCorrupt(f"{path} is missing", _INCOMPLETE) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelCorrupt(f"{path} cannot be read: {error}", _INCOMPLETE) from error
+    if not isinstance(value, dict):
+        raise ModelCorrupt(f"{path} is not a JSON object", _INCOMPLETE)
+    return value
+
+
+def detect(path: Path) -> str:
+    """The family of ONE `.safetensors` file in the CompVis/SGM layout, by its header alone.
+
+    v-prediction leaves no trace in names and shapes. It is taken from the metadata (`modelspec.prediction_type`)
+    or from a `v_pred` tensor; where an SD 2.x file has neither, `global_step` decides as in diffusers (875,000
+    was the 2.0 base model, which predicts noise), and without that the file is taken for 2.1 at 768 pixels, which
+    predicts v. SDXL and SD 1.x predict noise unless they say otherwise. A distilled model looks like what it was
+    distilled from. Naming the family in models.toml overrides all this.
+
+    Raises ModelError for a layout that is none of theirs, and what `read_header` raises.
+    """
+    header = read_header(path)
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    width = shapes.get(UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
+    width = width or shapes.get(UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight")
+    family = {768: "sd15", 1024: "sd21", 2048: "sdxl"}.get(width[1] if width and len(width) == 2 else 0)
+    if family is None or shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1:2] != (4,):
+        raise ModelError(f"{path} is no model that sdcli knows: {_what(shapes)}", _SUPPORTED)
+    predicts_v = _predicts_v(path, header)
+    if family == "sd21":
+        return "sd21-base" if predicts_v is False else "sd21-v"
+    if family == "sd15" and predicts_v:
+        raise ModelError(f"{path} is an SD 1.x that predicts v", "SD 1.x files that predict noise are supported")
+    return f"{family}-v" if predicts_v else family
+
+
+_SUPPORTED = "a single file must be a whole SD 1.x, SD 2.x or SDXL base text-to-image model in the original key layout"
+
+
+def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a file that is no known model seems to be."""
+    names = list(shapes)
+    signs = {
+        "lora_": "it holds a LoRA",
+        "double_blocks.": "it holds a Flux model",
+        "joint_blocks.": "it holds a Stable Diffusion 3 model",
+        "control_model.": "it holds a ControlNet",
+        "down_blocks.": "it holds one part of a diffusers folder",
+        UNET + "input_blocks.": "its U-Net is of another kind (an inpainting, refiner or pruned one)",
+    }
+    for sign, words in signs.items():
+        if any(sign in name for name in names):
+            return words
+    return "its tensors have unknown names"
+
+
+def _predicts_v(path: Path, header: Header) -> bool | None:
+    """Whether the file says that it predicts v; None where it says nothing."""
+    said = header.metadata.get("modelspec.prediction_type", "").lower()
+    if said:
+        return said.startswith("v")
+    if "v_pred" in header.tensors:
+        return True
+    step = header.tensors.get("global_step")
+    if step is not None and step.dtype == "I64" and math.prod(step.shape) == 1:
+        with path.open("rb") as file:
+            file.seek(step.start)
+            return False if struct.unpack("<q", file.read(8))[0] == 875_000 else None
+    return None

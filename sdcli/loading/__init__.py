@@ -1,0 +1,248 @@
+"""A diffusers folder, a hub snapshot or ONE `.safetensors` file → LatentDiffusionModel.
+
+Knows of files, configs and families, nothing of prompts or pictures. Never a network, never a pickle. What a model
+is made of is read from its configs; weights are checked by name and shape before the first one is read, and come
+into memory one by one in their final type, so that loading needs little more room than the model itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+from sdcli import families
+from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound
+from sdcli.loading import single_file
+from sdcli.loading.tokenizer import read_tokenizer
+from sdcli.loading.weights import Stored, component_files, fill, read_headers
+from sdcli.model import LatentDiffusionModel, TextEncoder
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
+_TEXT_ENCODERS: Mapping[str, type[nn.Module]] = {
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
+COMPONENTS: Mapping[str, Mapping[str, type[nn.Module]]] = {
+    "unet": {"UNet2DConditionModel": UNet2DConditionModel},
+    "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny},
+    "text_encoder": _TEXT_ENCODERS,
+    "text_encoder_2": _TEXT_ENCODERS,
+}
+TEXT_PREFIXES = {
+    "text_encoder": (
+        "cond_stage_model.transformer.",
+        "cond_stage_model.model.",
+        "conditioner.embedders.0.transformer.",
+    ),
+    "text_encoder_2": ("conditioner.embedders.1.model.",),
+}
+_GET_ANEW = "get the model's folder anew; its parts must come from the same place"
+_SUPPORTED = "Stable Diffusion 1.x, 2.x, XL and their distilled models are supported"
+
+
+Find = Callable[[str, nn.Module], Mapping[str, Stored]]
+"""From a component's name and its module, still empty, to the stored tensors by their names in that module."""
+
+
+def load(
+    path: Path,
+    *,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    family: str | None = None,
+    configs: Path | None = None,
+) -> LatentDiffusionModel:
+    """The model at `path`, a diffusers folder or ONE `.safetensors` file in the CompVis/SGM key layout.
+
+    `variant` ("fp16") is preferred where a folder has it. A single file is of `family`, or of the one that its
+    header tells (`families.detect`), and takes that family's configs, or those in the folder `configs`.
+    With float16 a VAE whose config says `force_upcast` stays in float32.
+
+    Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, broken or do not fit
+    each other, and ModelError for a model of a kind that is not supported.
+    """
+    if not path.exists():
+        raise ModelNotFound(f"{path} does not exist", "check the path")
+    if path.is_dir():
+        configs, find = path, partial(_find_in_folder, path, variant)
+    else:
+        stored = read_headers([path])
+        configs = configs or families.config_folder(family or families.detect(path))
+        find = partial(_find_in_file, path, stored, configs)
+    index = _read_index(configs)
+    vae_config = families.read_json(configs / "vae" / "config.json")
+    vae_dtype = torch.float32 if dtype == torch.float16 and vae_config.get("force_upcast") else dtype
+    text_encoders = [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
+    model = LatentDiffusionModel(
+        name=name,
+        text_encoders=tuple(_text_encoder(configs, index, find, each, device, dtype) for each in text_encoders),
+        unet=_component(configs, index, find, "unet", device, dtype),
+        vae=_component(configs, index, find, "vae", device, vae_dtype),
+        scheduler_config=families.read_json(configs / "scheduler" / "scheduler_config.json"),
+        device=device,
+        dtype=dtype,
+        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
+    )
+    _check_fit(model, configs)
+    return model
+
+
+def _read_index(configs: Path) -> Mapping[str, Any]:
+    """model_index.json, which must name a pipeline and component classes that sdcli knows."""
+    file = configs / "model_index.json"
+    index = families.read_json(file)
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise ModelError(f"{configs} is a {pipeline}, which sdcli does not run", _SUPPORTED)
+    for part in COMPONENTS:
+        library_and_class = index.get(part, [None, None])
+        if not isinstance(library_and_class, list) or len(library_and_class) != 2:
+            raise ModelCorrupt(f"{file} does not say what its {part} is", _GET_ANEW)
+        if library_and_class[1] is None and part in ("unet", "vae", "text_encoder"):
+            raise ModelCorrupt(f"{file} has no {part}", _GET_ANEW)
+        if library_and_class[1] is not None and library_and_class[1] not in COMPONENTS[part]:
+            raise ModelError(f"{configs} has a {library_and_class[1]} as its {part}", _SUPPORTED)
+    return index
+
+
+def _component(
+    configs: Path, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """One component, built empty from its config and filled."""
+    file = configs / part / "config.json"
+    made = COMPONENTS[part][index[part][1]]
+    config = families.read_json(file)
+    try:
+        with torch.device("meta"):
+            if part.startswith("text"):
+                module = made(CLIPTextConfig(**_known(CLIPTextConfig.__annotations__, config)))
+            else:
+                module = made(**_known(inspect.signature(made.__init__).parameters, config))
+    except Exception as error:  # whatever a wrong value leads the libraries to
+        raise ModelCorrupt(f"{file} does not describe a {made.__name__}: {error}", _GET_ANEW) from error
+    fill(module, find(part, module), device, dtype)
+    for name, buffer in module.named_buffers():  # those that no file keeps
+        if buffer.is_meta:
+            assert name.endswith("position_ids"), name
+            owner = module.get_submodule(name.rpartition(".")[0])
+            owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+    return module
+
+
+def _text_encoder(
+    configs: Path, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
+) -> TextEncoder:
+    model = _component(configs, index, find, part, device, dtype)
+    tokenizer = read_tokenizer(
+        configs / part.replace("text_encoder", "tokenizer"),
+        window=model.config.max_position_embeddings,
+        vocab_size=model.config.vocab_size,
+    )
+    return TextEncoder(tokenizer, model)
+
+
+def _known(keys: Container[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a config that a constructor takes; files carry others (versions, paths) that mean nothing."""
+    return {key: value for key, value in config.items() if key in keys}
+
+
+def _find_in_folder(path: Path, variant: str | None, part: str, module: nn.Module) -> Mapping[str, Stored]:
+    """The tensors of a diffusers folder's component, under today's names or older ones."""
+    files = component_files(path / part, variant)
+    stored = {_todays_name(key): each for key, each in read_headers(files).items()}
+    names = {name: _todays_name(name) for name in module.state_dict()}
+    unknown = [each.key for key, each in stored.items() if key not in names.values() and not _NEEDLESS.search(key)]
+    if unknown:
+        raise ModelCorrupt(f"{files[0]}: its config knows no tensor {unknown[0]}", _GET_ANEW)
+    return {name: _pick(stored, key, files[0]) for name, key in names.items()}
+
+
+def _todays_name(key: str) -> str:
+    """transformers 4 wrote a `text_model.` that 5 leaves out; diffusers before 0.17 had other words for attention."""
+    key = key.removeprefix("text_model.")
+    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
+        key = key.replace(old, new)
+    return key
+
+
+# What files hold beside the weights in use: stored buffers, and the other half of a whole CLIP.
+_NEEDLESS = re.compile(r"position_ids$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
+
+
+def _find_in_file(
+    path: Path, stored: Mapping[str, Stored], configs: Path, part: str, module: nn.Module
+) -> Mapping[str, Stored]:
+    """The tensors of one component in ONE file of the CompVis/SGM layout."""
+    if part.startswith("text"):
+        prefix = next((each for each in TEXT_PREFIXES[part] if any(key.startswith(each) for key in stored)), None)
+        if prefix is None:
+            raise ModelCorrupt(f"{path} holds no {part}", "use a file that holds the whole model")
+        return {
+            name: _find_text(path, stored, prefix, name.removeprefix("text_model.")) for name in module.state_dict()
+        }
+    config = families.read_json(configs / part / "config.json")
+    prefix, original = (families.VAE, single_file.vae) if part == "vae" else (families.UNET, single_file.unet)
+    names = {name: prefix + original(name, config) for name in module.state_dict()}
+    unknown = set() if part == "vae" else {key for key in stored if key.startswith(prefix)} - set(names.values())
+    if unknown:
+        raise ModelCorrupt(f"{path}: its family's U-Net knows no tensor {min(unknown)}", "is it of another family?")
+    found = {name: _pick(stored, key, path) for name, key in names.items()}
+    return {
+        name: replace(each, view=_as_linear) if ".mid.attn_1." in each.key else each for name, each in found.items()
+    }
+
+
+def _find_text(path: Path, stored: Mapping[str, Stored], prefix: str, name: str) -> Stored:
+    if prefix.endswith("transformer."):
+        full = f"{prefix}text_model.{name}"
+        return stored[prefix + name] if prefix + name in stored else _pick(stored, full, path)
+    key, third = single_file.open_clip(name)
+    found = _pick(stored, prefix + key, path)
+    if key == "text_projection":
+        return replace(found, view=torch.t)
+    return found if third is None else replace(found, view=lambda tensor: tensor.chunk(3)[third])
+
+
+def _as_linear(tensor: Tensor) -> Tensor:
+    """The original VAE's attention is written as 1×1 convolutions."""
+    return tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
+
+
+def _pick(stored: Mapping[str, Stored], key: str, where: Path) -> Stored:
+    if key not in stored:
+        raise ModelCorrupt(f"{where} lacks the tensor {key}", "get the model anew, or one that is whole")
+    return stored[key]
+
+
+def _check_fit(model: LatentDiffusionModel, where: Path) -> None:
+    """Raise ModelCorrupt where the components, each sound, do not fit each other."""
+    width = sum(encoder.model.config.hidden_size for encoder in model.text_encoders)
+    takes = model.unet.config["cross_attention_dim"]
+    if model.unet.config["encoder_hid_dim"] is None and takes != width:
+        raise ModelCorrupt(
+            f"{where}: its text encoders give {width} features a token, its U-Net takes {takes}", _GET_ANEW
+        )
+    if model.unet.config["out_channels"] != model.latent_channels or model.concat_channels < 0:
+        raise ModelCorrupt(f"{where}: its U-Net and its VAE disagree about the latents' channels", _GET_ANEW)
