@@ -245,7 +245,11 @@ def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
             if self.noise_sampler is None:
                 low, high = self.sigmas[self.sigmas > 0].min().item(), self.sigmas.max().item()
                 path = noise_sampler(sample.cpu(), low, high, self.noise_sampler_seed)
-                self.noise_sampler: Any = lambda sigma, sigma_next: path(sigma, sigma_next).to(sample.device)
+
+                def noise(sigma: Any, sigma_next: Any) -> Any:  # rounding takes the ends out of the path, by a hair
+                    return path(sigma.clamp(low, high), sigma_next.clamp(low, high)).to(sample.device)
+
+                self.noise_sampler: Any = noise
             return super().step(model_output, timestep, sample, **options)
 
     return OnCpu
