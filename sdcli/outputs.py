@@ -137,10 +137,10 @@ def _destination(output: str | None, recipe: Recipe, index: int, force: bool) ->
         return Destination(name, unique=True)
     if not output or "\0" in output or not _encodable(output):
         raise UsageError(f"-o {output!r} is no file name", "give a file.png, a directory or a template")
-    path = output if Path(output).is_dir() else _fill(output, recipe, index)
+    path = output if _is_directory(output) else _fill(output, recipe, index)
     if path.endswith("/"):
         return Destination(path + name, unique=True)
-    if Path(path).is_dir():
+    if _is_directory(path):
         return Destination(f"{path}/{name}", unique=True)
     suffix = PurePath(path).suffix
     if _OTHER_FORMATS.fullmatch(suffix):
@@ -149,6 +149,13 @@ def _destination(output: str | None, recipe: Recipe, index: int, force: bool) ->
             f"name it {output.removesuffix(suffix)}.png, and convert that",
         )
     return Destination(path, force=force)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # too long a name, say; the checks to come have words for it
+        return False
 
 
 def _encodable(output: str) -> bool:
