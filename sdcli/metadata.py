@@ -233,11 +233,13 @@ def _user_comment(comment: bytes) -> str:
     """
     encoding, text = comment[:8], comment[8:]
     if encoding == b"UNICODE\0":
-        little = "Steps: ".encode("utf-16-le") in text and "Steps: ".encode("utf-16-be") not in text
-        return text.decode("utf-16-le" if little else "utf-16-be", "replace").strip("\0")
-    if encoding in (b"ASCII\0\0\0", bytes(8)):
-        return text.decode("utf-8", "replace").strip("\0")
-    return comment.decode("utf-8", "replace").strip("\0")
+        big, little = text.decode("utf-16-be", "replace"), text.decode("utf-16-le", "replace")
+        said = little if "Steps: " in little else big
+    elif encoding in (b"ASCII\0\0\0", bytes(8)):
+        said = text.decode("utf-8", "replace")
+    else:
+        said = comment.decode("utf-8", "replace")
+    return said.strip("\0")
 
 
 def _sdcli_chunk(path: str | Path, text: str) -> dict[str, Any]:
