@@ -1,11 +1,13 @@
 """Fixtures that tests share: tiny models on disk, and the installed command as a shell sees it."""
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +63,11 @@ def run(tmp_path: Path) -> Run:
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1.5 in a diffusers folder."""
     return tiny.make_folder("sd15", tmp_path_factory.mktemp("sd15"))
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """`pair(family)` is a tiny model of that family, loaded by diffusers and by sdcli (see tests/pairs.py)."""
+    from tests import pairs
+
+    return functools.cache(lambda family: pairs.load(tiny.make_folder(family, tmp_path_factory.mktemp(family))))
