@@ -77,7 +77,7 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
             return error.exit_code
         case TyperException():
             return _usage_error(error)
-        case BrokenPipeError():
+        case BrokenPipeError():  # beneath the help, and beneath the flush of stdout
             _die_of_closed_pipe()
             return ExitStatus.OK
         case KeyboardInterrupt() | Abort():
@@ -87,6 +87,9 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
         case MemoryError():
             shortage = OutOfMemory("out of memory", "make a smaller picture, or choose --dtype bfloat16")
             return _exit_status(shortage, arguments)
+        case SystemExit() if isinstance(error.__context__, BrokenPipeError):  # typer's own view of a closed pipe
+            _die_of_closed_pipe()
+            return ExitStatus.OK
         case SystemExit():
             return error.code if isinstance(error.code, int) else ExitStatus.BUG
     kind = type(error).__name__

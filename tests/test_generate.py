@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -224,34 +226,28 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_no_half_written_picture(sd15, tmp_path, number, status):
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "sdcli",
-            "generate",
-            "x",
-            "-m",
-            sd15,
-            "-n",
-            "1000",
-            "-s",
-            "0",
-            "-o",
-            "out/",
-            "--steps",
-            "20",
-        ],
+@contextmanager
+def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command under way in `folder`; killed at the end if it still runs."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdcli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        env=clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    wait_for(lambda: (tmp_path / "out" / "x-0.png").exists())
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+        cwd=folder,
+        env=clean_environment(folder) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_half_written_picture(sd15, tmp_path, number, status):
+    with started(tmp_path, "generate", "x", "-m", sd15, "-n", "1000", "-s", "0", "-o", "out/") as process:
+        wait_for(lambda: (tmp_path / "out" / "x-0.png").exists())
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == status
     assert b"Traceback" not in stderr
     named = {Path(line).name for line in stdout.decode().splitlines()}
@@ -262,21 +258,13 @@ def test_a_signal_leaves_no_half_written_picture(sd15, tmp_path, number, status)
 
 
 def test_a_closed_pipe_ends_it_quietly(sd15, tmp_path):
-    arguments = [sys.executable, "-m", "sdcli", "generate", "x", "-m", str(sd15), "-n", "1000", "-s", "0", *FAST]
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        env=clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.readline() == b"x-0.png\n"
-    process.stdout.close()
-    assert process.wait(timeout=60) == -signal.SIGPIPE
-    assert process.stderr.read() == b""
-    process.stderr.close()
+    with started(tmp_path, "generate", "x", "-m", sd15, "-n", "1000", "-s", "0", *FAST) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"x-0.png\n"
+        process.stdout.close()
+        assert process.wait(timeout=60) == -signal.SIGPIPE
+        assert process.stderr.read() == b""
 
 
 def test_a_full_stdout_is_an_output_error(sd15, tmp_path):

@@ -28,7 +28,7 @@ def made(folder: Path | str, **options) -> list[pipeline.Result]:
 def test_the_picture_is_diffusers_own(model, request):
     folder = request.getfixturevalue("sd15") if model == "sd15" else registry.PACKAGE / "kit"
     ours = made(folder, negative_prompt="snow", guidance_scale=5.0)[0].image
-    theirs_pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    theirs_pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     theirs_pipeline.scheduler = DDIMScheduler.from_config(theirs_pipeline.scheduler.config)
