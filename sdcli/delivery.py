@@ -61,8 +61,9 @@ def deliver(order: Order) -> None:
 
 def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
     """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised."""
-    model, execution, count = None, {}, len(order.recipes)
-    size = order.recipes[0].execution.batch_size
+    model: LatentDiffusionModel | None = None
+    execution: dict[str, Any] = {}
+    count, size = len(order.recipes), order.recipes[0].execution.batch_size
     for start in range(0, count, size):
         chunk = order.recipes[start : start + size]
         steps = chunk[0].sampling.steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -87,7 +86,7 @@ class Recipe:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
                 raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
-        recipe = _build(cls, flat)
+        recipe: Self = _build(cls, flat)
         check_sampling(recipe.sampling)
         return recipe
 
@@ -152,8 +151,7 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         raise InvalidRecipe(f"unknown {name} {value!r}", hint, name)
     if "low" in rule and not rule["low"] <= value <= rule["high"]:
         low, high, unit = rule["low"], rule["high"], rule["unit"]
-        shown = value if isinstance(value, int) or math.isfinite(value) else str(value)
-        raise InvalidRecipe(f"{name} is {shown}", f"{name} must be between {low} and {high}{unit}", name)
+        raise InvalidRecipe(f"{name} is {value}", f"{name} must be between {low} and {high}{unit}", name)
     return value
 
 

@@ -14,8 +14,8 @@ from sdcli.recipe import Recipe
 
 def recipe_for(folder: Path | str, **options) -> Recipe:
     entry = registry.find(str(folder))
-    defaults = {"prompt": "arctic fox", "model": str(folder), "seed": 7, "steps": 3, "dtype": "float32", "device": "cpu"}
-    return registry.resolve_recipe(entry, {**defaults, "scheduler": "ddim", **options})
+    defaults = {"prompt": "arctic fox", "model": str(folder), "seed": 7, "steps": 3, "scheduler": "ddim"}
+    return registry.resolve_recipe(entry, {**defaults, "dtype": "float32", "device": "cpu", **options})
 
 
 def made(folder: Path | str, **options) -> list[pipeline.Result]:
