@@ -16,19 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdcli import families
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound
+from sdcli.imports import lean_imports
 from sdcli.loading import single_file
 from sdcli.loading.tokenizer import read_tokenizer
 from sdcli.loading.weights import Stored, component_files, fill, read_headers
 from sdcli.model import LatentDiffusionModel, TextEncoder
+
+with lean_imports():
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 PIPELINES = (
     "StableDiffusionPipeline",
