@@ -54,12 +54,13 @@ def progress(
     label = f"{which} of {pictures}, " if pictures > 1 else ""
     bar = _bar(stream)
     task = bar.add_task(f"{label}starting", total=steps, rate="", left="")
-    first_done = 0.0
+    first_done: float | None = None
 
     def on_step(step: Step) -> None:
         nonlocal first_done
         now = time.monotonic()
-        first_done = first_done or now
+        if first_done is None:
+            first_done = now
         changes: dict[str, Any] = {"description": label + ("decoding" if step.index == step.total else "denoising")}
         if step.index > 1:  # the first step has also waited for the model and the context
             seconds = (now - first_done) / (step.index - 1)
@@ -79,7 +80,7 @@ def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
     terminals too, and nothing typed ahead.
     """
     stream = sys.stderr if stream is None else stream
-    if os.environ.get("NO_COLOR") or "utf" not in stream.encoding.lower() or not _is_watched(stream):
+    if os.environ.get("NO_COLOR") or "utf" not in (stream.encoding or "").lower() or not _is_watched(stream):
         return
     with suppress(Exception):  # a preview is a courtesy: the picture is on disk already
         if os.isatty(1) and not _has_typed_ahead(0):

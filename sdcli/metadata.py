@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sdcli import __version__, schedulers
@@ -149,9 +149,12 @@ def read(path: str | Path) -> PictureInfo:
         raise InputError(
             f"{path} is too large a picture to open", "give a picture of less than 178 megapixels"
         ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is no picture, or damaged from its start", "give a PNG, JPEG or WebP file") from error
     except _UNREADABLE as error:
-        hint = "give a PNG, JPEG or WebP file; this one is of another kind, cut short or damaged"
-        raise InputError(f"cannot read {path} as a picture: {error}", hint) from error
+        raise InputError(
+            f"{path} is cut short or damaged: {error}", "get the file anew, or open and save it with another tool"
+        ) from error
     for each in (text, said):
         if each is not None and len(each) > MAX_TEXT_CHARACTERS:
             raise InputError(
