@@ -67,7 +67,7 @@ def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
     for start in range(0, count, size):
         chunk = order.recipes[start : start + size]
         steps = chunk[0].sampling.steps
-        with display.progress(steps, count, picture=start + 1, quiet=order.quiet) as on_step:
+        with display.progress(steps, count, picture=start + 1, batch_size=size, quiet=order.quiet) as on_step:
             from sdcli import pipeline  # torch and all that follows: seconds, under the bar
 
             try:
