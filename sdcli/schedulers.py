@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -48,7 +49,7 @@ TABLE: Mapping[str, Row] = MappingProxyType(
     {
         "ddim": Row("ddim", "DDIMScheduler", "DDIM", takes_eta=True, zero_snr=True),
         "ddpm": Row("ddpm", "DDPMScheduler", "DDPM", zero_snr=True, stochastic=True),
-        "pndm": Row("pndm", "PNDMScheduler", "PLMS"),
+        "pndm": Row("pndm", "PNDMScheduler", "PLMS", takes_sample=False),
         "lms": Row("lms_discrete", "LMSDiscreteScheduler", "LMS", has_sigmas=True),
         "euler": Row("euler_discrete", "EulerDiscreteScheduler", "Euler", has_sigmas=True, zero_snr=True),
         "euler-a": Row(
@@ -246,8 +247,10 @@ def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
                 low, high = self.sigmas[self.sigmas > 0].min().item(), self.sigmas.max().item()
                 path = noise_sampler(sample.cpu(), low, high, self.noise_sampler_seed)
 
-                def noise(sigma: Any, sigma_next: Any) -> Any:  # rounding takes the ends out of the path, by a hair
-                    return path(sigma.clamp(low, high), sigma_next.clamp(low, high)).to(sample.device)
+                def noise(sigma: Any, sigma_next: Any) -> Any:
+                    with warnings.catch_warnings():  # torchsde rounds the ends of its path, and puts up with it
+                        warnings.filterwarnings("ignore", "Should have t[ab]", UserWarning)
+                        return path(sigma, sigma_next).to(sample.device)
 
                 self.noise_sampler: Any = noise
             return super().step(model_output, timestep, sample, **options)
