@@ -89,11 +89,11 @@ def load(
     if not path.exists():
         raise ModelNotFound(f"{path} does not exist", "check the path")
     if path.is_dir():
-        configs, find = path, partial(_find_in_folder, path, variant)
+        configs, find = path, partial(find_in_folder, path, variant)
     else:
         stored = read_headers([path])
         configs = configs or families.config_folder(family or families.detect(path))
-        find = partial(_find_in_file, path, stored, configs)
+        find = partial(find_in_file, path, stored, configs)
     index = _read_index(configs)
     vae_config = families.read_json(configs / "vae" / "config.json")
     vae_dtype = torch.float32 if dtype == torch.float16 and vae_config.get("force_upcast") else dtype
@@ -130,21 +130,25 @@ def _read_index(configs: Path) -> Mapping[str, Any]:
     return index
 
 
-def _component(
-    configs: Path, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
-) -> Any:
-    """One component, built empty from its config and filled."""
+def build(configs: Path, part: str, class_name: str) -> Any:
+    """One component as its config describes it, on the meta device: names and shapes, and no weights."""
     file = configs / part / "config.json"
-    made = COMPONENTS[part][index[part][1]]
-    config = families.read_json(file)
+    made, config = COMPONENTS[part][class_name], families.read_json(file)
     try:
         with torch.device("meta"):
             if part.startswith("text"):
-                module = made(CLIPTextConfig(**_known(CLIPTextConfig.__annotations__, config)))
-            else:
-                module = made(**_known(inspect.signature(made.__init__).parameters, config))
+                return made(CLIPTextConfig(**_known(CLIPTextConfig.__annotations__, config)))
+            return made(**_known(inspect.signature(made.__init__).parameters, config))
     except Exception as error:  # whatever a wrong value leads the libraries to
-        raise ModelCorrupt(f"{file} does not describe a {made.__name__}: {error}", _GET_ANEW) from error
+        what = " ".join(str(error).split())
+        raise ModelCorrupt(f"{file} does not describe a {class_name}: {what}", _GET_ANEW) from error
+
+
+def _component(
+    configs: Path, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """One component, built empty and filled."""
+    module = build(configs, part, index[part][1])
     fill(module, find(part, module), device, dtype)
     for name, buffer in module.named_buffers():  # those that no file keeps
         if buffer.is_meta:
@@ -171,7 +175,7 @@ def _known(keys: Container[str], config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in keys}
 
 
-def _find_in_folder(path: Path, variant: str | None, part: str, module: nn.Module) -> Mapping[str, Stored]:
+def find_in_folder(path: Path, variant: str | None, part: str, module: nn.Module) -> Mapping[str, Stored]:
     """The tensors of a diffusers folder's component, under today's names or older ones."""
     files = component_files(path / part, variant)
     stored = {_todays_name(key): each for key, each in read_headers(files).items()}
@@ -194,7 +198,7 @@ def _todays_name(key: str) -> str:
 _NEEDLESS = re.compile(r"position_ids$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
 
 
-def _find_in_file(
+def find_in_file(
     path: Path, stored: Mapping[str, Stored], configs: Path, part: str, module: nn.Module
 ) -> Mapping[str, Stored]:
     """The tensors of one component in ONE file of the CompVis/SGM layout."""

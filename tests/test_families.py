@@ -1,0 +1,149 @@
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sdcli import families
+from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
+
+ATTENTION = families.UNET + "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
+CONV_IN = families.UNET + "input_blocks.0.0.weight"
+
+
+def write(path, width, block=1, *, extra=None, metadata=None, channels=4):
+    tensors = {
+        ATTENTION.format(block): torch.zeros(8, width),
+        CONV_IN: torch.zeros(8, channels, 3, 3),
+        **(extra or {}),
+    }
+    save_file(tensors, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "block", "extra", "metadata", "family"),
+    [
+        (768, 1, {}, {}, "sd15"),
+        (1024, 1, {}, {}, "sd21-v"),
+        (1024, 1, {"global_step": torch.tensor(875_000)}, {}, "sd21-base"),
+        (1024, 1, {"global_step": torch.tensor(110_000)}, {}, "sd21-v"),
+        (1024, 1, {}, {"modelspec.prediction_type": "epsilon"}, "sd21-base"),
+        (1024, 1, {}, {"modelspec.prediction_type": "v"}, "sd21-v"),
+        (2048, 4, {}, {}, "sdxl"),
+        (2048, 4, {"v_pred": torch.tensor([])}, {}, "sdxl-v"),
+        (2048, 4, {}, {"modelspec.prediction_type": "v"}, "sdxl-v"),
+    ],
+)
+def test_family_is_told_by_width_and_by_what_the_file_says(tmp_path, width, block, extra, metadata, family):
+    path = write(tmp_path / "model.safetensors", width, block, extra=extra, metadata=metadata)
+    assert families.detect(path) == family
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"lora_unet_down.lora_up.weight": torch.zeros(1)}, "a LoRA"),
+        ({"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, "Flux"),
+        ({"model.diffusion_model.joint_blocks.0.x": torch.zeros(1)}, "Stable Diffusion 3"),
+        ({"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "ControlNet"),
+        ({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "one part of a diffusers folder"),
+        ({CONV_IN: torch.zeros(8, 9, 3, 3), ATTENTION.format(1): torch.zeros(8, 768)}, "of another kind"),
+        ({"something": torch.zeros(1)}, "unknown names"),
+    ],
+)
+def test_what_is_no_model_is_refused_by_what_it_is(tmp_path, tensors, words):
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=words) as caught:
+        families.detect(tmp_path / "model.safetensors")
+    assert "SD 1.x, SD 2.x or SDXL" in caught.value.hint
+
+
+def test_v_prediction_of_sd1_is_refused_and_not_drawn_wrong(tmp_path):
+    path = write(tmp_path / "model.safetensors", 768, metadata={"modelspec.prediction_type": "v"})
+    with pytest.raises(ModelError, match="predicts v"):
+        families.detect(path)
+
+
+def header(listed):
+    raw = json.dumps(listed).encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+GOOD = {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01\x02\x03",
+        struct.pack("<Q", 2**63) + b"{}",
+        header(GOOD)[:-5],
+        struct.pack("<Q", 5) + b"{nope",
+        struct.pack("<Q", 2) + b"[]",
+        header(GOOD),
+        header(GOOD) + bytes(7),
+        header(GOOD) + bytes(9),
+        header({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + bytes(8),
+        header({"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}) + bytes(8),
+        header({"x": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}) + bytes(12),
+        header({"x": {"dtype": "F32"}}) + bytes(8),
+        header({"x": 3}) + bytes(8),
+    ],
+    ids=range(14),
+)
+def test_broken_headers_are_corrupt(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelCorrupt, match=r"model\.safetensors") as caught:
+        families.read_header(path)
+    assert caught.value.hint
+
+
+def test_a_sound_header_is_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(header({**GOOD, "__metadata__": {"a": "b"}}) + struct.pack("<ff", 1, 2))
+    read = families.read_header(path)
+    assert read.metadata == {"a": "b"}
+    assert (read.tensors["x"].dtype, read.tensors["x"].shape) == ("F32", (2,))
+    assert path.read_bytes()[read.tensors["x"].start :] == struct.pack("<ff", 1, 2)
+
+
+def test_pickles_and_absent_files(tmp_path):
+    with pytest.raises(ModelNotFound):
+        families.read_header(tmp_path / "none.safetensors")
+    with pytest.raises(ModelCorrupt):
+        families.read_header(tmp_path)
+    with pytest.raises(ModelUnsafe) as caught:
+        families.read_header(tmp_path / "model.ckpt")
+    assert "safetensors" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", families.NAMES)
+def test_every_family_has_its_configs(family):
+    folder = families.config_folder(family)
+    index = json.loads((folder / "model_index.json").read_text())
+    for part in index:
+        if part.startswith(("unet", "vae", "text_encoder")):
+            assert families.read_json(folder / part / "config.json")
+    schedule = families.read_json(folder / "scheduler" / "scheduler_config.json")
+    assert schedule["prediction_type"] == ("v_prediction" if family.endswith("-v") else "epsilon")
+    assert (schedule["beta_start"], schedule["beta_end"]) == (0.00085, 0.012)
+
+
+def test_unknown_families_are_named():
+    with pytest.raises(ModelNotFound, match="sd99") as caught:
+        families.config_folder("sd99")
+    assert "sdxl-turbo" in caught.value.hint
+
+
+def test_families_are_light():
+    code = "import sys; from sdcli import families; print({'torch', 'numpy', 'safetensors'} & set(sys.modules))"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout == "set()\n"

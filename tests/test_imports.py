@@ -1,0 +1,86 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+# What a bare import of diffusers' U-Net brings with it, and no picture needs.
+UNUSED = (
+    "diffusers.models.transformers.transformer_flux",
+    "diffusers.models.unets.unet_1d",
+    "diffusers.models.unets.unet_motion_model",
+    "diffusers.models.autoencoders.autoencoder_kl_wan",
+    "diffusers.hooks.faster_cache",
+    "diffusers.pipelines",
+    "scipy.stats._stats_py",
+    "transformers.pipelines",
+    "transformers.models.bert",
+    "torch._inductor.compile_fx",
+    "pandas",
+    "sklearn",
+)
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder("sd15", tmp_path_factory.mktemp("imports") / "model")
+
+
+def test_loading_a_model_imports_and_says_nothing_needless(folder):
+    done = run(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from sdcli import loading\n"
+        f"model = loading.load(Path({str(folder)!r}), name='x', device=torch.device('cpu'), dtype=torch.float32)\n"
+        f"print(sorted(set({UNUSED!r}) & set(sys.modules)))\n"
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_same_modules_are_there_without_lean_imports():
+    """The list above speaks of what would be imported, not of names that no longer exist."""
+    done = run(
+        "import sys\n"
+        "from diffusers import AutoencoderKL, UNet2DConditionModel\n"
+        f"print(sorted(name for name in {UNUSED!r} if name.startswith(('diffusers.m', 'scipy')) "
+        "and name not in sys.modules))\n"
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_a_deferred_package_is_itself_when_it_is_used():
+    done = run(
+        "import gc\n"
+        "from sdcli.imports import DEFERRED, lean_imports\n"
+        "with lean_imports():\n"
+        "    assert not gc.isenabled()\n"
+        "    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel\n"
+        "assert gc.isenabled()\n"
+        "import diffusers.models.unets as unets, diffusers.models.autoencoders\n"
+        "assert 'UNet1DModel' not in vars(unets)\n"
+        "assert not hasattr(unets, 'no_such_name')\n"
+        "assert unets.UNet2DConditionModel is UNet2DConditionModel\n"
+        "assert unets.unet_2d_condition.UNet2DConditionModel is UNet2DConditionModel\n"
+        "from diffusers.models.unets import UNet1DModel\n"
+        "from diffusers.models.autoencoders import *\n"
+        "print(AutoencoderKL.__name__, diffusers.models.autoencoders.AutoencoderTiny.__name__)\n"
+        "import scipy.stats\n"
+        "print(round(float(scipy.stats.beta.ppf(0.5, 0.6, 0.6)), 6))\n"
+        "try:\n"
+        "    from diffusers.models.transformers import NoSuchModel\n"
+        "except ImportError as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    assert done.stdout == "AutoencoderKL AutoencoderTiny\n0.5\nImportError\n"
+
+
+def test_importing_it_costs_nothing():
+    done = run("import sys, sdcli.imports; print({'torch', 'numpy', 'diffusers'} & set(sys.modules))")
+    assert done.stdout == "set()\n"
