@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from sdcli.denoise import Step
 
 PREVIEW_COLUMNS, PREVIEW_ROWS = 48, 20
-_ROOM_FOR_BAR, _ROOM_FOR_WORDS, _ROOM_FOR_TIME = 80, 64, 24  # columns
+_ROOM_FOR_BAR, _ROOM_FOR_WORDS, _ROOM_FOR_TIME = 76, 60, 20  # columns
+_ROOM_FOR_ECHO = 4
+"""Columns kept free, so that the `^C` a terminal echoes wraps no line, and the bar can still be erased."""
 
 
 @contextmanager
@@ -106,8 +108,8 @@ def _bar(stream: TextIO) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
-    console = Console(file=stream, highlight=False)
-    width = console.width
+    width = Console(file=stream).width - _ROOM_FOR_ECHO
+    console = Console(file=stream, highlight=False, width=width if width > 0 else None)
     columns: list[ProgressColumn] = [MofNCompleteColumn()]
     if width >= _ROOM_FOR_BAR:
         columns.insert(0, BarColumn(bar_width=None))
