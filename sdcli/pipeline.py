@@ -96,7 +96,7 @@ def sample(
         guidance_scale=sampling.guidance_scale,
     )
     scheduler = schedulers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
-    scheduler.set_timesteps(sampling.steps, device=model.device)
+    scheduler.set_timesteps(sampling.steps)
     size = recipe.height // model.vae_scale_factor, recipe.width // model.vae_scale_factor
     latents = initial_latents(generators, (model.latent_channels, *size), scheduler, model.device)
     return denoise(

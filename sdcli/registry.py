@@ -154,5 +154,5 @@ def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any]) -> Recipe:
     recipe = Recipe.from_dict({"seed": draw_seed(), **DEFAULTS, **native, **entry.defaults, **options})
     check_size(recipe.width, recipe.height, facts.size_multiple)
     sampling = recipe.sampling
-    check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config)
+    check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
     return recipe
