@@ -3,6 +3,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -153,6 +154,11 @@ def test_extra_stands_beside_the_recipe(tmp_path):
     assert said["recipe"] == recipe().to_dict()
 
 
+def test_only_json_goes_into_the_chunk():
+    with pytest.raises(ValueError, match="JSON"):
+        png_bytes(IMAGE, recipe(), extra={"seconds": float("nan")})
+
+
 def test_the_same_recipe_and_pixels_give_the_same_bytes():
     code = (
         "import sys, hashlib; from tests.test_metadata import *;"
@@ -267,7 +273,7 @@ def test_a_json_object_as_a_value():
     ("text", "prompt"),
     [
         ("just a prompt", "just a prompt"),
-        ("a: b, c: d", "a: b, c: d"),
+        ("style: oil, mood: calm", "style: oil, mood: calm"),
         ("", ""),
         ("Steps: 20, Sampler: Euler, Seed: 1", ""),
         ("windows\r\nSteps: 20, Sampler: Euler, Seed: 1", "windows"),
@@ -284,7 +290,9 @@ def test_texts_without_some_parts(text, prompt):
     ["ab:{," * 200_000, 'ab:"\\",' * 140_000, "a" * 1_000_000, " " * 1_000_000 + "x", "ab: " * 250_000, '"' * 10**6],
 )
 def test_hostile_texts_take_no_more_than_moments(line):
-    parse_parameters("fox\n" + line)  # a second or two; without the bounds in the pattern, hours
+    started = time.process_time()
+    parse_parameters("fox\n" + line)
+    assert time.process_time() - started < 20  # it takes a second or two; without the bounds in the pattern, minutes
 
 
 @given(st.text(alphabet='ab,:"\\{}\n ', max_size=80) | st.text(max_size=80))
@@ -377,7 +385,7 @@ def test_truncated_files(tmp_path, name):
 
 def test_any_flipped_bit_of_ours_is_found(tmp_path):
     data = png_bytes(IMAGE, recipe())
-    for position in range(len(data) - len(chunk(b"IEND", b""))):  # nothing hangs on the end mark
+    for position in range(0, len(data) - len(chunk(b"IEND", b"")), 3):  # nothing hangs on the end mark
         flipped = data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
         path = save(tmp_path, flipped)
         refused(path)
