@@ -35,7 +35,7 @@ class Row:
     """Whether it can space its noise levels as Karras et al. 2022 do, exponentially, or by a beta distribution."""
     takes_eta: bool = False
     zero_snr: bool = False
-    """Whether it knows `rescale_betas_zero_snr` (Lin et al. 2023, §3.1)."""
+    """Whether it knows `rescale_betas_zero_snr` (Lin et al. 2023, §3.1); the others are given the rescaled betas."""
     stochastic: bool = False
     """Whether its steps draw noise even at eta 0."""
     takes_sample: bool = True
@@ -146,9 +146,6 @@ def check(
 
 
 def _check_model(name: str, row: Row, config: Mapping[str, Any]) -> None:
-    if config.get("rescale_betas_zero_snr") and not row.zero_snr:
-        message = f"the scheduler {name} cannot start from this model's pure noise (zero terminal SNR)"
-        raise InvalidRecipe(message, f"use one of {_having('zero_snr')}", "scheduler")
     if config.get("prediction_type") == "sample" and not row.takes_sample:
         message = f"the scheduler {name} cannot follow a model that predicts x_0"
         raise InvalidRecipe(message, f"use one of {_having('takes_sample')}", "scheduler")
@@ -227,9 +224,21 @@ def make(
     options.update(row.options)
     if sigmas != "default":
         options.update({f"use_{each}_sigmas": each == sigmas for each in SIGMAS[1:]})
+    if scheduler_config.get("rescale_betas_zero_snr") and not row.zero_snr:
+        options["trained_betas"] = _zero_snr_betas(scheduler_config)
     if "noise_sampler_seed" in accepted and noise_seeds is not None:
         options["noise_sampler_seed"] = list(noise_seeds)
     return kind(**options)
+
+
+def _zero_snr_betas(scheduler_config: Mapping[str, Any]) -> list[float]:
+    """Betas of zero terminal SNR, as a scheduler that knows to rescale them has them.
+
+    The last ᾱ is not quite 0 there but 2⁻²⁴, so that every noise level is finite.
+    """
+    alphas_cumprod = make("euler", "default", scheduler_config).alphas_cumprod.double().tolist()
+    before = [1.0, *alphas_cumprod[:-1]]
+    return [1 - after / each for each, after in zip(before, alphas_cumprod, strict=True)]
 
 
 def _class_of(row: Row) -> Any:

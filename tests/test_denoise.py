@@ -1,5 +1,6 @@
 """The loop, by closed forms: U-Nets whose answers are known, so that what comes out is known too."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +116,31 @@ def test_pndm_comes_to_the_picture_of_a_v_model_in_many_steps():
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
 
 
+class Bent(Recorder):
+    """A U-Net whose answer is bent, so that only a right solver follows the curve it makes of a picture's way."""
+
+    def answer(self, sample: Tensor, timestep: float, **conditions: Any) -> Tensor:
+        return torch.tanh(sample) * (0.5 + timestep / 2000)
+
+
+V_MODEL = {**CONFIG, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+SOLVERS = [name for name, row in schedulers.TABLE.items() if not row.stochastic and name not in ("ddim", "tcd")]
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_of_one_equation_agree(name, zero_snr):
+    """Deterministic schedulers solve the differential equation that DDIM does at η = 0 (Song et al. 2021, eq. 14)."""
+    few, many = ((bent_run(name, steps, zero_snr) - bent_run("ddim", 500, zero_snr)).abs().max() for steps in (5, 50))
+    assert many <= 0.1
+    assert many < 0.4 * few
+
+
+@functools.cache
+def bent_run(name: str, steps: int, zero_snr: bool) -> Tensor:
+    return run(name, Bent(), context_of(), steps=steps, config={**V_MODEL, "rescale_betas_zero_snr": zero_snr})
+
+
 @pytest.mark.parametrize("name", schedulers.NAMES)
 def test_a_batch_is_its_pictures(name):
     """Picture i has its own stream of noise, initial and ancestral, whoever is beside it."""
@@ -138,6 +164,15 @@ def test_steps_are_counted_as_asked(name, steps):
     assert (np.diff([step.timestep for step in seen]) < 1e-3).all()
     rounds = {"heun": 2 * steps - 1, "dpm2": 2 * steps - 1, "dpm2-a": 2 * steps - 1, "dpm++-sde": 2 * steps - 1}
     assert len(unet.calls) == {**rounds, "pndm": steps + (steps > 1)}.get(name, steps)
+
+
+def test_a_tail_of_pndms_rounds_counts_as_steps():
+    scheduler = schedulers.make("pndm", "default", CONFIG)
+    scheduler.set_timesteps(4)
+    seen: list[Any] = []
+    options = {"timesteps": scheduler.timesteps[2:], "guidance_scale": 1.0, "generators": generators_of(3)}
+    denoise(Recorder(), scheduler, torch.ones(1, *SHAPE), context_of(), on_step=seen.append, **options)
+    assert [(step.index, step.total) for step in seen] == [(0, 2), (1, 2)]
 
 
 def test_pndm_with_its_runge_kutta_start_counts_steps():

@@ -7,6 +7,7 @@ import sys
 from types import MappingProxyType
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -154,12 +155,17 @@ def test_eta_where_none_is_taken():
             assert error.hint.endswith("use one of ddim, tcd")
 
 
-@pytest.mark.parametrize("name", ["pndm", "lms", "heun", "dpm2", "dpm2-a", "dpm++-sde", "dpm++-2s", "deis"])
-def test_zero_terminal_snr_where_it_is_unknown(name):
-    check(name, "default", 0.0, {**SD15, "rescale_betas_zero_snr": False})
-    error = refused(name, "default", 0.0, {**SD15, "rescale_betas_zero_snr": True})
-    assert error.field == "scheduler"
-    assert name not in error.hint.removeprefix("use one of ").split(", ")
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_scheduler_has_the_betas_of_a_zero_snr_model(name, prediction_type):
+    """By Algorithm 1 of Lin et al. 2023 in numpy; the classes that cannot rescale betas are given them."""
+    config = {**SD15, "rescale_betas_zero_snr": True, "prediction_type": prediction_type}
+    check(name, "default", 0.0, config, steps=4)
+    root = np.sqrt(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    ours = make(name, "default", config, noise_seeds=[1]).alphas_cumprod.double().numpy()
+    assert ours[:-1] == pytest.approx(expected[:-1], rel=2e-3)
+    assert 0 <= ours[-1] <= 2**-23
 
 
 @pytest.mark.parametrize("name", ["pndm", "euler-a", "dpm2", "dpm2-a", "dpm++-sde"])
