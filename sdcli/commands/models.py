@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import registry
-from sdcli.options import Json
+
+Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line, instead.", show_default=False)]
 
 models = typer.Typer(help="The models sdcli knows by name.", no_args_is_help=True)
 
