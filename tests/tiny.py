@@ -192,8 +192,6 @@ def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
     if family == "sdxl":
         index["force_zeros_for_empty_prompt"] = True
     else:
-        index.update(
-            safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False
-        )
+        index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     write_json(directory / "model_index.json", index)
     return directory
