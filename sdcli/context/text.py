@@ -167,13 +167,11 @@ def emphasize(hidden: Tensor, token_weights: Sequence[Sequence[float]]) -> Tenso
     over tokens and features as it was. Windows without weights come back untouched.
     """
     factors = torch.tensor(token_weights, dtype=torch.float32, device=hidden.device)
-    changed = (factors != 1).any(dim=1)
-    if not changed.any():
+    if (factors == 1).all():
         return hidden
-    original = hidden.float()
-    weighted = original * factors[..., None]
-    weighted *= original.mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True)
-    return torch.where(changed[:, None, None], weighted, original).to(hidden.dtype)
+    weighted = hidden.float() * factors[..., None]
+    weighted *= hidden.float().mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True)
+    return weighted.to(hidden.dtype)
 
 
 def guidance_embedding(guidance_scale: float, width: int) -> Tensor:
