@@ -54,41 +54,49 @@ def trained_autoencoder(folder: Path, sprites: Any) -> Any:
 
 
 def trained_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder; if there is none it is learnt from captions and written there."""
+    """The tokenizer in a folder; if there is none the first process learns it from captions and writes it there."""
     import numpy as np
 
+    from sdcli.training import parallel
     from sdcli.training.captions import caption
     from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
     from sdcli.training.world import scenes
 
-    if not (folder / "vocab.json").exists():
+    if parallel.place()[0] == 0 and not (folder / "vocab.json").exists():
         rng = np.random.default_rng(0)
         write_tokenizer(folder, [caption(scene, rng) for scene in itertools.islice(scenes(0), 20_000)])
+    parallel.any_of(False)  # the others wait here
     return load_tokenizer(folder)
 
 
 def run_in(arguments: argparse.Namespace, settings: Any) -> Any:
     """The text-to-image run in the folder of checkpoints, as far as it has come."""
+    from sdcli.training import parallel
     from sdcli.training.sprites import tinted_sprites
     from sdcli.training.text_to_image import Latents, TextToImageRun
 
     sprites = tinted_sprites(arguments.sprites)
     vae = trained_autoencoder(arguments.out, sprites)
     tokenizer = trained_tokenizer(arguments.out / "tokenizer")
-    run = TextToImageRun(tokenizer, Latents(vae, sprites, settings.seed), settings)
+    world_seed = settings.seed + 1000 * parallel.place()[0]
+    run = TextToImageRun(tokenizer, Latents(vae, sprites, world_seed), settings)
     run.restore(arguments.out)
     return run
 
 
 def text_to_image(arguments: argparse.Namespace) -> None:
     """Train U-Net and text encoder on a trained autoencoder, with a sheet of pictures at each checkpoint."""
+    from sdcli.training import parallel
     from sdcli.training.checkpoint import append_log, train
     from sdcli.training.sampling import Sampling, assemble, generate, sheet
     from sdcli.training.text_to_image import TextToImageTraining
 
+    parallel.join()
     run = run_in(arguments, settings_from(TextToImageTraining, arguments))
     pipeline = assemble(run.pool.vae, run.text_encoder, run.tokenizer, run.unet, run.scheduler)
     for entry in train(run, arguments.out):
+        if parallel.place()[0] > 0:
+            continue
         append_log(arguments.out / "text-to-image.jsonl", entry)
         run.average.swap()
         pictures = generate(pipeline, SHEET_PROMPTS, range(len(SHEET_PROMPTS)), Sampling(num_inference_steps=20))

@@ -64,7 +64,7 @@ class LinearTeacher:
         """(n, 3, h, w) in -1 … 1 to (n, 4, h/8, w/8), of unit variance over the pictures it was fitted to."""
         patches = F.unfold(images, PATCH, stride=PATCH) - self.mean[:, None]
         codes = (self.components @ patches) / self.scale[:, None]
-        return codes.unflatten(2, (images.shape[2] // PATCH, images.shape[3] // PATCH))
+        return codes.reshape(*codes.shape[:2], images.shape[2] // PATCH, images.shape[3] // PATCH)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The linear reconstruction, (n, 4, h, w) to (n, 3, 8h, 8w)."""

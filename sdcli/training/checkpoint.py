@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from sdcli.errors import ModelCorrupt, ModelNotFound
+from sdcli.training import parallel
 
 State = dict[str, Any]
 
@@ -100,11 +101,12 @@ class Run(Protocol):
 
 def train(run: Run, folder: Path) -> Iterator[dict[str, object]]:
     """Train to the end or to a stop signal; saves and yields a log entry now and then, and at the end."""
-    mark, losses = time.monotonic(), []
+    mark, losses, stopping = time.monotonic(), [], False
     with stop_requests() as stopped:
-        while run.step < run.settings.steps and not stopped:
+        while run.step < run.settings.steps and not stopping:
             losses.append(run.train_step())
-            if run.step % run.settings.save_every and run.step < run.settings.steps and not stopped:
+            stopping = parallel.any_of(bool(stopped))
+            if run.step % run.settings.save_every and run.step < run.settings.steps and not stopping:
                 continue
             run.seconds += time.monotonic() - mark
             mark = time.monotonic()

@@ -43,7 +43,7 @@ def assemble(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """The pipeline of a diffusers folder, in fp32: left to itself, transformers 5 keeps the text encoder in fp16."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

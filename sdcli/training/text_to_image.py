@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdcli.training import checkpoint
+from sdcli.training import checkpoint, parallel
 from sdcli.training.autoencoder import step_noise, to_tensor
 from sdcli.training.captions import caption
 from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer, learning_rate
@@ -142,19 +142,26 @@ class Batch:
 
 
 def draw_batch(pool: Latents, size: int, tokenizer: CLIPTokenizer, settings: TextToImageTraining, step: int) -> Batch:
-    """The batch of a step, from the first `size` scenes; it depends on nothing but the arguments.
+    """This process' part of the batch of a step, from the first `size` scenes; it depends on nothing else.
 
     Timesteps are logit-normal (Esser et al. 2024, section 3.1), shifted towards the noise, where shapes are decided.
     """
-    rng = np.random.default_rng([settings.seed, step])
-    chosen = [int(index) for index in rng.integers(size, size=settings.batch)]
-    empty = rng.uniform(size=settings.batch) < settings.empty_prompts
+    process, processes = parallel.place()
+    count = settings.batch // processes
+    rng = np.random.default_rng([settings.seed, step, process])
+    chosen = [int(index) for index in rng.integers(size, size=count)]
+    empty = rng.uniform(size=count) < settings.empty_prompts
     prompts = ["" if e else caption(pool.scenes[i], rng) for i, e in zip(chosen, empty, strict=True)]
     latents = torch.stack([pool.encoded[index] for index in chosen]).float()
-    noisiness = 1 / (1 + np.exp(-rng.normal(settings.timestep_shift, 1.0, size=settings.batch)))
+    noisiness = 1 / (1 + np.exp(-rng.normal(settings.timestep_shift, 1.0, size=count)))
     steps = SCHEDULER["num_train_timesteps"]
     timesteps = torch.from_numpy(np.minimum((noisiness * steps).astype(np.int64), steps - 1))
-    return Batch(latents, step_noise(settings.seed, step, latents.shape), timesteps, tokenize(tokenizer, prompts))
+    return Batch(
+        latents,
+        step_noise(settings.seed + 1000 * process, step, latents.shape),
+        timesteps,
+        tokenize(tokenizer, prompts),
+    )
 
 
 def v_loss(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDIMScheduler, batch: Batch) -> Tensor:
@@ -187,32 +194,39 @@ class TextToImageRun:
         self.average = AveragedWeights(modules, settings.average_decay)
         self.step, self.seconds = 0, 0.0
 
+    def latents_file(self, folder: Path) -> Path:
+        """Where this process keeps its latents."""
+        return folder / f"latents-{parallel.place()[0]}.pt"
+
     def restore(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`, if there is one."""
-        if not (folder / "text-to-image.pt").exists():
-            return
-        state = checkpoint.load(folder / "text-to-image.pt")
-        self.step, self.seconds = state["step"], state["seconds"]
-        for name in ("unet", "text_encoder", "optimizer", "average"):
-            getattr(self, name).load_state_dict(state[name])
-        self.pool.load(folder / "latents.pt")
+        if self.latents_file(folder).exists():
+            self.pool.load(self.latents_file(folder))
+        if (folder / "text-to-image.pt").exists():
+            state = checkpoint.load(folder / "text-to-image.pt")
+            self.step, self.seconds = state["step"], state["seconds"]
+            for name in ("unet", "text_encoder", "optimizer", "average"):
+                getattr(self, name).load_state_dict(state[name])
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint of this moment."""
-        self.pool.save(folder / "latents.pt")
-        names = ("unet", "text_encoder", "optimizer", "average")
-        state = {name: getattr(self, name).state_dict() for name in names}
-        checkpoint.save(folder / "text-to-image.pt", {"step": self.step, "seconds": self.seconds, **state})
+        """Write the checkpoint of this moment; what all processes share is written by the first."""
+        self.pool.save(self.latents_file(folder))
+        if parallel.place()[0] == 0:
+            names = ("unet", "text_encoder", "optimizer", "average")
+            state = {name: getattr(self, name).state_dict() for name in names}
+            checkpoint.save(folder / "text-to-image.pt", {"step": self.step, "seconds": self.seconds, **state})
 
     def train_step(self) -> float:
         """One step; returns its loss."""
-        settings = self.settings
-        size = min(settings.most_scenes, settings.scenes + self.step * settings.fresh)
+        settings, (_, processes) = self.settings, parallel.place()
+        size = min(settings.most_scenes, settings.scenes + self.step * settings.fresh) // processes
         self.pool.grow(size)
         batch = draw_batch(self.pool, size, self.tokenizer, settings, self.step)
         loss = v_loss(self.unet, self.text_encoder, self.scheduler, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([*self.unet.parameters(), *self.text_encoder.parameters()], 1.0)
+        parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        parallel.average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         rate = learning_rate(self.step, settings.lr, settings.steps, settings.warmup, settings.cooldown)
         self.optimizer.step(rate)
         self.average.update()

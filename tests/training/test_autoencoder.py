@@ -70,7 +70,7 @@ def test_the_teacher_teaches_quickly(sprites):
     settings = AutoencoderTraining(batch=2, crop=64, teacher_steps=99, teacher_scenes=8, warmup=1)
     run = AutoencoderRun(sprites, settings, TINY)
     losses = [run.train_step() for _ in range(25)]
-    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
 def test_the_scaling_factor_gives_latents_unit_variance(sprites):
