@@ -206,7 +206,7 @@ def test_names_that_cannot_be_meant_are_usage_errors(here, output, count, hint):
 @given(st.text(alphabet="{}{}:!.aseedindexpromptmodel/0 ", max_size=25))
 def test_templates_fill_or_are_refused(template):
     try:
-        filled = outputs._fill(template, recipe(), 1)
+        filled = outputs.fill(template, recipe(), 1)
     except UsageError:
         assert "{" in template or "}" in template
     else:
