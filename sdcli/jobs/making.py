@@ -18,7 +18,7 @@ from sdcli.errors import JobsFailed, OutOfMemory, OutputError, OutputExists, Sdc
 from sdcli.jobs import ledger
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, shorten
+from sdcli.jobs.read import Fault, explain, shorten
 
 if TYPE_CHECKING:
     from sdcli.denoise import Step
@@ -222,7 +222,7 @@ def _words(run: _Run, error: Exception) -> str:
     if isinstance(error, MemoryError):
         error = OutOfMemory("out of memory", "make a smaller picture, or choose dtype bfloat16")
     if isinstance(error, SdcliError):
-        return f"{error.message} ({error.hint})"
+        return explain(error)
     return f"{type(error).__name__}: {error} (this is a bug in sdcli; --debug shows the traceback)"
 
 

@@ -18,7 +18,7 @@ from sdcli import NUMERICS_VERSION, outputs, registry
 from sdcli.digest import model_digest
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
-from sdcli.jobs.read import Fault, Job
+from sdcli.jobs.read import Fault, Job, explain
 from sdcli.recipe import MAX_SEED, Recipe
 from sdcli.registry import ModelEntry
 
@@ -83,7 +83,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen) -> 
         key = _identity(recipe, entry, seen.digests[path], job.output, seen)
     except SdcliError as error:
         at = getattr(error, "field", None)
-        return Fault(job.line, f"{error.message} ({error.hint})", job.columns.get(at) if at else None, at, job.id)
+        return Fault(job.line, explain(error), job.columns.get(at) if at else None, at, job.id)
     if job.id is not None:
         seen.ids[str(job.id)] = job.line
     if name is not None:
@@ -127,7 +127,7 @@ def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or name.endswith("/") or not path.name or "\0" in name:
         raise InvalidRecipe(f"output {output!r} is no name inside the directory", "give one such as fox.png", "output")
-    if path.name.startswith(RESERVED) or max(len(part.encode()) for part in path.parts) > MAX_NAME_BYTES:
+    if path.name.startswith(RESERVED) or len(name.encode()) > MAX_NAME_BYTES:
         hint = f"take at most {MAX_NAME_BYTES} bytes, and none that begins with {RESERVED}"
         raise InvalidRecipe(f"output {output!r} cannot be used as a name", hint, "output")
     if str(path) in seen.names:

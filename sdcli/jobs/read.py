@@ -16,14 +16,14 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from sdcli import recipe
-from sdcli.errors import InputError, InvalidRecipe, UsageError
+from sdcli.errors import InputError, InvalidRecipe, SdcliError, UsageError
 
 Format = Literal["jsonl", "csv", "text"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "text")
 SUFFIXES: Mapping[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".txt": "text"}
 KEYS = (*recipe.keys(), "id", "output")
 MAX_LINE = 1024**2  # bytes
-MAX_REASON = 300  # characters; a value may be as long as its line
+MAX_REASON, MAX_QUOTE = 400, 120  # characters; a value may be as long as its line
 
 _BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -113,20 +113,22 @@ def job_of(line: int, values: Mapping[str, Any], columns: Mapping[str, int]) -> 
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(KEYS)}"
-            raise _Wrong(f"unknown key {key!r} ({hint})", column, key)
+            raise _Wrong(f"unknown key {shorten(repr(key), MAX_QUOTE)} ({hint})", column, key)
         if isinstance(value, str) and not _is_unicode(value):
             raise _Wrong("its text is not valid Unicode", column, key)
         if key == "id":
             if type(value) not in (str, int):
-                raise _Wrong(f"id is {value!r} (it must be text or a whole number)", column, key)
+                raise _Wrong(
+                    f"id is {shorten(repr(value), MAX_QUOTE)} (it must be text or a whole number)", column, key
+                )
         elif key == "output":
             if type(value) is not str:
-                raise _Wrong(f"output is {value!r} (it must be text)", column, key)
+                raise _Wrong(f"output is {shorten(repr(value), MAX_QUOTE)} (it must be text)", column, key)
         else:
             try:
                 said[key] = recipe.check_value(key, value)
             except InvalidRecipe as error:
-                raise _Wrong(f"{error.message} ({error.hint})", column, key) from error
+                raise _Wrong(explain(error), column, key) from error
     if "prompt" not in said:
         raise _Wrong("prompt is missing", 1, "prompt")
     job_id, output = said.pop("id", None), said.pop("output", None)
@@ -154,7 +156,8 @@ def _fault(line: int, wrong: _Wrong, values: Mapping[str, Any]) -> Fault:
     """`wrong` as a fault of `line`, under the job's own id where that could be read."""
     job_id = values.get("id")
     known = type(job_id) is int or (isinstance(job_id, str) and _is_unicode(job_id))
-    return Fault(line, wrong.reason, wrong.column, wrong.field, job_id if known else None)
+    at = None if wrong.field is None else shorten(wrong.field, MAX_QUOTE)
+    return Fault(line, wrong.reason, wrong.column, at, job_id if known else None)
 
 
 def _parse_text(text: str, values: dict[str, Any], columns: dict[str, int]) -> None:
@@ -290,7 +293,7 @@ def _typed(key: str, cell: str, column: int) -> Any:
     try:
         return recipe.parse_value(key, cell)
     except InvalidRecipe as error:
-        raise _Wrong(f"{error.message} ({error.hint})", column, key) from error
+        raise _Wrong(explain(error), column, key) from error
 
 
 def _is_unicode(text: str) -> bool:
@@ -302,7 +305,12 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def shorten(text: str) -> str:
-    """`text` in at most MAX_REASON characters, on one line, fit for every encoding."""
+def shorten(text: str, most: int = MAX_REASON) -> str:
+    """`text` in at most `most` characters, on one line, fit for every encoding."""
     flat = " ".join(text.split()).encode(errors="backslashreplace").decode()
-    return flat if len(flat) <= MAX_REASON else f"{flat[: MAX_REASON - 1]}…"
+    return flat if len(flat) <= most else f"{flat[: most - 1]}…"
+
+
+def explain(error: SdcliError) -> str:
+    """Message and hint of `error` on one line, the hint whole however long a value the message quotes."""
+    return f"{shorten(error.message, MAX_QUOTE)} ({error.hint})"
