@@ -75,9 +75,11 @@ def batch(
 
     sdcli batch prompts.txt --matrix seed=1,2 --matrix scheduler=ddim,euler
 
-    A job's keys are the long options with underscores (prompt, seed, guidance_scale …), id, which its line repeats,
-    and output, a name in DIR. The options here fill what a job leaves out. Run again, after whatever ended it, the
-    same command makes only what is missing; the other lines say "cached". The status is 7 if a job failed.
+    A job's keys are the long options with underscores (prompt, seed, guidance_scale …), and two more:
+
+    id, which its line repeats, and output, a name in DIR. The options here fill what a job leaves out.
+
+    Run again, after whatever ended it, the same command makes only what is missing.
     """
     given: dict[str, Any] = options.given(
         {

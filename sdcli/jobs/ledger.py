@@ -49,17 +49,16 @@ def opened(directory: Path) -> Iterator[Ledger]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(
-                f"another sdcli batch is writing to {directory}", "wait for it, or choose another directory with -o"
-            ) from error
-        try:
             file.seek(0)
             data = file.read()
             entries = _entries(data)
             if data and not data.endswith(b"\n"):  # torn by a kill or a full disk
                 _append(file, b"\n")
             _clear(directory, entries)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another sdcli batch is writing to {directory}", "wait for it, or choose another directory with -o"
+            ) from error
         except OSError as error:
             raise cannot_write(str(path), directory, error) from error
         yield Ledger(directory, file, entries)
