@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
+from sdcli.commands.batch import batch
 from sdcli.commands.generate import generate
 from sdcli.commands.info import info
 from sdcli.commands.models import models
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(batch)
 app.command()(info)
 app.add_typer(models, name="models")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sdcli import display, outputs, streams
-from sdcli.errors import OutputError, SdcliError, UsageError
+from sdcli.errors import SdcliError, UsageError
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
 
@@ -49,9 +49,9 @@ def deliver(order: Order) -> None:
     _quieten_libraries()
     with streams.results() as out:
         for index, result in enumerate(_results(order, out)):
-            data = _png_bytes(result)
+            data = png_bytes(result)
             if order.to_stdout:
-                _write_bytes(out, data)
+                streams.write_bytes(out, data)
                 continue
             path = outputs.write(destinations[index], data)
             _report(out, order, result, path, data)
@@ -77,7 +77,7 @@ def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
                 results = pipeline.run(model, batch, on_step)
             except SdcliError as error:
                 if order.json:
-                    streams.write_line(out, json.dumps(_failure(chunk[0], error), ensure_ascii=False))
+                    streams.write_line(out, json.dumps(failed_line(chunk[0], error.message), ensure_ascii=False))
                 raise
         yield from results
 
@@ -92,7 +92,8 @@ def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
-def _png_bytes(result: Result) -> bytes:
+def png_bytes(result: Result) -> bytes:
+    """The PNG of a finished picture, with its recipe in it."""
     from sdcli.metadata import png_bytes
 
     return png_bytes(result.image, result.recipe)
@@ -101,12 +102,15 @@ def _png_bytes(result: Result) -> bytes:
 def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes) -> None:
     for warning in result.warnings:
         streams.warn(warning)
-    if not order.json:
-        streams.write_line(out, path)
-        return
+    line = json.dumps(done_line(result, path, data), ensure_ascii=False) if order.json else path
+    streams.write_line(out, line)
+
+
+def done_line(result: Result, path: str, data: bytes) -> dict[str, Any]:
+    """What a line of JSON says of a picture that is safely on disk at `path`, as the bytes `data`."""
     from sdcli.images import pixels_sha256
 
-    line = {
+    return {
         "status": "done",
         "path": path,
         "seed": result.recipe.seed,
@@ -119,22 +123,22 @@ def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes)
         "warnings": list(result.warnings),
         "error": None,
     }
-    streams.write_line(out, json.dumps(line, ensure_ascii=False))
 
 
-def _failure(recipe: Recipe, error: SdcliError) -> dict[str, Any]:
+def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
+    """What a line of JSON says of a picture that could not be made: the same keys, null where nothing is known."""
     return {
         "status": "failed",
         "path": None,
-        "seed": recipe.seed,
-        "width": recipe.width,
-        "height": recipe.height,
-        "model": recipe.model,
+        "seed": recipe and recipe.seed,
+        "width": recipe and recipe.width,
+        "height": recipe and recipe.height,
+        "model": recipe and recipe.model,
         "sha256": None,
         "pixels_sha256": None,
         "seconds": None,
         "warnings": [],
-        "error": error.message,
+        "error": message,
     }
 
 
@@ -147,16 +151,6 @@ def _check_stdout(order: Order) -> None:
         raise UsageError("-o - and --json both want stdout", "give -o a file, or leave --json away")
     if sys.stdout.isatty():
         raise UsageError("-o - would write a PNG to the terminal", "redirect or pipe stdout, or give -o a file")
-
-
-def _write_bytes(out: BinaryIO, data: bytes) -> None:
-    try:
-        out.write(data)
-        out.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"stdout: {error.strerror}", "is there space where stdout goes?") from error
 
 
 def _quieten_libraries() -> None:

@@ -19,6 +19,8 @@ from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Recipe
 
+DEFAULT_THREADS = torch.get_num_threads()
+
 
 @dataclass(frozen=True)
 class Result:
@@ -39,8 +41,9 @@ def resolve_execution(recipe: Recipe) -> Recipe:
     Raises InvalidRecipe for a device that is not there.
     """
     device = _device(recipe.execution.device)
-    if recipe.execution.threads:
-        torch.set_num_threads(recipe.execution.threads)
+    threads = recipe.execution.threads or DEFAULT_THREADS
+    if threads != torch.get_num_threads():  # an earlier recipe of this process may have changed it
+        torch.set_num_threads(threads)
     dtype = _dtype(recipe.execution.dtype, device)
     return recipe.replace(device=device, dtype=dtype, threads=torch.get_num_threads())
 

@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Self, get_type_hints
 
 from sdcli import schedulers
@@ -105,12 +107,42 @@ def keys() -> Iterable[str]:
 
 
 def _keys(part: type) -> Iterable[str]:
+    return (each.name for each, _ in _rules(part))
+
+
+def _rules(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
+    """Each flat key's field, with its type."""
     hints = get_type_hints(part)
     for each in fields(part):
         if is_dataclass(hints[each.name]):
-            yield from _keys(hints[each.name])
+            yield from _rules(hints[each.name])
         else:
-            yield each.name
+            yield each, hints[each.name]
+
+
+@cache
+def _rule_of(key: str) -> tuple[dataclasses.Field[Any], type]:
+    return next(rule for rule in _rules(Recipe) if rule[0].name == key)
+
+
+def check_value(key: str, value: Any) -> Any:
+    """`value` as the flat `key` holds it, whatever the other keys say. Raises InvalidRecipe where it cannot be."""
+    return _checked(*_rule_of(key), value)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value that `text` is for the flat `key`: a number, true or false, or the text itself.
+
+    Raises InvalidRecipe where it is none, or out of range.
+    """
+    kind = _rule_of(key)[1]
+    value: Any = text
+    if kind is bool:
+        value = {"true": True, "false": False}.get(text.strip().lower(), text)
+    elif kind is not str and text.isascii():
+        with suppress(ValueError):  # then it stays text, which the check refuses by name
+            value = int(text) if kind is int else float(text)
+    return check_value(key, value)
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
@@ -140,7 +172,8 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     """`value` as `kind` (an int counts as a float, and nothing else as anything else), within the field's range."""
     name, rule = each.name, each.metadata
     if kind is float and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):
+            value = float(value)
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise InvalidRecipe(f"{name} is {value!r}", f"{name} must be {words[kind]}", name)
