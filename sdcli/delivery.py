@@ -8,12 +8,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import display, outputs, streams
-from sdcli.errors import OutputError, SdcliError, UsageError
+from sdcli import display, outputs, remarks, streams
+from sdcli.digest import model_digest
+from sdcli.errors import InvalidPicture, OutputError, SdcliError, UsageError
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
+from sdcli.remarks import Remark
 
 if TYPE_CHECKING:
     from sdcli.model import LatentDiffusionModel
@@ -30,6 +34,9 @@ class Order:
     force: bool
     json: bool
     quiet: bool
+    strict: bool = False
+    remarks: tuple[Remark, ...] = ()
+    """What is known to deserve a word before a picture is made; an error at once where `strict`."""
 
     @property
     def to_stdout(self) -> bool:
@@ -44,22 +51,45 @@ def deliver(order: Order) -> None:
     written; those finished before it stay.
     """
     _check_stdout(order)
+    announce(order)
     destinations = () if order.to_stdout else outputs.plan(order.output, order.recipes, force=order.force)
     show_picture = not (order.quiet or order.json or order.to_stdout) and sys.stdout.isatty() and sys.stderr.isatty()
     _quieten_libraries()
     with streams.results() as out:
-        for index, result in enumerate(_results(order, out)):
-            data = _png_bytes(result)
-            if order.to_stdout:
-                _write_bytes(out, data)
-                continue
-            path = outputs.write(destinations[index], data)
-            _report(out, order, result, path, data)
+        for index, result in enumerate(pictures(order, out)):
+            hand_over(order, out, result, None if order.to_stdout else destinations[index])
             if show_picture:
                 display.preview(result.image)
 
 
-def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
+def announce(order: Order) -> None:
+    """Say what is known to deserve a word, one line of warning each; raise it instead where the order is strict."""
+    if order.strict:
+        remarks.insist(order.remarks)
+    for each in order.remarks:
+        streams.warn(each.message)
+
+
+def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.Destination | None) -> None:
+    """Write one picture and its line, or its bytes alone to `out` where it has no destination.
+
+    Raises InvalidPicture, with nothing written, for a flat picture where the order is strict.
+    """
+    if order.strict and result.flat:
+        error = InvalidPicture(result.flat, "try another --seed, prompt or scheduler; or leave --strict away")
+        if order.json:
+            streams.write_line(out, json.dumps(_failure(result.recipe, error), ensure_ascii=False))
+        raise error
+    data = _png_bytes(order, result)
+    if destination is None:
+        for warning in result.warnings:
+            streams.warn(warning)
+        _write_bytes(out, data)
+        return
+    _report(out, order, result, outputs.write(destination, data), data)
+
+
+def pictures(order: Order, out: BinaryIO) -> Iterator[Result]:
     """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised."""
     model: LatentDiffusionModel | None = None
     execution: dict[str, Any] = {}
@@ -92,10 +122,17 @@ def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
-def _png_bytes(result: Result) -> bytes:
+def _png_bytes(order: Order, result: Result) -> bytes:
     from sdcli.metadata import png_bytes
 
-    return png_bytes(result.image, result.recipe)
+    extra = {"model_digest": digest_of(locate(order.entry)), "batch": result.batch}
+    return png_bytes(result.image, result.recipe, extra={key: value for key, value in extra.items() if value})
+
+
+@cache
+def digest_of(path: Path) -> str:
+    """The digest of the model at `path`, as it is when first asked for by this process."""
+    return model_digest(path)
 
 
 def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes) -> None:
@@ -116,7 +153,7 @@ def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes)
         "sha256": hashlib.sha256(data).hexdigest(),
         "pixels_sha256": pixels_sha256(result.image),
         "seconds": round(result.seconds, 3),
-        "warnings": list(result.warnings),
+        "warnings": [*(remark.message for remark in order.remarks), *result.warnings],
         "error": None,
     }
     streams.write_line(out, json.dumps(line, ensure_ascii=False))

@@ -130,6 +130,10 @@ Json = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="No progress, no preview.", show_default=False)
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", rich_help_panel=_OUTPUT, help="Make every warning an error.", show_default=False),
+]
 Debug = Annotated[
     bool, typer.Option("--debug", rich_help_panel=_OUTPUT, help="Tracebacks with errors.", show_default=False)
 ]

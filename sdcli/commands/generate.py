@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli import delivery, options, registry
+from sdcli import delivery, options, registry, remarks
 from sdcli.errors import InputError
 from sdcli.recipe import Recipe
 
@@ -32,6 +32,7 @@ def generate(
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    strict: options.Strict = False,
     debug: options.Debug = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -69,13 +70,16 @@ def generate(
             "batch_size": batch_size,
         }
     )
+    recipe = registry.resolve_recipe(entry, asked)
     order = delivery.Order(
         entry=entry,
-        recipes=_series(registry.resolve_recipe(entry, asked), num_images),
+        recipes=_series(recipe, num_images),
         output=output,
         force=force,
         json=json,
         quiet=quiet,
+        strict=strict,
+        remarks=remarks.of(entry, registry.facts_of(entry), recipe, count=num_images),
     )
     delivery.deliver(order)
 
