@@ -16,6 +16,7 @@ from sdcli import __version__
 from sdcli.commands.generate import generate
 from sdcli.commands.info import info
 from sdcli.commands.models import models
+from sdcli.commands.replay import replay
 from sdcli.errors import ExitStatus, OutOfMemory, SdcliError
 from sdcli.streams import complain
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(info)
+app.command()(replay)
 app.add_typer(models, name="models")
 
 

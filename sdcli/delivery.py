@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,11 +50,11 @@ def deliver(order: Order) -> None:
     What can be refused is refused before torch is imported. Raises whatever kept a picture from being made or
     written; those finished before it stay.
     """
-    _check_stdout(order)
+    check_stdout(order)
     announce(order)
     destinations = () if order.to_stdout else outputs.plan(order.output, order.recipes, force=order.force)
     show_picture = not (order.quiet or order.json or order.to_stdout) and sys.stdout.isatty() and sys.stderr.isatty()
-    _quieten_libraries()
+    quieten_libraries()
     with streams.results() as out:
         for index, result in enumerate(pictures(order, out)):
             hand_over(order, out, result, None if order.to_stdout else destinations[index])
@@ -80,7 +80,7 @@ def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.
         if order.json:
             streams.write_line(out, json.dumps(_failure(result.recipe, error), ensure_ascii=False))
         raise error
-    data = _png_bytes(order, result)
+    data = encode(order, result)
     if destination is None:
         for warning in result.warnings:
             streams.warn(warning)
@@ -89,8 +89,15 @@ def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.
     _report(out, order, result, outputs.write(destination, data), data)
 
 
-def pictures(order: Order, out: BinaryIO) -> Iterator[Result]:
-    """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised."""
+Loaded = tuple["LatentDiffusionModel", dict[str, Any]]
+"""A model, and how it is executed: the resolved device, dtype and number of threads."""
+
+
+def pictures(order: Order, out: BinaryIO, load: Callable[[Order], Loaded] | None = None) -> Iterator[Result]:
+    """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised.
+
+    `load` takes the place of `load_model`, for who keeps models from one order to the next.
+    """
     model: LatentDiffusionModel | None = None
     execution: dict[str, Any] = {}
     count, size = len(order.recipes), order.recipes[0].execution.batch_size
@@ -102,7 +109,7 @@ def pictures(order: Order, out: BinaryIO) -> Iterator[Result]:
 
             try:
                 if model is None:
-                    model, execution = _load(order)
+                    model, execution = (load or load_model)(order)
                 batch = [recipe.replace(**execution, batch_size=len(chunk)) for recipe in chunk]
                 results = pipeline.run(model, batch, on_step)
             except SdcliError as error:
@@ -112,8 +119,8 @@ def pictures(order: Order, out: BinaryIO) -> Iterator[Result]:
         yield from results
 
 
-def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
-    """The model, and how it is executed: the resolved device, dtype and number of threads."""
+def load_model(order: Order) -> Loaded:
+    """The model of an order, for the execution that its first recipe asks for."""
     from sdcli import pipeline
 
     entry = order.entry
@@ -122,7 +129,8 @@ def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
-def _png_bytes(order: Order, result: Result) -> bytes:
+def encode(order: Order, result: Result) -> bytes:
+    """The PNG of a result, with all in it that makes it again."""
     from sdcli.metadata import png_bytes
 
     extra = {"model_digest": digest_of(locate(order.entry)), "batch": result.batch}
@@ -175,7 +183,8 @@ def _failure(recipe: Recipe, error: SdcliError) -> dict[str, Any]:
     }
 
 
-def _check_stdout(order: Order) -> None:
+def check_stdout(order: Order) -> None:
+    """Raise UsageError where the PNG itself is to go to stdout and cannot."""
     if not order.to_stdout:
         return
     if len(order.recipes) > 1:
@@ -196,7 +205,7 @@ def _write_bytes(out: BinaryIO, data: bytes) -> None:
         raise OutputError(f"stdout: {error.strerror}", "is there space where stdout goes?") from error
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Keep the hub libraries from the network and from talking, unless the user asks them to."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

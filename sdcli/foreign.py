@@ -116,9 +116,9 @@ def from_parameters(fields: Mapping[str, str]) -> Translation:
     elif sampler:
         also = f" with schedule type {schedule}" if schedule else ""
         unhonoured.append(f"Sampler: {sampler}{also} is none that sdcli has; the model's default takes its place")
-    rng = fields.get("RNG", "absent" if is_sdcpp else "GPU, which A1111 does not write")
+    rng = fields.get("RNG", "not said")  # and that is the GPU in A1111
     if rng.lower() != "cpu":
-        unhonoured.append(f"RNG: {rng}; sdcli draws noise on the CPU as torch does, which gives another picture")
+        unhonoured.append(f"RNG: {rng}; sdcli draws noise on the CPU as torch does, which may give another picture")
     for key, text in fields.items():
         if key in _SILENT or key in ("Sampler", "RNG") or (is_sdcpp and key == "Guidance"):
             continue  # Guidance is sd.cpp's word for guidance that is distilled into Flux
@@ -183,14 +183,16 @@ def from_invokeai(said: Mapping[str, Any]) -> Translation:
     recipe: dict[str, Any] = {"prompt_weights": False}  # its weights are written otherwise: (fox)1.3, fox++
     unhonoured: list[str] = []
     for key, value in said.items():
-        if key in ("app_version", "model", "metadata_version") or value in (None, False, "", [], {}):
+        if key in ("app_version", "model", "metadata_version") or value is None or value is False:
+            continue
+        if value in ("", [], {}):
             continue
         taken = _invokeai_value(key, value, said)
         if taken is None:
             unhonoured.append(f"{key}: {_shortened(str(value))} has no counterpart in sdcli")
         recipe |= taken or {}
     recipe.setdefault("prompt", "")
-    if said.get("rand_device", "cpu") == "cpu" and not said.get("rand_device"):
+    if not said.get("rand_device"):
         unhonoured.append("rand_device: not said; sdcli draws noise on the CPU")
     for key in ("prompt", "negative_prompt"):
         if re.search(r"\)[\d.+-]|\w[+-]{1,9}(?=\W|$)", recipe.get(key, "")):

@@ -77,7 +77,7 @@ def png_bytes(image: Image.Image, recipe: Recipe, *, extra: Mapping[str, Any] | 
     said = {
         **(extra or {}),
         "recipe": recipe.to_dict(),
-        "software": {"sdcli": __version__, **{name: _version(name) for name in SOFTWARE}},
+        "software": {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}},
         "pixels_sha256": pixels_sha256(image),
     }
     chunks = PngInfo()
@@ -210,7 +210,8 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """The version of an installed package, "unknown" where it has none."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -161,13 +161,19 @@ def _overflowed(model: LatentDiffusionModel, latents: Tensor, pixels: Tensor) ->
     return lost
 
 
+def devices() -> tuple[str, ...]:
+    """The devices that are here, the one that `auto` takes first."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return tuple(device for device, found in present.items() if found)
+
+
 def _device(asked: str) -> str:
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = devices()
     if asked == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if present[device])
-    if not present[asked]:
-        here = ", ".join(device for device, found in present.items() if found)
-        raise InvalidRecipe(f"there is no {asked} device here", f"choose --device auto or {here}", "device")
+        return here[0]
+    if asked not in here:
+        hint = f"choose --device auto or {', '.join(here)}"
+        raise InvalidRecipe(f"there is no {asked} device here", hint, "device")
     return asked
 
 

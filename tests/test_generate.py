@@ -46,7 +46,7 @@ def test_libraries_that_print_and_warn_do_not_reach_stdout(sd15, tmp_path):
     noisy = """
 import os, subprocess, sys, warnings
 import sdcli.delivery
-quiet = sdcli.delivery._quieten_libraries
+quiet = sdcli.delivery.quieten_libraries
 def noisy():
     quiet()
     import sdcli.pipeline
@@ -59,7 +59,7 @@ def noisy():
         warnings.warn("a warning")
         return load(*args, **kwargs)
     sdcli.pipeline.load = loud
-sdcli.delivery._quieten_libraries = noisy
+sdcli.delivery.quieten_libraries = noisy
 from sdcli.__main__ import main
 main()
 """
