@@ -20,7 +20,6 @@ from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Recipe
 
-
 RETRIED = "the VAE gave pixels that are not numbers, and was run again in float32"
 
 

@@ -137,7 +137,8 @@ def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
     said = found.chunk.get("batch")
     if isinstance(said, Mapping):
         seeds, index = said.get("seeds"), said.get("index")
-        whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds)
+        seeds = seeds if isinstance(seeds, list) else []
+        whole = all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds)
         if whole and type(index) is int and 0 <= index < len(seeds) and seeds[index] == recipe.seed:
             return seeds, index
     return [recipe.seed], 0
@@ -158,10 +159,11 @@ def difference(before: Image.Image, after: Image.Image) -> Difference | None:
     red, green, blue = apart.split()
     largest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     histogram = largest.histogram()
+    highest = max(value for value, count in enumerate(histogram) if count)
     total = before.width * before.height
     squares = sum(ImageStat.Stat(apart).sum2)
     psnr = 10 * math.log10(255**2 / (squares / (3 * total)))
-    return Difference(total - histogram[0], total, largest.getextrema()[1], psnr)
+    return Difference(total - histogram[0], total, highest, psnr)
 
 
 def reasons(origin: Source, made: Recipe, model_digest: str, pixels_sha256: str) -> list[str]:

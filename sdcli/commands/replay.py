@@ -56,7 +56,7 @@ def replay(
     from sdcli import proof
 
     execution = options.given({"device": device, "dtype": dtype, "threads": threads})
-    shared = {"output": output, "force": force, "json": json, "quiet": quiet, "strict": strict}
+    shared: dict[str, Any] = {"output": output, "force": force, "json": json, "quiet": quiet, "strict": strict}
     jobs = []
     for path in images:
         source = proof.source(path, model, **execution)
