@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import display, outputs, remarks, streams
+from sdcli import display, dry_run, outputs, remarks, streams, timings
 from sdcli.digest import model_digest
 from sdcli.errors import InvalidPicture, OutputError, SdcliError, UsageError
 from sdcli.recipe import Recipe
@@ -70,6 +70,18 @@ def announce(order: Order) -> None:
         streams.warn(each.message)
 
 
+def forecast(order: Order) -> None:
+    """Say what `deliver` would do, or raise what it would, without torch and without writing anything."""
+    check_stdout(order)
+    announce(order)
+    plan = dry_run.plan(order.entry, order.recipes, order.output, force=order.force)
+    if order.json:
+        warnings = [remark.message for remark in order.remarks]
+        print(json.dumps({**plan, "warnings": warnings, "error": None}, ensure_ascii=False))
+    else:
+        print("\n".join(dry_run.lines(plan)))
+
+
 def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.Destination | None) -> None:
     """Write one picture and its line, or its bytes alone to `out` where it has no destination.
 
@@ -80,6 +92,7 @@ def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.
         if order.json:
             streams.write_line(out, json.dumps(_failure(result.recipe, error), ensure_ascii=False))
         raise error
+    timings.record(result.recipe, digest_of(locate(order.entry)), result.seconds)
     data = encode(order, result)
     if destination is None:
         for warning in result.warnings:

@@ -134,6 +134,13 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", rich_help_panel=_OUTPUT, help="Make every warning an error.", show_default=False),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", rich_help_panel=_OUTPUT, show_default=False,
+        help="Say what would be made, of what files and where to, and make nothing.",
+    ),
+]  # fmt: skip
 Debug = Annotated[
     bool, typer.Option("--debug", rich_help_panel=_OUTPUT, help="Tracebacks with errors.", show_default=False)
 ]

@@ -33,6 +33,7 @@ def generate(
     json: options.Json = False,
     quiet: options.Quiet = False,
     strict: options.Strict = False,
+    dry_run: options.DryRun = False,
     debug: options.Debug = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -81,7 +82,10 @@ def generate(
         strict=strict,
         remarks=remarks.of(entry, registry.facts_of(entry), recipe, count=num_images),
     )
-    delivery.deliver(order)
+    if dry_run:
+        delivery.forecast(order)
+    else:
+        delivery.deliver(order)
 
 
 def _series(first: Recipe, count: int) -> tuple[Recipe, ...]:

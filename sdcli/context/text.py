@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sdcli.context import Context
 from sdcli.context.windows import Window, windows
-from sdcli.errors import InvalidRecipe
 from sdcli.model import LatentDiffusionModel, TextEncoder, Tokenizer
+from sdcli.recipe import check_clip_skip
 
 
 @torch.inference_mode()
@@ -47,7 +47,8 @@ def encode(
 
     Raises InvalidRecipe for a `clip_skip` beyond the text encoder's layers.
     """
-    _check_clip_skip(model, clip_skip)
+    layers = min(int(each.model.config.num_hidden_layers) for each in model.text_encoders)
+    check_clip_skip(clip_skip, layers, penultimate=model.takes_time_ids)
     with_negative = guidance and not model.takes_guidance_embedding
     zeros = with_negative and model.force_zeros_for_empty_prompt and not negative_prompt
     prompts = [prompt] if zeros or not with_negative else [prompt, negative_prompt]
@@ -144,14 +145,3 @@ def guidance_embedding(guidance_scale: float, width: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -spacing)
     angles = torch.tensor(guidance_scale - 1, dtype=torch.float32) * 1000 * frequencies
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
-
-
-def _check_clip_skip(model: LatentDiffusionModel, clip_skip: int) -> None:
-    layers = min(int(each.model.config.num_hidden_layers) for each in model.text_encoders)
-    most = layers - 1 if model.takes_time_ids else layers
-    if clip_skip > most:
-        raise InvalidRecipe(
-            f"clip_skip is {clip_skip}, and this model's text encoder has {layers} layers",
-            f"clip_skip must be between 1 and {most}",
-            "clip_skip",
-        )
