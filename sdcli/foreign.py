@@ -201,7 +201,9 @@ def from_invokeai(said: Mapping[str, Any]) -> Translation:
     model = model if isinstance(model, Mapping) else {}
     name = str(model.get("name") or model.get("model_name") or "")
     digest = str(model.get("hash") or "")
-    return Translation(recipe, name, digest.removeprefix("sha256:") if ":" in digest else "", tuple(unhonoured))
+    return Translation(
+        recipe, name, digest.removeprefix("sha256:") if digest.startswith("sha256:") else "", tuple(unhonoured)
+    )
 
 
 _INVOKEAI_KEYS: Mapping[str, tuple[str, type]] = {
