@@ -148,7 +148,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
 
     That moment is in the VAE's decoder, at the picture's full size, or in the U-Net, whose skip connections wait. How
     many tensors of the largest size live at once was measured with kit at 256 and 512 pixels in float32 and bfloat16,
-    where the estimate came within 40 % of the peak. torch itself is not counted.
+    where the estimate came within 25 % of the peak. torch itself is not counted.
     """
     unet, vae = (families.read_json(parts.configs / part / "config.json") for part in ("unet", "vae"))
     size = BYTES[likely["dtype"]]
