@@ -93,7 +93,7 @@ def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.
             streams.write_line(out, json.dumps(_failure(result.recipe, error), ensure_ascii=False))
         raise error
     timings.record(result.recipe, digest_of(locate(order.entry)), result.seconds)
-    data = encode(order, result)
+    data = png_bytes(result, order.entry)
     if destination is None:
         for warning in result.warnings:
             streams.warn(warning)
@@ -142,12 +142,12 @@ def load_model(order: Order) -> Loaded:
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
-def encode(order: Order, result: Result) -> bytes:
-    """The PNG of a result, with all in it that makes it again."""
-    from sdcli.metadata import png_bytes
+def png_bytes(result: Result, entry: ModelEntry) -> bytes:
+    """The PNG of a finished picture, with all in it that makes it again and proves it."""
+    from sdcli import metadata
 
-    extra = {"model_digest": digest_of(locate(order.entry)), "batch": result.batch}
-    return png_bytes(result.image, result.recipe, extra={key: value for key, value in extra.items() if value})
+    extra = {"model_digest": digest_of(locate(entry)), "batch": result.batch}
+    return metadata.png_bytes(result.image, result.recipe, extra={key: value for key, value in extra.items() if value})
 
 
 @cache

@@ -145,7 +145,7 @@ def _verify(
     from sdcli.images import pixels_sha256
 
     if destination is not None:
-        outputs.write(destination, delivery.encode(order, result))
+        outputs.write(destination, delivery.png_bytes(result, order.entry))
     with Image.open(source.path) as image:
         difference = proof.difference(image, result.image)
     replayed = pixels_sha256(result.image)
