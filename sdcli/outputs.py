@@ -91,6 +91,30 @@ def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) 
     return found
 
 
+def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> list[str]:
+    """The names that `plan` and `write` would give, and the errors they would raise, with nothing touched.
+
+    Whether a directory can be written is told from its permissions alone.
+    """
+    found = tuple(_destination(output, recipe, index, force) for index, recipe in enumerate(recipes, start=1))
+    _check_distinct(output, found)
+    names: list[str] = []
+    for each in found:
+        directory = each.final.parent
+        while output is not None and output.endswith("/") and not directory.exists():
+            directory = directory.parent
+        if not directory.exists():
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise cannot_write(str(directory), directory, missing)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise cannot_write(str(directory), directory, denied)
+        if not each.unique:
+            _check_free(each)
+        names.append(_next_name(each.path, names) if each.unique else each.path)
+    return names
+
+
 def write(destination: Destination, data: bytes, *, staging: str | None = None) -> str:
     """Write `data` whole to `destination` and return the name it got, as given but for a `-2`, `-3` ….
 
@@ -272,6 +296,15 @@ def _first_free(temporary: Path, path: str) -> str:
             candidate = f"{stem}-{number}.png"
         else:
             return candidate
+
+
+def _next_name(path: str, taken: Sequence[str]) -> str:
+    """What `_first_free` will find, if nobody else writes in between."""
+    stem, candidate, number = path.removesuffix(".png"), path, 1
+    while candidate in taken or os.path.lexists(candidate):
+        number += 1
+        candidate = f"{stem}-{number}.png"
+    return candidate
 
 
 def _link(temporary: Path, path: Path) -> None:

@@ -47,6 +47,10 @@ class ModelFacts:
     size_multiple: int
     in_channels: int
     scheduler_config: Mapping[str, Any]
+    guidance_distilled: bool = False
+    """Whether the U-Net takes its guidance scale as an embedding (LCM), and no unconditional half."""
+    knows_sizes: bool = False
+    """Whether the U-Net is told the size of the picture (SDXL)."""
 
 
 @cache
@@ -124,9 +128,16 @@ def read_facts(path: Path, family: str | None = None) -> ModelFacts:
             size_multiple=multiple,
             in_channels=int(unet["in_channels"]),
             scheduler_config=_config(folder / "scheduler" / "scheduler_config.json"),
+            guidance_distilled=unet.get("time_cond_proj_dim") is not None,
+            knows_sizes=unet.get("addition_embed_type") == "text_time",
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs in {folder} lack {error}", "get the model's folder anew") from error
+
+
+def facts_of(entry: ModelEntry) -> ModelFacts:
+    """What the configs of an entry's model say; raises what `locate` and `read_facts` raise."""
+    return read_facts(locate(entry), entry.family)
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -149,7 +160,7 @@ def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any]) -> Recipe:
     The seed is drawn where none is given. Raises InvalidRecipe where the options do not fit each other or the
     model, and ModelNotFound or ModelCorrupt where the model's configs cannot be read.
     """
-    facts = read_facts(locate(entry), entry.family)
+    facts = facts_of(entry)
     native = {"width": facts.native_size, "height": facts.native_size}
     recipe = Recipe.from_dict({"seed": draw_seed(), **DEFAULTS, **native, **entry.defaults, **options})
     check_size(recipe.width, recipe.height, facts.size_multiple)

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests import tiny
+
+settings.register_profile("sdcli", deadline=None)  # a clock on a busy machine tells nothing of the code
+settings.load_profile("sdcli")
 
 
 @dataclass(frozen=True)

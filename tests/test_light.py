@@ -40,6 +40,8 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
         (["generate", "--help"], 0),
         (["batch", "--help"], 0),
         (["info", "--help"], 0),
+        (["replay", "--help"], 0),
+        (["replay"], 2),
         (["models", "--help"], 0),
         (["models", "list"], 0),
         (["models", "list", "--json"], 0),
@@ -70,6 +72,17 @@ def test_info_imports_pillow_and_nothing_heavier(tmp_path):
 
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert modules_of(["info", "plain.png"], tmp_path, 0) & HEAVY <= {"PIL"}
+
+
+def test_a_plan_loads_a_tokenizer_and_nothing_heavier(tmp_path):
+    assert modules_of(["generate", "a fox", "--dry-run"], tmp_path, 0) & HEAVY <= {"tokenizers"}
+
+
+def test_a_replay_that_is_refused_loads_pillow_and_nothing_heavier(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert modules_of(["replay", "plain.png"], tmp_path, 4) & HEAVY <= {"PIL"}
 
 
 def test_completion_imports_nothing_heavy(tmp_path):

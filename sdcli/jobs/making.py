@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import delivery, display, outputs, streams
+from sdcli import delivery, display, outputs, registry, remarks, streams
 from sdcli.errors import JobsFailed, OutOfMemory, OutputError, OutputExists, SdcliError
 from sdcli.jobs import ledger
 from sdcli.jobs.ledger import Ledger
@@ -71,7 +71,7 @@ def deliver(batch: Batch) -> None:
                 name, line = found
                 _say(run, job, {**line, "status": "cached", "path": _path(run, name)})
         if missing:
-            delivery._quieten_libraries()
+            delivery.quieten_libraries()
             with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
                 for group in _groups(missing, _model_of):
                     _make_group(run, group)
@@ -135,7 +135,8 @@ def _make(run: _Run, model: LatentDiffusionModel, chunk: Sequence[Planned]) -> N
         execution = pipeline.resolve_execution(chunk[0].recipe).execution
         resolved = {key: getattr(execution, key) for key in ("device", "dtype", "threads")}
         recipes = [job.recipe.replace(**resolved, batch_size=len(chunk)) for job in chunk]
-        made = [(result, delivery.png_bytes(result)) for result in pipeline.run(model, recipes, on_step)]
+        results = pipeline.run(model, recipes, on_step)
+        made = [(result, delivery.png_bytes(result, job.entry)) for job, result in zip(chunk, results, strict=True)]
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
         if len(chunk) > 1:
             for job in chunk:
@@ -144,7 +145,8 @@ def _make(run: _Run, model: LatentDiffusionModel, chunk: Sequence[Planned]) -> N
             _fail(run, chunk[0], _words(run, error))
         return
     for job, (result, data) in zip(chunk, made, strict=True):
-        _hand_over(run, job, delivery.done_line(result, "", data), data)
+        found = remarks.of(job.entry, registry.facts_of(job.entry), job.recipe)
+        _hand_over(run, job, delivery.done_line(result, "", data, found), data)
 
 
 def _hand_over(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None:
