@@ -101,16 +101,31 @@ class Recipe:
 
 def keys() -> Iterable[str]:
     """The flat keys of a recipe, in declared order."""
-    return _keys(Recipe)
+    return (each.name for each, _ in _fields(Recipe))
 
 
-def _keys(part: type) -> Iterable[str]:
+def defaults() -> dict[str, Any]:
+    """The values of the keys that a recipe can do without."""
+    return {each.name: each.default for each, _ in _fields(Recipe) if each.default is not dataclasses.MISSING}
+
+
+def kind(key: str) -> type:
+    """The type of a flat key's values: int, float, str or bool."""
+    return next(kind for each, kind in _fields(Recipe) if each.name == key)
+
+
+def checked(key: str, value: Any) -> Any:
+    """`value` as a flat key takes it. Raises InvalidRecipe where it is of a wrong type or out of range."""
+    return next(_checked(each, kind, value) for each, kind in _fields(Recipe) if each.name == key)
+
+
+def _fields(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
     hints = get_type_hints(part)
     for each in fields(part):
         if is_dataclass(hints[each.name]):
-            yield from _keys(hints[each.name])
+            yield from _fields(hints[each.name])
         else:
-            yield each.name
+            yield each, hints[each.name]
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
