@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import Abort
 
 from sdcli import config, display, registry, streams, user_models
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
@@ -237,7 +238,9 @@ def _confirm(what: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"this would remove {what}", "say --yes where nobody can be asked")
-    typer.confirm(f"remove {what}?", abort=True, err=True)
+    print(f"remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Abort
 
 
 def _shown(value: Any) -> str:
