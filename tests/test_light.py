@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import clean_environment
 
-HEAVY = {"httpx", "httpx2", "torch", "transformers", "diffusers", "numpy", "PIL", "safetensors", "tokenizers", "scipy", "torchsde"}
+HEAVY = {"torch", "transformers", "diffusers", "numpy", "PIL", "safetensors", "tokenizers", "scipy", "torchsde"}
+HEAVY |= {"httpx", "httpx2"}  # with which huggingface_hub reaches for the network
 
 PROBE = """
 import json, sys
