@@ -112,7 +112,7 @@ def environment() -> dict[str, Setting]:
         text = os.environ.get(variable)
         if text:
             try:
-                found[key] = Setting(text if key in GENERAL else _from_text(key, text), variable)
+                found[key] = Setting(text if key in GENERAL else recipe.parse_value(key, text), variable)
             except InvalidRecipe as error:
                 raise UsageError(f"{variable} is {text!r}", error.hint) from error
     return found
@@ -143,17 +143,6 @@ def output(given: str | None) -> str | None:
     """Where pictures go where `-o` says `given`; None for the names that sdcli makes."""
     value = general("output", given).value
     return None if value is None else str(value)
-
-
-def _from_text(key: str, text: str) -> Any:
-    kind = recipe.kind(key)
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    if kind is bool:
-        return recipe.checked(key, words.get(text.lower(), text))
-    try:
-        return recipe.checked(key, kind(text))
-    except ValueError:
-        return recipe.checked(key, text)  # which says what it must be
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -228,7 +217,7 @@ def _settings(
         try:
             if key in GENERAL and (type(value) is not str or not value):
                 raise InvalidRecipe(f"{key} is {value!r}", f"{key} must be text", key)
-            found[key] = Setting(value if key in GENERAL else recipe.checked(key, value), str(path), here)
+            found[key] = Setting(value if key in GENERAL else recipe.check_value(key, value), str(path), here)
         except InvalidRecipe as error:
             raise _wrong(path, here, error.message, error.hint) from error
     return found

@@ -77,6 +77,21 @@ def progress(
         yield on_step
 
 
+def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
+    """Draw `image` small on `stream` (stderr if None), as finely as the terminal can: graphics, or half cells.
+
+    Nothing is drawn without the package textual-image, on a terminal of fewer than 256 colours or without UTF-8, with
+    NO_COLOR, or where asking the terminal what it can would hang or swallow keys: stdin and file descriptor 1 must be
+    terminals too, and nothing typed ahead.
+    """
+    stream = sys.stderr if stream is None else stream
+    if os.environ.get("NO_COLOR") or "utf" not in (stream.encoding or "").lower() or not _is_watched(stream):
+        return
+    with suppress(Exception):  # a preview is a courtesy: the picture is on disk already
+        if os.isatty(1) and not _has_typed_ahead(0):
+            _draw(image, stream)
+
+
 @contextmanager
 def transfer(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Callable[[int], OnBytes]]:
     """A bar for bytes that come over a network or are read from a disk, drawn where `progress` would draw.
@@ -108,21 +123,6 @@ def transfer(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[C
 
     with bar:
         yield start
-
-
-def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
-    """Draw `image` small on `stream` (stderr if None), as finely as the terminal can: graphics, or half cells.
-
-    Nothing is drawn without the package textual-image, on a terminal of fewer than 256 colours or without UTF-8, with
-    NO_COLOR, or where asking the terminal what it can would hang or swallow keys: stdin and file descriptor 1 must be
-    terminals too, and nothing typed ahead.
-    """
-    stream = sys.stderr if stream is None else stream
-    if os.environ.get("NO_COLOR") or "utf" not in (stream.encoding or "").lower() or not _is_watched(stream):
-        return
-    with suppress(Exception):  # a preview is a courtesy: the picture is on disk already
-        if os.isatty(1) and not _has_typed_ahead(0):
-            _draw(image, stream)
 
 
 def format_rate(seconds: float) -> str:

@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Self, get_type_hints
 
 from sdcli import schedulers
@@ -101,31 +103,51 @@ class Recipe:
 
 def keys() -> Iterable[str]:
     """The flat keys of a recipe, in declared order."""
-    return (each.name for each, _ in _fields(Recipe))
+    return _keys(Recipe)
+
+
+def _keys(part: type) -> Iterable[str]:
+    return (each.name for each, _ in _rules(part))
+
+
+def _rules(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
+    """Each flat key's field, with its type."""
+    hints = get_type_hints(part)
+    for each in fields(part):
+        if is_dataclass(hints[each.name]):
+            yield from _rules(hints[each.name])
+        else:
+            yield each, hints[each.name]
+
+
+@cache
+def _rule_of(key: str) -> tuple[dataclasses.Field[Any], type]:
+    return next(rule for rule in _rules(Recipe) if rule[0].name == key)
+
+
+def check_value(key: str, value: Any) -> Any:
+    """`value` as the flat `key` holds it, whatever the other keys say. Raises InvalidRecipe where it cannot be."""
+    return _checked(*_rule_of(key), value)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value that `text` is for the flat `key`: a number, true or false, or the text itself.
+
+    Raises InvalidRecipe where it is none, or out of range.
+    """
+    kind = _rule_of(key)[1]
+    value: Any = text
+    if kind is bool:
+        value = {"true": True, "false": False}.get(text.strip().lower(), text)
+    elif kind is not str and text.isascii():
+        with suppress(ValueError):  # then it stays text, which the check refuses by name
+            value = int(text) if kind is int else float(text)
+    return check_value(key, value)
 
 
 def defaults() -> dict[str, Any]:
     """The values of the keys that a recipe can do without."""
-    return {each.name: each.default for each, _ in _fields(Recipe) if each.default is not dataclasses.MISSING}
-
-
-def kind(key: str) -> type:
-    """The type of a flat key's values: int, float, str or bool."""
-    return next(kind for each, kind in _fields(Recipe) if each.name == key)
-
-
-def checked(key: str, value: Any) -> Any:
-    """`value` as a flat key takes it. Raises InvalidRecipe where it is of a wrong type or out of range."""
-    return next(_checked(each, kind, value) for each, kind in _fields(Recipe) if each.name == key)
-
-
-def _fields(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
-    hints = get_type_hints(part)
-    for each in fields(part):
-        if is_dataclass(hints[each.name]):
-            yield from _fields(hints[each.name])
-        else:
-            yield each, hints[each.name]
+    return {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
@@ -155,7 +177,8 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     """`value` as `kind` (an int counts as a float, and nothing else as anything else), within the field's range."""
     name, rule = each.name, each.metadata
     if kind is float and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):
+            value = float(value)
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise InvalidRecipe(f"{name} is {value!r}", f"{name} must be {words[kind]}", name)

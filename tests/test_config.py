@@ -257,9 +257,9 @@ def test_a_variable_that_cannot_be_is_named(monkeypatch, variable, text, hint):
     assert hint in caught.value.hint
 
 
-def test_words_for_yes_and_no_and_empty_variables(monkeypatch):
+def test_true_and_false_and_empty_variables(monkeypatch):
     monkeypatch.setenv("SDCLI_STEPS", "")
-    for text, value in (("0", False), ("No", False), ("off", False), ("1", True), ("YES", True)):
+    for text, value in (("false", False), ("True", True)):
         monkeypatch.setenv("SDCLI_PROMPT_WEIGHTS", text)
         assert config.environment() == {"prompt_weights": config.Setting(value, "SDCLI_PROMPT_WEIGHTS")}
 
