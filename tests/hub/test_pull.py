@@ -94,6 +94,7 @@ def test_a_second_pull_fetches_nothing_and_follows_the_branch(hub, models, tmp_p
     assert stores == {f"/store/{sha256(noise('newer'))}"}
     back = json.loads(models("pull", REPO, "--revision", first, "--json").stdout)
     assert back["revision"] == first
+    assert back["path"].endswith(first)  # although the branch stands for the second by now
 
 
 def test_a_variant_is_got_where_the_entry_names_it(hub, models, run, tmp_path):
