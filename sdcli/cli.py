@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -14,12 +15,14 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
 from sdcli.commands.batch import batch
+from sdcli.commands.config import config
 from sdcli.commands.generate import generate
 from sdcli.commands.info import info
 from sdcli.commands.models import models
 from sdcli.commands.replay import replay
-from sdcli.errors import ExitStatus, OutOfMemory, SdcliError
-from sdcli.streams import complain
+from sdcli.config import misspelt
+from sdcli.errors import ExitStatus, OutOfMemory, SdcliError, UsageError
+from sdcli.streams import complain, warn
 
 app = typer.Typer(
     name="sdcli",
@@ -33,6 +36,7 @@ app.command()(batch)
 app.command()(info)
 app.command()(replay)
 app.add_typer(models, name="models")
+app.add_typer(config, name="config")
 
 
 def _print_version(asked: bool) -> None:
@@ -46,8 +50,21 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-) -> None:
+    config_file: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="FILE", show_default="SDCLI_CONFIG, or sdcli/config.toml in XDG_CONFIG_HOME",
+            help="The config file, given before the command.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
     """Options of sdcli itself, before any command."""
+    if config_file is not None:
+        if not config_file:
+            raise UsageError("--config names no file", "give it a path, or leave it away")
+        os.environ["SDCLI_CONFIG"] = config_file
+    for name, near in misspelt():
+        warn(f"nothing reads the variable {name}; did you mean {near}?")
 
 
 class Terminated(BaseException):

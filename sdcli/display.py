@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from sdcli.denoise import Step
 
+OnBytes = Callable[[str, int], None]
+"""Told (file, bytes of it that are done), again and again."""
+
 PREVIEW_COLUMNS, PREVIEW_ROWS = 48, 20
 _ROOM_FOR_BAR, _ROOM_FOR_WORDS, _ROOM_FOR_TIME = 76, 60, 20  # columns
 _ROOM_FOR_ECHO = 4
@@ -121,6 +124,39 @@ def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
             _draw(image, stream)
 
 
+@contextmanager
+def transfer(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Callable[[int], OnBytes]]:
+    """A bar for bytes that come over a network or are read from a disk, drawn where `progress` would draw.
+
+    Yields what to call first, with the bytes in all; it gives what to call as they come. Leaves no trace.
+    """
+    stream = sys.stderr if stream is None else stream
+    if quiet or not _is_watched(stream):
+        yield lambda total: lambda name, count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(file=stream, highlight=False)
+    columns: list[Any] = [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    if console.width >= _ROOM_FOR_BAR:
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *columns]
+    bar = Progress(*columns, console=console, transient=True, expand=console.width >= _ROOM_FOR_BAR)
+    done: dict[str, int] = {}
+
+    def start(total: int) -> OnBytes:
+        task = bar.add_task("", total=total)
+
+        def on_bytes(name: str, count: int) -> None:
+            done[name] = count
+            bar.update(task, completed=sum(done.values()), description=name)
+
+        return on_bytes
+
+    with bar:
+        yield start
+
+
 def format_rate(seconds: float) -> str:
     """Steps per second, or seconds per step where that is the larger number."""
     if seconds <= 0:
@@ -133,6 +169,14 @@ def format_clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_size(count: int) -> str:
+    """Bytes in the decimal unit that gives a short number."""
+    size, units = float(count), ["bytes", "KB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
 
 
 def _bar(stream: TextIO) -> Progress:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import registry, schedulers
+from sdcli.config import DEFAULT_MODEL
 from sdcli.recipe import DEVICES, DTYPES, MAX_SEED
 
 
@@ -21,10 +22,10 @@ def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[s
 _PICTURE, _SAMPLING, _OUTPUT, _EXECUTION = "The picture", "Sampling", "Output", "Execution"
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", rich_help_panel=_PICTURE,
-        autocompletion=_completer(lambda: tuple(registry.entries())),
+        "--model", "-m", metavar="MODEL", rich_help_panel=_PICTURE, show_default=DEFAULT_MODEL,
+        autocompletion=_completer(registry.names),
         help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, "
         "or OWNER/NAME in the hub cache.",
     ),

@@ -70,7 +70,7 @@ def source(path: str, model: str | None = None, **execution: Any) -> Source:
     recipe |= execution
     entry = registry.find(recipe["model"])
     try:
-        resolved = registry.resolve_recipe(entry, recipe)
+        resolved = registry.resolve_recipe(entry, recipe, user=False)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or say with -m which model it is") from error
     seeds, index = _batch(found, resolved)

@@ -145,6 +145,11 @@ def parse_value(key: str, text: str) -> Any:
     return check_value(key, value)
 
 
+def defaults() -> dict[str, Any]:
+    """The values of the keys that a recipe can do without."""
+    return {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
+
+
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
     for each in fields(part):
         value = getattr(part, each.name)

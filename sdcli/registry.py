@@ -1,6 +1,8 @@
 """From what a user calls a model to its files and facts: models.toml, a path, or a hub repository in the local cache.
 
-Reads JSON and TOML only, never weights, and never the network.
+The entries of the shipped models.toml come first; those of the user's own file (`sdcli models add`) and of their
+config file stand beside them, and change what is said again. Reads JSON and TOML only, never weights, and never the
+network.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sdcli import families
-from sdcli.errors import ModelCorrupt, ModelNotFound
+from sdcli import config, families, recipe
+from sdcli.config import Setting
+from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
+from sdcli.hub import lock
 from sdcli.recipe import Recipe, check_size, draw_seed
 from sdcli.schedulers import check as check_scheduler
 
@@ -23,6 +27,8 @@ PACKAGE = Path(__file__).parent
 
 # What a recipe takes where neither the user nor the model's entry says otherwise.
 DEFAULTS: Mapping[str, Any] = {"steps": 25, "guidance_scale": 7.0, "scheduler": "dpm++-2m"}
+
+SHIPPED = "sdcli"
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,12 @@ class ModelEntry:
     variant: str | None = None
     family: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    """Like `defaults`, but before what a user says of all models (see sdcli/config.py)."""
+    user_defaults: Mapping[str, Setting] = field(default_factory=dict)
+    """What the user says of this model."""
+    origin: str = SHIPPED
+    """SHIPPED, or the user's file that names the model; "" for a path or repository that has no name."""
 
 
 @dataclass(frozen=True)
@@ -53,42 +65,79 @@ class ModelFacts:
     """Whether the U-Net is told the size of the picture (SDXL)."""
 
 
-@cache
 def entries() -> Mapping[str, ModelEntry]:
+    """The models that have a name: the shipped ones, in their order, then the user's. Raises UsageError (config)."""
+    found = dict(shipped())
+    for said in (config.read_models(), config.read().models):
+        for name, each in said.items():
+            found[name] = _changed(found.get(name), name, each)
+    return found
+
+
+def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> ModelEntry:
+    """The entry with what the user says of it; a new one where there is none."""
+    fields: dict[str, Any] = dict(said.fields)
+    if "folder" in fields or "repo" in fields:
+        fields = {"folder": None, "repo": None, **fields}
+    elif entry is None:
+        table, near = ".".join(said.keys), difflib.get_close_matches(name, shipped(), n=1)
+        hint = "give it a folder or a repo" + (f", or did you mean {near[0]!r}?" if near else "")
+        raise UsageError(f"{said.file}: [{table}] is a new model, and says not where it is", hint)
+    if entry is None:
+        entry = ModelEntry(name, origin=str(said.file))
+    return replace(entry, **fields, user_defaults={**entry.user_defaults, **said.defaults})
+
+
+@cache
+def shipped() -> Mapping[str, ModelEntry]:
     """The entries of models.toml by name, in its order."""
     beside = PACKAGE / "models.toml"  # in an installed wheel; in a checkout it stands one level up
     text = (beside if beside.exists() else PACKAGE.parent / "models.toml").read_text(encoding="utf-8")
-    shipped = {name: ModelEntry(name=name, **table) for name, table in tomllib.loads(text).items()}
-    return {name: replace(each, folder=each.folder and str(PACKAGE / each.folder)) for name, each in shipped.items()}
+    named = {name: ModelEntry(name=name, **table) for name, table in tomllib.loads(text).items()}
+    return {name: replace(each, folder=each.folder and str(PACKAGE / each.folder)) for name, each in named.items()}
+
+
+def names() -> tuple[str, ...]:
+    """The names of `entries`, and the shipped ones alone where the user's files are wrong: for completion."""
+    try:
+        return tuple(entries())
+    except UsageError:
+        return tuple(shipped())
 
 
 def find(model: str) -> ModelEntry:
-    """The entry of a name in models.toml, else one made for a path or an `owner/name` repository.
+    """The entry of a name, shipped or the user's, else one made for a path or an `owner/name` repository.
 
     Raises ModelNotFound, with the names that come close, for anything else.
     """
-    if model in entries():
-        return entries()[model]
+    named = entries()
+    if model in named:
+        return named[model]
     path = Path(model).expanduser()
     if path.exists():
-        return ModelEntry(name=path.stem if path.is_file() else path.resolve().name, folder=str(path))
+        return ModelEntry(name=path.stem if path.is_file() else path.resolve().name, folder=str(path), origin="")
     if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith(("/", ".safetensors")):
-        return ModelEntry(name=model, repo=model)
-    near = difflib.get_close_matches(model, entries(), n=1)
-    known = f"the named models are {', '.join(entries())}; a path to a folder or .safetensors file works too"
+        return ModelEntry(name=model, repo=model, origin="")
+    near = difflib.get_close_matches(model, named, n=1)
+    known = f"the named models are {', '.join(named)}; a path to a folder or .safetensors file works too"
     raise ModelNotFound(f"no model {model!r}", f"did you mean {near[0]!r}?" if near else known)
 
 
 def locate(entry: ModelEntry) -> Path:
-    """The folder or file that holds the model on this machine. Raises ModelNotFound where there is none."""
+    """The folder or file that holds the model on this machine. Raises ModelNotFound where there is none.
+
+    A repository that `sdcli models pull` has pinned is its pinned revision, whatever else the cache holds.
+    """
     if entry.folder is not None:
         return Path(entry.folder).expanduser()
     assert entry.repo is not None
-    snapshot = cached_snapshot(entry.repo)
+    pin = lock.read().get(entry.repo)
+    snapshot = cached_snapshot(entry.repo, pin.revision) if pin else cached_snapshot(entry.repo)
     if snapshot is None:
+        again = f" --revision {pin.revision}" if pin else ""
         raise ModelNotFound(
             f"model {entry.name!r} is not on this machine",
-            f"put {entry.repo} into the hub cache with: hf download {entry.repo}",
+            f"get {entry.repo} with: sdcli models pull {entry.name}{again}",
         )
     return snapshot
 
@@ -102,14 +151,12 @@ def is_present(entry: ModelEntry) -> bool:
 
 
 def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
-    """The snapshot folder of a repository in the local hub cache (`HF_HUB_CACHE`, `HF_HOME`), None if absent."""
-    from huggingface_hub import constants
-
-    home = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    """The snapshot folder of a repository in the local hub cache, None if absent. `revision`: a branch or a commit."""
+    home = lock.cache_folder(repo)
     try:
         commit = (home / "refs" / revision).read_text(encoding="ascii").strip()
     except OSError:
-        return None
+        commit = revision
     snapshot = home / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
 
@@ -154,16 +201,41 @@ def _config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any]) -> Recipe:
-    """The recipe of `options` (flat keys), filled from the entry's defaults, the model's configs and DEFAULTS.
+def settings(
+    entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts | None, *, user: bool = True
+) -> dict[str, Setting]:
+    """Every recipe key that has a value, and where that comes from; sdcli/config.py has the order and its reasons.
+
+    `options` are flat keys. Without `facts` the model's own size is not known. `user=False` leaves out what the user
+    has set once for all: for recipes that were complete elsewhere. Raises UsageError for settings that cannot be.
+    """
+    said = config.read().defaults if user else {}
+    around = config.environment() if user else {}
+    native = {} if facts is None else {"width": facts.native_size, "height": facts.native_size}
+    layers: list[Mapping[str, Setting]] = [
+        config.at({**recipe.defaults(), **DEFAULTS}, "built-in"),
+        config.at(native, "model"),
+        config.at(entry.defaults, "models.toml"),
+        {key: each for key, each in said.items() if key not in config.GENERAL},
+        config.at(entry.needs, "models.toml"),
+        entry.user_defaults if user else {},
+        {key: each for key, each in around.items() if key not in config.GENERAL},
+        config.at(options, "option"),
+    ]
+    return config.settle(layers)
+
+
+def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any], *, user: bool = True) -> Recipe:
+    """The recipe of `options` (flat keys), filled from `settings`.
 
     The seed is drawn where none is given. Raises InvalidRecipe where the options do not fit each other or the
-    model, and ModelNotFound or ModelCorrupt where the model's configs cannot be read.
+    model, ModelNotFound or ModelCorrupt where the model's configs cannot be read, and UsageError for settings.
     """
     facts = facts_of(entry)
-    native = {"width": facts.native_size, "height": facts.native_size}
-    recipe = Recipe.from_dict({"seed": draw_seed(), **DEFAULTS, **native, **entry.defaults, **options})
-    check_size(recipe.width, recipe.height, facts.size_multiple)
-    sampling = recipe.sampling
+    settled = settings(entry, options, facts, user=user)
+    values = {key: each.value for key, each in settled.items()}
+    made = Recipe.from_dict({"seed": draw_seed(), **values})
+    check_size(made.width, made.height, facts.size_multiple)
+    sampling = made.sampling
     check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
-    return recipe
+    return made

@@ -35,12 +35,23 @@ class Finished:
 Run = Callable[..., Finished]
 
 # Whatever of the caller's environment could change what the command does.
-_STRAY = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "SDCLI_", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+_STRAY = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "SDCLI_", "XDG_", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
 
 
 def clean_environment(home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_STRAY)}
     return kept | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_callers(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests in this process see no settings and no pulled models either."""
+    for name in os.environ:
+        if name.startswith("SDCLI_"):
+            monkeypatch.delenv(name)
+    nowhere = tmp_path_factory.getbasetemp() / "nowhere"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(nowhere))
+    monkeypatch.setenv("XDG_DATA_HOME", str(nowhere))
 
 
 @pytest.fixture

@@ -311,3 +311,29 @@ def test_a_batch_s_bar_is_drawn_for_nobody_but_people(terminal):
         with display.job_progress(2, **options) as show:
             show(1, "denoising")
     assert terminal.screen() == ""
+
+
+def test_a_transfer_tells_the_file_the_bytes_and_the_sum_of_them(terminal):
+    with display.transfer(stream=terminal.stream) as start:
+        on_bytes = start(4_000_000)
+        for name, count in (("a/[b].json", 500_000), ("a/[b].json", 1_000_000), ("unet", 1_000_000)):
+            on_bytes(name, count)
+            time.sleep(0.15)  # a frame
+    shown = frames(terminal.screen())
+    assert re.match(r"a/\[b\]\.json [━╸╺]+ 0\.5/4\.0 MB", shown[-3])
+    assert re.match(r"a/\[b\]\.json [━╸╺]+ 1\.0/4\.0 MB", shown[-2])
+    assert re.match(r"unet [━╸╺]+ 2\.0/4\.0 MB", shown[-1])
+
+
+def test_a_transfer_draws_nothing_where_nobody_looks(terminal):
+    for options in ({"stream": StringIO()}, {"stream": terminal.stream, "quiet": True}):
+        with display.transfer(**options) as start:
+            start(10)("file", 5)
+    assert terminal.screen() == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 KB"), (3_438_000_000, "3.4 GB")]
+)
+def test_sizes_are_in_decimal_units(count, text):
+    assert display.format_size(count) == text

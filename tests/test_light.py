@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import clean_environment
 
 HEAVY = {"torch", "transformers", "diffusers", "numpy", "PIL", "safetensors", "tokenizers", "scipy", "torchsde"}
+HEAVY |= {"httpx", "httpx2"}  # with which huggingface_hub reaches for the network
 
 PROBE = """
 import json, sys
@@ -47,6 +48,14 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
         (["models", "list", "--json"], 0),
         (["models", "show", "kit"], 0),
         (["models", "show", "sd15", "--json"], 0),
+        (["models", "pull", "--help"], 0),
+        (["models", "add", "x", "somebody/some-model"], 0),
+        (["models", "rm", "sd15"], 3),
+        (["models", "verify", "kit"], 2),
+        (["config", "show"], 0),
+        (["config", "show", "--json", "-m", "sd15"], 0),
+        (["config", "path"], 0),
+        (["--config", "none.toml", "generate", "x"], 2),
         (["generate", "x", "--steps", "0"], 2),
         (["generate", "x", "--no-such-option"], 2),
         (["generate", "x", "-W", "250"], 2),

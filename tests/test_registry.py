@@ -64,7 +64,7 @@ def test_a_repository_is_found_in_the_cache_or_said_to_be_absent(sd15, hub_cache
     assert not registry.is_present(entry)
     with pytest.raises(ModelNotFound) as caught:
         registry.locate(entry)
-    assert "hf download somebody/some-model" in caught.value.hint
+    assert "sdcli models pull somebody/some-model" in caught.value.hint
     snapshot = put_into_cache(hub_cache, "somebody/some-model", sd15)
     assert registry.locate(entry) == snapshot
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdcli import options, recipe, registry, streams
+from sdcli import config, options, recipe, registry, streams
 from sdcli.errors import InputError, UsageError
 from sdcli.jobs import expand, making, plan, read
 
@@ -49,7 +49,7 @@ def batch(
     force: options.Force = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-    model: options.Model = "kit",
+    model: options.Model = None,
     negative_prompt: options.NegativePrompt = None,
     width: options.Width = None,
     height: options.Height = None,
@@ -83,7 +83,7 @@ def batch(
     """
     given: dict[str, Any] = options.given(
         {
-            "model": model,
+            "model": config.model(model),
             "negative_prompt": negative_prompt,
             "width": width,
             "height": height,
@@ -104,7 +104,7 @@ def batch(
     )
     for key, value in given.items():
         recipe.check_value(key, value)
-    registry.find(model)
+    registry.find(given["model"])
     asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
     planned = plan.plan(asked, given)
     if not planned:

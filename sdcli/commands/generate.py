@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sdcli import delivery, options, registry, remarks
+from sdcli import config, delivery, options, registry, remarks
 from sdcli.errors import InputError
 from sdcli.recipe import Recipe
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")],
-    model: options.Model = "kit",
+    model: options.Model = None,
     negative_prompt: options.NegativePrompt = None,
     width: options.Width = None,
     height: options.Height = None,
@@ -48,6 +48,7 @@ def generate(
 
     sdcli generate "arctic fox" -m sd15 --scheduler euler-a --seed 7
     """
+    model = config.model(model)
     entry = registry.find(model)
     asked = options.given(
         {
@@ -75,7 +76,7 @@ def generate(
     order = delivery.Order(
         entry=entry,
         recipes=_series(recipe, num_images),
-        output=output,
+        output=config.output(output),
         force=force,
         json=json,
         quiet=quiet,

@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import Abort
 
-from sdcli import registry
+from sdcli import config, display, registry, streams, user_models
+from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
+from sdcli.hub import lock
+from sdcli.registry import ModelEntry
 
-Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line, instead.", show_default=False)]
-
-models = typer.Typer(help="The models sdcli knows by name.", no_args_is_help=True)
+models = typer.Typer(
+    help="The models sdcli knows by name: list, get, check, name and remove them.", no_args_is_help=True
+)
 
 Name = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
         help="A name from `sdcli models list`, or a path.",
-        autocompletion=lambda incomplete: [name for name in registry.entries() if name.startswith(incomplete)],
+        autocompletion=lambda incomplete: [name for name in registry.names() if name.startswith(incomplete)],
     ),
 ]
+HubName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A name from `sdcli models list`, or OWNER/NAME on the hub.",
+        autocompletion=lambda incomplete: [name for name in registry.names() if name.startswith(incomplete)],
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line, instead.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", show_default=False)]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)]
 
 
 @models.command("list")
 def list_models(json: Json = False) -> None:
-    """One line a model: its name, whether it is on this machine, and what it is."""
+    """One line a model: its name, whether it is on this machine, whose it is, and what it is."""
     entries = registry.entries().values()
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
         present = registry.is_present(entry)
         if json:
-            typer.echo(jsonlib.dumps({"name": entry.name, "present": present, "description": entry.description}))
-        else:
-            typer.echo(f"{entry.name:{width}}  {'here' if present else 'absent':6}  {entry.description}")
+            line = {
+                "name": entry.name,
+                "present": present,
+                "origin": entry.origin,
+                "description": entry.description,
+            }
+            typer.echo(jsonlib.dumps(line, ensure_ascii=False))
+            continue
+        here, whose = "here" if present else "absent", "shipped" if entry.origin == registry.SHIPPED else "yours"
+        what = entry.description or entry.repo or entry.folder
+        typer.echo(f"{entry.name:{width}}  {here:6}  {whose:7}  {what}")
 
 
 @models.command("show")
@@ -55,12 +79,16 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
         "name": entry.name,
         "description": entry.description,
         "license": entry.license,
+        "origin": entry.origin,
         "source": entry.repo or entry.folder,
         "present": registry.is_present(entry),
     }
     if described["present"]:
         path = registry.locate(entry)
         facts = registry.read_facts(path, entry.family)
+        pin = _pin(entry)
+        if pin is not None:
+            described |= {"revision": pin.revision, "asked_revision": pin.asked, "bytes": pin.size}
         described |= {
             "path": str(path),
             "native_size": facts.native_size,
@@ -68,7 +96,151 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
             "in_channels": facts.in_channels,
             "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
         }
-    return described | {"defaults": {**registry.DEFAULTS, **entry.defaults}}
+    own = {key: each.value for key, each in entry.user_defaults.items()}
+    return described | {"defaults": {**registry.DEFAULTS, **entry.defaults, **entry.needs, **own}}
+
+
+@models.command("pull")
+def pull(
+    name: HubName,
+    revision: Annotated[
+        str, typer.Option("--revision", metavar="R", help="The branch, tag or commit to get, and to stay with.")
+    ] = "main",
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Get a model from the Hugging Face hub, and print where it is. The only command that reaches for the network.
+
+    Only the files that are needed come, and what is here already is checked and stays. The commit is pinned: until
+    the next pull the model is what it was, whatever becomes of the branch. A pull that broke off goes on where it was.
+    HF_TOKEN is sent along for gated and private models, HF_ENDPOINT names another hub.
+
+    sdcli models pull sd15 && sdcli generate "arctic fox, photograph" -m sd15
+    """
+    from sdcli.hub.pull import pull as get
+
+    entry = _on_hub(registry.find(name), "pull")
+    assert entry.repo is not None
+    try:
+        with display.transfer(quiet=quiet) as start:
+            pin = get(entry.repo, entry.variant, revision, start)
+    except KeyboardInterrupt:
+        streams.warn("stopped; the same command goes on where it was")
+        raise
+    path = str(registry.locate(entry))
+    if json:
+        facts = {"name": entry.name, "repo": entry.repo, "revision": pin.revision, "path": path}
+        typer.echo(jsonlib.dumps(facts | {"files": len(pin.files), "bytes": pin.size}, ensure_ascii=False))
+    else:
+        typer.echo(path)
+
+
+@models.command("verify")
+def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Read each file of a pulled model again, and print whether it is what was pulled: ok, missing or changed.
+
+    Exits 3 where one is not.
+    """
+    entry = _on_hub(registry.find(name), "verify")
+    assert entry.repo is not None
+    pin = _pin(entry)
+    if pin is None:
+        hint = f"get it, and have it pinned, with: sdcli models pull {entry.name}"
+        raise ModelNotFound(f"{entry.name} was not pulled by sdcli: there is nothing to compare it with", hint)
+    bad = []
+    snapshot = lock.cache_folder(entry.repo) / "snapshots" / pin.revision
+    with display.transfer(quiet=quiet) as start:
+        on_bytes = start(pin.size)
+        for path, state in lock.check(pin, snapshot, on_bytes):
+            typer.echo(jsonlib.dumps({"file": path, "status": state}) if json else f"{state:7}  {path}")
+            bad += [path] if state != "ok" else []
+    if bad:
+        raise ModelCorrupt(
+            f"{len(bad)} of {len(pin.files)} files of {entry.name} are not what was pulled: {', '.join(bad)}",
+            f"get them anew with: sdcli models pull {entry.name} --revision {pin.revision}",
+        )
+
+
+@models.command("add")
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: letters, digits, '.', '_' and '-'.")],
+    source: Annotated[
+        str, typer.Argument(metavar="PATH|OWNER/NAME", help="A diffusers folder, a .safetensors file, or a repository.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace a name of yours.", show_default=False)] = False,
+    debug: Debug = False,
+) -> None:
+    """Give a model a name of your own, and print the file that keeps it, sdcli/models.toml in XDG_CONFIG_HOME.
+
+    That file is yours to edit too: description, license, variant, family, and a table of defaults.
+
+    sdcli models add ink ~/models/ink.safetensors && sdcli generate "arctic fox" -m ink
+    """
+    typer.echo(str(user_models.add(name, source, force=force)))
+
+
+@models.command("rm")
+def remove(
+    name: HubName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)] = False,
+    debug: Debug = False,
+) -> None:
+    """Remove a name of your own, and the files of a model that was pulled, after asking.
+
+    A folder or file that you gave a name stays where it is, and so do pulled files that another name of yours needs.
+    """
+    entry = registry.find(name)
+    pin, named = _pin(entry), name in config.read_models()
+    shared = [each.name for each in registry.entries().values() if each.repo == entry.repo and each.name != name]
+    if named and shared:
+        pin = None
+    if not named and pin is None:
+        raise _nothing_to_remove(entry)
+    if pin is not None:
+        assert entry.repo is not None
+        _confirm(f"{entry.name}: {len(pin.files)} files, {display.format_size(pin.size)}", yes)
+        from sdcli.hub.pull import free
+
+        free(entry.repo, pin.revision)
+        lock.write(entry.repo, None)
+    if named:
+        user_models.remove(name)
+
+
+def _pin(entry: ModelEntry) -> lock.Pin | None:
+    return lock.read().get(entry.repo) if entry.repo else None
+
+
+def _on_hub(entry: ModelEntry, command: str) -> ModelEntry:
+    """The entry, which must be of a repository."""
+    if entry.repo is None:
+        what = "comes with sdcli" if entry.origin == registry.SHIPPED else f"is {entry.folder}, on this machine"
+        raise UsageError(f"{entry.name} {what}: there is nothing to {command}", "see sdcli models list")
+    return entry
+
+
+def _nothing_to_remove(entry: ModelEntry) -> UsageError | ModelNotFound:
+    if entry.repo is None and entry.origin == registry.SHIPPED:
+        return UsageError(f"{entry.name} comes with sdcli, and cannot be removed", "see sdcli models list")
+    if entry.origin == str(config.config_path()):
+        return UsageError(f"{entry.name} is named in {entry.origin}", "remove it there")
+    if entry.repo is None:
+        return UsageError(f"{entry.name} is a path, and no name of yours", f"remove {entry.folder} yourself")
+    if registry.is_present(entry):
+        hint = f"if nothing else needs it: hf cache rm model/{entry.repo}"
+        return UsageError(f"{entry.repo} was put into the hub cache by another tool", hint)
+    return ModelNotFound(f"{entry.name} is not on this machine: there is nothing to remove", "see sdcli models list")
+
+
+def _confirm(what: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"this would remove {what}", "say --yes where nobody can be asked")
+    print(f"remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Abort
 
 
 def _shown(value: Any) -> str:

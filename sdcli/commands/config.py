@@ -1,0 +1,67 @@
+"""`sdcli config`: what is set, and where."""
+
+from __future__ import annotations
+
+import json as json_format
+from typing import Annotated, Any
+
+import typer
+
+from sdcli import config as user_config
+from sdcli import options, registry
+from sdcli.config import Setting
+from sdcli.errors import ModelNotFound
+from sdcli.recipe import keys
+
+config = typer.Typer(help="What is set once for all: the config file and SDCLI_ variables.", no_args_is_help=True)
+
+
+@config.command()
+def show(
+    model: options.Model = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line instead: key, value, source.", show_default=False)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
+) -> None:
+    """Print every setting a picture would be made with, one a line: its key, its value, and where that comes from.
+
+    sdcli config show -m sd15
+
+    sdcli config show --json | jq -r 'select(.source != "built-in").key'
+    """
+    rows = [(key, each.value, each.place) for key, each in _settings(model).items()]
+    if json:
+        for key, value, place in rows:
+            typer.echo(json_format.dumps({"key": key, "value": value, "source": place}, ensure_ascii=False))
+        return
+    shown = [(key, "-" if value is None else _text(value), place) for key, value, place in rows]
+    key_width, value_width = (max(len(row[column]) for row in shown) for column in (0, 1))
+    for key, value, place in shown:
+        typer.echo(f"{key:{key_width}}  {value:{value_width}}  {place}")
+
+
+@config.command()
+def path() -> None:
+    """Print where the config file is, or would be."""
+    typer.echo(str(user_config.config_path()))
+
+
+def _settings(given: str | None) -> dict[str, Setting]:
+    """The settings by key: those of any command, then those of recipes, in a recipe's order."""
+    model = user_config.general("model", given, user_config.DEFAULT_MODEL)
+    entry = registry.find(str(model.value))
+    try:
+        facts = registry.read_facts(registry.locate(entry), entry.family)
+    except ModelNotFound:
+        facts = None
+    found = registry.settings(entry, {}, facts)
+    unknown = {"seed": Setting(None, "drawn for each picture")}
+    unknown |= {side: Setting(None, "model (not on this machine)") for side in ("width", "height")}
+    found = {**unknown, **found}
+    output = user_config.general("output", None)
+    return {"model": model, "output": output, **{key: found[key] for key in keys() if key in found and key != "prompt"}}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and value else json_format.dumps(value)

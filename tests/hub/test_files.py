@@ -1,0 +1,78 @@
+"""What is pulled is what is loaded: the choice of files against the loader's own, on layouts of every kind."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
+from sdcli.hub.files import needed
+from sdcli.loading.weights import component_files
+
+BASE = ["model_index.json", "unet/config.json", "unet/model.safetensors", "vae/config.json", "vae/model.safetensors"]
+BASE += ["text_encoder/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+
+SHARDS = ["-00001-of-00002", "-00002-of-00002"]
+WEIGHTS = [f"{stem}{dot}.safetensors" for stem in ("diffusion_pytorch_model", "model") for dot in ("", ".fp16", ".ema")]
+WEIGHTS += ["pytorch_model.bin", "model.ckpt", "flax_model.msgpack", "model.onnx", "openvino_model.xml"]
+SETS = [[name] for name in WEIGHTS]
+SETS += [
+    [f"{stem}.safetensors.index{dot}.json", *(f"{stem}{dot}{shard}.safetensors" for shard in SHARDS)]
+    for stem in ("diffusion_pytorch_model", "model")
+    for dot in ("", ".fp16")
+]
+
+
+def index_of(name: str) -> str:
+    stem, dot = name.split(".")[0], ".fp16" if ".fp16" in name else ""
+    shards = [f"{stem}{dot}{shard}.safetensors" for shard in SHARDS]
+    return json.dumps({"weight_map": dict(zip("ab", shards, strict=True))})
+
+
+@given(sets=st.lists(st.sampled_from(SETS), max_size=6), variant=st.sampled_from([None, "fp16", "ema"]))
+def test_the_weights_pulled_are_those_loaded(tmp_path_factory, sets, variant):
+    names = {name for each in sets for name in each}
+    folder = tmp_path_factory.mktemp("component")
+    for name in names:
+        (folder / name).write_text(index_of(name) if ".index" in name else "")
+    try:
+        loaded = {path.name for path in component_files(folder, variant)}
+    except ModelError as error:
+        with pytest.raises(type(error)):
+            needed([*BASE, *(f"text_encoder/{name}" for name in names)], variant)
+        return
+    got = needed([*BASE, *(f"text_encoder/{name}" for name in names)], variant)
+    weights = {path.removeprefix("text_encoder/") for path in got if path.startswith("text_encoder/")} - {"config.json"}
+    assert {name for name in weights if ".index" not in name} == loaded
+    assert all(name.endswith((".safetensors", ".json")) for name in weights)
+
+
+def test_second_encoders_come_where_there_are_some_and_nothing_else_does():
+    more = ["text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/merges.txt"]
+    others = ["safety_checker/model.safetensors", "image_encoder/model.safetensors", "vae_1_0/model.safetensors"]
+    others += [
+        "sd_xl_base_1.0.safetensors",
+        "README.md",
+        "unet/README.md",
+        "tokenizer/vocab.bin",
+        "unet/sub/config.json",
+    ]
+    files = [*BASE, "text_encoder/model.safetensors"]
+    assert needed([*files, *more, *others]) == sorted([*files, *more])
+    assert needed([*files, *others]) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    ("paths", "error"),
+    [
+        (["README.md", "model.safetensors"], ModelError),
+        ([*BASE, "text_encoder/pytorch_model.bin"], ModelUnsafe),
+        (BASE, ModelCorrupt),
+        ([*BASE, "text_encoder/model.safetensors", "text_encoder_2/config.json"], ModelCorrupt),
+    ],
+)
+def test_a_repository_without_usable_weights_is_refused(paths, error):
+    with pytest.raises(error) as caught:
+        needed(paths)
+    assert type(caught.value) is error
