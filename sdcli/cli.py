@@ -17,6 +17,7 @@ from sdcli.commands.batch import batch
 from sdcli.commands.generate import generate
 from sdcli.commands.info import info
 from sdcli.commands.models import models
+from sdcli.commands.serve import serve
 from sdcli.errors import ExitStatus, OutOfMemory, SdcliError
 from sdcli.streams import complain
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(batch)
 app.command()(info)
+app.command()(serve)
 app.add_typer(models, name="models")
 
 

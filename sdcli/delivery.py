@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import display, outputs, streams
+from sdcli import display, outputs, remote, streams
 from sdcli.errors import SdcliError, UsageError
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
@@ -59,27 +59,38 @@ def deliver(order: Order) -> None:
                 display.preview(result.image)
 
 
-def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
+def _results(order: Order, out: BinaryIO) -> Iterator[Result | remote.Picture]:
     """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised."""
-    model: LatentDiffusionModel | None = None
-    execution: dict[str, Any] = {}
+    socket_path = remote.socket_path()
+    make = remote.maker(socket_path, order.entry) if socket_path else _maker(order)
     count, size = len(order.recipes), order.recipes[0].execution.batch_size
     for start in range(0, count, size):
         chunk = order.recipes[start : start + size]
         steps = chunk[0].sampling.steps
         with display.progress(steps, count, picture=start + 1, batch_size=size, quiet=order.quiet) as on_step:
-            from sdcli import pipeline  # torch and all that follows: seconds, under the bar
-
             try:
-                if model is None:
-                    model, execution = _load(order)
-                batch = [recipe.replace(**execution, batch_size=len(chunk)) for recipe in chunk]
-                results = pipeline.run(model, batch, on_step)
+                results = make([recipe.replace(batch_size=len(chunk)) for recipe in chunk], on_step)
             except SdcliError as error:
                 if order.json:
                     streams.write_line(out, json.dumps(failed_line(chunk[0], error.message), ensure_ascii=False))
                 raise
         yield from results
+
+
+def _maker(order: Order) -> remote.Make:
+    """What makes pictures in this process, and loads the model for the first."""
+    model: LatentDiffusionModel | None = None
+    execution: dict[str, Any] = {}
+
+    def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Result]:
+        nonlocal model, execution
+        from sdcli import pipeline  # torch and all that follows: seconds, under the bar
+
+        if model is None:
+            model, execution = _load(order)
+        return pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step)
+
+    return make
 
 
 def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
@@ -92,33 +103,41 @@ def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
-def png_bytes(result: Result) -> bytes:
+def png_bytes(result: Result | remote.Picture) -> bytes:
     """The PNG of a finished picture, with its recipe in it."""
+    if isinstance(result, remote.Picture):
+        return result.png
     from sdcli.metadata import png_bytes
 
     return png_bytes(result.image, result.recipe)
 
 
-def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes) -> None:
+def _pixels_sha256(result: Result | remote.Picture) -> str:
+    if isinstance(result, remote.Picture):
+        return result.pixels_sha256
+    from sdcli.images import pixels_sha256
+
+    return pixels_sha256(result.image)
+
+
+def _report(out: BinaryIO, order: Order, result: Result | remote.Picture, path: str, data: bytes) -> None:
     for warning in result.warnings:
         streams.warn(warning)
     line = json.dumps(done_line(result, path, data), ensure_ascii=False) if order.json else path
     streams.write_line(out, line)
 
 
-def done_line(result: Result, path: str, data: bytes) -> dict[str, Any]:
+def done_line(result: Result | remote.Picture, path: str, data: bytes) -> dict[str, Any]:
     """What a line of JSON says of a picture that is safely on disk at `path`, as the bytes `data`."""
-    from sdcli.images import pixels_sha256
-
     return {
         "status": "done",
         "path": path,
         "seed": result.recipe.seed,
-        "width": result.image.width,
-        "height": result.image.height,
+        "width": result.recipe.width,
+        "height": result.recipe.height,
         "model": result.recipe.model,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "pixels_sha256": pixels_sha256(result.image),
+        "pixels_sha256": _pixels_sha256(result),
         "seconds": round(result.seconds, 3),
         "warnings": list(result.warnings),
         "error": None,
