@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,8 @@ def _ask(
     raise _broken_off(path)
 
 
-def _post(path: str, body: bytes) -> HTTPResponse:
+@contextmanager
+def _post(path: str, body: bytes) -> Iterator[HTTPResponse]:
     """The answer of the process at `path`, whatever its status: an error is a line like any other."""
     import socket
     from http.client import HTTPConnection
@@ -185,8 +187,9 @@ def _post(path: str, body: bytes) -> HTTPResponse:
         ) from error
     try:
         connection.request("POST", PATH, body, headers)
-        return connection.getresponse()
-    finally:  # the response holds the socket for itself
+        with connection.getresponse() as response:
+            yield response
+    finally:
         connection.close()
 
 

@@ -36,11 +36,10 @@ class Job:
 
     def tell(self, event: Any) -> None:
         """Add to `events`, from any thread."""
-        with suppress(RuntimeError):  # the loop is closed: nobody listens
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        _call(self.loop, self.events.put_nowait, event)
 
-    def run(self) -> None:
-        """Do the work, on the thread."""
+    def run(self) -> Any:
+        """Do the work, on the thread; returns its last event."""
 
         def on_step(step: Any) -> None:
             if self.cancelled.is_set():
@@ -48,13 +47,11 @@ class Job:
             self.tell(step)
 
         try:
-            made = self.work(on_step)
+            return self.work(on_step)
         except Cancelled:
-            self.tell(_stopping())
+            return _stopping()
         except BaseException as error:  # noqa: BLE001  whatever it is, it is for the one who waits
-            self.tell(error)
-        else:
-            self.tell(made)
+            return error
 
 
 class Line:
@@ -63,7 +60,7 @@ class Line:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.idle_since = time.monotonic()
-        self._jobs: dict[Job, Future[None]] = {}
+        self._jobs: dict[Job, Future[Any]] = {}
         self._stopping = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
@@ -86,7 +83,7 @@ class Line:
             )
         job = Job(work, asyncio.get_running_loop())
         future = self._jobs[job] = self._thread.submit(job.run)
-        future.add_done_callback(lambda _: self._call(self._forget, job))
+        future.add_done_callback(lambda done: _call(job.loop, self._end, job, done))
         return job
 
     async def follow(self, job: Job) -> AsyncGenerator[Any, None]:
@@ -111,9 +108,8 @@ class Line:
     def close(self) -> None:
         """Let nobody in any more, and send those that wait away. The job in hand goes on."""
         self._stopping = True
-        for job, future in self._jobs.items():
-            if future.cancel():
-                job.tell(_stopping())
+        for future in self._jobs.values():
+            future.cancel()
 
     def cancel(self) -> None:
         """Cancel the job in hand at its next step."""
@@ -124,13 +120,17 @@ class Line:
         """Wait until the thread has ended. For the last, outside the event loop."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _call(self, function: Callable[[Job], None], job: Job) -> None:
-        with suppress(RuntimeError):
-            job.loop.call_soon_threadsafe(function, job)
-
-    def _forget(self, job: Job) -> None:
-        self._jobs.pop(job, None)
+    def _end(self, job: Job, done: Future[Any]) -> None:
+        """Free the place first, so that who has his answer can come again."""
+        del self._jobs[job]
         self.idle_since = time.monotonic()
+        job.events.put_nowait(_stopping() if done.cancelled() else done.result())
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Call it soon in `loop`, from any thread."""
+    with suppress(RuntimeError):  # the loop is closed: nobody listens
+        loop.call_soon_threadsafe(function, *arguments)
 
 
 def _stopping() -> ServerUnavailable:
