@@ -40,6 +40,8 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
         (["generate", "--help"], 0),
         (["batch", "--help"], 0),
         (["info", "--help"], 0),
+        (["serve", "--help"], 0),
+        (["serve"], 2),
         (["models", "--help"], 0),
         (["models", "list"], 0),
         (["models", "list", "--json"], 0),

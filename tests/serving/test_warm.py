@@ -23,7 +23,7 @@ from tests.serving.conftest import ROOT, wait_for
 from tests.test_light import HEAVY, PROBE
 
 FAST = ("--steps", "2", "--dtype", "float32")
-ENDLESS = {"steps": 1000}
+ENDLESS = {"steps": 900}
 
 
 @pytest.fixture
