@@ -52,7 +52,6 @@ class Models:
     def __init__(self, keep: int) -> None:
         self.keep = keep
         self._kept: dict[Key, _Kept] = {}  # the least recently used first
-        self._threads: int | None = None
 
     def load(self, source: Source, recipe: Recipe) -> None:
         """Have the model in memory for recipes like `recipe`."""
@@ -100,15 +99,11 @@ class Models:
         )
 
     def _resolve(self, recipe: Recipe, processors: int | None = None) -> Recipe:
-        """`resolve_execution` as at the start of a process: what the picture before has set is taken back."""
-        import torch
-
+        """`resolve_execution`, with no more threads than `processors` where the recipe leaves them open."""
         from sdcli import pipeline
 
-        if self._threads is None:
-            self._threads = torch.get_num_threads()
-        torch.set_num_threads(min(self._threads, processors or self._threads))
-        return pipeline.resolve_execution(recipe)
+        threads = recipe.execution.threads or min(pipeline.DEFAULT_THREADS, processors or pipeline.DEFAULT_THREADS)
+        return pipeline.resolve_execution(recipe.replace(threads=threads))
 
     def _get(self, source: Source, resolved: Recipe) -> LatentDiffusionModel:
         from sdcli import pipeline

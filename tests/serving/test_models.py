@@ -85,9 +85,9 @@ def test_a_model_that_has_changed_on_disk_is_loaded_anew(sd15, tmp_path, loads):
     assert after.pixels_sha256 != before.pixels_sha256
 
 
-def test_threads_of_one_picture_are_not_those_of_the_next(sd15):
+def test_threads_of_one_picture_are_not_those_of_the_next(sd15, monkeypatch):
     models = Models(1)
-    torch.set_num_threads(2)
+    monkeypatch.setattr(pipeline, "DEFAULT_THREADS", 2)
 
     def threads(asked_for, processors=None):
         _, (recipe,) = asked(sd15, threads=asked_for)
