@@ -28,10 +28,10 @@ def scheduler_table() -> str:
     def yes(flag: bool) -> str:
         return "yes" if flag else ""
 
-    rows = ["| name | in diffusers | `--sigmas` | `--eta` | zero-SNR models |", "|---|---|---|---|---|"]
+    rows = ["| name | in diffusers | `--sigmas` | `--eta` | zero terminal SNR |", "|---|---|---|---|---|"]
     for name in schedulers.NAMES:
         row = schedulers.TABLE[name]
-        facts = (row.class_name, yes(row.has_sigmas), yes(row.takes_eta), yes(row.zero_snr))
+        facts = (row.class_name, yes(row.has_sigmas), yes(row.takes_eta), "itself" if row.zero_snr else "rescaled betas")
         rows.append(f"| {name} | {' | '.join(facts)} |")
     return "\n".join(rows)
 
