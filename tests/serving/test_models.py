@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from sdcli import pipeline, registry
+from sdcli import delivery, pipeline, registry
+from sdcli.digest import model_digest
 from sdcli.errors import ModelCorrupt, OutOfMemory
-from sdcli.metadata import png_bytes
 from sdcli.serving.models import Models, source_of
 from tests import tiny
 
@@ -45,7 +45,7 @@ def test_a_picture_is_what_the_pipeline_makes(sd15):
     (picture,) = Models(1).make(source, recipes, steps.append)
     resolved = pipeline.resolve_execution(recipes[0])
     (result,) = pipeline.run(pipeline.load(sd15, resolved), [resolved])
-    assert picture.png == png_bytes(result.image, result.recipe)
+    assert picture.png == delivery.png_bytes(result, model_digest(sd15))
     assert picture.recipe == resolved
     assert picture.image.tobytes() == result.image.tobytes()
     assert [(step.index, step.total) for step in steps] == [(0, 2), (1, 2)]
