@@ -14,10 +14,12 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
+from sdcli.commands.batch import batch
 from sdcli.commands.config import config
 from sdcli.commands.generate import generate
 from sdcli.commands.info import info
 from sdcli.commands.models import models
+from sdcli.commands.replay import replay
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, SdcliError, UsageError
 from sdcli.streams import complain, warn
@@ -30,7 +32,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(batch)
 app.command()(info)
+app.command()(replay)
 app.add_typer(models, name="models")
 app.add_typer(config, name="config")
 

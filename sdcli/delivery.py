@@ -6,14 +6,18 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import display, outputs, streams
-from sdcli.errors import OutputError, SdcliError, UsageError
+from sdcli import display, dry_run, outputs, remarks, streams, timings
+from sdcli.digest import model_digest
+from sdcli.errors import InvalidPicture, SdcliError, UsageError
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
+from sdcli.remarks import Remark
 
 if TYPE_CHECKING:
     from sdcli.model import LatentDiffusionModel
@@ -30,6 +34,9 @@ class Order:
     force: bool
     json: bool
     quiet: bool
+    strict: bool = False
+    remarks: tuple[Remark, ...] = ()
+    """What is known to deserve a word before a picture is made; an error at once where `strict`."""
 
     @property
     def to_stdout(self) -> bool:
@@ -43,24 +50,67 @@ def deliver(order: Order) -> None:
     What can be refused is refused before torch is imported. Raises whatever kept a picture from being made or
     written; those finished before it stay.
     """
-    _check_stdout(order)
+    check_stdout(order)
+    announce(order)
     destinations = () if order.to_stdout else outputs.plan(order.output, order.recipes, force=order.force)
     show_picture = not (order.quiet or order.json or order.to_stdout) and sys.stdout.isatty() and sys.stderr.isatty()
-    _quieten_libraries()
+    quieten_libraries()
     with streams.results() as out:
-        for index, result in enumerate(_results(order, out)):
-            data = _png_bytes(result)
-            if order.to_stdout:
-                _write_bytes(out, data)
-                continue
-            path = outputs.write(destinations[index], data)
-            _report(out, order, result, path, data)
+        for index, result in enumerate(pictures(order, out)):
+            hand_over(order, out, result, None if order.to_stdout else destinations[index])
             if show_picture:
                 display.preview(result.image)
 
 
-def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
-    """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised."""
+def announce(order: Order) -> None:
+    """Say what is known to deserve a word, one line of warning each; raise it instead where the order is strict."""
+    if order.strict:
+        remarks.insist(order.remarks)
+    for each in order.remarks:
+        streams.warn(each.message)
+
+
+def forecast(order: Order) -> None:
+    """Say what `deliver` would do, or raise what it would, without torch and without writing anything."""
+    check_stdout(order)
+    announce(order)
+    plan = dry_run.plan(order.entry, order.recipes, order.output, force=order.force)
+    if order.json:
+        warnings = [remark.message for remark in order.remarks]
+        print(json.dumps({**plan, "warnings": warnings, "error": None}, ensure_ascii=False))
+    else:
+        print("\n".join(dry_run.lines(plan)))
+
+
+def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.Destination | None) -> None:
+    """Write one picture and its line, or its bytes alone to `out` where it has no destination.
+
+    Raises InvalidPicture, with nothing written, for a flat picture where the order is strict.
+    """
+    if order.strict and result.flat:
+        error = InvalidPicture(result.flat, "try another --seed, prompt or scheduler; or leave --strict away")
+        if order.json:
+            streams.write_line(out, json.dumps(failed_line(result.recipe, error.message), ensure_ascii=False))
+        raise error
+    timings.record(result.recipe, digest_of(locate(order.entry)), result.seconds)
+    data = png_bytes(result, order.entry)
+    if destination is None:
+        for warning in result.warnings:
+            streams.warn(warning)
+        streams.write_bytes(out, data)
+        return
+    _report(out, order, result, outputs.write(destination, data), data)
+
+
+Loaded = tuple["LatentDiffusionModel", dict[str, Any]]
+"""A model, and how it is executed: the resolved device, dtype and number of threads."""
+
+
+def pictures(order: Order, out: BinaryIO, load: Callable[[Order], Loaded] | None = None) -> Iterator[Result]:
+    """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised.
+
+    `load` takes the place of `load_model`, for who keeps models from one order to the next.
+    """
     model: LatentDiffusionModel | None = None
     execution: dict[str, Any] = {}
     count, size = len(order.recipes), order.recipes[0].execution.batch_size
@@ -72,18 +122,18 @@ def _results(order: Order, out: BinaryIO) -> Iterator[Result]:
 
             try:
                 if model is None:
-                    model, execution = _load(order)
+                    model, execution = (load or load_model)(order)
                 batch = [recipe.replace(**execution, batch_size=len(chunk)) for recipe in chunk]
                 results = pipeline.run(model, batch, on_step)
             except SdcliError as error:
                 if order.json:
-                    streams.write_line(out, json.dumps(_failure(chunk[0], error), ensure_ascii=False))
+                    streams.write_line(out, json.dumps(failed_line(chunk[0], error.message), ensure_ascii=False))
                 raise
         yield from results
 
 
-def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
-    """The model, and how it is executed: the resolved device, dtype and number of threads."""
+def load_model(order: Order) -> Loaded:
+    """The model of an order, for the execution that its first recipe asks for."""
     from sdcli import pipeline
 
     entry = order.entry
@@ -92,21 +142,35 @@ def _load(order: Order) -> tuple[LatentDiffusionModel, dict[str, Any]]:
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
-def _png_bytes(result: Result) -> bytes:
-    from sdcli.metadata import png_bytes
+def png_bytes(result: Result, entry: ModelEntry) -> bytes:
+    """The PNG of a finished picture, with all in it that makes it again and proves it."""
+    from sdcli import metadata
 
-    return png_bytes(result.image, result.recipe)
+    extra = {"model_digest": digest_of(locate(entry)), "batch": result.batch}
+    return metadata.png_bytes(result.image, result.recipe, extra={key: value for key, value in extra.items() if value})
+
+
+@cache
+def digest_of(path: Path) -> str:
+    """The digest of the model at `path`, as it is when first asked for by this process."""
+    return model_digest(path)
 
 
 def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes) -> None:
     for warning in result.warnings:
         streams.warn(warning)
-    if not order.json:
-        streams.write_line(out, path)
-        return
+    line = json.dumps(done_line(result, path, data, order.remarks), ensure_ascii=False) if order.json else path
+    streams.write_line(out, line)
+
+
+def done_line(result: Result, path: str, data: bytes, found: Sequence[Remark] = ()) -> dict[str, Any]:
+    """What a line of JSON says of a picture that is safely on disk at `path`, as the bytes `data`.
+
+    `found` are the remarks made before it was begun; they stand among its warnings.
+    """
     from sdcli.images import pixels_sha256
 
-    line = {
+    return {
         "status": "done",
         "path": path,
         "seed": result.recipe.seed,
@@ -116,29 +180,30 @@ def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes)
         "sha256": hashlib.sha256(data).hexdigest(),
         "pixels_sha256": pixels_sha256(result.image),
         "seconds": round(result.seconds, 3),
-        "warnings": list(result.warnings),
+        "warnings": [*(remark.message for remark in found), *result.warnings],
         "error": None,
     }
-    streams.write_line(out, json.dumps(line, ensure_ascii=False))
 
 
-def _failure(recipe: Recipe, error: SdcliError) -> dict[str, Any]:
+def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
+    """What a line of JSON says of a picture that could not be made: the same keys, null where nothing is known."""
     return {
         "status": "failed",
         "path": None,
-        "seed": recipe.seed,
-        "width": recipe.width,
-        "height": recipe.height,
-        "model": recipe.model,
+        "seed": recipe and recipe.seed,
+        "width": recipe and recipe.width,
+        "height": recipe and recipe.height,
+        "model": recipe and recipe.model,
         "sha256": None,
         "pixels_sha256": None,
         "seconds": None,
         "warnings": [],
-        "error": error.message,
+        "error": message,
     }
 
 
-def _check_stdout(order: Order) -> None:
+def check_stdout(order: Order) -> None:
+    """Raise UsageError where the PNG itself is to go to stdout and cannot."""
     if not order.to_stdout:
         return
     if len(order.recipes) > 1:
@@ -149,17 +214,7 @@ def _check_stdout(order: Order) -> None:
         raise UsageError("-o - would write a PNG to the terminal", "redirect or pipe stdout, or give -o a file")
 
 
-def _write_bytes(out: BinaryIO, data: bytes) -> None:
-    try:
-        out.write(data)
-        out.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"stdout: {error.strerror}", "is there space where stdout goes?") from error
-
-
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Keep the hub libraries from the network and from talking, unless the user asks them to."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

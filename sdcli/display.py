@@ -77,6 +77,38 @@ def progress(
         yield on_step
 
 
+@contextmanager
+def job_progress(
+    jobs: int, *, quiet: bool = False, stream: TextIO | None = None
+) -> Iterator[Callable[[float, str], None]]:
+    """A bar over the `jobs` of a batch, with the time left for all of them.
+
+    Yields what to call with the number of jobs done (of the one in hand, the part of it) and what is being done.
+    It draws where `progress` would, and leaves no trace either.
+    """
+    stream = sys.stderr if stream is None else stream
+    if quiet or not _is_watched(stream):
+        yield lambda done, doing: None
+        return
+    bar = _bar(stream)
+    task = bar.add_task("starting", total=jobs, rate="", left="")
+    started: tuple[float, float] | None = None  # when the first picture was under way, and how far
+
+    def show(done: float, doing: str) -> None:
+        nonlocal started
+        now = time.monotonic()
+        changes: dict[str, Any] = {"description": f"job {min(int(done) + 1, jobs)} of {jobs}, {doing}"}
+        if started is None and done > 0:
+            started = now, done
+        elif started is not None and done > started[1]:
+            seconds = (now - started[0]) / (done - started[1])
+            changes |= {"left": f"{format_clock(seconds * (jobs - done))} left"}
+        bar.update(task, completed=done, **changes)
+
+    with bar:
+        yield show
+
+
 def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
     """Draw `image` small on `stream` (stderr if None), as finely as the terminal can: graphics, or half cells.
 

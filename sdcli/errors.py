@@ -10,6 +10,7 @@
     ├── InputError                4   an image, mask, map or jobs file that cannot be read or does not fit
     ├── OutOfMemory               5
     ├── InvalidPicture            6   the model produced NaN, or black by failure
+    ├── JobsFailed                7   some jobs of a batch failed
     ├── OutputError               8   the output could not be written
     │   └── OutputExists          8   … because it is there already
     └── PictureDiffers            9   a replayed picture is not the same
@@ -96,6 +97,12 @@ class InvalidPicture(SdcliError):
     """The model produced NaN, or a picture black by failure."""
 
     exit_status = ExitStatus.INVALID_PICTURE
+
+
+class JobsFailed(SdcliError):
+    """Some jobs of a batch failed, and its other pictures are made."""
+
+    exit_status = ExitStatus.SOME_JOBS_FAILED
 
 
 class OutputError(SdcliError):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageStat
 
 from sdcli.errors import InvalidPicture
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NEARLY_FLAT = 2.0
+"""A picture no channel of which has a standard deviation above this, of 255, shows nothing that can be made out."""
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -40,6 +43,17 @@ def check_picture(pixels: Tensor) -> None:
             "the model produced a picture that is black all over",
             "try --dtype float32, another --seed or a lower --guidance-scale",
         )
+
+
+def flatness(image: Image.Image) -> str | None:
+    """What to say of an 8-bit RGB `image` that is of one colour, or nearly so (NEARLY_FLAT); None of any other."""
+    low, high = zip(*image.getextrema(), strict=True)
+    if low == high:
+        return "the picture is one colour all over: #" + bytes(low).hex()
+    deviation = max(ImageStat.Stat(image).stddev)
+    if deviation < NEARLY_FLAT:
+        return f"the picture is nearly one colour: its channels deviate by {deviation:.1f} of 255 at most"
+    return None
 
 
 def pixels_sha256(image: Image.Image) -> str:

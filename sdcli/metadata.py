@@ -37,6 +37,8 @@ MAX_TEXT_CHARACTERS = 1024**2
 # The bounds keep a hostile line from costing more than time in proportion to its length.
 _FIELD = re.compile(r'(\w[\w \-/]{1,80}):\s*("(?:\\.|[^\\"])+"|\{[^}]{0,2000}\}|[^,]*)(?:,|$)')
 _LEAST_FIELDS = 3
+# stable-diffusion.cpp (from late 2025) says all once more at the end, in JSON that holds the prompt.
+_SDCPP = ', SDCPP: {"'
 _NEGATIVE = "Negative prompt:"
 _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -48,10 +50,12 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError
 class PictureInfo:
     """What a picture file says of itself.
 
-    `writer` is "sdcli", "A1111" (or one of the many that write as it does), or "other". `recipe` holds flat keys as
+    `writer` is "sdcli", "A1111" (or one of the many that write as it does), "stable-diffusion.cpp", "InvokeAI" or
+    "other". `recipe` holds flat keys as
     `Recipe.from_dict` takes them, as found; `software` versions by name; `parameters` A1111's text as found, and
     `fields` what it says: `Prompt`, `Negative prompt`, `Steps`, `Sampler` … as strings. `intact` tells whether the
-    pixels are those that were written, None where the file does not say.
+    pixels are those that were written, None where the file does not say. `chunk` is sdcli's own, whole, and `invokeai`
+    the JSON object of InvokeAI's `invokeai_metadata`.
     """
 
     format: str
@@ -64,6 +68,8 @@ class PictureInfo:
     parameters: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     intact: bool | None = None
+    chunk: Mapping[str, Any] = field(default_factory=dict)
+    invokeai: Mapping[str, Any] | None = None
 
 
 def png_bytes(image: Image.Image, recipe: Recipe, *, extra: Mapping[str, Any] | None = None) -> bytes:
@@ -71,7 +77,7 @@ def png_bytes(image: Image.Image, recipe: Recipe, *, extra: Mapping[str, Any] | 
     said = {
         **(extra or {}),
         "recipe": recipe.to_dict(),
-        "software": {"sdcli": __version__, **{name: _version(name) for name in SOFTWARE}},
+        "software": {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}},
         "pixels_sha256": pixels_sha256(image),
     }
     chunks = PngInfo()
@@ -115,6 +121,7 @@ def parse_parameters(text: str) -> dict[str, str]:
     goes from a line that begins with `Negative prompt:` to there. Anything else is prompt.
     """
     *lines, last = text.strip().split("\n")
+    last = last.partition(_SDCPP)[0]
     pairs = _FIELD.findall(last)
     if len(pairs) < _LEAST_FIELDS:
         lines, pairs = [*lines, last], []
@@ -145,6 +152,7 @@ def read(path: str | Path) -> PictureInfo:
                 image.load()
                 text = _parameters_of(image)
                 said = image.info.get("sdcli") if image.format == "PNG" else None
+                invokeai = image.info.get("invokeai_metadata") if image.format == "PNG" else None
     except (Image.DecompressionBombError, MemoryError) as error:
         raise InputError(
             f"{path} is too large a picture to open", "give a picture of less than 178 megapixels"
@@ -155,35 +163,55 @@ def read(path: str | Path) -> PictureInfo:
         raise InputError(
             f"{path} is cut short or damaged: {error}", "get the file anew, or open and save it with another tool"
         ) from error
-    for each in (text, said):
+    for each in (text, said, invokeai):
         if each is not None and len(each) > MAX_TEXT_CHARACTERS:
             raise InputError(
                 f"the text in {path} is {len(each):,} characters long",
                 f"no more than {MAX_TEXT_CHARACTERS:,} are read; strip its metadata if the picture alone matters",
             )
-    return _info(path, image, text, said)
+    return _info(path, image, text, said, invokeai)
 
 
-def _info(path: str | Path, image: Image.Image, text: str | None, said: str | None) -> PictureInfo:
+def _info(
+    path: str | Path, image: Image.Image, text: str | None, said: str | None, invokeai: str | None
+) -> PictureInfo:
     ours = _sdcli_chunk(path, said) if said is not None else None
     fields = parse_parameters(text) if text else {}
     digest = pixels_sha256(image)
     recorded = ours.get("pixels_sha256") if ours else None
+    theirs = _json_object(invokeai) if invokeai else None
     return PictureInfo(
         format=image.format or "",
         width=image.width,
         height=image.height,
         pixels_sha256=digest,
-        writer="sdcli" if ours else "A1111" if "Steps" in fields else "other",
+        writer="sdcli" if ours else "InvokeAI" if theirs else _writer_of(fields),
         recipe=ours["recipe"] if ours else None,
         software=ours["software"] if ours else {},
         parameters=text,
         fields=fields,
         intact=recorded == digest if recorded else None,
+        chunk=ours or {},
+        invokeai=theirs,
     )
 
 
-def _version(name: str) -> str:
+def _writer_of(fields: Mapping[str, str]) -> str:
+    if "Steps" not in fields:
+        return "other"
+    return "stable-diffusion.cpp" if fields.get("Version", "").startswith("stable-diffusion.cpp") else "A1111"
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def installed_version(name: str) -> str:
+    """The version of an installed package, "unknown" where it has none."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -131,6 +131,17 @@ Json = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="No progress, no preview.", show_default=False)
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", rich_help_panel=_OUTPUT, help="Make every warning an error.", show_default=False),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", rich_help_panel=_OUTPUT, show_default=False,
+        help="Say what would be made, of what files and where to, and make nothing.",
+    ),
+]  # fmt: skip
 Debug = Annotated[
     bool, typer.Option("--debug", rich_help_panel=_OUTPUT, help="Tracebacks with errors.", show_default=False)
 ]

@@ -62,6 +62,11 @@ def slug(text: str) -> str:
     return kept
 
 
+def default_name(recipe: Recipe) -> str:
+    """The name of a picture for which none was asked."""
+    return f"{slug(recipe.condition.prompt)}-{recipe.seed}.png"
+
+
 def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> tuple[Destination, ...]:
     """One destination for each of `recipes`, checked before any is made: it can be written, and is free.
 
@@ -86,17 +91,42 @@ def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) 
     return found
 
 
-def write(destination: Destination, data: bytes) -> str:
+def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> list[str]:
+    """The names that `plan` and `write` would give, and the errors they would raise, with nothing touched.
+
+    Whether a directory can be written is told from its permissions alone.
+    """
+    found = tuple(_destination(output, recipe, index, force) for index, recipe in enumerate(recipes, start=1))
+    _check_distinct(output, found)
+    names: list[str] = []
+    for each in found:
+        directory = each.final.parent
+        while output is not None and output.endswith("/") and not directory.exists():
+            directory = directory.parent
+        if not directory.exists():
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise cannot_write(str(directory), directory, missing)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise cannot_write(str(directory), directory, denied)
+        if not each.unique:
+            _check_free(each)
+        names.append(_next_name(each.path, names) if each.unique else each.path)
+    return names
+
+
+def write(destination: Destination, data: bytes, *, staging: str | None = None) -> str:
     """Write `data` whole to `destination` and return the name it got, as given but for a `-2`, `-3` ….
 
     The bytes go to a hidden file in the same directory, are synced, and then take the name in one step: a reader, a
     crash or a full disk never meets half a file, and of two writers racing for one name the second gets OutputExists
     (or, with `unique`, the next name). Where the file system has no hard links, an empty file holds the name for that
-    moment. `force` follows a symbolic link and replaces the file it names. Raises OutputError where writing fails.
+    moment. `force` follows a symbolic link and replaces the file it names. `staging` names the hidden file, for a
+    writer that clears away what an earlier one, killed, has left. Raises OutputError where writing fails.
     """
     path, directory = destination.path, destination.final.parent
     try:
-        with _staged(directory, data) as temporary:
+        with _staged(directory, data, staging) as temporary:
             if destination.unique:
                 path = _first_free(temporary, path)
             elif destination.force:
@@ -108,7 +138,7 @@ def write(destination: Destination, data: bytes) -> str:
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
-        raise _failed(path, directory, error) from error
+        raise cannot_write(path, directory, error) from error
     return path
 
 
@@ -132,23 +162,28 @@ def _plain(text: str) -> Iterator[str]:
 
 
 def _destination(output: str | None, recipe: Recipe, index: int, force: bool) -> Destination:
-    name = f"{slug(recipe.condition.prompt)}-{recipe.seed}.png"
+    name = default_name(recipe)
     if output is None:
         return Destination(name, unique=True)
     if not output or "\0" in output or not _encodable(output):
         raise UsageError(f"-o {output!r} is no file name", "give a file.png, a directory or a template")
-    path = output if _is_directory(output) else _fill(output, recipe, index)
+    path = output if _is_directory(output) else fill(output, recipe, index)
     if path.endswith("/"):
         return Destination(path + name, unique=True)
     if _is_directory(path):
         return Destination(f"{path}/{name}", unique=True)
+    check_suffix(output, path)
+    return Destination(path, force=force)
+
+
+def check_suffix(output: str, path: str, option: str = "-o") -> None:
+    """Raise UsageError where `path`, asked for as `output`, is named as a picture of another format."""
     suffix = PurePath(path).suffix
     if _OTHER_FORMATS.fullmatch(suffix):
         raise UsageError(
-            f"-o {output}: sdcli writes PNG, not {suffix}",
+            f"{option} {output}: sdcli writes PNG, not {suffix}",
             f"name it {output.removesuffix(suffix)}.png, and convert that",
         )
-    return Destination(path, force=force)
 
 
 def _is_directory(path: str) -> bool:
@@ -166,8 +201,11 @@ def _encodable(output: str) -> bool:
     return True
 
 
-def _fill(template: str, recipe: Recipe, index: int) -> str:
-    """`template` with its fields filled in; numbers take a width, as in `{index:03}`, and nothing else."""
+def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
+    """`template` with its fields filled in; numbers take a width, as in `{index:03}`, and nothing else.
+
+    Raises UsageError, naming `option`, for one that cannot be filled in.
+    """
     values = {
         "seed": recipe.seed,
         "index": index,
@@ -177,18 +215,18 @@ def _fill(template: str, recipe: Recipe, index: int) -> str:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UsageError(f"-o {template}: {str(error).lower()}", _TEMPLATE_HINT) from error
+        raise UsageError(f"{option} {template}: {str(error).lower()}", _TEMPLATE_HINT) from error
     filled = []
     for literal, name, width, conversion in parts:
         filled.append(literal)
         if name is None:
             continue
         if name not in values:
-            raise UsageError(f"-o {template}: unknown field {{{name}}}", _TEMPLATE_HINT)
+            raise UsageError(f"{option} {template}: unknown field {{{name}}}", _TEMPLATE_HINT)
         value = values[name]
         if conversion or (width and not (isinstance(value, int) and re.fullmatch(r"0?[0-9]{1,2}", width))):
             raise UsageError(
-                f"-o {template}: {{{name}}} cannot be formatted so",
+                f"{option} {template}: {{{name}}} cannot be formatted so",
                 "only {seed} and {index} take a format, and it is a width such as {index:03}",
             )
         filled.append(format(value, width or ""))
@@ -214,7 +252,7 @@ def _check_writable(directory: Path, *, make: bool) -> None:
         with _staged(directory, b""):
             pass
     except OSError as error:
-        raise _failed(str(directory), directory, error) from error
+        raise cannot_write(str(directory), directory, error) from error
 
 
 def _check_free(destination: Destination) -> None:
@@ -224,7 +262,7 @@ def _check_free(destination: Destination) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _failed(path, destination.final.parent, error) from error
+        raise cannot_write(path, destination.final.parent, error) from error
     if stat.S_ISDIR(mode):
         raise OutputExists(f"{path} is a directory", f"write {path}/ for a picture inside it, or choose another name")
     if not destination.force:
@@ -234,9 +272,9 @@ def _check_free(destination: Destination) -> None:
 
 
 @contextmanager
-def _staged(directory: Path, data: bytes) -> Iterator[Path]:
+def _staged(directory: Path, data: bytes, name: str | None = None) -> Iterator[Path]:
     """A synced file with `data` in `directory`, hidden, and gone again at the end. Its mode follows the umask."""
-    temporary = directory / f".sdcli-{secrets.token_hex(8)}.tmp"
+    temporary = directory / (name or f".sdcli-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -258,6 +296,15 @@ def _first_free(temporary: Path, path: str) -> str:
             candidate = f"{stem}-{number}.png"
         else:
             return candidate
+
+
+def _next_name(path: str, taken: Sequence[str]) -> str:
+    """What `_first_free` will find, if nobody else writes in between."""
+    stem, candidate, number = path.removesuffix(".png"), path, 1
+    while candidate in taken or os.path.lexists(candidate):
+        number += 1
+        candidate = f"{stem}-{number}.png"
+    return candidate
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -289,7 +336,8 @@ def _exists(path: str) -> OutputExists:
     return OutputExists(f"{path} exists already", "choose another name with -o, or replace it with --force")
 
 
-def _failed(path: str, directory: Path, error: OSError) -> OutputError:
+def cannot_write(path: str, directory: Path, error: OSError) -> OutputError:
+    """The error to raise where writing `path`, in `directory`, failed with `error`."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             hint = "free some space, or choose another place with -o"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +19,9 @@ from sdcli.denoise import Step, denoise, initial_latents
 from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Recipe
+
+DEFAULT_THREADS = torch.get_num_threads()
+RETRIED = "the VAE gave pixels that are not numbers, and was run again in float32"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Result:
     recipe: Recipe
     seconds: float
     warnings: tuple[str, ...] = ()
+    flat: str | None = None
+    """What is to be said of a picture that is of one colour, or nearly so; also among the warnings."""
+    batch: Mapping[str, Any] | None = None
+    """Where the pictures were made together: `seeds`, of all of them in order, and the `index` of this one."""
 
 
 def resolve_execution(recipe: Recipe) -> Recipe:
@@ -39,8 +47,9 @@ def resolve_execution(recipe: Recipe) -> Recipe:
     Raises InvalidRecipe for a device that is not there.
     """
     device = _device(recipe.execution.device)
-    if recipe.execution.threads:
-        torch.set_num_threads(recipe.execution.threads)
+    threads = recipe.execution.threads or DEFAULT_THREADS
+    if threads != torch.get_num_threads():  # an earlier recipe of this process may have changed it
+        torch.set_num_threads(threads)
     dtype = _dtype(recipe.execution.dtype, device)
     return recipe.replace(device=device, dtype=dtype, threads=torch.get_num_threads())
 
@@ -65,14 +74,28 @@ def run(
 ) -> list[Result]:
     """Make the pictures of `recipes`, which differ in nothing but their seeds, in one batch.
 
-    Raises InvalidPicture where the model gives NaN, OutOfMemory where the device has too little.
+    A picture whose pixels are not numbers though its latents are is decoded once more in float32, with a warning; the
+    others of its batch stay as they are. Raises InvalidPicture where the model gives NaN all the same, OutOfMemory
+    where the device has too little.
     """
     started = time.perf_counter()
     with _memory_of(recipes[0]):
-        pixels = decode(model, sample(model, recipes, on_step))
+        latents = sample(model, recipes, on_step)
+        pixels = decode(model, latents)
+        broken = _overflowed(model, latents, pixels)
+        if broken:
+            pixels[broken] = decode_in_float32(model, latents[broken])
+        images.check_picture(pixels)
     pictures = [images.to_image(each) for each in pixels]
     seconds = (time.perf_counter() - started) / len(recipes)
-    return [Result(*made, seconds) for made in zip(pictures, recipes, strict=True)]
+    seeds = [recipe.seed for recipe in recipes]
+    results = []
+    for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
+        flat = images.flatness(picture)
+        warnings = (RETRIED,) if index in broken else ()
+        batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
+        results.append(Result(picture, recipe, seconds, (*warnings, *filter(None, [flat])), flat, batch))
+    return results
 
 
 def sample(
@@ -114,20 +137,44 @@ def sample(
 
 
 def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in −1 … 1 from latents; raises InvalidPicture where they are none."""
+    """Pixels (B, 3, H, W), float32, nominally in −1 … 1, from latents; they may be none (NaN)."""
     scaled = latents / model.vae.config["scaling_factor"]
     pixels: Tensor = model.vae.decode(scaled.to(model.vae.dtype), return_dict=False)[0].float().cpu()
-    images.check_picture(pixels)
     return pixels
 
 
+def decode_in_float32(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
+    """`decode` with the VAE in float32, which afterwards is as before, so that later pictures do not depend on it."""
+    dtype = model.vae.dtype
+    model.vae.to(torch.float32)
+    try:
+        return decode(model, latents)
+    finally:
+        model.vae.to(dtype)
+
+
+def _overflowed(model: LatentDiffusionModel, latents: Tensor, pixels: Tensor) -> list[int]:
+    """Which pictures the VAE has lost in its narrow dtype: their pixels are not all finite, their latents are."""
+    if model.vae.dtype == torch.float32:
+        return []
+    finite = latents.isfinite().flatten(1).all(1).cpu()
+    lost: list[int] = (finite & ~pixels.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    return lost
+
+
+def devices() -> tuple[str, ...]:
+    """The devices that are here, the one that `auto` takes first."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return tuple(device for device, found in present.items() if found)
+
+
 def _device(asked: str) -> str:
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = devices()
     if asked == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if present[device])
-    if not present[asked]:
-        here = ", ".join(device for device, found in present.items() if found)
-        raise InvalidRecipe(f"there is no {asked} device here", f"choose --device auto or {here}", "device")
+        return here[0]
+    if asked not in here:
+        hint = f"choose --device auto or {', '.join(here)}"
+        raise InvalidRecipe(f"there is no {asked} device here", hint, "device")
     return asked
 
 

@@ -210,6 +210,20 @@ def check_size(width: int, height: int, multiple: int) -> None:
             )
 
 
+def check_clip_skip(clip_skip: int, layers: int, *, penultimate: bool) -> None:
+    """Raise InvalidRecipe for a `clip_skip` beyond a text encoder of `layers`.
+
+    `penultimate`: the model was trained with the last layer but one (SDXL), from which it counts.
+    """
+    most = layers - 1 if penultimate else layers
+    if clip_skip > most:
+        raise InvalidRecipe(
+            f"clip_skip is {clip_skip}, and this model's text encoder has {layers} layers",
+            f"clip_skip must be between 1 and {most}",
+            "clip_skip",
+        )
+
+
 def draw_seed() -> int:
     """A seed nobody chose, 0 … 2³²−1."""
     return secrets.randbelow(MAX_SEED + 1)

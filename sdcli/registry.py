@@ -59,6 +59,10 @@ class ModelFacts:
     size_multiple: int
     in_channels: int
     scheduler_config: Mapping[str, Any]
+    guidance_distilled: bool = False
+    """Whether the U-Net takes its guidance scale as an embedding (LCM), and no unconditional half."""
+    knows_sizes: bool = False
+    """Whether the U-Net is told the size of the picture (SDXL)."""
 
 
 def entries() -> Mapping[str, ModelEntry]:
@@ -171,9 +175,16 @@ def read_facts(path: Path, family: str | None = None) -> ModelFacts:
             size_multiple=multiple,
             in_channels=int(unet["in_channels"]),
             scheduler_config=_config(folder / "scheduler" / "scheduler_config.json"),
+            guidance_distilled=unet.get("time_cond_proj_dim") is not None,
+            knows_sizes=unet.get("addition_embed_type") == "text_time",
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs in {folder} lack {error}", "get the model's folder anew") from error
+
+
+def facts_of(entry: ModelEntry) -> ModelFacts:
+    """What the configs of an entry's model say; raises what `locate` and `read_facts` raise."""
+    return read_facts(locate(entry), entry.family)
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -220,7 +231,7 @@ def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any], *, user: bool 
     The seed is drawn where none is given. Raises InvalidRecipe where the options do not fit each other or the
     model, ModelNotFound or ModelCorrupt where the model's configs cannot be read, and UsageError for settings.
     """
-    facts = read_facts(locate(entry), entry.family)
+    facts = facts_of(entry)
     settled = settings(entry, options, facts, user=user)
     values = {key: each.value for key, each in settled.items()}
     made = Recipe.from_dict({"seed": draw_seed(), **values})

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests import tiny
+
+settings.register_profile("sdcli", deadline=None)  # a clock on a busy machine tells nothing of the code
+settings.load_profile("sdcli")
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     from tests import pairs
 
     return functools.cache(lambda family: pairs.load(tiny.make_folder(family, tmp_path_factory.mktemp(family))))
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> list[str] | None:
+    """The command under which this user may mount a file system, if there is one."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return None
+    for command in ([unshare, "--user", "--map-root-user", "--mount"], [unshare, "--mount"]):
+        tried = subprocess.run(
+            [*command, "sh", "-c", f"mount -t tmpfs tmpfs {tmp_path}"], capture_output=True, check=False
+        )
+        if tried.returncode == 0:
+            return command
+    return None

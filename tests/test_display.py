@@ -291,6 +291,28 @@ def test_keys_typed_ahead_are_left_alone():
     assert "▀" not in got
 
 
+def test_a_batch_s_bar_tells_the_job_and_the_time_left_for_all(terminal, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    with display.job_progress(4, stream=terminal.stream) as show:
+        show(0, "loading kit")
+        time.sleep(0.15)
+        assert "job 1 of 4, loading kit" in terminal.screen()
+        show(0.5, "denoising")
+        now += 30
+        show(1.5, "decoding")
+        time.sleep(0.15)
+        assert re.search(r"job 2 of 4, decoding.*1/4.*1:15 left", ANSI.sub("", terminal.screen()))
+    assert terminal.screen().endswith(ERASE_LINE)
+
+
+def test_a_batch_s_bar_is_drawn_for_nobody_but_people(terminal):
+    for options in ({"stream": StringIO()}, {"stream": terminal.stream, "quiet": True}):
+        with display.job_progress(2, **options) as show:
+            show(1, "denoising")
+    assert terminal.screen() == ""
+
+
 def test_a_transfer_tells_the_file_the_bytes_and_the_sum_of_them(terminal):
     with display.transfer(stream=terminal.stream) as start:
         on_bytes = start(4_000_000)

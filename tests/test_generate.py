@@ -31,7 +31,9 @@ def two_lines(done: Finished) -> tuple[str, str]:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """All files in `folder` but for the user's cache, which holds what can be lost."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in found if path.parts[0] != ".cache"}
 
 
 def test_stdout_is_exactly_the_path(run, sd15, tmp_path):
@@ -46,7 +48,7 @@ def test_libraries_that_print_and_warn_do_not_reach_stdout(sd15, tmp_path):
     noisy = """
 import os, subprocess, sys, warnings
 import sdcli.delivery
-quiet = sdcli.delivery._quieten_libraries
+quiet = sdcli.delivery.quieten_libraries
 def noisy():
     quiet()
     import sdcli.pipeline
@@ -59,7 +61,7 @@ def noisy():
         warnings.warn("a warning")
         return load(*args, **kwargs)
     sdcli.pipeline.load = loud
-sdcli.delivery._quieten_libraries = noisy
+sdcli.delivery.quieten_libraries = noisy
 from sdcli.__main__ import main
 main()
 """

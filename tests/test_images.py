@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from sdcli.errors import ExitStatus, InvalidPicture
-from sdcli.images import check_picture, pixels_sha256, to_image
+from sdcli.images import check_picture, flatness, pixels_sha256, to_image
 
 reals = st.floats(-3, 3, width=32)
 pixel_arrays = npst.arrays(np.float32, st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 6)), elements=reals)
@@ -80,3 +80,12 @@ def test_pixels_sha256_is_of_mode_size_and_bytes_alone():
     assert pixels_sha256(image) == hashlib.sha256(b"RGB 2x1\n" + bytes([1, 2, 3, 1, 2, 3])).hexdigest()
     others = [Image.new("RGB", (1, 2), (1, 2, 3)), Image.new("RGB", (2, 1), (1, 2, 4)), image.convert("RGBA")]
     assert len({pixels_sha256(each) for each in [image, *others]}) == 4
+
+
+def test_flat_pictures_are_told():
+    flat = Image.new("RGB", (8, 8), (1, 2, 255))
+    assert flatness(flat) == "the picture is one colour all over: #0102ff"
+    flat.putpixel((0, 0), (9, 2, 255))  # a standard deviation of 8·√63/64 = 0.99
+    assert flatness(flat) == "the picture is nearly one colour: its channels deviate by 1.0 of 255 at most"
+    flat.putpixel((0, 0), (1, 2, 205))  # 50·√63/64 = 6.2
+    assert flatness(flat) is None

@@ -39,7 +39,10 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
         (["--help"], 0),
         (["--version"], 0),
         (["generate", "--help"], 0),
+        (["batch", "--help"], 0),
         (["info", "--help"], 0),
+        (["replay", "--help"], 0),
+        (["replay"], 2),
         (["models", "--help"], 0),
         (["models", "list"], 0),
         (["models", "list", "--json"], 0),
@@ -66,11 +69,29 @@ def test_answers_and_refusals_import_nothing_heavy(arguments, status, tmp_path):
     assert not modules_of(arguments, tmp_path, status) & HEAVY
 
 
+def test_a_batch_that_makes_nothing_imports_nothing_heavy(tmp_path):
+    (tmp_path / "jobs.jsonl").write_text('{"prompt": "a", "steps": 0}\n{"prompt": \n{"prompt": "a", "width": 70}\n')
+    assert not modules_of(["batch", "jobs.jsonl", "-o", "out"], tmp_path, 7) & HEAVY
+    (tmp_path / "none.txt").write_text("")
+    assert not modules_of(["batch", "none.txt", "-o", "out"], tmp_path, 0) & HEAVY
+
+
 def test_info_imports_pillow_and_nothing_heavier(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert modules_of(["info", "plain.png"], tmp_path, 0) & HEAVY <= {"PIL"}
+
+
+def test_a_plan_loads_a_tokenizer_and_nothing_heavier(tmp_path):
+    assert modules_of(["generate", "a fox", "--dry-run"], tmp_path, 0) & HEAVY <= {"tokenizers"}
+
+
+def test_a_replay_that_is_refused_loads_pillow_and_nothing_heavier(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert modules_of(["replay", "plain.png"], tmp_path, 4) & HEAVY <= {"PIL"}
 
 
 def test_completion_imports_nothing_heavy(tmp_path):

@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
 
 
 def clip_vocabulary():
-    from sdcli.loading.tokenizer import read_tokenizer
+    from sdcli.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(families.config_folder("sd15") / "tokenizer", window=77, vocab_size=49_408)
     return tokenizer.byte_pairs.get_vocab()

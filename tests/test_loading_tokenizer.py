@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 
 from sdcli import families
 from sdcli.errors import ModelCorrupt
-from sdcli.loading.tokenizer import read_tokenizer
+from sdcli.tokenizer import read_tokenizer
 from tests import tiny
 
 CLIP_SIZE = 49_408

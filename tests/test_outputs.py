@@ -1,7 +1,6 @@
 import multiprocessing
 import os
 import re
-import shutil
 import socket
 import stat
 import subprocess
@@ -206,7 +205,7 @@ def test_names_that_cannot_be_meant_are_usage_errors(here, output, count, hint):
 @given(st.text(alphabet="{}{}:!.aseedindexpromptmodel/0 ", max_size=25))
 def test_templates_fill_or_are_refused(template):
     try:
-        filled = outputs._fill(template, recipe(), 1)
+        filled = outputs.fill(template, recipe(), 1)
     except UsageError:
         assert "{" in template or "}" in template
     else:
@@ -438,20 +437,6 @@ try: plan("disk/", [recipe()])
 except OutputError as error: print(error.message, error.exit_status)
 '
 """
-
-
-@pytest.fixture
-def mounts(here):
-    """The command under which this user may mount a file system, if there is one."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        return None
-    prefix = [unshare, "--user", "--map-root-user", "--mount"]
-    for command in (prefix, [unshare, "--mount"]):
-        tried = subprocess.run([*command, "sh", "-c", f"mount -t tmpfs tmpfs {here}"], capture_output=True, check=False)
-        if tried.returncode == 0:
-            return command
-    return None
 
 
 def test_full_and_read_only_disks(here, mounts):

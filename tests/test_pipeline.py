@@ -1,5 +1,6 @@
 """run(): the whole way from recipe to pixels, against diffusers' own pipelines on the same folder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,59 @@ def test_other_runtime_errors_are_not_explained_away(sd15):
 def test_pixels_are_checked_by_images(sd15):
     with pytest.raises(InvalidPicture):
         images.check_picture(torch.full((1, 3, 8, 8), -1.0))
+
+
+def overflowing(model, threshold):
+    """The model, whose VAE gives NaN for pictures whose latents' mean exceeds `threshold`, unless it is in float32."""
+    decode = model.vae.decode
+
+    def narrow(latents, return_dict):
+        pixels = decode(latents, return_dict=return_dict)[0]
+        if model.vae.dtype != torch.float32:
+            pixels[latents.float().mean((1, 2, 3)) > threshold, :, 0, 0] = float("nan")
+        return (pixels,)
+
+    model.vae.decode = narrow
+    return model
+
+
+def test_a_decode_that_overflows_is_done_again_in_float32_alone(sd15):
+    recipes = [pipeline.resolve_execution(recipe_for(sd15, seed=seed, dtype="bfloat16")) for seed in (7, 8)]
+    model = pipeline.load(sd15, recipes[0])
+    plain = pipeline.run(model, recipes)
+    latents = pipeline.sample(model, recipes)
+    means = latents.mean((1, 2, 3))
+    overflowing(model, float(means.mean()))
+    lost = int(means.argmax())
+    wide = pipeline.decode_in_float32(model, latents[[lost]])
+    results = pipeline.run(model, recipes)
+    assert results[lost].warnings == (pipeline.RETRIED,)
+    assert results[lost].image.tobytes() == images.to_image(wide[0]).tobytes()
+    assert results[1 - lost].warnings == ()
+    assert results[1 - lost].image.tobytes() == plain[1 - lost].image.tobytes()
+    assert model.vae.dtype == torch.bfloat16
+
+
+def test_what_is_nan_in_float32_too_is_no_picture(sd15):
+    recipe = pipeline.resolve_execution(recipe_for(sd15, dtype="bfloat16"))
+    model = pipeline.load(sd15, recipe)
+    model.vae.decode = lambda latents, return_dict: (torch.full((1, 3, 64, 64), float("nan")),)
+    with pytest.raises(InvalidPicture):
+        pipeline.run(model, [recipe])
+
+
+def test_a_flat_picture_is_told_and_strict_refuses_it(sd15, tmp_path, capfd, monkeypatch):
+    from sdcli import cli
+
+    monkeypatch.setattr(pipeline, "decode", lambda model, latents: torch.full((1, 3, 64, 64), 0.5))
+    words = ["generate", "x", "-m", str(sd15), "--steps", "1", "--dtype", "float32", "-o", f"{tmp_path}/x.png"]
+    assert cli.run([*words, "--strict", "--json"]) == 6
+    out, err = capfd.readouterr()
+    assert json.loads(out)["status"] == "failed"
+    assert err.startswith("error: the picture is one colour all over: #bfbfbf")
+    assert not (tmp_path / "x.png").exists()
+    assert cli.run([*words, "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["warnings"] == ["the picture is one colour all over: #bfbfbf"]
+    assert err == "warning: the picture is one colour all over: #bfbfbf\n"
+    assert cli.run([*words, "--strict", "--eta", "0.5", "--scheduler", "tcd", "--force"]) == 2

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli import config, delivery, options, registry
+from sdcli import config, delivery, options, registry, remarks
 from sdcli.errors import InputError
 from sdcli.recipe import Recipe
 
@@ -32,6 +32,8 @@ def generate(
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    strict: options.Strict = False,
+    dry_run: options.DryRun = False,
     debug: options.Debug = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -70,15 +72,21 @@ def generate(
             "batch_size": batch_size,
         }
     )
+    recipe = registry.resolve_recipe(entry, asked)
     order = delivery.Order(
         entry=entry,
-        recipes=_series(registry.resolve_recipe(entry, asked), num_images),
+        recipes=_series(recipe, num_images),
         output=config.output(output),
         force=force,
         json=json,
         quiet=quiet,
+        strict=strict,
+        remarks=remarks.of(entry, registry.facts_of(entry), recipe, count=num_images),
     )
-    delivery.deliver(order)
+    if dry_run:
+        delivery.forecast(order)
+    else:
+        delivery.deliver(order)
 
 
 def _series(first: Recipe, count: int) -> tuple[Recipe, ...]:
@@ -90,6 +98,6 @@ def _read_prompt(prompt: str) -> str:
     if prompt != "-":
         return prompt
     try:
-        return sys.stdin.read().rstrip("\n")
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdcli import streams
+from sdcli.errors import SdcliError
+
 if TYPE_CHECKING:
     from sdcli.metadata import PictureInfo
 
@@ -22,18 +25,35 @@ def info(
 ) -> None:
     """Print how a picture was made: the recipe inside its file.
 
-    Reads what sdcli writes, and the parameters that AUTOMATIC1111's web UI and tools like it leave in PNG, JPEG and
-    WebP files. A picture that says nothing of its making is no error.
+    Reads what sdcli writes, and the parameters that AUTOMATIC1111's web UI, tools like it and InvokeAI leave in PNG,
+    JPEG and WebP files. The last line is the command that makes the picture, where its model is on this machine. A
+    picture that says nothing of its making is no error.
 
     Examples: sdcli info arctic-fox-7.png · sdcli info arctic-fox-7.png --json | jq .recipe.seed
     """
-    from sdcli import metadata
+    from sdcli import metadata, proof
 
     found = metadata.read(image)
+    unknown = [remark.message for remark in proof.unknown_keys(found)]
+    for warning in unknown:
+        streams.warn(warning)
+    said = {**_as_dict(image, found), "command": _command(image, found), "warnings": unknown}
     if json:
-        typer.echo(json_format.dumps(_as_dict(image, found), allow_nan=False))
+        typer.echo(json_format.dumps(said, allow_nan=False))
     else:
-        typer.echo("\n".join(_lines(image, found)))
+        typer.echo("\n".join(_lines(image, found, said["command"])))
+
+
+def _command(path: str, found: PictureInfo) -> str | None:
+    """The command that makes the picture; None where it says too little, or names a model that is not here."""
+    from sdcli import proof
+    from sdcli.command_line import command_of
+
+    try:
+        source = proof.source(path, (found.recipe or {}).get("model"))
+    except SdcliError:
+        return None
+    return command_of(source.recipes)
 
 
 def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:
@@ -52,7 +72,7 @@ def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:
     }
 
 
-def _lines(path: str, found: PictureInfo) -> Iterator[str]:
+def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
     """Aligned `key: value` lines; the recipe of sdcli's own chunk if there is one, else A1111's fields."""
     pairs: dict[str, Any] = {
         "file": path,
@@ -69,6 +89,8 @@ def _lines(path: str, found: PictureInfo) -> Iterator[str]:
         pairs["pixels"] = "changed since they were written"
     if found.recipe is None and found.parameters is None:
         pairs["metadata"] = "none about how it was made"
+    if command is not None:
+        pairs["command"] = command
     margin = max(map(len, pairs)) + 2
     for key, value in pairs.items():
         text = _printable(value if isinstance(value, str) else json_format.dumps(value))

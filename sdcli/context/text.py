@@ -5,18 +5,16 @@ Knows nothing of noise or of the loop. Every length of prompt is encoded whole, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdcli.context import Context, weights
-from sdcli.errors import InvalidRecipe
+from sdcli.context import Context
+from sdcli.context.windows import Window, windows
 from sdcli.model import LatentDiffusionModel, TextEncoder, Tokenizer
-
-Window = list[tuple[int, float]]
-"""The tokens in one call of the encoder, without the special ones: ids and weights."""
+from sdcli.recipe import check_clip_skip
 
 
 @torch.inference_mode()
@@ -49,7 +47,8 @@ def encode(
 
     Raises InvalidRecipe for a `clip_skip` beyond the text encoder's layers.
     """
-    _check_clip_skip(model, clip_skip)
+    layers = min(int(each.model.config.num_hidden_layers) for each in model.text_encoders)
+    check_clip_skip(clip_skip, layers, penultimate=model.takes_time_ids)
     with_negative = guidance and not model.takes_guidance_embedding
     zeros = with_negative and model.force_zeros_for_empty_prompt and not negative_prompt
     prompts = [prompt] if zeros or not with_negative else [prompt, negative_prompt]
@@ -78,46 +77,6 @@ def encode(
         add_time_ids=time_ids,
         timestep_cond=timestep_cond,
     )
-
-
-def windows(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> list[Window]:
-    """The tokens of `prompt`, divided into windows of at most `max_length` − 2; at least one, which may be empty.
-
-    A word's tokens stay together unless they fill more than a window. BREAK ends a window, even an empty one.
-    """
-    room = tokenizer.max_length - 2
-    parts = weights.parse(prompt) if prompt_weights else [[weights.Weighted(prompt, 1.0)]]
-    result: list[Window] = []
-    for part in parts:
-        result.append([])
-        for word in _words(tokenizer, part):
-            if len(result[-1]) + len(word) > room >= len(word):
-                result.append([])
-            for token in word:
-                if len(result[-1]) == room:
-                    result.append([])
-                result[-1].append(token)
-    if len(result) > 1 and not result[-1]:
-        result.pop()
-    return result
-
-
-def token_count(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> int:
-    """How many tokens `prompt` has, special ones left out."""
-    return sum(len(window) for window in windows(tokenizer, prompt, prompt_weights))
-
-
-def _words(tokenizer: Tokenizer, part: Sequence[weights.Weighted]) -> Iterator[Window]:
-    """The tokens of each word; CLIP marks a word's last with `</w>`."""
-    for text, weight in part:
-        word: Window = []
-        for token in tokenizer.encode(text):
-            word.append((token, weight))
-            if (tokenizer.byte_pairs.id_to_token(token) or "").endswith("</w>"):
-                yield word
-                word = []
-        if word:
-            yield word
 
 
 def _embed(
@@ -186,14 +145,3 @@ def guidance_embedding(guidance_scale: float, width: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -spacing)
     angles = torch.tensor(guidance_scale - 1, dtype=torch.float32) * 1000 * frequencies
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
-
-
-def _check_clip_skip(model: LatentDiffusionModel, clip_skip: int) -> None:
-    layers = min(int(each.model.config.num_hidden_layers) for each in model.text_encoders)
-    most = layers - 1 if model.takes_time_ids else layers
-    if clip_skip > most:
-        raise InvalidRecipe(
-            f"clip_skip is {clip_skip}, and this model's text encoder has {layers} layers",
-            f"clip_skip must be between 1 and {most}",
-            "clip_skip",
-        )

@@ -22,6 +22,7 @@ NAMES = ("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo", "sdxl-
 CLIP_MERGES = HERE / "clip" / "merges.txt"
 """OpenAI CLIP's byte-pair merges, which every Stable Diffusion shares (MIT licence, beside it)."""
 
+STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call the weights of a component
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
@@ -65,6 +66,37 @@ def refuse_pickle(path: Path) -> None:
             "use the .safetensors file of the same model, or convert this one somewhere safe: "
             "torch.load(…, weights_only=True), then safetensors.torch.save_file",
         )
+
+
+def component_files(folder: Path, variant: str | None) -> list[Path]:
+    """The `.safetensors` files of one component: those of `variant` where it has them, else the plain ones, else fp16.
+
+    Raises ModelUnsafe where there are pickles only, ModelCorrupt where there is nothing or a shard is missing.
+    """
+    for wanted in dict.fromkeys((variant, None, "fp16")):
+        for stem in STEMS:
+            whole = folder / (f"{stem}.{wanted}.safetensors" if wanted else f"{stem}.safetensors")
+            index = folder / f"{stem}.safetensors.index.{f'{wanted}.' if wanted else ''}json"
+            if whole.exists():
+                return [whole]
+            if index.exists():
+                return _shards(index)
+    pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        refuse_pickle(pickles[0])
+    raise ModelCorrupt(f"{folder} has no .safetensors weights", "get the model's folder anew, this part included")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map", {})
+    shards = [index.parent / name for name in sorted(set(map(str, names.values())))]
+    for shard in shards:
+        if shard.parent != index.parent:
+            raise ModelUnsafe(f"{index} points outside its folder, to {shard}", "use a model that you trust")
+        refuse_pickle(shard)
+        if not shard.exists():
+            raise ModelCorrupt(f"{shard} is missing", f"get it anew: {index.name} lists it")
+    return shards
 
 
 def read_header(path: Path) -> Header:

@@ -22,9 +22,9 @@ from sdcli import families
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound
 from sdcli.imports import lean_imports
 from sdcli.loading import single_file
-from sdcli.loading.tokenizer import read_tokenizer
-from sdcli.loading.weights import Stored, component_files, fill, read_headers
+from sdcli.loading.weights import Stored, fill, read_headers
 from sdcli.model import LatentDiffusionModel, TextEncoder
+from sdcli.tokenizer import read_tokenizer
 
 with lean_imports():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -177,7 +177,7 @@ def _known(keys: Container[str], config: Mapping[str, Any]) -> dict[str, Any]:
 
 def find_in_folder(path: Path, variant: str | None, part: str, module: nn.Module) -> Mapping[str, Stored]:
     """The tensors of a diffusers folder's component, under today's names or older ones."""
-    files = component_files(path / part, variant)
+    files = families.component_files(path / part, variant)
     stored = {_todays_name(key): each for key, each in read_headers(files).items()}
     names = {name: _todays_name(name) for name in module.state_dict()}
     unknown = [each.key for key, each in stored.items() if key not in names.values() and not _NEEDLESS.search(key)]

@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sdcli import families
-from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
+from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.families import Entry
 
-STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call the weights of a component
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -28,37 +27,6 @@ class Stored:
     key: str
     entry: Entry
     view: Callable[[Tensor], Tensor] = lambda tensor: tensor
-
-
-def component_files(folder: Path, variant: str | None) -> list[Path]:
-    """The `.safetensors` files of one component: those of `variant` where it has them, else the plain ones, else fp16.
-
-    Raises ModelUnsafe where there are pickles only, ModelCorrupt where there is nothing or a shard is missing.
-    """
-    for wanted in dict.fromkeys((variant, None, "fp16")):
-        for stem in STEMS:
-            whole = folder / (f"{stem}.{wanted}.safetensors" if wanted else f"{stem}.safetensors")
-            index = folder / f"{stem}.safetensors.index.{f'{wanted}.' if wanted else ''}json"
-            if whole.exists():
-                return [whole]
-            if index.exists():
-                return _shards(index)
-    pickles = sorted(path for path in folder.glob("*") if path.suffix in families.PICKLES)
-    if pickles:
-        families.refuse_pickle(pickles[0])
-    raise ModelCorrupt(f"{folder} has no .safetensors weights", "get the model's folder anew, this part included")
-
-
-def _shards(index: Path) -> list[Path]:
-    names = families.read_json(index).get("weight_map", {})
-    shards = [index.parent / name for name in sorted(set(map(str, names.values())))]
-    for shard in shards:
-        if shard.parent != index.parent:
-            raise ModelUnsafe(f"{index} points outside its folder, to {shard}", "use a model that you trust")
-        families.refuse_pickle(shard)
-        if not shard.exists():
-            raise ModelCorrupt(f"{shard} is missing", f"get it anew: {index.name} lists it")
-    return shards
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Stored]:

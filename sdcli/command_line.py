@@ -1,0 +1,68 @@
+"""A recipe as the command line that makes its picture. Knows nothing of files; imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from sdcli import config, registry
+from sdcli.recipe import Recipe
+
+_SHORT = {"model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
+_DEFAULT_MODEL = "kit"
+
+
+def command_of(recipes: Sequence[Recipe]) -> str:
+    """`sdcli generate …`, quoted for a POSIX shell, with the options whose values are not the model's defaults.
+
+    `recipes` are one, or those of a batch, in order and of consecutive seeds; of others, the first alone. Letters that
+    a terminal would obey are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
+    """
+    first = recipes[0]
+    in_order = all(each.seed == first.seed + place for place, each in enumerate(recipes))
+    count = len(recipes) if in_order else 1
+    said = first.replace(batch_size=count).to_dict()
+    usual = _defaults(said["model"])
+    options = [] if said["model"] == _DEFAULT_MODEL == config.model(None) else [*_option("model", said["model"])]
+    for key, value in said.items():
+        if key not in ("model", "prompt") and (key not in usual or usual[key] != value):
+            options += _option(key, value)
+    if count > 1:
+        options += ["-n", str(count)]
+    prompt = said["prompt"]
+    if prompt == "-":  # which stands for stdin
+        return " ".join(["printf %s - | sdcli generate -", *map(quote, options)])
+    words = [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
+    return " ".join(["sdcli", "generate", *map(quote, words)])
+
+
+def _defaults(model: str) -> dict[str, Any]:
+    """What a recipe for `model` holds where nothing is said, with a user's settings and without; never the seed."""
+    entry, said = registry.find(model), {"prompt": "", "model": model, "seed": 0}
+    here, anywhere = (registry.resolve_recipe(entry, said, user=user).to_dict() for user in (True, False))
+    return {key: value for key, value in here.items() if anywhere[key] == value and key != "seed"}
+
+
+def _option(key: str, value: Any) -> list[str]:
+    name = _SHORT.get(key, "--" + key.replace("_", "-"))
+    if isinstance(value, bool):
+        return [name if value else name.replace("--", "--no-")]
+    text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return [name, text]
+
+
+def quote(word: str) -> str:
+    """`word` as a shell reads it back, in letters that do nothing to a terminal."""
+    if all(letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cs") for letter in word):
+        return shlex.quote(word)
+    return "$'" + "".join(map(_escaped, word)) + "'"
+
+
+def _escaped(letter: str) -> str:
+    if letter in "'\\":
+        return "\\" + letter
+    if unicodedata.category(letter) in ("Cc", "Cs"):
+        return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "surrogateescape"))
+    return letter

@@ -1,0 +1,135 @@
+"""`sdcli batch`: many pictures from one file of jobs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdcli import config, options, recipe, registry, streams
+from sdcli.errors import InputError, UsageError
+from sdcli.jobs import expand, making, plan, read
+
+_JOBS = "The jobs"
+
+
+def batch(
+    jobs: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOBS",
+            help="A file: JSONL, CSV with a header, or a prompt a line; - for stdin.",
+            show_default=False,
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="|".join(read.FORMATS), rich_help_panel=_JOBS, show_default="by suffix or first line"
+        ),
+    ] = None,
+    matrix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--matrix",
+            metavar="KEY=V1,V2",
+            rich_help_panel=_JOBS,
+            show_default=False,
+            help="Each job with each of these values; given again, with every combination.",
+        ),
+    ] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at a failed job.", show_default=False)
+    ] = False,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="Made where it is missing.")
+    ] = ".",
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    model: options.Model = None,
+    negative_prompt: options.NegativePrompt = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance_scale: options.GuidanceScale = None,
+    guidance_rescale: options.GuidanceRescale = None,
+    scheduler: options.Scheduler = None,
+    sigmas: options.Sigmas = None,
+    eta: options.Eta = None,
+    clip_skip: options.ClipSkip = None,
+    prompt_weights: options.PromptWeights = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+    batch_size: options.BatchSize = None,
+) -> None:
+    """Make the pictures of a file of jobs, and print one line of JSON for each.
+
+    sdcli batch jobs.jsonl -o out/ | jq -r .path
+
+    printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
+
+    sdcli batch prompts.txt --matrix seed=1,2 --matrix scheduler=ddim,euler
+
+    A job's keys are the long options with underscores (prompt, seed, guidance_scale …), and two more:
+
+    id, which its line repeats, and output, a name in DIR. The options here fill what a job leaves out.
+
+    Run again, after whatever ended it, the same command makes only what is missing.
+    """
+    model = config.model(model)
+    given: dict[str, Any] = options.given(
+        {
+            "model": model,
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "seed": seed,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "guidance_rescale": guidance_rescale,
+            "scheduler": scheduler,
+            "sigmas": sigmas,
+            "eta": eta,
+            "clip_skip": clip_skip,
+            "prompt_weights": prompt_weights,
+            "device": device,
+            "dtype": dtype,
+            "threads": threads,
+            "batch_size": batch_size,
+        }
+    )
+    for key, value in given.items():
+        recipe.check_value(key, value)
+    registry.find(model)
+    asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
+    planned = plan.plan(asked, given)
+    if not planned:
+        streams.warn(f"there are no jobs in {'stdin' if jobs == '-' else jobs}")
+    making.deliver(making.Batch(planned, _directory(output), force, fail_fast, quiet, debug))
+
+
+def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    axes = expand.parse_matrix(matrix)
+    for key, _ in axes:
+        if key in given and key != "model":
+            raise UsageError(f"--matrix varies {key}, and an option sets it", f"leave out --{key.replace('_', '-')}")
+    return axes
+
+
+def _directory(output: str) -> str:
+    if not output or "\0" in output or (Path(output).exists() and not Path(output).is_dir()):
+        raise UsageError(f"-o {output!r} is no directory", "a batch writes into a directory, which it makes if need be")
+    return output
+
+
+def _bytes_of(jobs: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if jobs == "-" else Path(jobs).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {jobs}: {reason}", "give a file of jobs, or - for stdin") from error

@@ -1,0 +1,175 @@
+"""`sdcli replay`: a picture is made again from what its file says of it, and can be proven."""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_format
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from sdcli import delivery, options, outputs, registry, streams
+from sdcli.errors import PictureDiffers, UsageError
+from sdcli.remarks import Remark
+
+if TYPE_CHECKING:
+    from sdcli.pipeline import Result
+    from sdcli.proof import Source
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Use this model, not the one named.", show_default="the picture's"
+    ),
+]
+
+
+def replay(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Pictures with a recipe inside.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare, and write nothing unless -o is given.", show_default=False)
+    ] = False,
+    model: Model = None,
+    output: options.Output = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    strict: options.Strict = False,
+    debug: options.Debug = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    threads: options.Threads = None,
+) -> None:
+    """Make pictures again from their own metadata, and print their paths.
+
+    Reads the recipe that sdcli writes into its PNGs, and as far as they go those of AUTOMATIC1111's web UI,
+    stable-diffusion.cpp and InvokeAI; whatever cannot be followed is named in a warning.
+
+    With --verify nothing is written: the path of each picture whose pixels come out identical is printed, and the
+    exit status is 9 where one differs, with how it differs and why it may.
+
+    sdcli generate "arctic fox" | xargs sdcli replay --verify
+    """
+    from sdcli import proof
+
+    execution = options.given({"device": device, "dtype": dtype, "threads": threads})
+    shared: dict[str, Any] = {"output": output, "force": force, "json": json, "quiet": quiet, "strict": strict}
+    jobs = []
+    for path in images:
+        source = proof.source(path, model, **execution)
+        order = delivery.Order(entry=source.entry, recipes=source.recipes, remarks=source.remarks, **shared)
+        jobs.append((source, order))
+    destinations = _plan(jobs, output, verify)
+    for _, order in jobs:
+        delivery.announce(order)
+    delivery.quieten_libraries()
+    differing: list[PictureDiffers] = []
+    with streams.results() as out:
+        load = _keeping_the_last()
+        for (source, order), destination in zip(jobs, destinations, strict=True):
+            order = _fit_to_machine(order)
+            result = list(delivery.pictures(order, out, load))[source.index]
+            if verify:
+                differing += _verify(source, order, out, result, destination)
+            else:
+                delivery.hand_over(order, out, result, destination)
+    for error in differing[:-1]:
+        streams.complain(error.message, error.hint)
+    if differing:
+        raise differing[-1]
+
+
+def _plan(
+    jobs: Sequence[tuple[Source, delivery.Order]], output: str | None, verify: bool
+) -> Sequence[outputs.Destination | None]:
+    """Where each picture goes; nowhere with --verify alone, and to stdout itself with `-o -`."""
+    recipes = [source.recipe for source, _ in jobs]
+    if output == "-":
+        if verify:
+            raise UsageError("-o - and --verify both want stdout", "give -o a file, or leave it away")
+        delivery.check_stdout(replace(jobs[0][1], recipes=recipes))
+    if output == "-" or (verify and output is None):
+        return [None] * len(jobs)
+    return outputs.plan(output, recipes, force=jobs[0][1].force)
+
+
+def _keeping_the_last() -> Callable[[delivery.Order], delivery.Loaded]:
+    """A `load` for `delivery.pictures` that loads anew only where the model or its execution is another."""
+    kept: dict[Any, delivery.Loaded] = {}
+
+    def load(order: delivery.Order) -> delivery.Loaded:
+        execution = replace(order.recipes[0].execution, batch_size=1)
+        key = (registry.locate(order.entry), execution)
+        if key not in kept:
+            kept.clear()  # before the next is loaded: there may be no room for two
+            kept[key] = delivery.load_model(order)
+        return kept[key]
+
+    return load
+
+
+def _fit_to_machine(order: delivery.Order) -> delivery.Order:
+    """The order, but on the device that is here where the recorded one is not; that is said, or refused if strict."""
+    from sdcli import pipeline
+
+    recorded = order.recipes[0].execution
+    remark = None
+    if recorded.device not in ("auto", *pipeline.devices()):
+        remark = Remark(
+            f"there is no {recorded.device} device here; the picture is made on {pipeline.devices()[0]}",
+            "choose another with --device",
+            "device",
+        )
+        order = replace(order, recipes=[recipe.replace(device="auto") for recipe in order.recipes])
+    else:
+        threads = pipeline.resolve_execution(order.recipes[0]).execution.threads
+        if recorded.threads not in (0, threads):
+            hint = "choose another number with --threads"
+            remark = Remark(f"{recorded.threads} threads cannot be had here; {threads} are used", hint, "threads")
+    if remark is None:
+        return order
+    delivery.announce(replace(order, remarks=(remark,)))
+    return replace(order, remarks=(*order.remarks, remark))
+
+
+def _verify(
+    source: Source, order: delivery.Order, out: BinaryIO, result: Result, destination: outputs.Destination | None
+) -> list[PictureDiffers]:
+    """Compare a picture with its replay, and say so on stdout; the error, if they differ."""
+    from PIL import Image
+
+    from sdcli import proof
+    from sdcli.images import pixels_sha256
+
+    if destination is not None:
+        outputs.write(destination, delivery.png_bytes(result, order.entry))
+    with Image.open(source.path) as image:
+        difference = proof.difference(image, result.image)
+    replayed = pixels_sha256(result.image)
+    error, why = None, []
+    if difference is not None:
+        why = proof.reasons(source, result.recipe, delivery.digest_of(registry.locate(order.entry)), replayed)
+        error = PictureDiffers(f"{source.path} differs from its replay in {difference}", "; ".join(why))
+    if order.json:
+        line = {
+            "status": "differs" if error else "identical",
+            "path": source.path,
+            "seed": result.recipe.seed,
+            "width": result.image.width,
+            "height": result.image.height,
+            "model": result.recipe.model,
+            "sha256": hashlib.sha256(Path(source.path).read_bytes()).hexdigest(),
+            "pixels_sha256": replayed,
+            "seconds": round(result.seconds, 3),
+            "warnings": [*(remark.message for remark in order.remarks), *result.warnings],
+            "error": error.message if error else None,
+            "difference": asdict(difference) if difference else None,
+            "reasons": why,
+        }
+        streams.write_line(out, json_format.dumps(line, ensure_ascii=False))
+    elif error is None:
+        streams.write_line(out, source.path)
+    return [error] if error else []

@@ -1,0 +1,260 @@
+"""Planned jobs become pictures, and one line of JSON each. The one part of `jobs` that loads models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from sdcli import delivery, display, outputs, registry, remarks, streams
+from sdcli.errors import JobsFailed, OutOfMemory, OutputError, OutputExists, SdcliError
+from sdcli.jobs import ledger
+from sdcli.jobs.ledger import Ledger
+from sdcli.jobs.plan import Planned
+from sdcli.jobs.read import Fault, explain, shorten
+
+if TYPE_CHECKING:
+    from sdcli.denoise import Step
+    from sdcli.model import LatentDiffusionModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs to make, and where and how to hand over their pictures. `directory` is as the user wrote it."""
+
+    jobs: Sequence[Planned | Fault]
+    directory: str
+    force: bool = False
+    fail_fast: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass
+class _Run:
+    """A batch on its way: where its lines go, its ledger, and how far it is. `show` takes jobs done and a word."""
+
+    batch: Batch
+    out: BinaryIO
+    book: Ledger
+    show: Callable[[float, str], None] = lambda done, doing: None
+    done: int = 0
+    failed: int = 0
+
+
+def deliver(batch: Batch) -> None:
+    """Make what is missing of `batch`; one line of JSON on stdout for each job, when its picture is safely on disk.
+
+    First come the jobs that cannot be made, then those whose pictures are there, then the others, model by model. A
+    job that fails is one failed line and stops nothing, unless `fail_fast`. SIGINT lets the picture in hand be
+    finished; a second one does not.
+
+    Raises JobsFailed where a job failed, at the end; OutputError, at once, where nothing more can be written.
+    """
+    with ledger.opened(Path(batch.directory)) as book, streams.results() as out:
+        run = _Run(batch, out, book)
+        for fault in (job for job in batch.jobs if isinstance(job, Fault)):
+            _fail(run, fault, fault.message)
+        missing = []
+        for job in (job for job in batch.jobs if isinstance(job, Planned)):
+            found = ledger.finished(book, job.key)
+            if found is None:
+                missing.append(job)
+            else:
+                name, line = found
+                _say(run, job, {**line, "status": "cached", "path": _path(run, name)})
+        if missing:
+            delivery.quieten_libraries()
+            with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
+                for group in _groups(missing, _model_of):
+                    _make_group(run, group)
+        if run.failed:
+            raise _jobs_failed(run)
+
+
+def _groups(jobs: Sequence[Planned], key: Callable[[Planned], Any]) -> list[list[Planned]]:
+    """The jobs that agree in `key`, together; groups and their members in the order they came in."""
+    groups: dict[Any, list[Planned]] = {}
+    for job in jobs:
+        groups.setdefault(key(job), []).append(job)
+    return list(groups.values())
+
+
+def _model_of(job: Planned) -> Any:
+    execution = job.recipe.execution
+    return job.path, job.recipe.model, job.entry.variant, job.entry.family, execution.device, execution.dtype
+
+
+def _chunks(group: Sequence[Planned]) -> Iterator[list[Planned]]:
+    """The jobs of one U-Net call: a single one, or, with a batch size, those that differ in nothing but the seed."""
+    if all(job.recipe.execution.batch_size == 1 for job in group):
+        yield from ([job] for job in group)
+        return
+    for alike in _groups(group, lambda job: job.recipe.replace(seed=0)):
+        size = alike[0].recipe.execution.batch_size
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def _make_group(run: _Run, group: Sequence[Planned]) -> None:
+    """Load the model of `group` and make its jobs; where it cannot be loaded, each of them has failed."""
+    first = group[0]
+    run.show(run.done, f"loading {first.entry.name}")
+    try:
+        from sdcli import pipeline  # torch and all that follows: seconds, under the bar
+
+        resolved = pipeline.resolve_execution(first.recipe)
+        model = pipeline.load(first.path, resolved, variant=first.entry.variant, family=first.entry.family)
+    except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
+        for job in group:
+            _fail(run, job, _words(run, error))
+        run.done += len(group)
+        return
+    for chunk in _chunks(group):
+        with _interrupts_deferred():
+            _make(run, model, chunk)
+        run.done += len(chunk)
+
+
+def _make(run: _Run, model: LatentDiffusionModel, chunk: Sequence[Planned]) -> None:
+    """The pictures of one U-Net call. Where a call for several fails, each is tried by itself, and recorded so."""
+    from sdcli import pipeline
+
+    def on_step(step: Step) -> None:
+        run.show(
+            run.done + len(chunk) * step.index / step.total, "decoding" if step.index == step.total else "denoising"
+        )
+
+    try:
+        execution = pipeline.resolve_execution(chunk[0].recipe).execution
+        resolved = {key: getattr(execution, key) for key in ("device", "dtype", "threads")}
+        recipes = [job.recipe.replace(**resolved, batch_size=len(chunk)) for job in chunk]
+        results = pipeline.run(model, recipes, on_step)
+        made = [(result, delivery.png_bytes(result, job.entry)) for job, result in zip(chunk, results, strict=True)]
+    except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
+        if len(chunk) > 1:
+            for job in chunk:
+                _make(run, model, [job])
+        else:
+            _fail(run, chunk[0], _words(run, error))
+        return
+    for job, (result, data) in zip(chunk, made, strict=True):
+        found = remarks.of(job.entry, registry.facts_of(job.entry), job.recipe)
+        _hand_over(run, job, delivery.done_line(result, "", data, found), data)
+
+
+def _hand_over(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None:
+    """Bring a picture to disk, and say so. A name that is taken is the job's failure, a full disk the batch's."""
+    try:
+        name = _write(run, job, line, data)
+    except OutputExists as error:
+        _fail(run, job, _words(run, error))
+        return
+    except OutputError as error:
+        _say(run, job, delivery.failed_line(job.recipe, error.message))
+        raise
+    for warning in line["warnings"]:
+        streams.warn(f"line {job.line}: {warning}")
+    _say(run, job, {**line, "path": _path(run, name)})
+
+
+def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
+    """Write the picture under the name asked for, else under the first that is free; the ledger knows it before."""
+    directory = run.book.directory
+    stem = outputs.default_name(job.recipe).removesuffix(".png")
+    number = 1
+    while True:
+        name = job.name or (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        path = directory / name
+        number += 1
+        if os.path.lexists(path) and not (job.name and run.batch.force):
+            if job.name:
+                raise OutputExists(f"{_path(run, name)} exists already", "choose another output, or give --force")
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise OutputExists(f"{path.parent} is a file, and no directory", "choose another output") from error
+        except OSError as error:
+            raise outputs.cannot_write(name, path.parent, error) from error
+        ledger.record(run.book, job.key, name, {key: value for key, value in line.items() if key != "path"})
+        destination = outputs.Destination(str(path), force=bool(job.name) and run.batch.force)
+        try:
+            outputs.write(destination, data, staging=ledger.STAGING)
+        except OutputExists:
+            if job.name:
+                raise
+        else:
+            return name
+
+
+def _path(run: _Run, name: str) -> str:
+    return os.path.normpath(name) if run.batch.directory == "." else os.path.join(run.batch.directory, name)  # noqa: PTH118
+
+
+def _say(run: _Run, job: Planned | Fault, line: Mapping[str, Any]) -> None:
+    """The job's line, its keys in the same order whatever became of it."""
+    ordered = {key: line.get(key) for key in delivery.failed_line(None, "")}
+    said = {"id": job.id, **ordered, "line": job.line}
+    if isinstance(job, Fault):
+        said |= {"column": job.column, "field": job.field}
+    streams.write_line(run.out, json.dumps(said, ensure_ascii=False))
+
+
+def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
+    """One failed line, and one on stderr; raises JobsFailed where that is to be the end."""
+    message = shorten(message)
+    said = message if isinstance(job, Fault) else f"line {job.line}: {message}"
+    streams.complain(said)
+    _say(run, job, delivery.failed_line(None if isinstance(job, Fault) else job.recipe, said))
+    run.failed += 1
+    if run.batch.fail_fast:
+        raise _jobs_failed(run)
+
+
+def _words(run: _Run, error: Exception) -> str:
+    if run.batch.debug:
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        error = OutOfMemory("out of memory", "make a smaller picture, or choose dtype bfloat16")
+    if isinstance(error, SdcliError):
+        return explain(error)
+    return f"{type(error).__name__}: {error} (this is a bug in sdcli; --debug shows the traceback)"
+
+
+def _jobs_failed(run: _Run) -> JobsFailed:
+    if run.batch.fail_fast:
+        return JobsFailed("a job failed, and --fail-fast stops there", "mend it and run the same command again")
+    return JobsFailed(
+        f"{run.failed} of {len(run.batch.jobs)} jobs failed",
+        "their lines say why; run the same command again, and only they are tried",
+    )
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let SIGINT wait until the body has ended; a second one raises KeyboardInterrupt at once."""
+    asked = False
+
+    def defer(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        os.write(2, b"interrupted: finishing the picture in hand; once more to stop at once\n")  # print may be at work
+
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, defer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt

@@ -1,0 +1,154 @@
+"""From jobs to recipes with an identity of their own. Reads models' configs and digests; imports no torch.
+
+A job's identity is what it asks for, not where it stands: a file may be sorted, cut or added to, and the jobs that
+were in it before are the same ones. Nothing in here is random: a rerun draws what the first run drew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sdcli import NUMERICS_VERSION, outputs, registry
+from sdcli.digest import model_digest
+from sdcli.errors import InvalidRecipe, SdcliError, UsageError
+from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
+from sdcli.jobs.read import Fault, Job, explain
+from sdcli.recipe import MAX_SEED, Recipe
+from sdcli.registry import ModelEntry
+
+MAX_NAME_BYTES = 255
+RESERVED = ".sdcli-"
+_TEMPLATES = ("prompt", "negative_prompt")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that can be made. `key` is its identity, `name` the output it asks for, relative to the directory."""
+
+    line: int
+    id: str | int
+    key: str
+    entry: ModelEntry
+    path: Path
+    recipe: Recipe
+    name: str | None = None
+
+
+@dataclass
+class _Seen:
+    """What the jobs before this one have taken."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    content: Counter[str] = field(default_factory=Counter)
+    ids: dict[str, int] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+    digests: dict[Path, str] = field(default_factory=dict)
+
+
+def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any]) -> list[Planned | Fault]:
+    """Each of `items` as it can be made, in order; `defaults` (flat keys, the model among them) fill what a job leaves.
+
+    A job's seed, unless it or `defaults` say one, and the choices of its wildcards are drawn from a hash of what it
+    says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but for the
+    model's name), of the model's digest, of sdcli's numerics and of its output's name; the n-th of jobs that agree in
+    all of that is distinct from the others.
+    """
+    seen = _Seen()
+    return [
+        item if isinstance(item, Fault) else _planned(item, index, defaults, seen)
+        for index, item in enumerate(items, start=1)
+    ]
+
+
+def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen) -> Planned | Fault:
+    try:
+        if job.id is not None and str(job.id) in seen.ids:
+            raise InvalidRecipe(f"the job of line {seen.ids[str(job.id)]} has this id too", "give each its own", "id")
+        asked = _canonical({"output": job.output, **job.values})
+        seen.asked[asked] += 1
+        draw = drawing(f"{_hash(asked)} {seen.asked[asked]}")
+        options = {**defaults, "seed": draw(MAX_SEED + 1), **_seed_of(defaults), **job.values, **_choices(job, draw)}
+        entry = _entry(options["model"])
+        recipe = registry.resolve_recipe(entry, options)
+        name = None if job.output is None else _name(job.output, recipe, index, seen)
+        path = registry.locate(entry)
+        if path not in seen.digests:
+            seen.digests[path] = model_digest(path)
+        key = _identity(recipe, entry, seen.digests[path], job.output, seen)
+    except SdcliError as error:
+        at = getattr(error, "field", None)
+        return Fault(job.line, explain(error), job.columns.get(at) if at else None, at, job.id)
+    if job.id is not None:
+        seen.ids[str(job.id)] = job.line
+    if name is not None:
+        seen.names[name] = job.line
+    return Planned(job.line, key[:16] if job.id is None else job.id, key, entry, path, recipe, name)
+
+
+def _seed_of(defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: value for key, value in defaults.items() if key == "seed"}
+
+
+def _choices(job: Job, draw: Draw) -> dict[str, str]:
+    chosen = {}
+    for key in _TEMPLATES:
+        if key in job.values:
+            try:
+                chosen[key] = choose(parse_template(job.values[key]), draw)
+            except UnclosedBrace as error:
+                raise InvalidRecipe(
+                    f"character {error.index + 1} of it: {error}", "a wildcard is {red|blue}", key
+                ) from error
+    return chosen
+
+
+def _entry(model: str) -> ModelEntry:
+    try:
+        return registry.find(model)
+    except SdcliError as error:
+        raise InvalidRecipe(error.message, error.hint, "model") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no path at all: too long, an unknown ~user, a NUL
+        raise InvalidRecipe(f"no model {model!r}", f"as a path: {error}", "model") from error
+
+
+def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
+    """The name that `output` asks for, its template filled in; it cannot lead out of the directory."""
+    try:
+        name = outputs.fill(output, recipe, index, "output")
+        outputs.check_suffix(output, name, "output")
+    except UsageError as error:
+        raise InvalidRecipe(error.message, error.hint, "output") from error
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or name.endswith("/") or not path.name or "\0" in name:
+        raise InvalidRecipe(f"output {output!r} is no name inside the directory", "give one such as fox.png", "output")
+    if path.name.startswith(RESERVED) or len(name.encode()) > MAX_NAME_BYTES:
+        hint = f"take at most {MAX_NAME_BYTES} bytes, and none that begins with {RESERVED}"
+        raise InvalidRecipe(f"output {output!r} cannot be used as a name", hint, "output")
+    if str(path) in seen.names:
+        hint = "put {seed} or {index} into the name"
+        raise InvalidRecipe(f"{name} is the name of line {seen.names[str(path)]}'s picture too", hint, "output")
+    return str(path)
+
+
+def _identity(recipe: Recipe, entry: ModelEntry, digest: str, output: str | None, seen: _Seen) -> str:
+    said = recipe.to_dict()
+    del said["model"]
+    model = {"digest": digest, "variant": entry.variant, "family": entry.family}
+    content = _canonical({"recipe": said, "model": model, "numerics": NUMERICS_VERSION, "output": output})
+    seen.content[content] += 1
+    return _hash(f"{content} {seen.content[content]}")
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    """JSON of which there is one for equal values; whole numbers and floats were told apart by their keys before."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

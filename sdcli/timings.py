@@ -1,0 +1,62 @@
+"""How long pictures took on this machine: one line a picture in the user's cache, for plans to look up.
+
+A time is known or it is not: nothing is scaled from another size, scheduler or number of steps.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from sdcli.digest import _cache_directory
+from sdcli.recipe import Recipe
+
+WORTH_RECORDING = 1.0  # seconds
+MAX_LINES = 1000
+_KEYS = ("steps", "scheduler", "width", "height", "device", "dtype", "threads", "batch_size")
+_UNSAID = ("auto", 0)
+
+
+def record(recipe: Recipe, model_digest: str, seconds: float) -> None:
+    """Keep that a picture of `recipe`, resolved, took `seconds`, if that was long. Failing to is no error."""
+    if seconds < WORTH_RECORDING:
+        return
+    file = _cache_directory().parent / "timings.jsonl"
+    line = json.dumps(_key(recipe, model_digest) | {"seconds": round(seconds, 3)})
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as timings:
+            timings.write(line + "\n")
+
+
+def recall(recipe: Recipe, model_digest: str) -> float | None:
+    """The seconds that the latest picture like `recipe` took; None where none was made here.
+
+    Like it is a picture of the same model, size, steps, scheduler and guidance, on the same device in the same way;
+    `auto`, and 0 threads, are like any.
+    """
+    key = {name: value for name, value in _key(recipe, model_digest).items() if value not in _UNSAID}
+    key["guided"] = recipe.sampling.guidance_scale > 1
+    latest = None
+    with suppress(OSError, UnicodeDecodeError):
+        lines = (_cache_directory().parent / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in lines[-MAX_LINES:]:
+            said = _read(line)
+            if all(said.get(name) == value for name, value in key.items()):
+                latest = said.get("seconds", latest)
+    return float(latest) if isinstance(latest, int | float) else None
+
+
+def _key(recipe: Recipe, model_digest: str) -> dict[str, Any]:
+    flat = recipe.to_dict()
+    guided = recipe.sampling.guidance_scale > 1
+    return {"model": model_digest, "guided": guided, **{name: flat[name] for name in _KEYS}}
+
+
+def _read(line: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        value = json.loads(line)
+        if isinstance(value, dict):
+            return value
+    return {}  # a line that broke off

@@ -1,0 +1,147 @@
+"""How pictures differ and why they may: numbers against numpy's, reasons one by one."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdcli import __version__, proof
+from sdcli.errors import InputError, InvalidRecipe, ModelNotFound
+from sdcli.metadata import png_bytes
+from sdcli.recipe import Recipe
+
+BASE = {
+    "model": "kit", "prompt": "fox", "steps": 2, "guidance_scale": 4.0, "scheduler": "ddim", "width": 256,
+    "height": 256, "seed": 7, "device": "cpu", "dtype": "float32", "threads": 1,
+}  # fmt: skip
+RECIPE = Recipe.from_dict(BASE)
+IMAGE = Image.new("RGB", (4, 4), (10, 20, 30))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """`picture(recipe={…}, software={…}, …)` is a PNG whose sdcli chunk has these changes."""
+
+    def write(name="fox.png", image=IMAGE, **changes):
+        png = tmp_path / name
+        png.write_bytes(png_bytes(IMAGE, RECIPE, extra={"model_digest": "a" * 64}))
+        with Image.open(png) as written:
+            said = json.loads(written.info["sdcli"])
+        for key, value in changes.items():
+            said[key] = said.get(key, {}) | value if isinstance(value, dict) else value
+        chunks = PngInfo()
+        chunks.add_text("sdcli", json.dumps(said))
+        image.save(png, pnginfo=chunks)
+        return str(png)
+
+    return write
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.integers(0, 6))
+def test_the_numbers_are_numpys(seed, width, height, changes):
+    random = np.random.default_rng(seed)
+    before = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    after = before.copy()
+    for _ in range(changes):
+        after[random.integers(height), random.integers(width), random.integers(3)] = random.integers(256)
+    found = proof.difference(Image.fromarray(before), Image.fromarray(after))
+    apart = before.astype(int) - after.astype(int)
+    if not apart.any():
+        assert found is None
+        return
+    assert found is not None
+    assert (found.pixels, found.total) == (apart.any(axis=2).sum(), width * height)
+    assert found.max == np.abs(apart).max()
+    assert math.isclose(found.psnr, 10 * np.log10(255**2 / (apart**2).mean()))
+
+
+def test_pictures_of_two_sizes_differ_all_over():
+    assert proof.difference(IMAGE, IMAGE.resize((4, 5))) == proof.Difference(20, 20, 255, 0.0)
+
+
+def test_a_source_is_the_recipe(picture):
+    source = proof.source(picture())
+    assert (source.recipe, source.remarks) == (RECIPE, ())
+
+
+def test_unknown_keys_are_remarked_on_and_left_out(picture):
+    source = proof.source(picture(recipe={"cleverness": 9}, provenance="unknown"))
+    assert source.recipe == RECIPE
+    assert [remark.field for remark in source.remarks] == ["cleverness", "provenance"]
+
+
+def test_a_batch_is_known_by_its_seeds(picture):
+    batch = {"seeds": [6, 7, 8], "index": 1}
+    source = proof.source(picture(recipe={"batch_size": 3}, batch=batch))
+    assert [recipe.seed for recipe in source.recipes] == [6, 7, 8]
+    assert source.recipe == RECIPE.replace(batch_size=3)
+    assert source.remarks == ()
+
+
+@pytest.mark.parametrize(
+    "batch", [None, {"seeds": [6, 7], "index": 0}, {"seeds": [7], "index": 1}, {"seeds": "7", "index": 0}, {"index": 0}]
+)
+def test_a_batch_whose_seeds_are_not_known_is_replayed_alone_and_that_is_said(picture, batch):
+    source = proof.source(picture(recipe={"batch_size": 3}, batch=batch))
+    assert source.recipes == [RECIPE]
+    assert [remark.field for remark in source.remarks] == ["batch_size"]
+
+
+def test_options_overrule_what_is_recorded(picture):
+    assert proof.source(picture(), dtype="bfloat16").recipe == RECIPE.replace(dtype="bfloat16")
+
+
+def test_a_model_is_looked_for_beside_the_picture(picture, sd15, tmp_path):
+    (tmp_path / "tiny").symlink_to(sd15)
+    source = proof.source(picture(recipe={"model": "tiny", "width": 64, "height": 64}))
+    assert source.recipe.model == str(tmp_path / "tiny")
+
+
+def test_refusals(picture, tmp_path):
+    with pytest.raises(ModelNotFound) as raised:
+        proof.source(picture(recipe={"model": "gone"}))
+    assert "-m" in raised.value.hint
+    with pytest.raises(InvalidRecipe):
+        proof.source(picture(recipe={"steps": 0}))
+    IMAGE.save(tmp_path / "plain.png")
+    with pytest.raises(InputError, match="does not say"):
+        proof.source(str(tmp_path / "plain.png"))
+
+
+def reasons(path: str, digest: str = "a" * 64, pixels: str = "0" * 64, **changes) -> list[str]:
+    return proof.reasons(proof.source(path), RECIPE.replace(**changes), digest, pixels)
+
+
+def test_nothing_that_is_recorded_differs(picture):
+    assert len(reasons(picture())) == 1
+    assert "another processor" in reasons(picture())[0]
+
+
+def test_each_reason_is_told(picture):
+    path = picture(software={"sdcli": "0.0", "torch": "1.0", "unheard-of": "5"}, recipe={"device": "cuda"})
+    told = reasons(path, digest="b" * 64, dtype="bfloat16", threads=4)
+    assert told == [
+        "device: cuda then, cpu now",
+        "dtype: float32 then, bfloat16 now",
+        "threads: 1 then, 4 now",
+        f"the model: sha256 {'a' * 12}… then, {'b' * 12}… now",
+        f"sdcli: 0.0 then, {__version__} now",
+        *[reason for reason in told if reason.startswith("torch: 1.0 then")],
+    ]
+    assert len(told) == 6
+
+
+def test_a_file_changed_afterwards_is_told_from_one_that_comes_out_otherwise(picture):
+    changed = IMAGE.copy()
+    changed.putpixel((1, 1), (0, 0, 0))
+    path = picture(image=changed)
+    written = proof.source(path).found.chunk["pixels_sha256"]
+    assert reasons(path, pixels=written) == [
+        "the file was changed after it was made: the replay gives the pixels that were written then"
+    ]
+    assert reasons(path)[0] == "the file's pixels are not those that were written"
