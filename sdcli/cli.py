@@ -20,6 +20,7 @@ from sdcli.commands.generate import generate
 from sdcli.commands.info import info
 from sdcli.commands.models import models
 from sdcli.commands.replay import replay
+from sdcli.commands.serve import serve
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, SdcliError, UsageError
 from sdcli.streams import complain, warn
@@ -35,6 +36,7 @@ app.command()(generate)
 app.command()(batch)
 app.command()(info)
 app.command()(replay)
+app.command()(serve)
 app.add_typer(models, name="models")
 app.add_typer(config, name="config")
 

@@ -11,7 +11,6 @@ from sdcli import config, registry
 from sdcli.recipe import Recipe
 
 _SHORT = {"model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
-_DEFAULT_MODEL = "kit"
 
 
 def command_of(recipes: Sequence[Recipe]) -> str:
@@ -25,7 +24,7 @@ def command_of(recipes: Sequence[Recipe]) -> str:
     count = len(recipes) if in_order else 1
     said = first.replace(batch_size=count).to_dict()
     usual = _defaults(said["model"])
-    options = [] if said["model"] == _DEFAULT_MODEL == config.model(None) else [*_option("model", said["model"])]
+    options = [] if said["model"] == config.DEFAULT_MODEL == config.model(None) else [*_option("model", said["model"])]
     for key, value in said.items():
         if key not in ("model", "prompt") and (key not in usual or usual[key] != value):
             options += _option(key, value)

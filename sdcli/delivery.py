@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import display, dry_run, outputs, remarks, streams, timings
+from sdcli import display, dry_run, outputs, remarks, remote, streams, timings
 from sdcli.digest import model_digest
 from sdcli.errors import InvalidPicture, SdcliError, UsageError
 from sdcli.recipe import Recipe
@@ -56,7 +56,7 @@ def deliver(order: Order) -> None:
     show_picture = not (order.quiet or order.json or order.to_stdout) and sys.stdout.isatty() and sys.stderr.isatty()
     quieten_libraries()
     with streams.results() as out:
-        for index, result in enumerate(pictures(order, out)):
+        for index, result in enumerate(pictures(order, out, _make(order))):
             hand_over(order, out, result, None if order.to_stdout else destinations[index])
             if show_picture:
                 display.preview(result.image)
@@ -82,7 +82,9 @@ def forecast(order: Order) -> None:
         print("\n".join(dry_run.lines(plan)))
 
 
-def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.Destination | None) -> None:
+def hand_over(
+    order: Order, out: BinaryIO, result: Result | remote.Picture, destination: outputs.Destination | None
+) -> None:
     """Write one picture and its line, or its bytes alone to `out` where it has no destination.
 
     Raises InvalidPicture, with nothing written, for a flat picture where the order is strict.
@@ -92,8 +94,9 @@ def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.
         if order.json:
             streams.write_line(out, json.dumps(failed_line(result.recipe, error.message), ensure_ascii=False))
         raise error
-    timings.record(result.recipe, digest_of(locate(order.entry)), result.seconds)
-    data = png_bytes(result, order.entry)
+    digest = digest_of(locate(order.entry))
+    timings.record(result.recipe, digest, result.seconds)
+    data = png_bytes(result, digest)
     if destination is None:
         for warning in result.warnings:
             streams.warn(warning)
@@ -102,34 +105,49 @@ def hand_over(order: Order, out: BinaryIO, result: Result, destination: outputs.
     _report(out, order, result, outputs.write(destination, data), data)
 
 
-Loaded = tuple["LatentDiffusionModel", dict[str, Any]]
-"""A model, and how it is executed: the resolved device, dtype and number of threads."""
-
-
-def pictures(order: Order, out: BinaryIO, load: Callable[[Order], Loaded] | None = None) -> Iterator[Result]:
-    """Each finished picture, in order. A failure is one more line where lines are JSON, and is raised.
-
-    `load` takes the place of `load_model`, for who keeps models from one order to the next.
-    """
-    model: LatentDiffusionModel | None = None
-    execution: dict[str, Any] = {}
+def pictures(order: Order, out: BinaryIO, make: remote.Make) -> Iterator[Any]:
+    """Each finished picture, in order, as `make` gives them. A failure is one more line of JSON, and is raised."""
     count, size = len(order.recipes), order.recipes[0].execution.batch_size
     for start in range(0, count, size):
         chunk = order.recipes[start : start + size]
         steps = chunk[0].sampling.steps
         with display.progress(steps, count, picture=start + 1, batch_size=size, quiet=order.quiet) as on_step:
-            from sdcli import pipeline  # torch and all that follows: seconds, under the bar
-
             try:
-                if model is None:
-                    model, execution = (load or load_model)(order)
-                batch = [recipe.replace(**execution, batch_size=len(chunk)) for recipe in chunk]
-                results = pipeline.run(model, batch, on_step)
+                results = make([recipe.replace(batch_size=len(chunk)) for recipe in chunk], on_step)
             except SdcliError as error:
                 if order.json:
                     streams.write_line(out, json.dumps(failed_line(chunk[0], error.message), ensure_ascii=False))
                 raise
         yield from results
+
+
+def _make(order: Order) -> remote.Make:
+    """What makes the pictures of `order`: the warm process that the environment names, else this one."""
+    socket_path = remote.socket_path()
+    return remote.maker(socket_path, order.entry) if socket_path else maker(order)
+
+
+Loaded = tuple["LatentDiffusionModel", dict[str, Any]]
+"""A model, and how it is executed: the resolved device, dtype and number of threads."""
+
+
+def maker(order: Order, load: Callable[[Order], Loaded] | None = None) -> remote.Make:
+    """What makes pictures in this process, and loads the model for the first.
+
+    `load` takes the place of `load_model`, for who keeps models from one order to the next.
+    """
+    loaded: Loaded | None = None
+
+    def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Result]:
+        nonlocal loaded
+        from sdcli import pipeline  # torch and all that follows: seconds, under the bar
+
+        if loaded is None:
+            loaded = (load or load_model)(order)
+        model, execution = loaded
+        return pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step)
+
+    return make
 
 
 def load_model(order: Order) -> Loaded:
@@ -142,11 +160,13 @@ def load_model(order: Order) -> Loaded:
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
-def png_bytes(result: Result, entry: ModelEntry) -> bytes:
-    """The PNG of a finished picture, with all in it that makes it again and proves it."""
+def png_bytes(result: Result | remote.Picture, digest: str) -> bytes:
+    """The PNG of a finished picture, with all in it that makes it again and proves it; `digest` is its model's."""
+    if isinstance(result, remote.Picture):
+        return result.png
     from sdcli import metadata
 
-    extra = {"model_digest": digest_of(locate(entry)), "batch": result.batch}
+    extra = {"model_digest": digest, "batch": result.batch}
     return metadata.png_bytes(result.image, result.recipe, extra={key: value for key, value in extra.items() if value})
 
 
@@ -156,29 +176,35 @@ def digest_of(path: Path) -> str:
     return model_digest(path)
 
 
-def _report(out: BinaryIO, order: Order, result: Result, path: str, data: bytes) -> None:
+def _pixels_sha256(result: Result | remote.Picture) -> str:
+    if isinstance(result, remote.Picture):
+        return result.pixels_sha256
+    from sdcli.images import pixels_sha256
+
+    return pixels_sha256(result.image)
+
+
+def _report(out: BinaryIO, order: Order, result: Result | remote.Picture, path: str, data: bytes) -> None:
     for warning in result.warnings:
         streams.warn(warning)
     line = json.dumps(done_line(result, path, data, order.remarks), ensure_ascii=False) if order.json else path
     streams.write_line(out, line)
 
 
-def done_line(result: Result, path: str, data: bytes, found: Sequence[Remark] = ()) -> dict[str, Any]:
+def done_line(result: Result | remote.Picture, path: str, data: bytes, found: Sequence[Remark] = ()) -> dict[str, Any]:
     """What a line of JSON says of a picture that is safely on disk at `path`, as the bytes `data`.
 
     `found` are the remarks made before it was begun; they stand among its warnings.
     """
-    from sdcli.images import pixels_sha256
-
     return {
         "status": "done",
         "path": path,
         "seed": result.recipe.seed,
-        "width": result.image.width,
-        "height": result.image.height,
+        "width": result.recipe.width,
+        "height": result.recipe.height,
         "model": result.recipe.model,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "pixels_sha256": pixels_sha256(result.image),
+        "pixels_sha256": _pixels_sha256(result),
         "seconds": round(result.seconds, 3),
         "warnings": [*(remark.message for remark in found), *result.warnings],
         "error": None,

@@ -13,7 +13,9 @@
     ├── JobsFailed                7   some jobs of a batch failed
     ├── OutputError               8   the output could not be written
     │   └── OutputExists          8   … because it is there already
-    └── PictureDiffers            9   a replayed picture is not the same
+    ├── PictureDiffers            9   a replayed picture is not the same
+    └── ServerUnavailable        10   no warm process answers, or it is stopping, or of another version
+        └── ServerBusy           10   … or its line is full
 
 Anything else that escapes is a bug in sdcli and exits 1.
 """
@@ -34,6 +36,7 @@ class ExitStatus(IntEnum):
     SOME_JOBS_FAILED = 7
     OUTPUT = 8
     PICTURE_DIFFERS = 9
+    UNAVAILABLE = 10
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -119,3 +122,13 @@ class PictureDiffers(SdcliError):
     """A replayed picture is not the same."""
 
     exit_status = ExitStatus.PICTURE_DIFFERS
+
+
+class ServerUnavailable(SdcliError):
+    """The warm process does not answer, is stopping, or is of another version."""
+
+    exit_status = ExitStatus.UNAVAILABLE
+
+
+class ServerBusy(ServerUnavailable):
+    """As many pictures wait in the warm process as may."""

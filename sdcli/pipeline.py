@@ -47,9 +47,8 @@ def resolve_execution(recipe: Recipe) -> Recipe:
     Raises InvalidRecipe for a device that is not there.
     """
     device = _device(recipe.execution.device)
-    threads = recipe.execution.threads or DEFAULT_THREADS
-    if threads != torch.get_num_threads():  # an earlier recipe of this process may have changed it
-        torch.set_num_threads(threads)
+    # Said each time: an earlier recipe may have changed it, and where nobody says, MKL may take fewer.
+    torch.set_num_threads(recipe.execution.threads or DEFAULT_THREADS)
     dtype = _dtype(recipe.execution.dtype, device)
     return recipe.replace(device=device, dtype=dtype, threads=torch.get_num_threads())
 

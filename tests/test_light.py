@@ -43,6 +43,8 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
         (["info", "--help"], 0),
         (["replay", "--help"], 0),
         (["replay"], 2),
+        (["serve", "--help"], 0),
+        (["serve"], 2),
         (["models", "--help"], 0),
         (["models", "list"], 0),
         (["models", "list", "--json"], 0),

@@ -81,10 +81,9 @@ def batch(
 
     Run again, after whatever ended it, the same command makes only what is missing.
     """
-    model = config.model(model)
     given: dict[str, Any] = options.given(
         {
-            "model": model,
+            "model": config.model(model),
             "negative_prompt": negative_prompt,
             "width": width,
             "height": height,
@@ -105,7 +104,7 @@ def batch(
     )
     for key, value in given.items():
         recipe.check_value(key, value)
-    registry.find(model)
+    registry.find(given["model"])
     asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
     planned = plan.plan(asked, given)
     if not planned:

@@ -71,7 +71,7 @@ def replay(
         load = _keeping_the_last()
         for (source, order), destination in zip(jobs, destinations, strict=True):
             order = _fit_to_machine(order)
-            result = list(delivery.pictures(order, out, load))[source.index]
+            result = list(delivery.pictures(order, out, delivery.maker(order, load)))[source.index]
             if verify:
                 differing += _verify(source, order, out, result, destination)
             else:
@@ -97,7 +97,7 @@ def _plan(
 
 
 def _keeping_the_last() -> Callable[[delivery.Order], delivery.Loaded]:
-    """A `load` for `delivery.pictures` that loads anew only where the model or its execution is another."""
+    """A `load` for `delivery.maker` that loads anew only where the model or its execution is another."""
     kept: dict[Any, delivery.Loaded] = {}
 
     def load(order: delivery.Order) -> delivery.Loaded:
@@ -145,7 +145,7 @@ def _verify(
     from sdcli.images import pixels_sha256
 
     if destination is not None:
-        outputs.write(destination, delivery.png_bytes(result, order.entry))
+        outputs.write(destination, delivery.png_bytes(result, delivery.digest_of(registry.locate(order.entry))))
     with Image.open(source.path) as image:
         difference = proof.difference(image, result.image)
     replayed = pixels_sha256(result.image)

@@ -136,7 +136,10 @@ def _make(run: _Run, model: LatentDiffusionModel, chunk: Sequence[Planned]) -> N
         resolved = {key: getattr(execution, key) for key in ("device", "dtype", "threads")}
         recipes = [job.recipe.replace(**resolved, batch_size=len(chunk)) for job in chunk]
         results = pipeline.run(model, recipes, on_step)
-        made = [(result, delivery.png_bytes(result, job.entry)) for job, result in zip(chunk, results, strict=True)]
+        made = [
+            (result, delivery.png_bytes(result, delivery.digest_of(job.path)))
+            for job, result in zip(chunk, results, strict=True)
+        ]
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
         if len(chunk) > 1:
             for job in chunk:

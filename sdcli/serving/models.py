@@ -1,0 +1,142 @@
+"""The models in memory, and making pictures with them. For one thread only; knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdcli import delivery
+from sdcli.digest import model_digest
+from sdcli.errors import OutOfMemory
+from sdcli.recipe import Recipe
+from sdcli.registry import ModelEntry, locate
+from sdcli.remote import Picture
+
+if TYPE_CHECKING:
+    from sdcli.model import LatentDiffusionModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's place on this machine, and how it is read."""
+
+    path: Path
+    variant: str | None = None
+    family: str | None = None
+
+
+Key = tuple[Source, str, str, str]
+"""A source, the name, the device and the dtype of a model in memory."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    model: LatentDiffusionModel
+    stamp: tuple[Any, ...]
+
+
+def source_of(entry: ModelEntry) -> Source:
+    """Where the model of `entry` is. Raises ModelNotFound where it is not on this machine."""
+    return Source(Path(os.path.abspath(locate(entry))), entry.variant, entry.family)  # noqa: PTH100  `..` is resolved
+
+
+class Models:
+    """At most `keep` loaded models, the least recently used put away for a new one.
+
+    A model whose files have changed since is loaded anew, and all others are put away where memory runs out: in every
+    case the picture is that of a process of its own.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self._kept: dict[Key, _Kept] = {}  # the least recently used first
+
+    def load(self, source: Source, recipe: Recipe) -> None:
+        """Have the model in memory for recipes like `recipe`."""
+        self._get(source, self._resolve(recipe))
+
+    def make(
+        self,
+        source: Source,
+        recipes: Sequence[Recipe],
+        on_step: Callable[[Any], None] = lambda step: None,
+        *,
+        processors: int | None = None,
+    ) -> tuple[Picture, ...]:
+        """The pictures of `recipes`, which differ in nothing but their seeds, as a cold run makes them.
+
+        `processors` is the number that a cold run could use, which bounds the number of threads that torch would
+        take by itself. Raises what `pipeline.load` and `pipeline.run` raise.
+        """
+        try:
+            return self._make(source, recipes, on_step, processors)
+        except OutOfMemory:
+            if not self._kept:
+                raise
+        self._put_away_all()  # only here, for the exception holds on to what it met
+        return self._make(source, recipes, on_step, processors)
+
+    def _make(
+        self, source: Source, recipes: Sequence[Recipe], on_step: Callable[[Any], None], processors: int | None
+    ) -> tuple[Picture, ...]:
+        from sdcli import images, pipeline
+
+        resolved = self._resolve(recipes[0], processors)
+        model = self._get(source, resolved)
+        execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
+        digest = model_digest(source.path)
+        results = pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step)
+        return tuple(
+            Picture(
+                delivery.png_bytes(each, digest),
+                images.pixels_sha256(each.image),
+                each.recipe,
+                each.seconds,
+                each.warnings,
+                each.flat,
+            )
+            for each in results
+        )
+
+    def _resolve(self, recipe: Recipe, processors: int | None = None) -> Recipe:
+        """`resolve_execution`, with no more threads than `processors` where the recipe leaves them open."""
+        from sdcli import pipeline
+
+        threads = recipe.execution.threads or min(pipeline.DEFAULT_THREADS, processors or pipeline.DEFAULT_THREADS)
+        return pipeline.resolve_execution(recipe.replace(threads=threads))
+
+    def _get(self, source: Source, resolved: Recipe) -> LatentDiffusionModel:
+        from sdcli import pipeline
+
+        key = source, resolved.model, resolved.execution.device, resolved.execution.dtype
+        stamp = _stamp(source.path)
+        found = self._kept.pop(key, None)
+        if found is None or found.stamp != stamp:
+            found = None  # gone before the new one comes
+            while len(self._kept) >= self.keep:
+                del self._kept[next(iter(self._kept))]
+            model = pipeline.load(source.path, resolved, variant=source.variant, family=source.family)
+            found = _Kept(model, stamp)
+        self._kept[key] = found
+        return found.model
+
+    def _put_away_all(self) -> None:
+        import torch
+
+        self._kept.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    """What changes when a model's files do: their names, sizes and times."""
+    files = (
+        [path] if path.is_file() else sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    )
+    stats = [(file, file.stat()) for file in files if file.exists()]
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats)

@@ -1,0 +1,253 @@
+"""The OpenAI images API, for clients that speak nothing else: on a port of 127.0.0.1, and for this machine's users.
+
+Follows https://platform.openai.com/docs/api-reference/images as far as sdcli has what it asks for; what would have no
+effect is refused, not passed over. Keys of a recipe (`seed`, `steps`, `negative_prompt` …) may stand beside those of
+the API. A web page cannot use it: requests must name this host, and come from no other origin (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import traceback
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from sdcli import recipe, registry
+from sdcli.errors import InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
+from sdcli.recipe import Recipe
+from sdcli.remote import Picture
+from sdcli.serving.line import Line, Work
+from sdcli.serving.models import Models, source_of
+
+HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+MAX_BODY_BYTES = 2**20
+MAX_EDIT_BYTES = 64 * 2**20  # two pictures
+MAX_PICTURES = 10
+
+_EXTENSIONS = frozenset(recipe.keys()) - {"model", "prompt", "width", "height", "batch_size"}
+# What may be said of these without asking for anything that sdcli would not do.
+_NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
+    "quality": ("auto", "standard"),
+    "background": ("auto", "opaque"),
+    "moderation": ("auto",),
+    "output_compression": (100,),
+    "stream": (False,),
+    "partial_images": (0,),
+}
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+
+Send = Callable[[Any], Awaitable[None]]
+Receive = Callable[[], Awaitable[Any]]
+
+
+class Generation(BaseModel):
+    """The body of `POST /v1/images/generations`; null is as good as absent."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=MAX_PICTURES)
+    size: str | None = None
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png"] | None = None
+    user: str | None = None
+
+
+def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntry], *, debug: bool = False) -> FastAPI:
+    """The application. `served` are the models it offers, the first of them for those who name none."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_Guard)
+    _add_error_handlers(app, debug)
+    listed = {name: {"id": name, "object": "model", "created": 0, "owned_by": "sdcli"} for name in served}
+
+    @app.get("/v1/models")
+    async def list_models() -> Any:
+        return {"object": "list", "data": list(listed.values())}
+
+    @app.get("/v1/models/{name:path}")
+    async def show_model(name: str) -> Any:
+        _entry(served, name)
+        return listed[name]
+
+    @app.post("/v1/images/generations")
+    async def generations(asked: Generation, request: Request) -> Any:
+        name = asked.model or next(iter(served), "kit")
+        entry = _entry(served, name)
+        first = registry.resolve_recipe(entry, {**_options(asked), "model": name})
+        source = source_of(entry)
+        recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
+        works: list[Work] = [partial(models.make, source, [each]) for each in recipes]
+        pictures = await _unless_gone(request, _series(line, works))
+        return _answer(first, pictures)
+
+    @app.post("/v1/images/edits")
+    async def edits(request: Request) -> Any:
+        async for _ in request.stream():  # else the client may see a broken connection, and no answer
+            pass
+        raise UsageError(
+            "edits need a model for inpainting, and sdcli has no such task yet", "use /v1/images/generations"
+        )
+
+    return app
+
+
+class _Guard:
+    """Refuses requests that name another host or come from a web page, and bodies that are too long."""
+
+    def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # no WebSockets
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if _hostname(f"//{host}") not in HOSTS or (origin is not None and _hostname(origin) not in HOSTS):
+            refusal = _error(
+                403, "requests must name 127.0.0.1 or localhost as their host and origin", code="forbidden"
+            )
+            await refusal(scope, receive, send)
+            return
+        limit = MAX_EDIT_BYTES if scope["path"] == "/v1/images/edits" else MAX_BODY_BYTES
+        read = 0
+
+        async def receive_within_limit() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise HTTPException(413, f"the body is longer than {limit:,} bytes")
+            return message
+
+        await self.app(scope, receive_within_limit, send)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _entry(served: Mapping[str, registry.ModelEntry], name: str) -> registry.ModelEntry:
+    if name not in served:
+        raise ModelNotFound(f"no model {name!r} is served", f"the models are {', '.join(served)}")
+    return served[name]
+
+
+def _options(asked: Generation) -> dict[str, Any]:
+    """The flat recipe keys of a request. Raises InvalidRecipe for what has no meaning here."""
+    options: dict[str, Any] = {"prompt": asked.prompt}
+    for key, value in (asked.model_extra or {}).items():
+        if value is None:
+            continue
+        if key in _EXTENSIONS:
+            options[key] = value
+        elif key not in _NO_EFFECT:
+            raise InvalidRecipe(f"unknown parameter {key!r}", "leave it away", key)
+        elif value not in _NO_EFFECT[key]:
+            raise InvalidRecipe(f"{key} is {value!r}, which sdcli does not do", "leave it away", key)
+    if asked.size not in (None, "auto"):
+        match = _SIZE.fullmatch(asked.size or "")
+        if match is None:
+            raise InvalidRecipe(f"size is {asked.size!r}", "size must be WIDTHxHEIGHT, such as 512x512", "size")
+        options |= {"width": int(match[1]), "height": int(match[2])}
+    return options
+
+
+async def _series(line: Line, works: list[Work]) -> list[Picture]:
+    """What `works` make, one after another; each waits in line with those of others."""
+    made: list[Picture] = []
+    for work in works:
+        job = line.join(work, under_way=bool(made))
+        async with aclosing(line.follow(job)) as events:
+            async for event in events:
+                if isinstance(event, tuple):
+                    made.extend(event)
+    return made
+
+
+async def _unless_gone(request: Request, pictures: Awaitable[list[Picture]]) -> list[Picture]:
+    """`pictures`, which are cancelled when the client goes away."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    making, leaving = asyncio.ensure_future(pictures), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not making.done():
+            raise HTTPException(499, "the client has gone")
+        return making.result()
+    finally:
+        making.cancel()
+        leaving.cancel()
+
+
+def _answer(first: Recipe, pictures: list[Picture]) -> dict[str, Any]:
+    data = []
+    for each in pictures:
+        said = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": each.warnings}
+        data.append({"b64_json": b64encode(each.png).decode(), **said})
+    size = f"{first.width}x{first.height}"
+    return {"created": int(time.time()), "data": data, "output_format": "png", "size": size, "background": "opaque"}
+
+
+def _add_error_handlers(app: FastAPI, debug: bool) -> None:
+    @app.exception_handler(SdcliError)
+    async def refuse(_: Request, error: SdcliError) -> Response:
+        message = f"{error.message}; {error.hint}"
+        match error:
+            case ServerBusy():
+                return _error(429, message, type_="rate_limit_error", code="queue_full")
+            case ServerUnavailable():
+                return _error(503, message, type_="server_error", code="stopping")
+            case ModelNotFound():
+                return _error(404, message, param="model", code="model_not_found")
+            case UsageError():
+                return _error(400, message, param=getattr(error, "field", None), code="invalid_value")
+        return _error(500, message, type_="server_error", code=type(error).__name__)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = next((str(part) for part in reversed(first["loc"]) if part != "body"), None)
+        return _error(400, f"{field or 'the body'}: {first['msg']}", param=field, code="invalid_value")
+
+    @app.exception_handler(AnyHTTPException)
+    async def refuse_otherwise(_: Request, error: AnyHTTPException) -> Response:
+        return _error(error.status_code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def admit(_: Request, error: Exception) -> Response:
+        if debug:
+            traceback.print_exception(error)
+        return _error(500, f"{type(error).__name__}: {error}; this is a bug in sdcli", type_="server_error", code="bug")
+
+
+def _error(
+    status: int,
+    message: str,
+    *,
+    type_: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+) -> Response:
+    """OpenAI's error object. What failed by itself would fail again: its clients are told not to repeat it."""
+    body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
+    headers = {"x-should-retry": "false"} if status >= 500 and status != 503 else None
+    return JSONResponse(body, status, headers)

@@ -1,0 +1,153 @@
+"""The warm process from its start to its end: sockets, models, signals, idle exit."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO
+
+import uvicorn
+from fastapi import FastAPI
+
+from sdcli import delivery, registry, streams
+from sdcli.errors import ExitStatus
+from sdcli.recipe import Recipe
+from sdcli.serving import native, openai, sockets
+from sdcli.serving.line import Line
+from sdcli.serving.models import Models, Source, source_of
+from sdcli.serving.sockets import Listener
+
+_SECONDS_TO_READ = 5.0
+"""What a client has for taking its answer once no more pictures are made."""
+_SECONDS_TO_ASK = 0.1
+"""What a client has for asking when it has just found the socket of a process that is to end."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is served, where, and for how long."""
+
+    socket: str | None
+    port: int | None
+    models: Sequence[str]
+    keep: int
+    queue: int
+    idle_exit: float | None
+    debug: bool
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, but for the signals: they are ours, for they end two servers and the line before both."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(service: Service) -> ExitStatus:
+    """Serve until idle for long enough (OK), or told to stop by a signal (INTERRUPTED, TERMINATED).
+
+    Prints on stdout where it listens, one address a line, as soon as the models are loaded. Raises what keeps them
+    from being loaded, and OutputError where it cannot listen.
+    """
+    entries = {name: registry.find(name) for name in service.models}
+    recipes = {name: registry.resolve_recipe(entry, {"prompt": "", "model": name}) for name, entry in entries.items()}
+    to_load = [(source_of(entries[name]), recipe) for name, recipe in recipes.items()]
+    delivery.quieten_libraries()
+    with streams.results() as out, ExitStack() as stack:
+        line = Line(service.queue)
+        stack.callback(line.end)
+        models = Models(max(service.keep, len(entries)))
+        doors: list[tuple[FastAPI, Listener]] = []
+        if service.socket is not None:
+            listener = stack.enter_context(sockets.unix_socket(service.socket))
+            doors.append((native.make_app(line, models, debug=service.debug), listener))
+        if service.port is not None:
+            listener = stack.enter_context(sockets.loopback_port(service.port))
+            doors.append((openai.make_app(line, models, _offered(entries), debug=service.debug), listener))
+        return asyncio.run(_serve(doors, line, _live(line, models, to_load, doors, out, service.idle_exit)))
+
+
+def _offered(named: Mapping[str, registry.ModelEntry]) -> Mapping[str, registry.ModelEntry]:
+    """The models named, then those of models.toml that are on this machine."""
+    present = {name: entry for name, entry in registry.entries().items() if registry.is_present(entry)}
+    return {**named, **present}
+
+
+async def _serve(doors: Sequence[tuple[FastAPI, Listener]], line: Line, life: Coroutine[Any, Any, None]) -> ExitStatus:
+    """Keep the doors open while `life` goes on and no signal comes."""
+    signals: list[ExitStatus] = []
+    told = asyncio.Event()
+
+    def stop(status: ExitStatus) -> None:
+        """Once: finish the picture in hand. Twice: not even that."""
+        line.close()
+        if signals:
+            line.cancel()
+        signals.append(status)
+        told.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, stop, ExitStatus.INTERRUPTED)
+    loop.add_signal_handler(signal.SIGTERM, stop, ExitStatus.TERMINATED)
+    servers = [_Server(_config(app)) for app, _ in doors]
+    open_doors = [
+        asyncio.create_task(server.serve(sockets=[listener.socket]))
+        for server, (_, listener) in zip(servers, doors, strict=True)
+    ]
+    living, telling = asyncio.create_task(life), asyncio.create_task(told.wait())
+    done, _ = await asyncio.wait({living, telling, *open_doors}, return_when=asyncio.FIRST_COMPLETED)
+    for _, listener in doors:
+        listener.withdraw()
+    await asyncio.sleep(_SECONDS_TO_ASK)
+    await _shut(servers, open_doors, line)
+    for task in done | set(open_doors):
+        task.result()  # raises what it ended with
+    return signals[0] if signals else ExitStatus.OK
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(app, lifespan="off", ws="none", log_config=None, log_level="warning", access_log=False)
+
+
+async def _live(
+    line: Line,
+    models: Models,
+    to_load: Sequence[tuple[Source, Recipe]],
+    doors: Sequence[tuple[FastAPI, Listener]],
+    out: BinaryIO,
+    idle_exit: float | None,
+) -> None:
+    """Load, say where to come, and wait until nobody has come for `idle_exit` seconds; for ever with None."""
+    for source, recipe in to_load:
+        job = line.join(partial(_load, models, source, recipe), under_way=True)
+        async for _ in line.follow(job):
+            pass
+    for _, listener in doors:
+        streams.write_line(out, listener.address)
+    line.idle_since = time.monotonic()
+    while idle_exit is None or line.busy or line.idle_since + idle_exit > time.monotonic():
+        left = 60.0 if idle_exit is None else line.idle_since + idle_exit - time.monotonic()
+        await asyncio.sleep(min(max(left, 0.05), 60.0))
+
+
+def _load(models: Models, source: Source, recipe: Recipe, on_step: object) -> tuple[()]:
+    models.load(source, recipe)
+    return ()
+
+
+async def _shut(servers: Sequence[_Server], open_doors: Sequence[asyncio.Task[None]], line: Line) -> None:
+    """Let nobody in, and wait until all have their answers; who does not take his does not hold us up."""
+    for server in servers:
+        server.should_exit = True
+    left: set[asyncio.Task[None]] = set(open_doors)
+    while left:
+        was_busy = line.busy
+        _, left = await asyncio.wait(left, timeout=_SECONDS_TO_READ)
+        for server in servers:
+            server.force_exit = not was_busy

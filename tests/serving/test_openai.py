@@ -1,0 +1,167 @@
+"""The OpenAI images API by the official client, and what that client would never send."""
+
+import http.client
+import io
+import json
+import socket
+import time
+from base64 import b64decode
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+
+from sdcli import metadata
+
+openai = pytest.importorskip("openai")
+
+
+@pytest.fixture(scope="module")
+def client(warm):
+    with openai.OpenAI(base_url=warm.url, api_key="none is needed", max_retries=0, timeout=60) as ready:
+        yield ready
+
+
+def call(warm, method="POST", path="/v1/images/generations", body=None, **headers):
+    """Status, headers and JSON of a request as anybody could send it."""
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    with closing(http.client.HTTPConnection(urlsplit(warm.url).netloc, timeout=60)) as connection:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, data, {"Content-Type": "application/json", **sent})
+        response = connection.getresponse()
+        return response.status, response.headers, json.loads(response.read())
+
+
+def test_the_official_client_makes_the_pictures_that_generate_makes(client, run, warm, sd15, tmp_path):
+    made = client.images.generate(
+        model=str(sd15), prompt="a fox", n=2, size="64x64", extra_body={"seed": 7, "steps": 2, "dtype": "float32"}
+    )
+    assert made.output_format == "png"
+    assert made.size == "64x64"
+    assert abs(made.created - time.time()) < 60
+    pictures = [b64decode(each.b64_json) for each in made.data]
+    done = run(
+        "generate", "a fox", "-m", sd15, "-n", 2, "-s", 7, "--steps", 2, "--dtype", "float32", "-o", "x-{seed}.png",
+        env={"SDCLI_SOCKET": warm.socket},
+    )  # fmt: skip
+    assert pictures == [(tmp_path / name).read_bytes() for name in done.lines]
+    with Image.open(io.BytesIO(pictures[0])) as image:
+        assert (image.format, image.size) == ("PNG", (64, 64))
+
+
+def test_the_bare_minimum_is_a_picture_of_the_first_model_with_a_seed_drawn(client, sd15, tmp_path):
+    made = [client.images.generate(prompt="x", extra_body={"steps": 1}).data[0] for _ in range(2)]
+    (tmp_path / "x.png").write_bytes(b64decode(made[0].b64_json))
+    recipe = metadata.read(tmp_path / "x.png").recipe
+    assert (recipe["model"], recipe["width"], recipe["seed"]) == (str(sd15), 64, made[0].seed)
+    assert made[0].seed != made[1].seed
+
+
+def test_what_has_no_other_meaning_may_be_said(client):
+    client.images.generate(
+        prompt="x", n=1, size="auto", quality="auto", background="opaque", moderation="auto", output_format="png",
+        response_format="b64_json", user="me", extra_body={"steps": 1, "negative_prompt": None},
+    )  # fmt: skip
+
+
+def test_models_are_listed(client, sd15):
+    listed = client.models.list().data
+    assert listed[0].id == str(sd15)
+    assert client.models.retrieve(str(sd15)).object == "model"
+    with pytest.raises(openai.NotFoundError, match="no model 'dall-e-3'"):
+        client.models.retrieve("dall-e-3")
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "said"),
+    [
+        ({"size": "65x64"}, "width", "nearest valid sizes are 64 and 72"),
+        ({"size": "large"}, "size", "512x512"),
+        ({"n": 11}, "n", "less than or equal to 10"),
+        ({"quality": "hd"}, "quality", "does not do"),
+        ({"background": "transparent"}, "background", "does not do"),
+        ({"style": "vivid"}, "style", "unknown parameter"),
+        ({"response_format": "url"}, "response_format", "b64_json"),
+        ({"output_format": "webp"}, "output_format", "png"),
+        ({"extra_body": {"steps": 0}}, "steps", "between 1 and 1000"),
+        ({"extra_body": {"scheduler": "eular"}}, "scheduler", "did you mean"),
+        ({"extra_body": {"seed": 2**32 - 1}, "n": 2}, "seed", "4294967295"),
+        ({"extra_body": {"width": 64}}, "width", "unknown parameter"),
+        ({"prompt": None}, "prompt", "valid string"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(client, options, param, said):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(**{"prompt": "x", **options})
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+    assert said in caught.value.message
+
+
+def test_models_are_those_that_are_served_and_no_paths(client, sd15):
+    for name in ("dall-e-3", str(sd15.parent), "sdxl"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.images.generate(prompt="x", model=name)
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_edits_are_refused_for_want_of_an_inpainting_model(client):
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    with pytest.raises(openai.BadRequestError, match="edits need a model for inpainting"):
+        client.images.edit(image=("x.png", picture.getvalue()), mask=("m.png", picture.getvalue()), prompt="x")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "localhost:1"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:3000"}, 200),
+    ],
+)
+def test_web_pages_of_others_are_refused(warm, headers, status):
+    assert call(warm, "GET", "/v1/models", **headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"body": b"{"}, 400),
+        ({"body": b"[]"}, 400),
+        ({"body": b'{"prompt": "' + b"x" * 2**20 + b'"}'}, 413),
+        ({"body": b"x" * (65 * 2**20), "path": "/v1/images/edits"}, 413),
+        ({"method": "GET", "path": "/v1/images/generations"}, 405),
+        ({"method": "GET", "path": "/pictures"}, 404),
+        ({"body": {"path": "/", "recipes": []}, "path": "/pictures"}, 404),
+        ({"method": "GET", "path": "/docs"}, 404),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_nonsense_has_openai_s_error_object(warm, request_, status):
+    found, _, answer = call(warm, **request_)
+    assert found == status
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_of_no_stated_type_is_not_taken(warm):
+    """A form of a web page can send text/plain to any host, without asking first."""
+    assert call(warm, body={"prompt": "x", "steps": 1}, Content_Type="text/plain")[0] == 400
+
+
+def test_who_goes_away_cancels(warm, client):
+    body = json.dumps({"prompt": "x", "steps": 900, "n": 10}).encode()
+    head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    for _ in range(2):
+        address = urlsplit(warm.url)
+        with socket.create_connection((address.hostname, address.port)) as gone:
+            gone.sendall(head.encode() + body)
+            time.sleep(0.5)
+    started = time.monotonic()
+    client.images.generate(prompt="x", extra_body={"steps": 1})
+    assert time.monotonic() - started < 10  # ten thousand steps take far longer

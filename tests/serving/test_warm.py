@@ -1,0 +1,408 @@
+"""`sdcli serve` and `sdcli generate` with SDCLI_SOCKET, as a shell sees them: nothing but the time is different."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sdcli import __version__, registry, remote
+from sdcli.errors import InvalidPicture, InvalidRecipe, ServerBusy, ServerUnavailable, UsageError
+from tests.conftest import clean_environment
+from tests.serving.conftest import ROOT, wait_for
+from tests.test_light import HEAVY, PROBE
+
+FAST = ("--steps", "2", "--dtype", "float32")
+ENDLESS = {"steps": 900}
+
+
+@pytest.fixture
+def warmly(run, warm):
+    """`run`, with the warm process."""
+    return lambda *arguments, **options: run(*arguments, **{"env": {"SDCLI_SOCKET": warm.socket}, **options})
+
+
+@pytest.fixture
+def ask(warm):
+    """`ask(folder, on_step, steps=…)`: the pictures, from within this process."""
+
+    def ask_warm(folder, on_step=lambda step: None, *, path=warm.socket, count=1, **options):
+        entry = registry.find(str(folder))
+        flat = {"prompt": "a fox", "model": str(folder), "steps": 2, "seed": 7, "dtype": "float32", **options}
+        first = registry.resolve_recipe(entry, flat)
+        make = remote.maker(path, entry)
+        return [make([first.replace(seed=first.seed + index)], on_step)[0] for index in range(count)]
+
+    return ask_warm
+
+
+@pytest.fixture(scope="module")
+def nan(sd15, tmp_path_factory):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(sd15, tmp_path_factory.mktemp("broken") / "nan")
+    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] = torch.full_like(weights["conv_out.bias"], float("nan"))
+    save_file(weights, file)
+    return broken
+
+
+def test_bytes_lines_and_files_are_those_of_a_cold_run(run, warmly, sd15, tmp_path):
+    command = ("generate", "a (red:1.2) fox", "-m", sd15, "-n", 3, "--batch-size", 2, "-s", 7, *FAST, "--json")
+    runs = []
+    for name, runner in (("cold", run), ("warm", warmly)):
+        (tmp_path / name).mkdir()
+        old_umask = os.umask(0o027)
+        try:
+            done = runner(*command, cwd=tmp_path / name)
+        finally:
+            os.umask(old_umask)
+        lines = [json.loads(line) for line in done.lines]
+        seconds = [line.pop("seconds") for line in lines]
+        assert all(each > 0 for each in seconds)
+        runs.append((done.status, lines, done.stderr))
+    assert runs[0] == runs[1]
+    assert runs[0][0] == 0
+    names = sorted(path.name for path in (tmp_path / "cold").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "warm").iterdir())
+    assert len(names) == 3
+    for name in names:
+        cold, warm = tmp_path / "cold" / name, tmp_path / "warm" / name
+        assert cold.read_bytes() == warm.read_bytes()
+        assert stat.S_IMODE(warm.stat().st_mode) == stat.S_IMODE(cold.stat().st_mode) == 0o640
+
+
+def test_paths_templates_and_stdout_are_the_caller_s(warmly, sd15, tmp_path):
+    assert warmly("generate", "A fox!", "-m", sd15, "-s", 1, *FAST).stdout == b"a-fox-1.png\n"
+    assert warmly("generate", "A fox!", "-m", sd15, "-s", 1, *FAST).stdout == b"a-fox-1-2.png\n"
+    assert warmly("generate", "x", "-m", sd15, "-s", 1, *FAST, "-o", "t-{seed}.png").stdout == b"t-1.png\n"
+    piped = warmly("generate", "-", "-m", sd15, "-s", 1, *FAST, "-o", "-", stdin=b"A fox!")
+    assert piped.stdout == (tmp_path / "a-fox-1.png").read_bytes() == (tmp_path / "a-fox-1-2.png").read_bytes()
+
+
+def test_the_client_imports_nothing_heavy(warm, sd15, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, "generate", "x", "-m", str(sd15), *FAST, "--json"],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+        env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "SDCLI_SOCKET": warm.socket},
+    )
+    report = json.loads(done.stdout.decode().splitlines()[-1])
+    assert report["status"] == 0, done.stderr.decode()
+    assert not set(report["modules"]) & (HEAVY | {"fastapi", "uvicorn", "httpx", "asyncio"})
+
+
+def test_a_relative_model_is_the_caller_s_and_errors_name_it_so(run, warmly, sd15, tmp_path):
+    place = shutil.copytree(sd15, tmp_path / "here" / "model")
+    good = warmly("generate", "x", "-m", "model", "-s", 1, *FAST, "-o", "x.png", cwd=tmp_path / "here")
+    assert good.status == 0, good.stderr
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    command = ("generate", "x", "-m", "model", "-s", 1, *FAST, "--json", "-o", "y.png")
+    cold, warm = run(*command, cwd=tmp_path / "here"), warmly(*command, cwd=tmp_path / "here")
+    assert (cold.status, cold.stdout, cold.stderr) == (warm.status, warm.stdout, warm.stderr)
+    assert cold.status == 3
+    assert "error: model/unet" in warm.stderr
+
+
+def test_a_model_of_nan_is_an_invalid_picture(warmly, nan, tmp_path):
+    done = warmly("generate", "x", "-m", nan, "-s", 1, *FAST, "--json")
+    assert done.status == 6
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    line = json.loads(done.stdout)
+    assert (line["status"], line["path"], line["seed"]) == ("failed", None, 1)
+    assert line["error"] in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--steps", "0"], 2, "steps is 0"),
+        (["-m", "no-such-model"], 3, "no-such-model"),
+        (["-o", "no/such/x.png"], 8, "no/such"),
+        (["--device", "mps"], 2, "mps"),
+    ],
+)
+def test_refusals_have_the_statuses_of_a_cold_run(warmly, sd15, arguments, status, said):
+    done = warmly("generate", "x", "-m", sd15, *FAST, *arguments)
+    assert (done.status, done.stdout) == (status, b"")
+    assert said in done.stderr.splitlines()[0]
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_where_nobody_answers_it_says_so_and_what_to_do(run, sd15, tmp_path, left_behind):
+    if left_behind:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(os.path.relpath(tmp_path / "dead.sock"))
+    done = run("generate", "x", "-m", sd15, *FAST, env={"SDCLI_SOCKET": "dead.sock"})
+    assert (done.status, done.stdout) == (10, b"")
+    error, hint = done.stderr.splitlines()
+    assert "SDCLI_SOCKET=dead.sock" in error
+    assert "sdcli serve --socket dead.sock" in hint
+
+
+def test_an_empty_variable_is_none(monkeypatch):
+    monkeypatch.setenv("SDCLI_SOCKET", "")
+    assert remote.socket_path() is None
+
+
+def test_another_version_is_refused_by_both_ends(ask, sd15, monkeypatch):
+    monkeypatch.setattr(remote, "__version__", "9.9.9")
+    with pytest.raises(ServerUnavailable, match=r"is sdcli 0\.1\.0, and this is sdcli 9\.9\.9"):
+        ask(sd15)
+    monkeypatch.setattr(remote, "_check_version", lambda *_: None)
+    with pytest.raises(ServerUnavailable, match=r"was asked by version 9\.9\.9"):
+        ask(sd15)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "is not sdcli serve"),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "broke off"),
+        (b"", "broke off"),
+        (f"HTTP/1.1 200 OK\r\n{remote.VERSION_HEADER}: {__version__}\r\n\r\n<html>\n".encode(), "broke off"),
+        (
+            f"HTTP/1.1 200 OK\r\n{remote.VERSION_HEADER}: {__version__}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            '1d\r\n{"step": {"index": 0, "total": 2}}\n'.encode(),
+            "broke off",
+        ),
+    ],
+)
+def test_who_is_no_warm_process_or_ends_too_soon_is_told_from_one(ask, sd15, tmp_path, monkeypatch, answer, said):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s.sock")
+        listener.listen()
+
+        def reply() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.sendall(answer)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(65536):  # what is unread when it closes would break the connection off
+                    pass
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        with pytest.raises(ServerUnavailable, match=said):
+            ask(sd15, path="s.sock")
+        thread.join()
+
+
+def test_steps_come_as_they_are_done(ask, sd15):
+    steps, times = [], []
+
+    def on_step(step):
+        steps.append((step.index, step.total))
+        times.append(time.monotonic())
+
+    ask(sd15, on_step, steps=6)
+    assert steps == [(index, 6) for index in range(6)]
+    assert times[-1] - times[0] > 0.01  # not all at the end
+
+
+def test_errors_are_raised_as_what_they_were(ask, sd15, nan):
+    with pytest.raises(InvalidPicture):
+        ask(nan)
+    with pytest.raises(InvalidRecipe, match="mps"):
+        ask(sd15, device="mps")
+
+
+def test_the_environment_s_threads_are_asked_for(ask, sd15, monkeypatch):
+    def threads(**options):
+        recipe = registry.resolve_recipe(registry.find(str(sd15)), {"prompt": "", "model": "x", **options})
+        return remote._with_threads(recipe).execution.threads
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert threads() == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert (threads(), threads(threads=5)) == (2, 5)
+    assert ask(sd15, steps=1)[0].recipe.execution.threads == 2
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # torch heeds it first
+    assert threads() == 3
+    for nonsense in ("many", "0", "-1", "1,2", "9999"):
+        monkeypatch.setenv("MKL_NUM_THREADS", nonsense)
+        assert threads() == 0
+
+
+def test_clients_at_once_get_each_their_own(ask, sd15):
+    alone = [ask(sd15, seed=seed)[0].png for seed in range(8)]
+    made = {}
+
+    def series(start):
+        made[start] = [each.png for each in ask(sd15, seed=start, count=2)]
+
+    threads = [threading.Thread(target=series, args=(start,)) for start in (0, 2, 4, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [png for start in (0, 2, 4, 6) for png in made[start]] == alone
+
+
+class Gone(Exception):
+    pass
+
+
+def test_who_goes_in_mid_picture_cancels_it(ask, sd15):
+    def leave(step):
+        if step.index == 2:
+            raise Gone
+
+    for _ in range(3):
+        with pytest.raises(Gone):
+            ask(sd15, leave, **ENDLESS)
+    started = time.monotonic()
+    ask(sd15)
+    assert time.monotonic() - started < 10  # a thousand steps take far longer
+
+
+def test_ctrl_c_ends_the_client_and_not_the_warm_process(warm, ask, sd15, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdcli", "generate", "x", "-m", str(sd15), "-n", "1000", "-s", "0", *FAST],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "SDCLI_SOCKET": warm.socket},
+    ) as process:
+        wait_for(lambda: (tmp_path / "x-0.png").exists())
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (130, b"")
+    assert set(stdout.decode().splitlines()) <= {path.name for path in tmp_path.iterdir()}
+    assert ask(sd15)
+    assert warm.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "said"),
+    [
+        ({"path": "/nowhere", "recipes": []}, UsageError, "nonsense"),
+        ({"recipes": 3}, UsageError, "nonsense"),
+        ({"path": "/nowhere", "recipes": [{"prompt": "x"}]}, InvalidRecipe, "missing"),
+    ],
+)
+def test_nonsense_is_refused_in_the_same_words(warm, body, error, said, monkeypatch):
+    monkeypatch.chdir(Path(warm.socket).parent)
+    with remote._post("warm.sock", json.dumps(body).encode()) as response:
+        assert response.status == 400
+        wrong = remote._error_from_wire(json.loads(response.read())["error"], "/", "/")
+    assert isinstance(wrong, error)
+    assert said in wrong.message
+
+
+def post(url: str, body: dict) -> tuple[int, dict]:
+    host = url.removeprefix("http://").split("/")[0]
+    with closing(http.client.HTTPConnection(host, timeout=60)) as connection:
+        connection.request("POST", "/v1/images/generations", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+def test_a_full_line_turns_away_and_the_first_signal_finishes_the_picture_in_hand(run, serve, ask, sd15, tmp_path):
+    with serve("--queue", 0, "-m", sd15) as own:
+        made, begun = [], threading.Event()
+        path = own.socket
+        thread = threading.Thread(
+            target=lambda: made.extend(ask(sd15, lambda step: begun.set(), path=path, steps=60)), daemon=True
+        )
+        thread.start()
+        assert begun.wait(30)
+        with pytest.raises(ServerBusy):
+            ask(sd15, path=path)
+        status, answer = post(own.url, {"prompt": "x", "model": str(sd15), "size": "64x64"})
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        own.process.send_signal(signal.SIGINT)
+        wait_for(lambda: not Path(path).exists())
+        with pytest.raises(ServerUnavailable):
+            ask(sd15, path=path)
+        assert not made
+        assert own.end() == (130, "")
+        thread.join(10)
+        assert len(made) == 1
+
+
+def test_without_a_model_it_starts_at_once_and_torch_waits_for_the_first_picture(serve):
+    with serve() as own:
+        assert stat.S_IMODE(Path(own.socket).stat().st_mode) == 0o600
+        mapped = Path(f"/proc/{own.process.pid}/maps").read_text()
+        assert "libtorch" not in mapped
+        own.process.terminate()
+        assert own.end() == (143, "")
+    assert not Path(own.socket).exists()
+
+
+def test_idle_it_ends_with_success_and_a_dead_socket_is_replaced(serve, tmp_path):
+    with serve() as own:
+        own.process.kill()
+        own.end()
+    assert Path(own.socket).exists()
+    with serve("--idle-exit", 0.3) as own:
+        started = time.monotonic()
+        assert own.end() == (0, "")
+        assert time.monotonic() - started > 0.2
+    assert not Path(own.socket).exists()
+
+
+def test_a_second_server_is_refused(run, warm):
+    done = run("serve", "--socket", "warm.sock", cwd=Path(warm.socket).parent)
+    assert (done.status, done.stdout) == (8, b"")
+    assert "listens at warm.sock already" in done.stderr
+    assert Path(warm.socket).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, "nowhere to listen"),
+        (["--socket", "s.sock", "-m", "no-such-model"], 3, "no-such-model"),
+        (["--socket", "no/such/s.sock"], 8, "mkdir -p no/such"),
+        (["--socket", "s.sock", "--keep", "0"], 2, "--keep"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(run, tmp_path, arguments, status, said):
+    done = run("serve", *arguments)
+    assert (done.status, done.stdout) == (status, b"")
+    assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_cannot_be_loaded_ends_it(run, sd15, tmp_path):
+    place = shutil.copytree(sd15, tmp_path / "model")
+    (place / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    done = run("serve", "--socket", "s.sock", "-m", "model")
+    assert (done.status, done.stdout) == (3, b"")
+    assert "model/unet" in done.stderr.splitlines()[0]
+    assert not (tmp_path / "s.sock").exists()
+
+
+def test_without_its_packages_it_says_what_to_install(tmp_path):
+    probe = "import sys; sys.modules['fastapi'] = None\nfrom sdcli.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", probe, "serve", "--socket", "s.sock"],
+        capture_output=True,
+        cwd=tmp_path,
+        env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"pip install 'sdcli[serve]'" in done.stderr
