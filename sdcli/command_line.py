@@ -24,7 +24,7 @@ def command_of(recipes: Sequence[Recipe]) -> str:
     count = len(recipes) if in_order else 1
     said = first.replace(batch_size=count).to_dict()
     usual = _defaults(said["model"])
-    options = [] if said["model"] == config.model(None) else [*_option("model", said["model"])]
+    options = [] if said["model"] == config.DEFAULT_MODEL == config.model(None) else [*_option("model", said["model"])]
     for key, value in said.items():
         if key not in ("model", "prompt") and (key not in usual or usual[key] != value):
             options += _option(key, value)
@@ -38,10 +38,10 @@ def command_of(recipes: Sequence[Recipe]) -> str:
 
 
 def _defaults(model: str) -> dict[str, Any]:
-    """What a recipe for `model` holds where nothing is said; the seed is always said."""
-    defaults = registry.resolve_recipe(registry.find(model), {"prompt": "", "model": model}).to_dict()
-    del defaults["seed"]
-    return defaults
+    """What a recipe for `model` holds where nothing is said, with a user's settings and without; never the seed."""
+    entry, said = registry.find(model), {"prompt": "", "model": model, "seed": 0}
+    here, anywhere = (registry.resolve_recipe(entry, said, user=user).to_dict() for user in (True, False))
+    return {key: value for key, value in here.items() if anywhere[key] == value and key != "seed"}
 
 
 def _option(key: str, value: Any) -> list[str]:

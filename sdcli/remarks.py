@@ -77,7 +77,8 @@ def _of_size(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iterable[R
 
     An SDXL, which was trained on many shapes and told which, is at home with sides up to 1:4.
     """
-    home = entry.defaults.get("width", facts.native_size), entry.defaults.get("height", facts.native_size)
+    own = {**entry.defaults, **entry.needs}
+    home = own.get("width", facts.native_size), own.get("height", facts.native_size)
     ratio = recipe.width * recipe.height / (home[0] * home[1])
     aspect = max(recipe.width, recipe.height) / min(recipe.width, recipe.height)
     most = MAX_ASPECT_OF_MANY if facts.knows_sizes else MAX_ASPECT

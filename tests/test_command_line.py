@@ -51,6 +51,16 @@ def test_only_what_is_not_the_default_is_said():
     )
 
 
+def test_what_a_user_s_settings_would_change_is_said_too(tmp_path, monkeypatch):
+    plain = recipe()
+    monkeypatch.setenv("SDCLI_CONFIG", str(tmp_path / "config.toml"))
+    (tmp_path / "config.toml").write_text('[defaults]\nmodel = "sd15"\nsteps = 40\n')
+    changed = recipe()
+    assert (plain.sampling.steps, changed.sampling.steps) == (20, 40)
+    assert command_of([plain]) == "sdcli generate 'an arctic fox' -m kit --steps 20 -s 7"
+    assert command_of([changed]) == "sdcli generate 'an arctic fox' -m kit --steps 40 -s 7"
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     prompt=PROMPTS,

@@ -31,7 +31,8 @@ def test_every_entry_is_whole():
         assert bool(entry.folder) != bool(entry.repo)
         assert entry.description
         assert entry.license
-        assert set(entry.defaults) <= set(keys())
+        assert set(entry.defaults) | set(entry.needs) <= set(keys())
+        assert not set(entry.defaults) & set(entry.needs)
 
 
 def test_every_entry_s_defaults_make_a_recipe(sd15, hub_cache):
@@ -39,7 +40,8 @@ def test_every_entry_s_defaults_make_a_recipe(sd15, hub_cache):
         if entry.repo:
             put_into_cache(hub_cache, entry.repo, sd15)
             recipe = registry.resolve_recipe(entry, {"prompt": "a fox", "model": entry.name})
-            assert {key: recipe.to_dict()[key] for key in entry.defaults} == entry.defaults
+            usual = {**entry.defaults, **entry.needs}
+            assert {key: recipe.to_dict()[key] for key in usual} == usual
 
 
 def test_a_name_comes_before_a_folder_of_that_name(tmp_path, monkeypatch):

@@ -77,6 +77,9 @@ def test_every_model_is_at_home_with_its_own_size():
     entry = registry.find("kit")
     recipe = registry.resolve_recipe(entry, {"prompt": "fox", "model": "kit"})
     assert remarks.of(entry, registry.facts_of(entry), recipe) == ()
+    entry = ModelEntry(name="some", needs={"width": 256, "height": 256})
+    assert fields_of(entry=entry, width=256, height=256) == []
+    assert fields_of(entry=entry, width=1024, height=1024) == ["height"]
 
 
 def test_strict_makes_an_error_of_the_first():

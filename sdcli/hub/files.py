@@ -6,10 +6,8 @@ import re
 from collections.abc import Collection
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
-from sdcli.families import PICKLES
+from sdcli.families import PICKLES, STEMS
 
-WEIGHTS = ("diffusion_pytorch_model", "model")
-"""What diffusers and transformers call the weights of a component."""
 INDEX = "model_index.json"
 _CONFIGS = {
     "unet": ("config.json",),
@@ -57,7 +55,7 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
 
 def _weights(folder: str, paths: Collection[str], variant: str | None) -> set[str]:
     for wanted in dict.fromkeys((variant, None, "fp16")):
-        for stem in WEIGHTS:
+        for stem in STEMS:
             dotted = f".{wanted}" if wanted else ""
             whole = f"{folder}/{stem}{dotted}.safetensors"
             index = f"{folder}/{stem}.safetensors.index{dotted}.json"
