@@ -1,0 +1,45 @@
+"""What the commands that start from an image share: from their options to pictures delivered."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from sdcli import delivery, options, registry, streams
+from sdcli.errors import InputError
+from sdcli.recipe import Recipe
+
+
+def deliver(
+    asked: Mapping[str, Any], *, num_images: int, output: str | None, force: bool, json: bool, quiet: bool
+) -> None:
+    """Make the pictures of `asked`: flat keys, None where an option was not given, `image` and `model` among them.
+
+    Says on stderr, unless `quiet`, where the image is worked on at another size than its own. Raises what
+    `registry.resolve_recipe` and `delivery.deliver` raise.
+    """
+    entry = registry.find(asked["model"])
+    recipe = registry.resolve_recipe(entry, options.given({**asked, "prompt": _prompt(asked["prompt"])}))
+    if not quiet:
+        _say_size(recipe)
+    recipes = tuple(recipe.replace(seed=recipe.seed + index) for index in range(num_images))
+    delivery.deliver(delivery.Order(entry=entry, recipes=recipes, output=output, force=force, json=json, quiet=quiet))
+
+
+def _say_size(recipe: Recipe) -> None:
+    from sdcli import inputs
+
+    left, top, right, bottom = inputs.box(inputs.read(recipe.initial), recipe.initial.padding)
+    own = right - left, bottom - top
+    if own != (recipe.width, recipe.height):
+        streams.note(f"worked on at {recipe.width}×{recipe.height}, and put back at {own[0]}×{own[1]}")
+
+
+def _prompt(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error
