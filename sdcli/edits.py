@@ -6,25 +6,45 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli import delivery, options, registry, streams
+from sdcli import delivery, options, registry, remarks, streams
 from sdcli.errors import InputError
 from sdcli.recipe import Recipe
 
 
 def deliver(
-    asked: Mapping[str, Any], *, num_images: int, output: str | None, force: bool, json: bool, quiet: bool
+    asked: Mapping[str, Any],
+    *,
+    num_images: int,
+    output: str | None,
+    force: bool,
+    json: bool,
+    quiet: bool,
+    strict: bool,
+    dry_run: bool,
 ) -> None:
-    """Make the pictures of `asked`: flat keys, None where an option was not given, `image` and `model` among them.
+    """Make, or with `dry_run` forecast, the pictures of `asked`: flat keys, None where an option was not given.
 
-    Says on stderr, unless `quiet`, where the image is worked on at another size than its own. Raises what
-    `registry.resolve_recipe` and `delivery.deliver` raise.
+    `image` and `model` are among them. Says on stderr, unless `quiet`, where the image is worked on at another size
+    than its own. Raises what `registry.resolve_recipe` and `delivery.deliver` raise.
     """
     entry = registry.find(asked["model"])
     recipe = registry.resolve_recipe(entry, options.given({**asked, "prompt": _prompt(asked["prompt"])}))
     if not quiet:
         _say_size(recipe)
-    recipes = tuple(recipe.replace(seed=recipe.seed + index) for index in range(num_images))
-    delivery.deliver(delivery.Order(entry=entry, recipes=recipes, output=output, force=force, json=json, quiet=quiet))
+    order = delivery.Order(
+        entry=entry,
+        recipes=tuple(recipe.replace(seed=recipe.seed + index) for index in range(num_images)),
+        output=output,
+        force=force,
+        json=json,
+        quiet=quiet,
+        strict=strict,
+        remarks=remarks.of(entry, registry.facts_of(entry), recipe, count=num_images),
+    )
+    if dry_run:
+        delivery.forecast(order)
+    else:
+        delivery.deliver(order)
 
 
 def _say_size(recipe: Recipe) -> None:
@@ -40,6 +60,6 @@ def _prompt(prompt: str) -> str:
     if prompt != "-":
         return prompt
     try:
-        return sys.stdin.read().rstrip("\n")
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error

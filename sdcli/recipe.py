@@ -185,6 +185,7 @@ def parse_value(key: str, text: str) -> Any:
     Raises InvalidRecipe where it is none, or out of range.
     """
     kind = _rule_of(key)[1]
+    kind = next((each for each in get_args(kind) if each is not NoneType), kind)
     value: Any = text
     if kind is bool:
         value = {"true": True, "false": False}.get(text.strip().lower(), text)

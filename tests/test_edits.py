@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sdcli import registry
+from sdcli import recipe, registry
+from sdcli.command_line import command_of
 from sdcli.errors import InputError, InvalidRecipe
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry
@@ -63,6 +64,9 @@ def test_inpaint_returns_what_is_not_masked_to_the_bit(run: Run, sd15: Path, pho
         {**said, "image": str(tmp_path / "photo.png"), "mask_image": str(tmp_path / "mask.png")},
     )
     assert again.to_dict() | {"image": "photo.png", "mask_image": "mask.png"} == said
+    replayed = run("replay", "--verify", "out.png", "-m", sd15)
+    assert replayed.status == 0, replayed.stderr
+    assert replayed.lines == ["out.png"]
 
 
 def test_a_u_net_of_nine_channels_inpaints_part_of_a_picture(run: Run, photo, tmp_path: Path):
@@ -145,11 +149,36 @@ def test_a_strength_that_the_hint_names_is_taken():
         Recipe.from_dict({**MINIMAL, "steps": steps, "image": "i.png", "strength": least})
 
 
+@pytest.mark.parametrize(
+    ("said", "command"),
+    [
+        ({"strength": 0.5}, "sdcli img2img i.png 'a fox' -W 64 -H 64 -s 1 --strength 0.5"),
+        (
+            {"mask_image": "m.png", "strength": 1.0, "invert_mask": True, "padding": 8},
+            "sdcli inpaint i.png 'a fox' -W 64 -H 64 -s 1 --mask m.png --strength 1 --invert-mask --padding 8",
+        ),
+        ({"left": 8, "mask_blur": 0}, "sdcli outpaint i.png 'a fox' -W 64 -H 64 -s 1 --mask-blur 0 --left 8"),
+    ],
+)
+def test_a_recipe_is_shown_as_its_command(said, command):
+    plain = registry.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
+    shown = command_of([plain.replace(image="i.png", image_sha256="0" * 64, width=64, height=64, **said)])
+    assert shown == command
+
+
+def test_cells_of_a_table_are_read():
+    assert recipe.parse_value("strength", "0.5") == 0.5
+    assert recipe.parse_value("padding", "8") == 8
+    assert recipe.parse_value("image", "8") == "8"
+    with pytest.raises(InvalidRecipe):
+        recipe.parse_value("padding", "some")
+
+
 def test_a_recipe_with_an_image_makes_the_round_trip():
     flat = {**MINIMAL, "image": "i.png", "mask_image": "alpha", "padding": 4, "strength": 1, "invert_mask": True}
-    recipe = Recipe.from_dict(flat)
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
-    assert recipe.initial.strength == 1.0
+    made = Recipe.from_dict(flat)
+    assert Recipe.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert made.initial.strength == 1.0
 
 
 def test_u_nets_take_what_they_take(tmp_path: Path, photo):

@@ -31,6 +31,8 @@ def img2img(
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    strict: options.Strict = False,
+    dry_run: options.DryRun = False,
     debug: options.Debug = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -65,4 +67,13 @@ def img2img(
         "batch_size": batch_size,
         "strength": strength,
     }
-    edits.deliver(asked, num_images=num_images, output=output, force=force, json=json, quiet=quiet)
+    edits.deliver(
+        asked,
+        num_images=num_images,
+        output=output,
+        force=force,
+        json=json,
+        quiet=quiet,
+        strict=strict,
+        dry_run=dry_run,
+    )

@@ -59,6 +59,8 @@ def inpaint(
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    strict: options.Strict = False,
+    dry_run: options.DryRun = False,
     debug: options.Debug = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -98,4 +100,13 @@ def inpaint(
         "strength": strength,
         "mask_blur": mask_blur,
     }
-    edits.deliver(asked, num_images=num_images, output=output, force=force, json=json, quiet=quiet)
+    edits.deliver(
+        asked,
+        num_images=num_images,
+        output=output,
+        force=force,
+        json=json,
+        quiet=quiet,
+        strict=strict,
+        dry_run=dry_run,
+    )

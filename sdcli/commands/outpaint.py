@@ -45,6 +45,8 @@ def outpaint(
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    strict: options.Strict = False,
+    dry_run: options.DryRun = False,
     debug: options.Debug = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -84,4 +86,13 @@ def outpaint(
         "strength": strength,
         "mask_blur": mask_blur,
     }
-    edits.deliver(asked, num_images=num_images, output=output, force=force, json=json, quiet=quiet)
+    edits.deliver(
+        asked,
+        num_images=num_images,
+        output=output,
+        force=force,
+        json=json,
+        quiet=quiet,
+        strict=strict,
+        dry_run=dry_run,
+    )
