@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli import delivery, options, registry, remarks, streams
+from sdcli import config, delivery, options, registry, remarks, streams
 from sdcli.errors import InputError
 from sdcli.recipe import Recipe
 
@@ -27,14 +27,16 @@ def deliver(
     `image` and `model` are among them. Says on stderr, unless `quiet`, where the image is worked on at another size
     than its own. Raises what `registry.resolve_recipe` and `delivery.deliver` raise.
     """
-    entry = registry.find(asked["model"])
-    recipe = registry.resolve_recipe(entry, options.given({**asked, "prompt": _prompt(asked["prompt"])}))
+    model = config.model(asked["model"])
+    entry = registry.find(model)
+    said = options.given({**asked, "model": model, "prompt": _prompt(asked["prompt"])})
+    recipe = registry.resolve_recipe(entry, said)
     if not quiet:
         _say_size(recipe)
     order = delivery.Order(
         entry=entry,
         recipes=tuple(recipe.replace(seed=recipe.seed + index) for index in range(num_images)),
-        output=output,
+        output=config.output(output),
         force=force,
         json=json,
         quiet=quiet,

@@ -104,6 +104,9 @@ class Initial:
         return self.mask_image is not None or any(self.borders)
 
 
+INITIAL_KEYS = tuple(each.name for each in fields(Initial))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a picture. Frozen, torch-free, and a flat JSON object outside."""

@@ -13,7 +13,7 @@ def img2img(
     image: options.Image,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")],
     strength: options.Strength = None,
-    model: options.Model = "kit",
+    model: options.Model = None,
     negative_prompt: options.NegativePrompt = None,
     width: options.WorkingWidth = None,
     height: options.WorkingHeight = None,

@@ -41,7 +41,7 @@ def inpaint(
     ] = None,
     strength: options.Strength = None,
     mask_blur: options.MaskBlur = None,
-    model: options.Model = "kit",
+    model: options.Model = None,
     negative_prompt: options.NegativePrompt = None,
     width: options.WorkingWidth = None,
     height: options.WorkingHeight = None,

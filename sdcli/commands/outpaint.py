@@ -27,7 +27,7 @@ def outpaint(
     ] = 0,
     strength: options.Strength = None,
     mask_blur: options.MaskBlur = None,
-    model: options.Model = "kit",
+    model: options.Model = None,
     negative_prompt: options.NegativePrompt = None,
     width: options.WorkingWidth = None,
     height: options.WorkingHeight = None,
