@@ -199,8 +199,9 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def defaults() -> dict[str, Any]:
-    """The values of the keys that a recipe can do without."""
-    return {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
+    """The values of the keys that a recipe can do without, but for INITIAL_KEYS, which one without an image lacks."""
+    found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
+    return {key: value for key, value in found.items() if key not in INITIAL_KEYS}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:

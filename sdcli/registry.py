@@ -252,7 +252,7 @@ def _with_inputs(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFact
 
     home = settings(entry, {}, facts, user=False)
     said = {key: each.value for key, each in settings(entry, options, facts, user=user).items()}
-    kept = {key: said[key] for key in ("padding", "strength")}
+    kept = {key: said.get(key) for key in ("padding", "strength")}
     size = home["width"].value, home["height"].value
     return inputs.complete(inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
 
