@@ -17,8 +17,11 @@ from sdcli import __version__
 from sdcli.commands.batch import batch
 from sdcli.commands.config import config
 from sdcli.commands.generate import generate
+from sdcli.commands.img2img import img2img
 from sdcli.commands.info import info
+from sdcli.commands.inpaint import inpaint
 from sdcli.commands.models import models
+from sdcli.commands.outpaint import outpaint
 from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
 from sdcli.config import misspelt
@@ -33,6 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(img2img)
+app.command()(inpaint)
+app.command()(outpaint)
 app.command()(batch)
 app.command()(info)
 app.command()(replay)

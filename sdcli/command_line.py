@@ -5,16 +5,20 @@ from __future__ import annotations
 import shlex
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from sdcli import config, registry
-from sdcli.recipe import Recipe
+from sdcli.recipe import Initial, Recipe
 
-_SHORT = {"model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
+_SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
+_NO_OPTIONS = ("model", "prompt", "image", "image_sha256", "mask_sha256")
 
 
 def command_of(recipes: Sequence[Recipe]) -> str:
     """`sdcli generate …`, quoted for a POSIX shell, with the options whose values are not the model's defaults.
+
+    A recipe that starts from an image is `sdcli img2img …`, `inpaint` or `outpaint`.
 
     `recipes` are one, or those of a batch, in order and of consecutive seeds; of others, the first alone. Letters that
     a terminal would obey are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
@@ -23,18 +27,31 @@ def command_of(recipes: Sequence[Recipe]) -> str:
     in_order = all(each.seed == first.seed + place for place, each in enumerate(recipes))
     count = len(recipes) if in_order else 1
     said = first.replace(batch_size=count).to_dict()
-    usual = _defaults(said["model"])
+    usual = _defaults(said["model"]) | {each.name: each.default for each in fields(Initial)}
+    command = _command(first.initial)
+    if command != "generate":  # their usual sizes are the image's
+        del usual["width"], usual["height"]
     options = [] if said["model"] == config.DEFAULT_MODEL == config.model(None) else [*_option("model", said["model"])]
     for key, value in said.items():
-        if key not in ("model", "prompt") and (key not in usual or usual[key] != value):
+        if key not in _NO_OPTIONS and (key not in usual or usual[key] != value):
             options += _option(key, value)
     if count > 1:
         options += ["-n", str(count)]
-    prompt = said["prompt"]
+    prompt, images = said["prompt"], [first.initial.image] if first.initial.image is not None else []
     if prompt == "-":  # which stands for stdin
-        return " ".join(["printf %s - | sdcli generate -", *map(quote, options)])
-    words = [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
-    return " ".join(["sdcli", "generate", *map(quote, words)])
+        return " ".join(["printf %s - | sdcli", *map(quote, [command, *images, "-", *options])])
+    positional = [*images, prompt]
+    dashed = any(each.startswith("-") for each in positional)
+    words = [*options, "--", *positional] if dashed else [*positional, *options]
+    return " ".join(["sdcli", command, *map(quote, words)])
+
+
+def _command(initial: Initial) -> str:
+    if initial.image is None:
+        return "generate"
+    if any(initial.borders):
+        return "outpaint"
+    return "img2img" if initial.mask_image is None else "inpaint"
 
 
 def _defaults(model: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Config:
 @cache
 def recipe_keys() -> tuple[str, ...]:
     """The recipe keys that can be set for a model, in order."""
-    return tuple(key for key in _keys() if key not in ("model", "prompt"))
+    return tuple(key for key in _keys() if key not in ("model", "prompt", *recipe.INITIAL_KEYS))
 
 
 def config_path() -> Path:

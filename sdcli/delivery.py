@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ def pictures(order: Order, out: BinaryIO, make: remote.Make) -> Iterator[Any]:
 def _make(order: Order) -> remote.Make:
     """What makes the pictures of `order`: the warm process that the environment names, else this one."""
     socket_path = remote.socket_path()
-    return remote.maker(socket_path, order.entry) if socket_path else maker(order)
+    if socket_path and order.recipes[0].initial.image is None:  # whose path may mean nothing where that process is
+        return remote.maker(socket_path, order.entry)
+    return maker(order)
 
 
 Loaded = tuple["LatentDiffusionModel", dict[str, Any]]
@@ -196,12 +199,13 @@ def done_line(result: Result | remote.Picture, path: str, data: bytes, found: Se
 
     `found` are the remarks made before it was begun; they stand among its warnings.
     """
+    width, height = struct.unpack(">II", data[16:24])  # as the PNG's header says; the recipe's are those worked at
     return {
         "status": "done",
         "path": path,
         "seed": result.recipe.seed,
-        "width": result.recipe.width,
-        "height": result.recipe.height,
+        "width": width,
+        "height": height,
         "model": result.recipe.model,
         "sha256": hashlib.sha256(data).hexdigest(),
         "pixels_sha256": _pixels_sha256(result),

@@ -38,9 +38,26 @@ def initial_latents(
 
     Each picture's noise comes from its own CPU generator, so it is the same on every device and in every batch.
     """
-    noise = torch.cat([torch.randn((1, *shape), generator=each, dtype=torch.float32) for each in generators])
-    latents: Tensor = noise * scheduler.init_noise_sigma
+    latents: Tensor = draw_noise(generators, shape) * scheduler.init_noise_sigma
     return latents.to(device)
+
+
+def draw_noise(generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (B, *shape), float32, on the CPU: one picture's from each of B generators."""
+    return torch.cat([torch.randn((1, *shape), generator=each, dtype=torch.float32) for each in generators])
+
+
+def start_at(scheduler: Any, strength: float) -> Tensor:
+    """The tail of the scheduler's timesteps that `strength` of the steps (0 … 1) takes, rounded down to whole ones.
+
+    The scheduler is told where it begins. This is diffusers' counting, with which strengths are known.
+    """
+    steps = scheduler.num_inference_steps
+    skipped = (steps - min(int(steps * strength), steps)) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped)
+    timesteps: Tensor = scheduler.timesteps[skipped:]
+    return timesteps
 
 
 @torch.inference_mode()
@@ -55,6 +72,7 @@ def denoise(
     guidance_rescale: float = 0.0,
     eta: float = 0.0,
     generators: Sequence[Generator],
+    constrain: Callable[[Tensor, Tensor | None], Tensor] = lambda latents, timestep: latents,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Tensor:
     """The latents that `latents` (B, C, h, w), float32, come to after the steps of `timesteps`; float32 again.
@@ -66,8 +84,10 @@ def denoise(
     `timesteps` are the scheduler's own or a tail of them, for latents that are partly denoised. `context` may hold
     B pictures or one, which then stands for all. `guidance_scale` above 1 guides, where the context has an
     unconditional half and the U-Net no guidance of its own (`timestep_cond`); see `guide`. `eta` (0 … 1) goes to
-    schedulers that take one. `generators`, one a picture, on the CPU, give the noise of stochastic steps. `on_step`
-    is called after each step, once where a step of a second-order scheduler takes two rounds.
+    schedulers that take one. `generators`, one a picture, on the CPU, give the noise of stochastic steps. `constrain`
+    makes of what each round led to, and the next round's timestep (None after the last), the latents to go on with:
+    what is known of the picture beforehand can be put back there. `on_step` is called after each step, once where a
+    step of a second-order scheduler takes two rounds.
     """
     guided = guidance_scale > 1 and context.negative_prompt_embeds is not None and context.timestep_cond is None
     conditions, concat_latents = _unet_inputs(context, len(latents), guided, unet.dtype)
@@ -89,6 +109,7 @@ def denoise(
         if guided:
             noise_pred = guide(noise_pred, guidance_scale, guidance_rescale)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False, **options)[0]
+        latents = constrain(latents, timesteps[count + 1] if count + 1 < len(timesteps) else None)
         if count in last_rounds:
             on_step(Step(last_rounds[count], len(last_rounds), float(timestep), latents))
     return latents

@@ -26,6 +26,15 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray((unit * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
+def to_pixels(image: Image.Image) -> Tensor:
+    """The pixels (1, 3, H, W), float32 in −1 … 1, of an 8-bit RGB picture; (1, 1, H, W) in 0 … 1 of an L one."""
+    import numpy as np
+    import torch
+
+    unit = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+    return unit[None, None] if image.mode == "L" else (unit * 2 - 1).permute(2, 0, 1)[None]
+
+
 def check_picture(pixels: Tensor) -> None:
     """Raise InvalidPicture unless `pixels` (…, 3, H, W), in −1 … 1, are finite and no picture is black throughout.
 

@@ -43,7 +43,7 @@ _NEGATIVE = "Negative prompt:"
 _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
 
 # What Pillow's readers raise for files that are not what they claim to be.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error, zlib.error)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def read(path: str | Path) -> PictureInfo:
 
     Raises InputError for what is no picture, is damaged anywhere (text or pixels), or is too large to be taken in.
     """
-    data = _bytes_of(path)
+    data = file_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, on odd but readable files
@@ -159,7 +159,7 @@ def read(path: str | Path) -> PictureInfo:
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is no picture, or damaged from its start", "give a PNG, JPEG or WebP file") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path} is cut short or damaged: {error}", "get the file anew, or open and save it with another tool"
         ) from error
@@ -231,7 +231,8 @@ def _unquote(value: str) -> str:
     return value
 
 
-def _bytes_of(path: str | Path) -> bytes:
+def file_bytes(path: str | Path) -> bytes:
+    """What is in the file at `path`. Raises InputError where it cannot be read or is too large to be a picture."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

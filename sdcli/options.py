@@ -42,6 +42,34 @@ Height = Annotated[
     int | None,
     typer.Option("--height", "-H", metavar="PIXELS", rich_help_panel=_PICTURE, show_default="the model's"),
 ]
+WorkingWidth = Annotated[
+    int | None,
+    typer.Option(
+        "--width", "-W", metavar="PIXELS", rich_help_panel=_PICTURE, show_default="a good one near the image's",
+        help="The size to work at; the picture comes back at the image's own.",
+    ),
+]  # fmt: skip
+WorkingHeight = Annotated[
+    int | None,
+    typer.Option(
+        "--height", "-H", metavar="PIXELS", rich_help_panel=_PICTURE, show_default="a good one near the image's"
+    ),
+]
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to start from: PNG, JPEG, WebP ….")]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength", metavar="0…1", rich_help_panel=_PICTURE, show_default="img2img 0.6, else 1",
+        help="The share of the steps to take; 1 starts from pure noise, less keeps more of the image.",
+    ),
+]  # fmt: skip
+MaskBlur = Annotated[
+    float | None,
+    typer.Option(
+        "--mask-blur", metavar="PIXELS", rich_help_panel=_PICTURE, show_default="4",
+        help="How softly the mask's edge fades into the image; 0 is hard.",
+    ),
+]  # fmt: skip
 Seed = Annotated[
     int | None,
     typer.Option(

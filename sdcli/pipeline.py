@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import images, loading, schedulers
-from sdcli.context import text
-from sdcli.denoise import Step, denoise, initial_latents
+from sdcli import images, inputs, loading, registry, schedulers
+from sdcli.context import masked_image, text
+from sdcli.denoise import Step, denoise, draw_noise, initial_latents, start_at
 from sdcli.errors import InvalidRecipe, OutOfMemory
+from sdcli.inputs import Inputs
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Recipe
 
@@ -69,28 +70,38 @@ def load(path: Path, recipe: Recipe, *, variant: str | None = None, family: str 
 
 @torch.inference_mode()
 def run(
-    model: LatentDiffusionModel, recipes: Sequence[Recipe], on_step: Callable[[Step], None] = lambda step: None
+    model: LatentDiffusionModel,
+    recipes: Sequence[Recipe],
+    on_step: Callable[[Step], None] = lambda step: None,
+    *,
+    given: Inputs | None = None,
 ) -> list[Result]:
     """Make the pictures of `recipes`, which differ in nothing but their seeds, in one batch.
 
-    A picture whose pixels are not numbers though its latents are is decoded once more in float32, with a warning; the
-    others of its batch stay as they are. Raises InvalidPicture where the model gives NaN all the same, OutOfMemory
-    where the device has too little.
+    The image and the mask they start from are read from the recipe's paths, unless they are `given`; without an image
+    it is pure noise. A picture whose pixels are not numbers though its latents are is decoded once more in float32,
+    with a warning; the others of its batch stay as they are. Raises InputError where an image cannot be read,
+    InvalidPicture where the model gives NaN all the same, OutOfMemory where the device has too little.
     """
     started = time.perf_counter()
     with _memory_of(recipes[0]):
-        latents = sample(model, recipes, on_step)
+        if given is None and recipes[0].initial.image is not None:
+            given = inputs.read(recipes[0].initial)
+        latents = sample(model, recipes, on_step, given=given)
         pixels = decode(model, latents)
         broken = _overflowed(model, latents, pixels)
         if broken:
             pixels[broken] = decode_in_float32(model, latents[broken])
         images.check_picture(pixels)
     pictures = [images.to_image(each) for each in pixels]
+    flatness = [images.flatness(each) for each in pictures]
+    if given is not None:
+        pictures = [inputs.put_back(each, given, recipes[0].initial.padding) for each in pictures]
     seconds = (time.perf_counter() - started) / len(recipes)
     seeds = [recipe.seed for recipe in recipes]
     results = []
     for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
-        flat = images.flatness(picture)
+        flat = flatness[index]
         warnings = (RETRIED,) if index in broken else ()
         batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
         results.append(Result(picture, recipe, seconds, (*warnings, *filter(None, [flat])), flat, batch))
@@ -98,7 +109,11 @@ def run(
 
 
 def sample(
-    model: LatentDiffusionModel, recipes: Sequence[Recipe], on_step: Callable[[Step], None] = lambda step: None
+    model: LatentDiffusionModel,
+    recipes: Sequence[Recipe],
+    on_step: Callable[[Step], None] = lambda step: None,
+    *,
+    given: Inputs | None = None,
 ) -> Tensor:
     """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds."""
     recipe = recipes[0]
@@ -119,20 +134,70 @@ def sample(
     )
     scheduler = schedulers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
     scheduler.set_timesteps(sampling.steps)
-    size = recipe.height // model.vae_scale_factor, recipe.width // model.vae_scale_factor
-    latents = initial_latents(generators, (model.latent_channels, *size), scheduler, model.device)
+    start = _start(model, recipe, scheduler, generators, given)
     return denoise(
         model.unet,
         scheduler,
-        latents,
-        context,
-        timesteps=scheduler.timesteps,
+        start.latents,
+        replace(context, concat_latents=start.concat_latents),
+        timesteps=start.timesteps,
         guidance_scale=sampling.guidance_scale,
         guidance_rescale=sampling.guidance_rescale,
         eta=sampling.eta,
         generators=generators,
+        constrain=start.constrain,
         on_step=on_step,
     )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the loop starts: latents, the timesteps ahead of them, and what is known of the picture."""
+
+    latents: Tensor
+    timesteps: Tensor
+    concat_latents: Tensor | None = None
+    constrain: Callable[[Tensor, Tensor | None], Tensor] = lambda latents, timestep: latents
+
+
+def _start(
+    model: LatentDiffusionModel,
+    recipe: Recipe,
+    scheduler: Any,
+    generators: Sequence[torch.Generator],
+    given: Inputs | None,
+) -> _Start:
+    """Pure noise; or, of an image, z(x) with noise up to the level that `strength` of the steps takes away again.
+
+    The generators are drawn from in diffusers' order: the image's latents, noise, the masked image's latents.
+    """
+    masked = given is not None and given.mask is not None
+    registry.check_channels(model.latent_channels + model.concat_channels, model.latent_channels, masked=masked)
+    shape = model.latent_channels, *(side // model.vae_scale_factor for side in (recipe.height, recipe.width))
+    if given is None:
+        return _Start(initial_latents(generators, shape, scheduler, model.device), scheduler.timesteps)
+    strength = 1.0 if recipe.initial.strength is None else recipe.initial.strength
+    timesteps = start_at(scheduler, strength)
+    size, padding = (recipe.width, recipe.height), recipe.initial.padding
+    pixels = images.to_pixels(inputs.working(given, padding, size))
+    from_noise = masked and strength == 1
+    image_latents = None
+    if not (from_noise and model.concat_channels):
+        image_latents = masked_image.encode_image(model, pixels, generators)
+    noise = draw_noise(generators, shape).to(model.device)
+    if from_noise:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents = scheduler.add_noise(image_latents, noise, timesteps[:1])
+    if not masked:
+        return _Start(latents, timesteps)
+    mask = images.to_pixels(inputs.working_mask(given, padding, size, model.vae_scale_factor))
+    if model.concat_channels:
+        return _Start(latents, timesteps, masked_image.encode(model, pixels, mask, generators))
+    assert image_latents is not None
+    draw_noise(generators, shape)  # diffusers encodes the masked image here too, for stochastic steps to come
+    on_grid = masked_image.mask_latents(model, mask)
+    return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
 
 
 def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:

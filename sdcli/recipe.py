@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Any, Self, get_type_hints
+from types import NoneType
+from typing import Any, Self, get_args, get_type_hints
 
 from sdcli import schedulers
 from sdcli.errors import InvalidRecipe
@@ -65,6 +67,47 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class Initial:
+    """The image a picture starts from, and what of it is to be repainted; without `image`, pure noise and all of it.
+
+    Paths are as they were given. With a mask or new borders the picture is inpainted.
+    """
+
+    image: str | None = None
+    image_sha256: str | None = None
+    """Of the file's bytes, in hex, like `mask_sha256`; files that have changed since are refused."""
+    mask_image: str | None = None
+    """A picture whose white is repainted, or `alpha`: the transparent parts of the image itself."""
+    mask_sha256: str | None = None
+    strength: float | None = field(default=None, metadata=_within(0, 1))
+    """The share of the steps that is taken: 1 starts from pure noise, less keeps more of the image."""
+    invert_mask: bool = False
+    fit_mask: bool = False
+    """Whether a mask of another size is stretched to the image's."""
+    mask_blur: float = field(default=4.0, metadata=_within(0, 512, unit=" pixels"))
+    """Standard deviation of the Gaussian that softens the mask's edge, in pixels of the image."""
+    padding: int | None = field(default=None, metadata=_within(0, MAX_SIDE, unit=" pixels"))
+    """Work on the masked area alone, with so many pixels around it; without, on the whole image."""
+    left: int = field(default=0, metadata=_within(0, MAX_SIDE, unit=" pixels"))
+    right: int = field(default=0, metadata=_within(0, MAX_SIDE, unit=" pixels"))
+    top: int = field(default=0, metadata=_within(0, MAX_SIDE, unit=" pixels"))
+    bottom: int = field(default=0, metadata=_within(0, MAX_SIDE, unit=" pixels"))
+
+    @property
+    def borders(self) -> tuple[int, int, int, int]:
+        """New pixels beyond the image: left, top, right, bottom."""
+        return self.left, self.top, self.right, self.bottom
+
+    @property
+    def repaints(self) -> bool:
+        """Whether a part of the image is repainted, rather than all of it redrawn."""
+        return self.mask_image is not None or any(self.borders)
+
+
+INITIAL_KEYS = tuple(each.name for each in fields(Initial))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that determines a picture. Frozen, torch-free, and a flat JSON object outside."""
 
@@ -75,6 +118,7 @@ class Recipe:
     width: int = field(metadata=_within(64, MAX_SIDE, unit=" pixels"))
     height: int = field(metadata=_within(64, MAX_SIDE, unit=" pixels"))
     seed: int = field(metadata=_within(0, MAX_SEED))
+    initial: Initial = Initial()
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:
@@ -90,11 +134,19 @@ class Recipe:
                 raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
         recipe: Self = _build(cls, flat)
         check_sampling(recipe.sampling)
+        check_initial(recipe.initial, recipe.sampling.steps)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat keys and values, in declared order; `from_dict` of it is the same recipe."""
-        return dict(_flatten(self))
+        """The flat keys and values, in declared order; `from_dict` of it is the same recipe.
+
+        The keys of `initial` are left out where there is no image.
+        """
+        flat = dict(_flatten(self))
+        if self.initial.image is None:
+            for each in fields(Initial):
+                del flat[each.name]
+        return flat
 
     def replace(self, **flat: Any) -> Self:
         """The same recipe but for the flat keys given, validated anew."""
@@ -136,6 +188,7 @@ def parse_value(key: str, text: str) -> Any:
     Raises InvalidRecipe where it is none, or out of range.
     """
     kind = _rule_of(key)[1]
+    kind = next((each for each in get_args(kind) if each is not NoneType), kind)
     value: Any = text
     if kind is bool:
         value = {"true": True, "false": False}.get(text.strip().lower(), text)
@@ -146,8 +199,9 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def defaults() -> dict[str, Any]:
-    """The values of the keys that a recipe can do without."""
-    return {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
+    """The values of the keys that a recipe can do without, but for INITIAL_KEYS, which one without an image lacks."""
+    found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
+    return {key: value for key, value in found.items() if key not in INITIAL_KEYS}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
@@ -176,6 +230,10 @@ def _build(part: type[Any], flat: Mapping[str, Any]) -> Any:
 def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     """`value` as `kind` (an int counts as a float, and nothing else as anything else), within the field's range."""
     name, rule = each.name, each.metadata
+    if NoneType in get_args(kind):
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
     if kind is float and type(value) is int:
         with suppress(OverflowError):
             value = float(value)
@@ -196,6 +254,31 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
 def check_sampling(sampling: Sampling) -> None:
     """Raise InvalidRecipe where scheduler, sigmas and eta do not go together."""
     schedulers.check(sampling.scheduler, sampling.sigmas, sampling.eta)
+
+
+def initial_of(flat: Mapping[str, Any]) -> Initial:
+    """The part `Initial` alone of flat keys, before the rest is known. Raises InvalidRecipe."""
+    initial: Initial = _build(Initial, flat)
+    check_initial(initial)
+    return initial
+
+
+def check_initial(initial: Initial, steps: int | None = None) -> None:
+    """Raise InvalidRecipe where the parts of `initial` do not go together, or its strength takes none of `steps`."""
+    if initial.image is None:
+        for each in fields(Initial):
+            if getattr(initial, each.name) != each.default:
+                raise InvalidRecipe(f"{each.name} is of no use without an image", "give image too", each.name)
+        return
+    if initial.mask_image is not None and any(initial.borders):
+        raise InvalidRecipe("new borders and a mask at once", "extend the image first, then inpaint it", "mask_image")
+    if steps is not None and initial.strength is not None and int(steps * initial.strength) < 1:
+        least = math.ceil(1000 / steps) / 1000
+        raise InvalidRecipe(
+            f"strength {initial.strength:g} takes none of the {steps} steps",
+            f"strength must be between {least:g} and 1",
+            "strength",
+        )
 
 
 def check_size(width: int, height: int, multiple: int) -> None:

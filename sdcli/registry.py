@@ -18,9 +18,9 @@ from typing import Any
 
 from sdcli import config, families, recipe
 from sdcli.config import Setting
-from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
+from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
-from sdcli.recipe import Recipe, check_size, draw_seed
+from sdcli.recipe import Recipe, check_size, draw_seed, initial_of
 from sdcli.schedulers import check as check_scheduler
 
 PACKAGE = Path(__file__).parent
@@ -58,6 +58,7 @@ class ModelFacts:
     native_size: int
     size_multiple: int
     in_channels: int
+    latent_channels: int
     scheduler_config: Mapping[str, Any]
     guidance_distilled: bool = False
     """Whether the U-Net takes its guidance scale as an embedding (LCM), and no unconditional half."""
@@ -174,6 +175,7 @@ def read_facts(path: Path, family: str | None = None) -> ModelFacts:
             native_size=int(unet["sample_size"]) * multiple,
             size_multiple=multiple,
             in_channels=int(unet["in_channels"]),
+            latent_channels=int(vae["latent_channels"]),
             scheduler_config=_config(folder / "scheduler" / "scheduler_config.json"),
             guidance_distilled=unet.get("time_cond_proj_dim") is not None,
             knows_sizes=unet.get("addition_embed_type") == "text_time",
@@ -232,10 +234,43 @@ def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any], *, user: bool 
     model, ModelNotFound or ModelCorrupt where the model's configs cannot be read, and UsageError for settings.
     """
     facts = facts_of(entry)
+    if options.get("image") is not None:
+        options = _with_inputs(entry, options, facts, user=user)
     settled = settings(entry, options, facts, user=user)
     values = {key: each.value for key, each in settled.items()}
     made = Recipe.from_dict({"seed": draw_seed(), **values})
+    check_channels(facts.in_channels, facts.latent_channels, masked=made.initial.repaints)
     check_size(made.width, made.height, facts.size_multiple)
     sampling = made.sampling
     check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
     return made
+
+
+def _with_inputs(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts, *, user: bool) -> dict[str, Any]:
+    """The options with what their image and mask decide: the working size, the strength, their files' sums."""
+    from sdcli import inputs  # Pillow and numpy, which nothing but an image needs
+
+    home = settings(entry, {}, facts, user=False)
+    said = {key: each.value for key, each in settings(entry, options, facts, user=user).items()}
+    kept = {key: said.get(key) for key in ("padding", "strength")}
+    size = home["width"].value, home["height"].value
+    return inputs.complete(inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
+
+
+def check_channels(in_channels: int, latent_channels: int, *, masked: bool) -> None:
+    """Raise InvalidRecipe where a U-Net of `in_channels` cannot take what a picture has beside its latents.
+
+    Without a mask that is nothing. With one it is the mask and the masked image's latents, or nothing, for a U-Net
+    of latents alone inpaints too.
+    """
+    beside = in_channels - latent_channels
+    if beside == 0 or (masked and beside == latent_channels + 1):
+        return
+    if beside == latent_channels + 1:
+        takes = "a mask and a masked image's latents beside its own: it inpaints, and does nothing else"
+        raise InvalidRecipe(f"this model's U-Net takes {takes}", "use sdcli inpaint, or another model", "model")
+    raise InvalidRecipe(
+        f"this model's U-Net takes {in_channels} channels, {beside} beside its latents, and nothing here makes them",
+        f"use a model whose U-Net takes {latent_channels}, or {2 * latent_channels + 1} to inpaint",
+        "model",
+    )

@@ -59,5 +59,10 @@ def warn(message: str) -> None:
     print(f"warning: {_one_line(message)}", file=sys.stderr)
 
 
+def note(message: str) -> None:
+    """One line on stderr of something done that was not asked for in so many words."""
+    print(f"note: {_one_line(message)}", file=sys.stderr)
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -222,7 +222,7 @@ VALUES = {
 
 
 def test_every_recipe_key_has_a_variable():
-    assert set(VALUES) == set(config.recipe_keys()) == set(recipe.keys()) - {"model", "prompt"}
+    assert set(VALUES) == set(config.recipe_keys()) == set(recipe.keys()) - {"model", "prompt", *recipe.INITIAL_KEYS}
 
 
 @settings(max_examples=50)

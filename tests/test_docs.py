@@ -31,7 +31,12 @@ def scheduler_table() -> str:
     rows = ["| name | in diffusers | `--sigmas` | `--eta` | zero terminal SNR |", "|---|---|---|---|---|"]
     for name in schedulers.NAMES:
         row = schedulers.TABLE[name]
-        facts = (row.class_name, yes(row.has_sigmas), yes(row.takes_eta), "itself" if row.zero_snr else "rescaled betas")
+        facts = (
+            row.class_name,
+            yes(row.has_sigmas),
+            yes(row.takes_eta),
+            "itself" if row.zero_snr else "rescaled betas",
+        )
         rows.append(f"| {name} | {' | '.join(facts)} |")
     return "\n".join(rows)
 

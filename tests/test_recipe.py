@@ -55,7 +55,10 @@ def test_json_round_trip(flat):
 
 
 def test_keys_are_flat_and_the_fields_own():
-    assert list(Recipe.from_dict(MINIMAL).to_dict()) == list(keys())
+    assert list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict()) == list(keys())
+    without = list(Recipe.from_dict(MINIMAL).to_dict())
+    assert without == list(keys())[: len(without)]
+    assert list(keys())[len(without)] == "image"
     assert {"prompt", "negative_prompt", "guidance_scale", "steps", "seed", "clip_skip"} <= set(keys())
 
 

@@ -115,10 +115,10 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def make_unet(family: str) -> UNet2DConditionModel:
+def make_unet(family: str, in_channels: int = 4) -> UNet2DConditionModel:
     settings = {
         "sample_size": NATIVE_SIZE // 8,
-        "in_channels": 4,
+        "in_channels": in_channels,
         "out_channels": 4,
         "block_out_channels": (32, 32, 64),
         "layers_per_block": 2,
@@ -163,11 +163,14 @@ def make_text_encoders(family: str) -> list[CLIPTextModel | CLIPTextModelWithPro
     return encoders
 
 
-def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
-    """Write a tiny diffusers folder of `family` (one of FAMILIES) into `directory`; returns `directory`."""
+def make_folder(family: str, directory: Path, *, seed: int = 0, in_channels: int = 4) -> Path:
+    """Write a tiny diffusers folder of `family` (one of FAMILIES) into `directory`; returns `directory`.
+
+    With 9 `in_channels` the U-Net inpaints: it takes a mask and a masked image's latents beside its own.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        unet, vae, text_encoders = make_unet(family), make_vae(family), make_text_encoders(family)
+        unet, vae, text_encoders = make_unet(family, in_channels), make_vae(family), make_text_encoders(family)
         for model in (unet, vae, *text_encoders):
             for parameter in model.parameters():  # no two tensors alike, not even fresh norms and biases
                 parameter.add_(0.02 * torch.randn_like(parameter))
@@ -180,6 +183,8 @@ def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
     if family == "lcm":
         index["_class_name"] = "LatentConsistencyModelPipeline"
+    if in_channels == 9:
+        index["_class_name"] = pipeline.replace("Pipeline", "InpaintPipeline")
     for suffix, text_encoder in zip(("", "_2"), text_encoders, strict=False):
         text_encoder.save_pretrained(directory / f"text_encoder{suffix}")
         pad_token = "!" if suffix or family in ("sd21-v", "sd-turbo") else EOS
