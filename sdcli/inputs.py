@@ -231,8 +231,13 @@ def _open(path: str, recorded: str | None) -> tuple[Image.Image, str]:
         raise InputError(
             f"{path} is another file than the recipe was made with", f"give the one whose sha256 is {recorded}"
         )
+    return decode(data, path), digest
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """The picture that a file of these bytes shows, upright; `name` is what an InputError calls it."""
     if not data:
-        raise InputError(f"{path} is empty", "give a PNG, JPEG or WebP file")
+        raise InputError(f"{name} is empty", "give a PNG, JPEG or WebP file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, on odd but readable files
@@ -240,16 +245,16 @@ def _open(path: str, recorded: str | None) -> tuple[Image.Image, str]:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 image.load()
-                return upright(image), digest
+                return upright(image)
     except (Image.DecompressionBombError, MemoryError) as error:
         raise InputError(
-            f"{path} is too large a picture to open", "give a picture of less than 178 megapixels"
+            f"{name} is too large a picture to open", "give a picture of less than 178 megapixels"
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is no picture, or damaged from its start", "give a PNG, JPEG or WebP file") from error
+        raise InputError(f"{name} is no picture, or damaged from its start", "give a PNG, JPEG or WebP file") from error
     except UNREADABLE as error:
         raise InputError(
-            f"{path} is cut short or damaged: {error}", "get the file anew, or open and save it with another tool"
+            f"{name} is cut short or damaged: {error}", "get the file anew, or open and save it with another tool"
         ) from error
 
 

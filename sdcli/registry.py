@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import config, families, recipe
 from sdcli.config import Setting
@@ -22,6 +22,9 @@ from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
 from sdcli.recipe import Recipe, check_size, draw_seed, initial_of
 from sdcli.schedulers import check as check_scheduler
+
+if TYPE_CHECKING:
+    from sdcli.inputs import Inputs
 
 PACKAGE = Path(__file__).parent
 
@@ -175,7 +178,7 @@ def read_facts(path: Path, family: str | None = None) -> ModelFacts:
             native_size=int(unet["sample_size"]) * multiple,
             size_multiple=multiple,
             in_channels=int(unet["in_channels"]),
-            latent_channels=int(vae["latent_channels"]),
+            latent_channels=int(vae.get("latent_channels", 4)),  # diffusers' own default
             scheduler_config=_config(folder / "scheduler" / "scheduler_config.json"),
             guidance_distilled=unet.get("time_cond_proj_dim") is not None,
             knows_sizes=unet.get("addition_embed_type") == "text_time",
@@ -227,15 +230,18 @@ def settings(
     return config.settle(layers)
 
 
-def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any], *, user: bool = True) -> Recipe:
+def resolve_recipe(
+    entry: ModelEntry, options: Mapping[str, Any], *, user: bool = True, given: Inputs | None = None
+) -> Recipe:
     """The recipe of `options` (flat keys), filled from `settings`.
 
-    The seed is drawn where none is given. Raises InvalidRecipe where the options do not fit each other or the
-    model, ModelNotFound or ModelCorrupt where the model's configs cannot be read, and UsageError for settings.
+    The seed is drawn where none is given, and an image is read from its path unless it is `given`. Raises
+    InvalidRecipe where the options do not fit each other or the model, ModelNotFound or ModelCorrupt where the model's
+    configs cannot be read, and UsageError for settings.
     """
     facts = facts_of(entry)
     if options.get("image") is not None:
-        options = _with_inputs(entry, options, facts, user=user)
+        options = _with_inputs(entry, options, facts, given, user=user)
     settled = settings(entry, options, facts, user=user)
     values = {key: each.value for key, each in settled.items()}
     made = Recipe.from_dict({"seed": draw_seed(), **values})
@@ -246,7 +252,9 @@ def resolve_recipe(entry: ModelEntry, options: Mapping[str, Any], *, user: bool 
     return made
 
 
-def _with_inputs(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts, *, user: bool) -> dict[str, Any]:
+def _with_inputs(
+    entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts, given: Inputs | None, *, user: bool
+) -> dict[str, Any]:
     """The options with what their image and mask decide: the working size, the strength, their files' sums."""
     from sdcli import inputs  # Pillow and numpy, which nothing but an image needs
 
@@ -254,7 +262,7 @@ def _with_inputs(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFact
     said = {key: each.value for key, each in settings(entry, options, facts, user=user).items()}
     kept = {key: said.get(key) for key in ("padding", "strength")}
     size = home["width"].value, home["height"].value
-    return inputs.complete(inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
+    return inputs.complete(given or inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
 
 
 def check_channels(in_channels: int, latent_channels: int, *, masked: bool) -> None:

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,9 @@ import pytest
 from hypothesis import settings
 
 from tests import tiny
+
+# A shell that runs the tests in the background has them ignore SIGINT, and ignored is what children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("sdcli", deadline=None)  # a clock on a busy machine tells nothing of the code
 settings.load_profile("sdcli")

@@ -12,7 +12,9 @@ from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, ModelFacts
 
 ENTRY = ModelEntry(name="some")
-FACTS = ModelFacts(native_size=512, size_multiple=8, in_channels=4, scheduler_config={"set_alpha_to_one": False})
+FACTS = ModelFacts(
+    native_size=512, size_multiple=8, in_channels=4, latent_channels=4, scheduler_config={"set_alpha_to_one": False}
+)
 LCM = replace(FACTS, guidance_distilled=True)
 BASE = {"model": "some", "prompt": "fox", "steps": 20, "guidance_scale": 7.0, "scheduler": "ddim", "seed": 1}
 

@@ -17,6 +17,7 @@ from sdcli.registry import ModelEntry, locate
 from sdcli.remote import Picture
 
 if TYPE_CHECKING:
+    from sdcli.inputs import Inputs
     from sdcli.model import LatentDiffusionModel
 
 
@@ -66,22 +67,30 @@ class Models:
         on_step: Callable[[Any], None] = lambda step: None,
         *,
         processors: int | None = None,
+        given: Inputs | None = None,
     ) -> tuple[Picture, ...]:
         """The pictures of `recipes`, which differ in nothing but their seeds, as a cold run makes them.
+
+        `given` are the image and the mask they start from, where the recipes name files that are not here.
 
         `processors` is the number that a cold run could use, which bounds the number of threads that torch would
         take by itself. Raises what `pipeline.load` and `pipeline.run` raise.
         """
         try:
-            return self._make(source, recipes, on_step, processors)
+            return self._make(source, recipes, on_step, processors, given)
         except OutOfMemory:
             if not self._kept:
                 raise
         self._put_away_all()  # only here, for the exception holds on to what it met
-        return self._make(source, recipes, on_step, processors)
+        return self._make(source, recipes, on_step, processors, given)
 
     def _make(
-        self, source: Source, recipes: Sequence[Recipe], on_step: Callable[[Any], None], processors: int | None
+        self,
+        source: Source,
+        recipes: Sequence[Recipe],
+        on_step: Callable[[Any], None],
+        processors: int | None,
+        given: Inputs | None,
     ) -> tuple[Picture, ...]:
         from sdcli import images, pipeline
 
@@ -89,7 +98,7 @@ class Models:
         model = self._get(source, resolved)
         execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
         digest = model_digest(source.path)
-        results = pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step)
+        results = pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step, given=given)
         return tuple(
             Picture(
                 delivery.png_bytes(each, digest),

@@ -21,13 +21,14 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from sdcli import recipe, registry
-from sdcli.errors import InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
-from sdcli.recipe import Recipe
+from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
 from sdcli.remote import Picture
+from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
 from sdcli.serving.models import Models, source_of
 
@@ -92,15 +93,25 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
         recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
         works: list[Work] = [partial(models.make, source, [each]) for each in recipes]
         pictures = await _unless_gone(request, _series(line, works))
-        return _answer(first, pictures)
+        return _answer((first.width, first.height), pictures)
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Any:
-        async for _ in request.stream():  # else the client may see a broken connection, and no answer
-            pass
-        raise UsageError(
-            "edits need a model for inpainting, and sdcli has no such task yet", "use /v1/images/generations"
-        )
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            await request.body()  # else the client may see a broken connection, and no answer
+            raise UsageError("an edit is a form", "send it as multipart/form-data, with image, mask and prompt")
+        async with request.form(max_files=2) as form:
+            asked, (named, given) = _edit(form), await edits_form.initial(form)
+        edits_form.check_size(asked.size, given)
+        name = asked.model or next(iter(served), "kit")
+        entry = _entry(served, name)
+        said = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
+        first = registry.resolve_recipe(entry, said, given=given)
+        source = source_of(entry)
+        recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
+        works: list[Work] = [partial(models.make, source, [each], given=given) for each in recipes]
+        pictures = await _unless_gone(request, _series(line, works))
+        return _answer(given.image.size, pictures)
 
     return app
 
@@ -199,13 +210,20 @@ async def _unless_gone(request: Request, pictures: Awaitable[list[Picture]]) -> 
         leaving.cancel()
 
 
-def _answer(first: Recipe, pictures: list[Picture]) -> dict[str, Any]:
+def _edit(form: FormData) -> Generation:
+    try:
+        return Generation.model_validate(edits_form.fields(form))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def _answer(size: tuple[int, int], pictures: list[Picture]) -> dict[str, Any]:
     data = []
     for each in pictures:
         said = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": each.warnings}
         data.append({"b64_json": b64encode(each.png).decode(), **said})
-    size = f"{first.width}x{first.height}"
-    return {"created": int(time.time()), "data": data, "output_format": "png", "size": size, "background": "opaque"}
+    said = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": "opaque"}
+    return {"created": int(time.time()), "data": data, **said}
 
 
 def _add_error_handlers(app: FastAPI, debug: bool) -> None:
@@ -219,6 +237,8 @@ def _add_error_handlers(app: FastAPI, debug: bool) -> None:
                 return _error(503, message, type_="server_error", code="stopping")
             case ModelNotFound():
                 return _error(404, message, param="model", code="model_not_found")
+            case InputError():
+                return _error(400, message, param="image", code="invalid_image")
             case UsageError():
                 return _error(400, message, param=getattr(error, "field", None), code="invalid_value")
         return _error(500, message, type_="server_error", code=type(error).__name__)

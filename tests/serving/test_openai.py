@@ -1,5 +1,6 @@
 """The OpenAI images API by the official client, and what that client would never send."""
 
+import hashlib
 import http.client
 import io
 import json
@@ -106,11 +107,65 @@ def test_models_are_those_that_are_served_and_no_paths(client, sd15):
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
-def test_edits_are_refused_for_want_of_an_inpainting_model(client):
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(picture, "PNG")
-    with pytest.raises(openai.BadRequestError, match="edits need a model for inpainting"):
-        client.images.edit(image=("x.png", picture.getvalue()), mask=("m.png", picture.getvalue()), prompt="x")
+def png_of(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def striped(mode="RGB"):
+    """72×80 pixels that no model would make, and a mask whose right half is transparent."""
+    image = Image.new(mode, (72, 80), (200, 40, 40, 255)[: len(mode)])
+    image.paste((20, 90, 220, 255)[: len(mode)], (0, 0, 72, 40))
+    mask = Image.new("RGBA", (72, 80), "black")
+    mask.paste((0, 0, 0, 0), (36, 0, 72, 80))
+    return image, mask
+
+
+def test_the_official_client_edits_what_is_transparent_in_the_mask_and_nothing_else(client, warm, sd15, tmp_path):
+    image, mask = striped()
+    files = {"image": ("scene.png", png_of(image)), "mask": ("mask.png", png_of(mask))}
+    made = client.images.edit(**files, prompt="a fox", extra_body={"seed": 7, "steps": 2, "dtype": "float32"})
+    (tmp_path / "edited.png").write_bytes(b64decode(made.data[0].b64_json))
+    with Image.open(tmp_path / "edited.png") as edited:
+        assert (made.size, edited.size) == ("72x80", (72, 80))
+        assert edited.crop((0, 0, 20, 80)).tobytes() == image.crop((0, 0, 20, 80)).tobytes()
+        assert edited.crop((48, 0, 72, 80)).tobytes() != image.crop((48, 0, 72, 80)).tobytes()
+    recipe = metadata.read(tmp_path / "edited.png").recipe
+    assert (recipe["image"], recipe["mask_image"], recipe["seed"]) == ("scene.png", "mask.png", 7)
+    assert recipe["image_sha256"] == hashlib.sha256(files["image"][1]).hexdigest()
+
+
+def test_without_a_mask_the_image_s_own_transparency_is_repainted_or_all_of_it(client):
+    image, mask = striped("RGBA")
+    image.putalpha(mask.getchannel("A"))
+    options = {"prompt": "a fox", "n": 2, "extra_body": {"seed": 7, "steps": 2, "dtype": "float32"}}
+    first, second = (b64decode(each.b64_json) for each in client.images.edit(image=png_of(image), **options).data)
+    with Image.open(io.BytesIO(first)) as one, Image.open(io.BytesIO(second)) as other:
+        kept = (0, 0, 20, 80)
+        assert one.crop(kept).tobytes() == other.crop(kept).tobytes() == image.crop(kept).tobytes()
+        assert one.tobytes() != other.tobytes()
+    redrawn = client.images.edit(image=png_of(striped()[0]), prompt="a fox", extra_body={"seed": 7, "steps": 2})
+    with Image.open(io.BytesIO(b64decode(redrawn.data[0].b64_json))) as whole:
+        assert whole.crop(kept).tobytes() != striped()[0].crop(kept).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "said"),
+    [
+        ({"image": b"no picture"}, {}, "no picture"),
+        ({"image": png_of(striped()[0]), "mask": png_of(striped()[0])}, {}, "no transparent part"),
+        ({"image": png_of(striped()[0]), "mask": png_of(striped()[1].resize((8, 8)))}, {}, "72×80"),
+        ({"image": png_of(striped()[0])}, {"size": "512x512"}, "say 72x80"),
+        ({"image": [png_of(striped()[0])] * 2}, {}, "2 files named image"),
+        ({"image": png_of(striped()[0])}, {"extra_body": {"steps": 0}}, "between 1 and 1000"),
+        ({"image": png_of(striped()[0])}, {"extra_body": {"mask_image": "/etc/passwd"}}, "unknown parameter"),
+        ({"image": png_of(striped()[0])}, {"n": 99}, "n:"),
+    ],
+)
+def test_edits_that_cannot_be_are_refused(client, files, options, said):
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.images.edit(**files, prompt="x", **options)
 
 
 @pytest.mark.parametrize(
