@@ -20,7 +20,7 @@ from sdcli.context import Context
 
 @dataclass(frozen=True)
 class Step:
-    """One step of `total` done: `index` counts from 0, `latents` (B, C, h, w) are what it led to.
+    """One step of `total` done: `index` counts from 1, `latents` (B, C, h, w) are what it led to.
 
     `timestep` is the one the step started from, 0 … number of training timesteps, and not always whole.
     """
@@ -162,7 +162,7 @@ def _step_options(scheduler: Any, eta: float, generators: Sequence[Generator]) -
 
 
 def _last_rounds(scheduler: Any, rounds: int, skipped: int) -> dict[int, int]:
-    """For each round that completes a step, which step that is, counted from 0.
+    """For each round that completes a step, which step that is, counted from 1.
 
     A second-order scheduler takes two rounds a step but for its last; PNDM takes its extra rounds at the start.
     """
@@ -171,4 +171,4 @@ def _last_rounds(scheduler: Any, rounds: int, skipped: int) -> dict[int, int]:
     ends = [count for count in range(rounds) if count >= warmup and (count + 1) % scheduler.order == 0]
     if rounds - 1 not in ends:
         ends.append(rounds - 1)
-    return {count: place for place, count in enumerate(ends)}
+    return {count: place for place, count in enumerate(ends, start=1)}

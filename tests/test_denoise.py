@@ -158,7 +158,7 @@ def test_a_batch_is_its_pictures(name):
 def test_steps_are_counted_as_asked(name, steps):
     seen: list[Any] = []
     final = run(name, unet := Recorder(), context_of(), steps=steps, on_step=seen.append)
-    assert [step.index for step in seen] == list(range(steps))
+    assert [step.index for step in seen] == list(range(1, steps + 1))
     assert {step.total for step in seen} == {steps}
     assert torch.equal(seen[-1].latents, final)
     assert (np.diff([step.timestep for step in seen]) < 1e-3).all()
@@ -172,14 +172,14 @@ def test_a_tail_of_pndms_rounds_counts_as_steps():
     seen: list[Any] = []
     options = {"timesteps": scheduler.timesteps[2:], "guidance_scale": 1.0, "generators": generators_of(3)}
     denoise(Recorder(), scheduler, torch.ones(1, *SHAPE), context_of(), on_step=seen.append, **options)
-    assert [(step.index, step.total) for step in seen] == [(0, 2), (1, 2)]
+    assert [(step.index, step.total) for step in seen] == [(1, 2), (2, 2)]
 
 
 def test_pndm_with_its_runge_kutta_start_counts_steps():
     seen: list[Any] = []
     unet = Recorder()
     run("pndm", unet, context_of(), steps=5, config={**CONFIG, "skip_prk_steps": False}, on_step=seen.append)
-    assert [(step.index, step.total) for step in seen] == [(index, 5) for index in range(5)]
+    assert [(step.index, step.total) for step in seen] == [(index, 5) for index in range(1, 6)]
     assert len(unet.calls) == 14
 
 
@@ -323,7 +323,7 @@ def test_a_tail_of_the_timesteps_starts_midway(name):
     oracle = Oracle(x_0=x_0)
     options = {"timesteps": tail, "guidance_scale": 1.0, "generators": generators_of(3), "on_step": seen.append}
     final = denoise(oracle, scheduler, latents, context_of(), **options)
-    assert [(step.index, step.total) for step in seen] == [(0, 2), (1, 2)]
+    assert [(step.index, step.total) for step in seen] == [(1, 2), (2, 2)]
     least = levels(0) if name == "deis" else (1.0, 0.0)
     assert (final - (least[0] * x_0 + least[1] * noise)).abs().max() <= 1e-3
 
