@@ -48,7 +48,7 @@ def test_libraries_that_print_and_warn_do_not_reach_stdout(sd15, tmp_path):
     noisy = """
 import os, subprocess, sys, warnings
 import sdcli.delivery
-quiet = sdcli.delivery.quieten_libraries
+quiet = sdcli.delivery.prepare_libraries
 def noisy():
     quiet()
     import sdcli.pipeline
@@ -61,7 +61,7 @@ def noisy():
         warnings.warn("a warning")
         return load(*args, **kwargs)
     sdcli.pipeline.load = loud
-sdcli.delivery.quieten_libraries = noisy
+sdcli.delivery.prepare_libraries = noisy
 from sdcli.__main__ import main
 main()
 """

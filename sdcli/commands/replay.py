@@ -65,7 +65,7 @@ def replay(
     destinations = _plan(jobs, output, verify)
     for _, order in jobs:
         delivery.announce(order)
-    delivery.quieten_libraries()
+    delivery.prepare_libraries()
     differing: list[PictureDiffers] = []
     with streams.results() as out:
         load = _keeping_the_last()

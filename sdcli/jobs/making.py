@@ -71,7 +71,7 @@ def deliver(batch: Batch) -> None:
                 name, line = found
                 _say(run, job, {**line, "status": "cached", "path": _path(run, name)})
         if missing:
-            delivery.quieten_libraries()
+            delivery.prepare_libraries()
             with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
                 for group in _groups(missing, _model_of):
                     _make_group(run, group)

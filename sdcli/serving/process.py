@@ -58,7 +58,7 @@ def run(service: Service) -> ExitStatus:
     entries = {name: registry.find(name) for name in service.models}
     recipes = {name: registry.resolve_recipe(entry, {"prompt": "", "model": name}) for name, entry in entries.items()}
     to_load = [(source_of(entries[name]), recipe) for name, recipe in recipes.items()]
-    delivery.quieten_libraries()
+    delivery.prepare_libraries()
     with streams.results() as out, ExitStack() as stack:
         line = Line(service.queue)
         stack.callback(line.end)
