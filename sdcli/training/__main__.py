@@ -105,12 +105,13 @@ def text_to_image(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write the averaged weights as a diffusers folder in half precision."""
+    """Write the model as a diffusers folder in half precision."""
     from sdcli.training import export as stage
     from sdcli.training.text_to_image import TextToImageTraining
 
     run = run_in(arguments, TextToImageTraining())
-    run.average.swap()
+    if arguments.weights == "average":
+        run.average.swap()
     stage.export(run.pool.vae, run.unet, run.text_encoder, run.scheduler, arguments.to)
     shutil.copytree(arguments.out / "tokenizer", arguments.to / "tokenizer", dirs_exist_ok=True)
     print(json.dumps({"step": run.step, "folder": str(arguments.to)}))
@@ -165,7 +166,14 @@ def parser() -> argparse.ArgumentParser:
 
     add_settings(command(autoencoder, "autoencoder"), AutoencoderTraining)
     add_settings(command(text_to_image, "text-to-image"), TextToImageTraining)
-    command(export, "export").add_argument("--to", type=Path, required=True, help="the folder to write")
+    sub = command(export, "export")
+    sub.add_argument("--to", type=Path, required=True, help="the folder to write")
+    sub.add_argument(
+        "--weights",
+        choices=("last", "average"),
+        default="last",
+        help="of the last step (best after a cooldown) or their moving average (best before it); %(default)s",
+    )
     sub = command(measure, "measure")
     sub.add_argument("--model", type=Path, required=True, help="a diffusers folder")
     sub.add_argument("--count", type=int, default=92, help="pictures of each kind; %(default)s")

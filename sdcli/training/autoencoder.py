@@ -126,7 +126,8 @@ def total_loss(
             kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
             extra = settings.kl_weight * kl
         decoded = vae.decode(latents).sample
-    return reconstruction_loss(decoded, images, settings.edge_weight) + extra
+    loss: Tensor = reconstruction_loss(decoded, images, settings.edge_weight) + extra
+    return loss
 
 
 def psnr(mse: float) -> float:

@@ -171,7 +171,8 @@ def v_loss(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: D
     with torch.autocast("cpu", torch.bfloat16):
         context = text_encoder(batch.token_ids).last_hidden_state
         prediction = unet(noisy, batch.timesteps, context).sample
-    return (prediction.float() - target).square().mean()
+    loss: Tensor = (prediction.float() - target).square().mean()
+    return loss
 
 
 class TextToImageRun:

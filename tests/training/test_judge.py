@@ -30,13 +30,13 @@ def test_accuracy_counts_each_question_and_all_together():
 
 
 def test_the_judge_learns_and_is_kept(sprites, tmp_path):
-    judge = load_or_train(tmp_path / "judge.pt", sprites, seed=1, steps=30)
+    judge = load_or_train(tmp_path / "judge.pt", sprites, seed=1, steps=12)
     triples = [("fox", "natural", place) for place in QUESTIONS[2]] * 4
     images = renderings(sprites, triples, np.random.default_rng(9))
     again = load_or_train(tmp_path / "judge.pt", sprites, seed=2, steps=0)
     for one, other in zip(judge(images), again(images), strict=True):
         assert torch.equal(one, other)
-    assert accuracy(judge, images, triples)["place"] > 0.8
+    assert accuracy(judge, images, triples)["place"] > 0.6
 
 
 def test_an_untrained_judge_knows_nothing(sprites):
