@@ -1,0 +1,89 @@
+"""The classes of a segmentation map and the colour that each is drawn in: `classes.json` in a model's folder.
+
+The file is a JSON list of `{"index": 0, "name": "sky", "color": [120, 180, 240]}`, in the order of the indices, which
+are those of the channels that a U-Net takes beside its latents. Reads and writes JSON only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import ModelCorrupt
+
+FILE = "classes.json"
+MAX_CLASSES = 256
+"""As many as an 8-bit picture of indices can tell apart."""
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class of a map. `color` is red, green, blue, 0 … 255."""
+
+    index: int
+    name: str
+    color: tuple[int, int, int]
+
+    @property
+    def hex(self) -> str:
+        """The colour as `#rrggbb`."""
+        return "#" + bytes(self.color).hex()
+
+
+def read(folder: Path) -> tuple[Class, ...]:
+    """The classes of the model in `folder`, none where it has no FILE. Raises ModelCorrupt for one that is wrong."""
+    file = folder / FILE
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError, RecursionError) as error:
+        raise _wrong(file, str(error)) from error
+    try:
+        classes = tuple(_class(each) for each in listed)
+    except (TypeError, KeyError, ValueError) as error:
+        raise _wrong(file, f"an entry is no class: {error}") from error
+    fault = _fault(classes)
+    if fault:
+        raise _wrong(file, fault)
+    return classes
+
+
+def write(folder: Path, classes: Iterable[Class]) -> None:
+    """Write FILE into `folder`, an entry a line. Raises ValueError for classes that `read` would refuse."""
+    classes = tuple(classes)
+    fault = _fault(classes)
+    if fault:
+        raise ValueError(fault)
+    lines = ",\n".join(f"  {json.dumps(asdict(each), ensure_ascii=False)}" for each in classes)
+    (folder / FILE).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def _class(said: Any) -> Class:
+    index, name, color = said["index"], said["name"], said["color"]
+    if type(index) is not int or type(name) is not str or not name:
+        raise ValueError(f"{said} has no index or no name")
+    if len(color) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in color):
+        raise ValueError(f"the color of {name} is {color}")
+    return Class(index, name, tuple(color))
+
+
+def _fault(classes: Sequence[Class]) -> str | None:
+    """What is wrong with `classes` taken together."""
+    if not 1 <= len(classes) <= MAX_CLASSES:
+        return f"it lists {len(classes)} classes, and 1 to {MAX_CLASSES} can be told apart"
+    if [each.index for each in classes] != list(range(len(classes))):
+        return f"its indices are not 0 … {len(classes) - 1}, in this order"
+    for what in ("name", "color"):
+        values = [getattr(each, what) for each in classes]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            return f"two classes have the {what} {twice}"
+    return None
+
+
+def _wrong(file: Path, what: str) -> ModelCorrupt:
+    return ModelCorrupt(f"{file}: {what}", "get the model's folder anew; this file says what its maps are made of")
