@@ -44,6 +44,41 @@ def test_family_is_told_by_width_and_by_what_the_file_says(tmp_path, width, bloc
     assert families.detect(path) == family
 
 
+@pytest.mark.parametrize("metadata", [{}, {"modelspec.prediction_type": "epsilon"}])
+@pytest.mark.parametrize(
+    ("width", "block", "family"), [(768, 1, "sd15-inpaint"), (1024, 1, "sd2-inpaint"), (2048, 4, "sdxl-inpaint")]
+)
+def test_a_unet_of_nine_channels_inpaints_and_predicts_noise(tmp_path, width, block, family, metadata):
+    path = write(tmp_path / "model.safetensors", width, block, channels=9, metadata=metadata)
+    assert families.detect(path) == family
+
+
+@pytest.mark.parametrize(("width", "block"), [(768, 1), (1024, 1), (2048, 4)])
+def test_v_prediction_of_an_inpainting_model_is_refused(tmp_path, width, block):
+    said = {"modelspec.prediction_type": "v"}
+    path = write(tmp_path / "model.safetensors", width, block, channels=9, metadata=said)
+    with pytest.raises(ModelError, match="predicts v"):
+        families.detect(path)
+
+
+BASES = {"sd15-inpaint": "sd15", "sd2-inpaint": "sd21-base", "sdxl-inpaint": "sdxl"}
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_an_inpainting_family_is_its_base_but_for_its_channels(family):
+    folder, base = families.config_folder(family), families.config_folder(BASES[family])
+    files = [each.relative_to(folder) for each in folder.rglob("*.json")]
+    assert sorted(files) == sorted(each.relative_to(base) for each in base.rglob("*.json"))
+    for file in files:
+        ours, theirs = families.read_json(folder / file), families.read_json(base / file)
+        differing = {key: (theirs[key], ours[key]) for key in ours if ours[key] != theirs[key]}
+        pipeline = theirs.get("_class_name", "")
+        assert differing == {
+            "config.json": {"in_channels": (4, 9)} if file.parent.name == "unet" else {},
+            "model_index.json": {"_class_name": (pipeline, pipeline.replace("Pipeline", "InpaintPipeline"))},
+        }.get(file.name, {})
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
@@ -52,7 +87,7 @@ def test_family_is_told_by_width_and_by_what_the_file_says(tmp_path, width, bloc
         ({"model.diffusion_model.joint_blocks.0.x": torch.zeros(1)}, "Stable Diffusion 3"),
         ({"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "ControlNet"),
         ({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "one part of a diffusers folder"),
-        ({CONV_IN: torch.zeros(8, 9, 3, 3), ATTENTION.format(1): torch.zeros(8, 768)}, "of another kind"),
+        ({CONV_IN: torch.zeros(8, 5, 3, 3), ATTENTION.format(1): torch.zeros(8, 768)}, "of another kind"),
         ({"something": torch.zeros(1)}, "unknown names"),
     ],
 )

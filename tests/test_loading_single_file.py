@@ -4,16 +4,20 @@ import struct
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdcli import families, loading
-from sdcli.errors import ModelCorrupt, ModelError
+from sdcli import families, loading, pipeline, registry
+from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError
+from sdcli.inputs import Inputs
 from sdcli.loading import weights
+from sdcli.recipe import Recipe
 from tests import original, tiny
 
 CPU = torch.device("cpu")
 LAYOUTS = {"sd15": "sd1", "sd21-v": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl"}
 REAL_LAYOUTS = {"sd15": "sd1", "sd21-v": "sd2", "sdxl": "sdxl"}
+REAL_LAYOUTS |= {"sd15-inpaint": "sd1", "sd2-inpaint": "sd2", "sdxl-inpaint": "sdxl"}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,9 @@ SIZES = {
         "text_encoder_2": 694_659_840,
     },
 }
+INPAINTING = {"sd15-inpaint": "sd15", "sd2-inpaint": "sd21-v", "sdxl-inpaint": "sdxl"}
+MORE = 5 * 9 * 320  # weights of a 3×3 convolution from a mask and a masked image's latents to 320 channels
+SIZES |= {name: {**SIZES[base], "unet": SIZES[base]["unet"] + MORE} for name, base in INPAINTING.items()}
 WELL_KNOWN = {
     "sd15": {
         "model.diffusion_model.output_blocks.11.0.skip_connection.weight": (320, 640, 1, 1),
@@ -124,6 +131,8 @@ WELL_KNOWN = {
         "model.diffusion_model.middle_block.1.transformer_blocks.9.attn2.to_k.weight": (1280, 2048),
     },
 }
+CONV_IN = {"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}
+WELL_KNOWN |= {name: {**WELL_KNOWN[base], **CONV_IN} for name, base in INPAINTING.items()}
 
 
 @pytest.fixture(scope="module", params=REAL_LAYOUTS)
@@ -169,6 +178,40 @@ def test_every_key_of_a_real_file_is_known(real, tmp_path):
             weights.check_shape(found[name], tuple(parameter.shape))
         used |= {each.key for each in found.values()}
     assert used == keys.keys()
+
+
+@pytest.mark.parametrize("family", INPAINTING)
+def test_an_inpainting_file_is_taken_to_inpaint_and_for_nothing_else(family, tmp_path):
+    """Without a name that says so: what it takes is read from its configs."""
+    folder = families.config_folder(family)
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = {part: loading.build(folder, part, index[part][1]) for part in index if part.startswith(("unet", "text"))}
+    parts["vae"] = loading.build(folder, "vae", "AutoencoderKL")
+    state = {part: module.state_dict() for part, module in parts.items()}
+    write_sparse(tmp_path / "model.safetensors", original.to_original(state, REAL_LAYOUTS[family]))
+    Image.new("RGB", (512, 512), "gold").save(tmp_path / "photo.png")
+    Image.new("L", (512, 512), "white").save(tmp_path / "mask.png")
+    entry = registry.find(str(tmp_path / "model.safetensors"))
+    inputs = {"image": str(tmp_path / "photo.png"), "mask_image": str(tmp_path / "mask.png")}
+    made = registry.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox", **inputs})
+    assert (made.width, made.height) == ((1024, 1024) if family == "sdxl-inpaint" else (512, 512))
+    with pytest.raises(InvalidRecipe, match="it inpaints, and does nothing else"):
+        registry.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox"})
+
+
+def test_an_inpainting_file_inpaints_as_its_folder_does(tmp_path):
+    folder = tiny.make_folder("sd15", tmp_path / "folder", in_channels=9)
+    file = original.write_single_file(folder, tmp_path / "model.safetensors", "sd1")
+    image, mask = Image.effect_noise((64, 64), 60).convert("RGB"), Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 56))
+    said = {"model": "", "prompt": "a fox", "image": "given", "strength": 1.0, "steps": 2, "guidance_scale": 5.0}
+    recipe = Recipe.from_dict({**said, "scheduler": "ddim", "width": 64, "height": 64, "seed": 1})
+    given = Inputs(image, mask, mask)
+    from_file, from_folder = (
+        pipeline.sample(model, [recipe], given=given) for model in (load(file, configs=folder), load(folder))
+    )
+    assert torch.equal(from_file, from_folder)
+    assert from_file.isfinite().all()
 
 
 def test_diffusers_conversion_agrees_at_real_size(real):

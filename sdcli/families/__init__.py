@@ -19,6 +19,7 @@ from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
 
 HERE = Path(__file__).parent
 NAMES = ("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo", "sdxl-v")
+NAMES += ("sd15-inpaint", "sd2-inpaint", "sdxl-inpaint")
 CLIP_MERGES = HERE / "clip" / "merges.txt"
 """OpenAI CLIP's byte-pair merges, which every Stable Diffusion shares (MIT licence, beside it)."""
 
@@ -158,8 +159,11 @@ def detect(path: Path) -> str:
     v-prediction leaves no trace in names and shapes. It is taken from the metadata (`modelspec.prediction_type`)
     or from a `v_pred` tensor; where an SD 2.x file has neither, `global_step` decides as in diffusers (875,000
     was the 2.0 base model, which predicts noise), and without that the file is taken for 2.1 at 768 pixels, which
-    predicts v. SDXL and SD 1.x predict noise unless they say otherwise. A distilled model looks like what it was
-    distilled from. Naming the family in models.toml overrides all this.
+    predicts v. SDXL, SD 1.x and every inpainting model predict noise unless they say otherwise. A distilled model
+    looks like what it was distilled from. Naming the family in models.toml overrides all this.
+
+    Whether a model inpaints shows in its U-Net's first convolution, which then takes 9 channels: the latents', a
+    mask and a masked image's latents.
 
     Raises ModelError for a layout that is none of theirs, and what `read_header` raises.
     """
@@ -167,18 +171,30 @@ def detect(path: Path) -> str:
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     width = shapes.get(UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
     width = width or shapes.get(UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight")
-    family = {768: "sd15", 1024: "sd21", 2048: "sdxl"}.get(width[1] if width and len(width) == 2 else 0)
-    if family is None or shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1:2] != (4,):
+    kind = {768: "sd15", 1024: "sd21", 2048: "sdxl"}.get(width[1] if width and len(width) == 2 else 0)
+    channels = shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1:2]
+    families = {(4,): _TEXT_TO_IMAGE, (9,): _INPAINTING}.get(channels, {}).get(kind)
+    if families is None:
         raise ModelError(f"{path} is no model that sdcli knows: {_what(shapes)}", _SUPPORTED)
     predicts_v = _predicts_v(path, header)
-    if family == "sd21":
-        return "sd21-base" if predicts_v is False else "sd21-v"
-    if family == "sd15" and predicts_v:
-        raise ModelError(f"{path} is an SD 1.x that predicts v", "SD 1.x files that predict noise are supported")
-    return f"{family}-v" if predicts_v else family
+    family = families[predicts_v]
+    if family is None:
+        raise ModelError(f"{path} predicts v, as no known model of its kind does", "use one that predicts noise")
+    return family
 
 
-_SUPPORTED = "a single file must be a whole SD 1.x, SD 2.x or SDXL base text-to-image model in the original key layout"
+_TEXT_TO_IMAGE: Mapping[str | None, Mapping[bool | None, str | None]] = {
+    "sd15": {None: "sd15", False: "sd15", True: None},
+    "sd21": {None: "sd21-v", False: "sd21-base", True: "sd21-v"},
+    "sdxl": {None: "sdxl", False: "sdxl", True: "sdxl-v"},
+}
+"""The families by their kind, and by whether the file says that it predicts v."""
+_INPAINTING: Mapping[str | None, Mapping[bool | None, str | None]] = {
+    "sd15": {None: "sd15-inpaint", False: "sd15-inpaint", True: None},
+    "sd21": {None: "sd2-inpaint", False: "sd2-inpaint", True: None},
+    "sdxl": {None: "sdxl-inpaint", False: "sdxl-inpaint", True: None},
+}
+_SUPPORTED = "a single file must be a whole SD 1.x, SD 2.x or SDXL base or inpainting model in the original key layout"
 
 
 def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -190,7 +206,8 @@ def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
         "joint_blocks.": "it holds a Stable Diffusion 3 model",
         "control_model.": "it holds a ControlNet",
         "down_blocks.": "it holds one part of a diffusers folder",
-        UNET + "input_blocks.": "its U-Net is of another kind (an inpainting, refiner or pruned one)",
+        UNET
+        + "input_blocks.": "its U-Net is of another kind (a refiner, an upscaler, one for depth maps, or a pruned one)",
     }
     for sign, words in signs.items():
         if any(sign in name for name in names):
