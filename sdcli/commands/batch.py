@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,20 @@ from sdcli.jobs import expand, making, plan, read
 _JOBS = "The jobs"
 
 
+@dataclass(frozen=True)
+class BatchOutput:
+    """Where the pictures of a batch go, and what is said of them."""
+
+    directory: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="DIR", rich_help_panel=options.OUTPUT, help="Made where it is missing."),
+    ] = "."
+    force: options.Force = False
+    quiet: options.Quiet = False
+    debug: options.Debug = False
+
+
+@options.expand
 def batch(
     jobs: Annotated[
         str,
@@ -24,6 +39,7 @@ def batch(
             show_default=False,
         ),
     ],
+    *,
     format: Annotated[
         str | None,
         typer.Option(
@@ -43,29 +59,9 @@ def batch(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at a failed job.", show_default=False)
     ] = False,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="Made where it is missing.")
-    ] = ".",
-    force: options.Force = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-    model: options.Model = None,
-    negative_prompt: options.NegativePrompt = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    seed: options.Seed = None,
-    steps: options.Steps = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_rescale: options.GuidanceRescale = None,
-    scheduler: options.Scheduler = None,
-    sigmas: options.Sigmas = None,
-    eta: options.Eta = None,
-    clip_skip: options.ClipSkip = None,
-    prompt_weights: options.PromptWeights = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
-    batch_size: options.BatchSize = None,
+    output: BatchOutput,
+    picture: options.Picture,
+    execution: options.Execution,
 ) -> None:
     """Make the pictures of a file of jobs, and print one line of JSON for each.
 
@@ -81,27 +77,7 @@ def batch(
 
     Run again, after whatever ended it, the same command makes only what is missing.
     """
-    given: dict[str, Any] = options.given(
-        {
-            "model": config.model(model),
-            "negative_prompt": negative_prompt,
-            "width": width,
-            "height": height,
-            "seed": seed,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "guidance_rescale": guidance_rescale,
-            "scheduler": scheduler,
-            "sigmas": sigmas,
-            "eta": eta,
-            "clip_skip": clip_skip,
-            "prompt_weights": prompt_weights,
-            "device": device,
-            "dtype": dtype,
-            "threads": threads,
-            "batch_size": batch_size,
-        }
-    )
+    given = options.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
         recipe.check_value(key, value)
     registry.find(given["model"])
@@ -109,7 +85,8 @@ def batch(
     planned = plan.plan(asked, given)
     if not planned:
         streams.warn(f"there are no jobs in {'stdin' if jobs == '-' else jobs}")
-    making.deliver(making.Batch(planned, _directory(output), force, fail_fast, quiet, debug))
+    directory = _directory(output.directory)
+    making.deliver(making.Batch(planned, directory, output.force, fail_fast, output.quiet, output.debug))
 
 
 def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]]]:

@@ -27,21 +27,17 @@ Model = Annotated[
 ]
 
 
+@options.expand
 def replay(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Pictures with a recipe inside.")],
+    *,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare, and write nothing unless -o is given.", show_default=False)
     ] = False,
     model: Model = None,
-    output: options.Output = None,
-    force: options.Force = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    strict: options.Strict = False,
+    handover: options.Handover,
+    machine: options.Machine,
     debug: options.Debug = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    threads: options.Threads = None,
 ) -> None:
     """Make pictures again from their own metadata, and print their paths.
 
@@ -55,12 +51,15 @@ def replay(
     """
     from sdcli import proof
 
-    execution = options.given({"device": device, "dtype": dtype, "threads": threads})
-    shared: dict[str, Any] = {"output": output, "force": force, "json": json, "quiet": quiet, "strict": strict}
+    execution = options.given(machine)
+    output = handover.path
+    shared = {key: getattr(handover, key) for key in ("force", "json", "quiet", "strict")}
     jobs = []
     for path in images:
         source = proof.source(path, model, **execution)
-        order = delivery.Order(entry=source.entry, recipes=source.recipes, remarks=source.remarks, **shared)
+        order = delivery.Order(
+            entry=source.entry, recipes=source.recipes, output=output, remarks=source.remarks, **shared
+        )
         jobs.append((source, order))
     destinations = _plan(jobs, output, verify)
     for _, order in jobs:

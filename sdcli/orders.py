@@ -1,0 +1,56 @@
+"""From the options of a command that makes pictures to pictures delivered; what such commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from sdcli import config, delivery, options, registry, remarks, streams
+from sdcli.errors import InputError
+from sdcli.recipe import Recipe
+
+
+def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
+    """Make, or with `--dry-run` forecast, the pictures of `asked`: flat keys, those that were given.
+
+    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where an
+    image is worked on at another size than its own. Raises what `registry.resolve_recipe` and `delivery.deliver` raise.
+    """
+    model = config.model(asked.get("model"))
+    entry = registry.find(model)
+    recipe = registry.resolve_recipe(entry, {**asked, "model": model, "prompt": _prompt(asked["prompt"])})
+    if recipe.initial.image is not None and not output.quiet:
+        _say_size(recipe)
+    order = delivery.Order(
+        entry=entry,
+        recipes=tuple(recipe.replace(seed=recipe.seed + index) for index in range(output.num_images)),
+        output=config.output(output.path),
+        force=output.force,
+        json=output.json,
+        quiet=output.quiet,
+        strict=output.strict,
+        remarks=remarks.of(entry, registry.facts_of(entry), recipe, count=output.num_images),
+    )
+    if output.dry_run:
+        delivery.forecast(order)
+    else:
+        delivery.deliver(order)
+
+
+def _say_size(recipe: Recipe) -> None:
+    from sdcli import inputs
+
+    left, top, right, bottom = inputs.box(inputs.read(recipe.initial), recipe.initial.padding)
+    own = right - left, bottom - top
+    if own != (recipe.width, recipe.height):
+        streams.note(f"worked on at {recipe.width}×{recipe.height}, and put back at {own[0]}×{own[1]}")
+
+
+def _prompt(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error
