@@ -18,8 +18,10 @@ from typing import Any
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
 
 HERE = Path(__file__).parent
-NAMES = ("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo", "sdxl-v")
-NAMES += ("sd15-inpaint", "sd2-inpaint", "sdxl-inpaint")
+NAMES = (
+    *("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo", "sdxl-v"),
+    *("sd15-inpaint", "sd2-inpaint", "sdxl-inpaint"),
+)
 CLIP_MERGES = HERE / "clip" / "merges.txt"
 """OpenAI CLIP's byte-pair merges, which every Stable Diffusion shares (MIT licence, beside it)."""
 
@@ -172,28 +174,29 @@ def detect(path: Path) -> str:
     width = shapes.get(UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
     width = width or shapes.get(UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight")
     kind = {768: "sd15", 1024: "sd21", 2048: "sdxl"}.get(width[1] if width and len(width) == 2 else 0)
-    channels = shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1:2]
-    families = {(4,): _TEXT_TO_IMAGE, (9,): _INPAINTING}.get(channels, {}).get(kind)
-    if families is None:
+    channels = next(iter(shapes.get(UNET + "input_blocks.0.0.weight", ())[1:2]), 0)
+    known = _BY_CHANNELS.get(channels, {}).get(kind)
+    if known is None:
         raise ModelError(f"{path} is no model that sdcli knows: {_what(shapes)}", _SUPPORTED)
-    predicts_v = _predicts_v(path, header)
-    family = families[predicts_v]
+    family = known[_predicts_v(path, header)]
     if family is None:
         raise ModelError(f"{path} predicts v, as no known model of its kind does", "use one that predicts noise")
     return family
 
 
-_TEXT_TO_IMAGE: Mapping[str | None, Mapping[bool | None, str | None]] = {
-    "sd15": {None: "sd15", False: "sd15", True: None},
-    "sd21": {None: "sd21-v", False: "sd21-base", True: "sd21-v"},
-    "sdxl": {None: "sdxl", False: "sdxl", True: "sdxl-v"},
+_BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]] = {
+    4: {
+        "sd15": {None: "sd15", False: "sd15", True: None},
+        "sd21": {None: "sd21-v", False: "sd21-base", True: "sd21-v"},
+        "sdxl": {None: "sdxl", False: "sdxl", True: "sdxl-v"},
+    },
+    9: {
+        "sd15": {None: "sd15-inpaint", False: "sd15-inpaint", True: None},
+        "sd21": {None: "sd2-inpaint", False: "sd2-inpaint", True: None},
+        "sdxl": {None: "sdxl-inpaint", False: "sdxl-inpaint", True: None},
+    },
 }
-"""The families by their kind, and by whether the file says that it predicts v."""
-_INPAINTING: Mapping[str | None, Mapping[bool | None, str | None]] = {
-    "sd15": {None: "sd15-inpaint", False: "sd15-inpaint", True: None},
-    "sd21": {None: "sd2-inpaint", False: "sd2-inpaint", True: None},
-    "sdxl": {None: "sdxl-inpaint", False: "sdxl-inpaint", True: None},
-}
+"""The families by the channels that their U-Net takes, their kind, and whether the file says that it predicts v."""
 _SUPPORTED = "a single file must be a whole SD 1.x, SD 2.x or SDXL base or inpainting model in the original key layout"
 
 
@@ -206,8 +209,7 @@ def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
         "joint_blocks.": "it holds a Stable Diffusion 3 model",
         "control_model.": "it holds a ControlNet",
         "down_blocks.": "it holds one part of a diffusers folder",
-        UNET
-        + "input_blocks.": "its U-Net is of another kind (a refiner, an upscaler, one for depth maps, or a pruned one)",
+        UNET + "input_blocks.": "its U-Net is of another kind (a refiner, an upscaler, one of depth, or pruned)",
     }
     for sign, words in signs.items():
         if any(sign in name for name in names):
