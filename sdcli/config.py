@@ -32,6 +32,7 @@ from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.files import user_folder
 from sdcli.recipe import keys as _keys
 from sdcli.schedulers import TABLE
+from sdcli.source import PARTS
 
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
@@ -62,6 +63,8 @@ class UserModel:
     file: Path
     keys: tuple[str, ...]
     fields: Mapping[str, str]
+    parts: Mapping[str, str]
+    """Folders of parts from elsewhere, absolute, by the part."""
     defaults: Mapping[str, Setting]
 
 
@@ -185,24 +188,41 @@ def _parse_models(path: Path, tables: Mapping[str, Any]) -> Config:
 
 def _user_model(path: Path, keys: tuple[str, ...], table: Any) -> UserModel:
     _check_table(path, keys, table)
-    fields = {}
+    fields, parts = {}, {}
     for key, value in table.items():
         here = (*keys, key)
         if key in recipe_keys():
             raise _wrong(path, here, f"{key} is a recipe key", f"put it below a line [{'.'.join(keys)}.defaults]")
-        _check_known(path, here, (*MODEL_FIELDS, "defaults"), "key")
+        _check_known(path, here, (*MODEL_FIELDS, "parts", "defaults"), "key")
         if key == "defaults":
             _check_table(path, here, value)
+        elif key == "parts":
+            parts = _parts(path, here, value)
         elif type(value) is not str or not value:
             raise _wrong(path, here, f"{key} is {value!r}", f"{key} must be text")
         else:
             fields[key] = value
     if "folder" in fields and "repo" in fields:
         raise _wrong(path, (*keys, "repo"), f"{keys[-1]} has a folder and a repo", "leave one of the two away")
-    if "folder" in fields:  # relative to the file that says so
-        fields["folder"] = str(path.absolute().parent / Path(fields["folder"]).expanduser())
+    if "folder" in fields:
+        fields["folder"] = _beside(path, fields["folder"])
     defaults = _settings(path, (*keys, "defaults"), table.get("defaults", {}), recipe_keys())
-    return UserModel(path, keys, fields, defaults)
+    return UserModel(path, keys, fields, parts, defaults)
+
+
+def _parts(path: Path, keys: tuple[str, ...], table: Any) -> dict[str, str]:
+    _check_table(path, keys, table)
+    for part, folder in table.items():
+        here = (*keys, part)
+        _check_known(path, here, PARTS, "part")
+        if type(folder) is not str or not folder:
+            raise _wrong(path, here, f"{part} is {folder!r}", f"{part} must be text: the folder that it comes from")
+    return {part: _beside(path, folder) for part, folder in table.items()}
+
+
+def _beside(path: Path, folder: str) -> str:
+    """A folder, relative to the file that says so, as an absolute path."""
+    return str(path.absolute().parent / Path(folder).expanduser())
 
 
 def _settings(

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sdcli import display, dry_run, outputs, remarks, remote, streams, timings
@@ -19,6 +18,7 @@ from sdcli.errors import InvalidPicture, SdcliError, UsageError
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
 from sdcli.remarks import Remark
+from sdcli.source import Source
 
 if TYPE_CHECKING:
     from sdcli.model import LatentDiffusionModel
@@ -157,9 +157,8 @@ def load_model(order: Order) -> Loaded:
     """The model of an order, for the execution that its first recipe asks for."""
     from sdcli import pipeline
 
-    entry = order.entry
     resolved = pipeline.resolve_execution(order.recipes[0])
-    model = pipeline.load(locate(entry), resolved, variant=entry.variant, family=entry.family)
+    model = pipeline.load(locate(order.entry), resolved)
     return model, {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
 
 
@@ -174,9 +173,9 @@ def png_bytes(result: Result | remote.Picture, digest: str) -> bytes:
 
 
 @cache
-def digest_of(path: Path) -> str:
-    """The digest of the model at `path`, as it is when first asked for by this process."""
-    return model_digest(path)
+def digest_of(source: Source) -> str:
+    """The digest of a model, as it is when first asked for by this process."""
+    return model_digest(source)
 
 
 def _pixels_sha256(result: Result | remote.Picture) -> str:

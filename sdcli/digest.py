@@ -6,40 +6,39 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from sdcli.errors import ModelCorrupt, ModelNotFound
+from sdcli.errors import ModelCorrupt
+from sdcli.source import Source
 
-PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
-SUFFIXES = (".json", ".safetensors", ".txt")
 WORTH_REMEMBERING = 1024**2  # bytes; hashing less takes no longer than looking it up
 
 _HEX = frozenset("0123456789abcdef")
 _SETTLED = 2.0  # seconds; a file may change again within the resolution of its time stamp
 
 
-def model_digest(path: Path) -> str:
-    """The digest, 64 hex digits, of the model at `path`.
+def model_digest(source: Source) -> str:
+    """The digest, 64 hex digits, of a model.
 
     Of a single file it is the SHA-256 of the file. Of a diffusers folder it is the SHA-256 of what `sha256sum` prints
-    for its model_index.json and the configs, vocabularies and weights in the folders of its PARTS, by their names
-    relative to the folder in sorted order; neither the folder's own name nor anything else in it matters.
+    for its model_index.json and the configs, vocabularies and weights in the folders of its parts, by their names
+    relative to the folder in sorted order; neither the folder's own name nor anything else in it matters. A part that
+    comes from elsewhere counts as if it lay in the folder, in place of the one that is there: a composed model has the
+    digest of the folder that holds the same files. A single file with such parts is one file more in that list.
 
     Large files are hashed once: what came out is kept in the user's cache directory, by path, size and time stamp.
     Raises ModelNotFound where there is nothing, and ModelCorrupt where a file cannot be read.
     """
-    if not path.exists():
-        raise ModelNotFound(f"{path} does not exist", "check the path")
+    source.check()
     try:
-        if path.is_file():
-            return file_sha256(path)
-        names = sorted(each.relative_to(path).as_posix() for each in _files(path))
-        listing = "".join(f"{file_sha256(path / name)}  {name}\n" for name in names)
+        if source.is_file and not source.parts:
+            return file_sha256(source.path)
+        listing = "".join(f"{file_sha256(file)}  {name}\n" for name, file in sorted(source.files().items()))
     except OSError as error:
         raise ModelCorrupt(
-            f"{error.filename or path} cannot be read: {error.strerror}", "check the model's files and permissions"
+            f"{error.filename or source.path} cannot be read: {error.strerror}",
+            "check the model's files and permissions",
         ) from error
     return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -61,16 +60,6 @@ def file_sha256(path: Path) -> str:
     if unchanged and time.time() - before.st_mtime > _SETTLED:
         _remember(note, f"{digest} {stamp}\n")
     return digest
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    index = folder / "model_index.json"
-    if index.exists():
-        yield index
-    for part in PARTS:
-        for each in (folder / part).glob("*"):
-            if each.suffix in SUFFIXES and each.is_file():
-                yield each
 
 
 def _hash(path: Path) -> str:

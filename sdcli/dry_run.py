@@ -17,6 +17,7 @@ from sdcli import digest, families, outputs, recipe, registry, timings
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry
+from sdcli.source import Source
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -25,9 +26,9 @@ _NVIDIA = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
 
 @dataclass(frozen=True)
 class Parts:
-    """A model on disk: the folder of its configs, its files of weights, and how many numbers each part has."""
+    """A model on disk: where it is, its files of weights, and how many numbers each part has."""
 
-    configs: Path
+    source: Source
     files: Sequence[Path]
     parameters: Mapping[str, int]
 
@@ -39,12 +40,12 @@ def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, fo
     Raises InvalidRecipe, ModelError and OutputError as the run would.
     """
     first = recipes[0]
-    path = registry.locate(entry)
-    parts = find_parts(path, entry)
+    source = registry.locate(entry)
+    parts = find_parts(source)
     likely = likely_execution(first)
-    _check_clip_skip(parts.configs, first)
+    _check_clip_skip(source, first)
     paths = ["-"] if output == "-" else outputs.foresee(output, recipes, force=force)
-    model_digest = digest.model_digest(path)
+    model_digest = digest.model_digest(source)
     seconds = timings.recall(first, model_digest)
     return {
         "status": "planned",
@@ -52,35 +53,45 @@ def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, fo
         "seeds": [each.seed for each in recipes],
         "model": {
             "name": entry.name,
-            "path": str(path),
+            "path": str(source.path),
+            "parts": {part: str(folder) for part, folder in source.parts},
             "digest": model_digest,
             "files": [
                 {"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)}
                 for file in parts.files
             ],
         },
-        "tokens": count_tokens(parts.configs, first),
+        "tokens": count_tokens(source, first),
         "paths": paths,
         "memory": estimate_memory(parts, first, likely),
         "seconds": None if seconds is None else round(seconds * len(recipes), 3),
     }
 
 
-def find_parts(path: Path, entry: ModelEntry) -> Parts:
-    """The files and sizes of the model at `path`. Raises ModelError for files that are missing, cut short or unsafe."""
-    if path.is_dir():
-        present = [part for part in _PARTS if (path / part).is_dir()]
-        files = {part: families.component_files(path / part, entry.variant) for part in present}
-        counts = {part: sum(map(_numbers, files[part])) for part in present}
-        return Parts(path, [file for part in present for file in files[part]], counts)
-    header = families.read_header(path)
+def find_parts(source: Source) -> Parts:
+    """The files and sizes of the model at `source`. Raises ModelError for files that are missing, short or unsafe."""
+    source.check()
+    files = {
+        part: families.component_files(source.folder(part), source.variant)
+        for part in _PARTS
+        if source.is_elsewhere(part) or (not source.is_file and source.folder(part).is_dir())
+    }
+    counts = {part: sum(map(_numbers, found)) for part, found in files.items()}
+    listed = [file for found in files.values() for file in found]
+    if not source.is_file:
+        return Parts(source, listed, counts)
+    return Parts(source, [source.path, *listed], {**_numbers_by_part(source.path), **counts})
+
+
+def _numbers_by_part(path: Path) -> dict[str, int]:
+    """How many numbers each part has in a single file; both text encoders of SDXL are one."""
     counts = dict.fromkeys(("unet", "vae", "text_encoder"), 0)
-    for name, tensor in header.tensors.items():
+    for name, tensor in families.read_header(path).tensors.items():
         part = {families.UNET: "unet", families.VAE: "vae"}
         prefix = next((prefix for prefix in part if name.startswith(prefix)), None)
         if prefix or name.startswith(("cond_stage_model.", "conditioner.")):
             counts[part.get(prefix or "", "text_encoder")] += math.prod(tensor.shape)
-    return Parts(families.config_folder(entry.family or families.detect(path)), [path], counts)
+    return counts
 
 
 def _numbers(file: Path) -> int:
@@ -112,21 +123,21 @@ def _cpu_dtype() -> str:
     return "bfloat16" if {"avx512_bf16", "amx_tile"} & set(flags) else "float32"
 
 
-def _check_clip_skip(configs: Path, of: Recipe) -> None:
-    encoders = [part for part in ("text_encoder", "text_encoder_2") if (configs / part / "config.json").exists()]
-    layers = min(int(families.read_json(configs / part / "config.json")["num_hidden_layers"]) for part in encoders)
-    penultimate = families.read_json(configs / "unet" / "config.json").get("addition_embed_type") == "text_time"
+def _check_clip_skip(source: Source, of: Recipe) -> None:
+    files = (source.folder(part) / "config.json" for part in ("text_encoder", "text_encoder_2"))
+    layers = min(int(families.read_json(file)["num_hidden_layers"]) for file in files if file.exists())
+    penultimate = families.read_json(source.folder("unet") / "config.json").get("addition_embed_type") == "text_time"
     recipe.check_clip_skip(of.condition.clip_skip, layers, penultimate=penultimate)
 
 
-def count_tokens(configs: Path, of: Recipe) -> dict[str, Any]:
+def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
     """The tokens of the prompts in the first text encoder's vocabulary, and the windows of `window` that they take."""
     from sdcli.context.windows import windows
     from sdcli.tokenizer import read_tokenizer
 
-    config = families.read_json(configs / "text_encoder" / "config.json")
+    config = families.read_json(source.folder("text_encoder") / "config.json")
     tokenizer = read_tokenizer(
-        configs / "tokenizer",
+        source.folder("tokenizer"),
         window=int(config.get("max_position_embeddings", 77)),
         vocab_size=int(config.get("vocab_size", 49408)),
     )
@@ -150,7 +161,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     many tensors of the largest size live at once was measured with kit at 256 and 512 pixels in float32 and bfloat16,
     where the estimate came within 25 % of the peak. torch itself is not counted.
     """
-    unet, vae = (families.read_json(parts.configs / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (families.read_json(parts.source.folder(part) / "config.json") for part in ("unet", "vae"))
     size = BYTES[likely["dtype"]]
     vae_size = 4 if likely["dtype"] == "float16" and vae.get("force_upcast") else size
     weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.inputs import Inputs
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Recipe
+from sdcli.source import Source
 
 DEFAULT_THREADS = torch.get_num_threads()
 RETRIED = "the VAE gave pixels that are not numbers, and was run again in float32"
@@ -54,17 +54,15 @@ def resolve_execution(recipe: Recipe) -> Recipe:
     return recipe.replace(device=device, dtype=dtype, threads=torch.get_num_threads())
 
 
-def load(path: Path, recipe: Recipe, *, variant: str | None = None, family: str | None = None) -> LatentDiffusionModel:
+def load(source: Source, recipe: Recipe) -> LatentDiffusionModel:
     """The model at `path`, on the device and in the dtype of a recipe whose execution is resolved."""
     execution = recipe.execution
     with _memory_of(recipe):
         return loading.load(
-            path,
+            source,
             name=recipe.model,
             device=torch.device(execution.device),
             dtype=getattr(torch, execution.dtype),
-            variant=variant,
-            family=family,
         )
 
 

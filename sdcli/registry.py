@@ -16,12 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli import config, families, recipe
+from sdcli import config, recipe
 from sdcli.config import Setting
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
 from sdcli.recipe import Recipe, check_size, draw_seed, initial_of
 from sdcli.schedulers import check as check_scheduler
+from sdcli.source import Source
 
 if TYPE_CHECKING:
     from sdcli.inputs import Inputs
@@ -45,6 +46,8 @@ class ModelEntry:
     repo: str | None = None
     variant: str | None = None
     family: str | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Folders of the parts that come from elsewhere than `folder` or `repo`, by the part (see sdcli/source.py)."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, Any] = field(default_factory=dict)
     """Like `defaults`, but before what a user says of all models (see sdcli/config.py)."""
@@ -81,7 +84,8 @@ def entries() -> Mapping[str, ModelEntry]:
 def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> ModelEntry:
     """The entry with what the user says of it; a new one where there is none."""
     fields: dict[str, Any] = dict(said.fields)
-    if "folder" in fields or "repo" in fields:
+    elsewhere = "folder" in fields or "repo" in fields
+    if elsewhere:
         fields = {"folder": None, "repo": None, **fields}
     elif entry is None:
         table, near = ".".join(said.keys), difflib.get_close_matches(name, shipped(), n=1)
@@ -89,7 +93,8 @@ def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> Mod
         raise UsageError(f"{said.file}: [{table}] is a new model, and says not where it is", hint)
     if entry is None:
         entry = ModelEntry(name, origin=str(said.file))
-    return replace(entry, **fields, user_defaults={**entry.user_defaults, **said.defaults})
+    parts = {**({} if elsewhere else entry.parts), **said.parts}
+    return replace(entry, **fields, parts=parts, user_defaults={**entry.user_defaults, **said.defaults})
 
 
 @cache
@@ -98,7 +103,14 @@ def shipped() -> Mapping[str, ModelEntry]:
     beside = PACKAGE / "models.toml"  # in an installed wheel; in a checkout it stands one level up
     text = (beside if beside.exists() else PACKAGE.parent / "models.toml").read_text(encoding="utf-8")
     named = {name: ModelEntry(name=name, **table) for name, table in tomllib.loads(text).items()}
-    return {name: replace(each, folder=each.folder and str(PACKAGE / each.folder)) for name, each in named.items()}
+    return {
+        name: replace(
+            each,
+            folder=each.folder and str(PACKAGE / each.folder),
+            parts={part: str(PACKAGE / folder) for part, folder in each.parts.items()},
+        )
+        for name, each in named.items()
+    }
 
 
 def names() -> tuple[str, ...]:
@@ -127,11 +139,16 @@ def find(model: str) -> ModelEntry:
     raise ModelNotFound(f"no model {model!r}", f"did you mean {near[0]!r}?" if near else known)
 
 
-def locate(entry: ModelEntry) -> Path:
-    """The folder or file that holds the model on this machine. Raises ModelNotFound where there is none.
+def locate(entry: ModelEntry) -> Source:
+    """Where the model lies on this machine, as its entry says. Raises ModelNotFound for a repository that is absent.
 
     A repository that `sdcli models pull` has pinned is its pinned revision, whatever else the cache holds.
     """
+    parts = tuple((part, Path(folder).expanduser()) for part, folder in sorted(entry.parts.items()))
+    return Source(_path(entry), entry.variant, entry.family, parts)
+
+
+def _path(entry: ModelEntry) -> Path:
     if entry.folder is not None:
         return Path(entry.folder).expanduser()
     assert entry.repo is not None
@@ -149,9 +166,10 @@ def locate(entry: ModelEntry) -> Path:
 def is_present(entry: ModelEntry) -> bool:
     """Whether the model's files are on this machine."""
     try:
-        return locate(entry).exists()
+        locate(entry).check()
     except ModelNotFound:
         return False
+    return True
 
 
 def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
@@ -165,13 +183,14 @@ def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def read_facts(path: Path, family: str | None = None) -> ModelFacts:
-    """What the configs at `path` (for a single file: those of its family) say.
+def read_facts(source: Source) -> ModelFacts:
+    """What a model's configs (for a single file: those of its family) say.
 
-    Raises ModelCorrupt where a config is missing or is not what it should be.
+    Raises ModelNotFound where the model or a part of it is not there, ModelCorrupt where a config is missing or is not
+    what it should be.
     """
-    folder = path if path.is_dir() else families.config_folder(family or families.detect(path))
-    unet, vae = _config(folder / "unet" / "config.json"), _config(folder / "vae" / "config.json")
+    source.check()
+    unet, vae = (_config(source.folder(part) / "config.json") for part in ("unet", "vae"))
     try:
         multiple = 2 ** (len(vae["block_out_channels"]) - 1)
         return ModelFacts(
@@ -179,17 +198,17 @@ def read_facts(path: Path, family: str | None = None) -> ModelFacts:
             size_multiple=multiple,
             in_channels=int(unet["in_channels"]),
             latent_channels=int(vae.get("latent_channels", 4)),  # diffusers' own default
-            scheduler_config=_config(folder / "scheduler" / "scheduler_config.json"),
+            scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
             guidance_distilled=unet.get("time_cond_proj_dim") is not None,
             knows_sizes=unet.get("addition_embed_type") == "text_time",
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelCorrupt(f"the configs in {folder} lack {error}", "get the model's folder anew") from error
+        raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
 
 
 def facts_of(entry: ModelEntry) -> ModelFacts:
     """What the configs of an entry's model say; raises what `locate` and `read_facts` raise."""
-    return read_facts(locate(entry), entry.family)
+    return read_facts(locate(entry))
 
 
 def _config(path: Path) -> Mapping[str, Any]:

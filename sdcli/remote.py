@@ -139,12 +139,14 @@ def _error_from_wire(said: Mapping[str, Any], place: str, given: str) -> SdcliEr
 def _ask(
     path: str, entry: ModelEntry, recipes: Sequence[Recipe], on_step: Callable[[Any], None], under_way: bool
 ) -> Sequence[Picture]:
-    given = str(locate(entry))
+    source = locate(entry)
+    given = str(source.path)
     place = os.path.abspath(given)  # noqa: PTH100  Path.absolute() keeps `..`
     asked = {
         "path": place,
         "variant": entry.variant,
         "family": entry.family,
+        "parts": {part: os.path.abspath(folder) for part, folder in source.parts},  # noqa: PTH100  as above
         "recipes": [_with_threads(recipe).to_dict() for recipe in recipes],
         "processors": _processors(),
         "under_way": under_way,

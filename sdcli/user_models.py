@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcli import config, families, registry
+from sdcli import config, registry
 from sdcli.errors import ModelNotFound, UsageError
 from sdcli.files import rewrite
+from sdcli.source import PARTS, Source
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def add(name: str, source: str, *, force: bool = False) -> Path:
+def add(name: str, source: str, parts: Iterable[str] = (), *, force: bool = False) -> Path:
     """Name a diffusers folder, a `.safetensors` file or an `OWNER/NAME` repository; returns the file it is written to.
+
+    `parts`, each `PART=FOLDER`, come from elsewhere (see sdcli/source.py).
 
     Raises UsageError for a name that cannot be given, ModelError for a path that holds no model, OutputError.
     """
     _check_name(name, force)
-    table = _table(source)
+    table = _table(source, _parse_parts(parts))
 
     def change(text: str) -> str:
         document = _parse(text)
@@ -61,22 +66,38 @@ def _check_name(name: str, force: bool) -> None:
         raise UsageError(f"{name} is there already", "choose another name, or replace it with --force")
 
 
-def _table(source: str) -> dict[str, Any]:
+def _parse_parts(parts: Iterable[str]) -> dict[str, Path]:
+    """Folders by the part, absolute. Raises UsageError for what is no `PART=FOLDER`, ModelCorrupt for no config."""
+    found: dict[str, Path] = {}
+    for each in parts:
+        part, _, folder = each.partition("=")
+        if part not in PARTS or not folder:
+            near = difflib.get_close_matches(part, PARTS, n=1)
+            hint = f"did you mean --part {near[0]}=…?" if near and folder else f"the parts are {', '.join(PARTS)}"
+            raise UsageError(f"--part {each!r} is no PART=FOLDER", hint)
+        if part in found:
+            raise UsageError(f"--part says twice where the {part} comes from", "say it once")
+        found[part] = Path(folder).expanduser().absolute()
+    return found
+
+
+def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
     path = Path(source).expanduser()
-    if path.is_dir():
-        registry.read_facts(path)
-        return {"folder": str(path.absolute())}
-    if path.is_file():
-        families.detect(path)
-        return {"folder": str(path.absolute())}
+    said = {"parts": {part: str(folder) for part, folder in parts.items()}} if parts else {}
+    if path.exists():
+        whole = Source(path.absolute(), parts=tuple(parts.items()))
+        registry.read_facts(whole)
+        whole.index()
+        return {"folder": str(whole.path), **said}
     if not _REPO.fullmatch(source) or source.startswith(".") or source.endswith(".safetensors"):
         raise ModelNotFound(f"{source} does not exist", "give a folder, a .safetensors file, or OWNER/NAME on the hub")
-    return {"repo": source}
+    Source(Path(), parts=tuple(parts.items())).check()
+    return {"repo": source, **said}
 
 
 def _kept(table: Any) -> dict[str, Any]:
     """What stays of an entry that is replaced: all but where the model is."""
-    return {key: value for key, value in table.items() if key not in ("folder", "repo", "variant", "family")}
+    return {key: value for key, value in table.items() if key not in ("folder", "repo", "variant", "family", "parts")}
 
 
 def _parse(text: str) -> Any:

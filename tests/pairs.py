@@ -11,6 +11,7 @@ from torch import Tensor
 from sdcli import loading, pipeline
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Recipe
+from sdcli.source import Source
 
 SEED = 7
 DEFAULTS: dict[str, Any] = {
@@ -96,7 +97,7 @@ def with_scheduler_config(model: LatentDiffusionModel, config: dict[str, Any]) -
 
 def load(folder: Path) -> Pair:
     diffusers.utils.logging.set_verbosity_error()
-    model = loading.load(folder, name=folder.name, device=torch.device("cpu"), dtype=torch.float32)
+    model = loading.load(Source(folder), name=folder.name, device=torch.device("cpu"), dtype=torch.float32)
     if len(model.text_encoders) == 2:
         pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True, add_watermarker=False)
     else:

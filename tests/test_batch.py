@@ -111,9 +111,7 @@ def test_models_are_loaded_once_each_and_lines_come_by_model(batch, sd15, tmp_pa
     other = tiny.make_folder("sd15", tmp_path / "other", seed=1)
     loaded = []
     load = pipeline.load
-    monkeypatch.setattr(
-        pipeline, "load", lambda path, *rest, **named: loaded.append(path) or load(path, *rest, **named)
-    )
+    monkeypatch.setattr(pipeline, "load", lambda source, recipe: loaded.append(source.path) or load(source, recipe))
     models = [str(sd15), str(other)] * 2
     done = lines_of(batch([{"prompt": "a", "model": model, "seed": 1, "id": n} for n, model in enumerate(models)]))
     assert loaded == [sd15, other]

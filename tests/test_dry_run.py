@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 
 from sdcli import cli, digest, dry_run, outputs, registry, timings
 from sdcli.errors import InvalidRecipe, ModelCorrupt, OutputError, SdcliError
+from sdcli.source import Source
 from tests import tiny
 
 LIKELY = {"device": "cpu", "dtype": "float32"}
@@ -37,7 +38,7 @@ def test_a_plan_on_the_shell(capfd, sd15):
     assert (plan["status"], plan["error"], plan["seeds"]) == ("planned", None, [7, 8])
     assert plan["paths"] == ["out/a-fox-7.png", "out/a-fox-8.png"]
     assert plan["recipe"]["prompt"] == "a fox"
-    assert plan["model"]["digest"] == digest.model_digest(sd15)
+    assert plan["model"]["digest"] == digest.model_digest(Source(sd15))
     assert plan["seconds"] is None
     assert plan["warnings"] == ["negative_prompt has no effect: guidance is off"]
     assert err == "warning: negative_prompt has no effect: guidance is off\n"
@@ -51,7 +52,7 @@ def test_a_plan_on_the_shell(capfd, sd15):
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_files_and_weights_are_those_on_disk(family, tmp_path):
     folder = tiny.make_folder(family, tmp_path / "model")
-    parts = dry_run.find_parts(folder, registry.find(str(folder)))
+    parts = dry_run.find_parts(Source(folder))
     assert set(parts.files) == set(folder.rglob("*.safetensors"))
     counted = 0
     for file in parts.files:
@@ -66,7 +67,7 @@ def test_files_and_weights_are_those_on_disk(family, tmp_path):
 
 
 def test_the_decoder_s_memory_grows_with_the_area_and_the_batch(sd15):
-    parts = dry_run.find_parts(sd15, registry.find(str(sd15)))
+    parts = dry_run.find_parts(Source(sd15))
 
     def activations(**options) -> int:
         return dry_run.estimate_memory(parts, recipe(sd15, **options)[1], LIKELY)["activations"]
@@ -82,7 +83,7 @@ def test_tokens_are_transformers_own(sd15, prompt):
     _, of = recipe(sd15, prompt=prompt, prompt_weights="(" in prompt or "BREAK" in prompt)
     plain = prompt.replace("(", "").replace(":1.2)", "").replace("BREAK", "")
     theirs = CLIPTokenizer.from_pretrained(sd15 / "tokenizer")(plain, add_special_tokens=False)["input_ids"]
-    said = dry_run.count_tokens(sd15, of)
+    said = dry_run.count_tokens(Source(sd15), of)
     assert said["prompt"] == len(theirs)
     assert said["windows"] == (2 if len(theirs) > 75 or "BREAK" in prompt else 1)
 
@@ -136,7 +137,7 @@ def test_options_that_only_the_model_can_refuse_are_refused(sd15):
 
 def test_a_time_is_one_measured_here_or_none(sd15):
     entry, of = recipe(sd15, dtype="float32", device="cpu", threads=1)
-    model = digest.model_digest(sd15)
+    model = digest.model_digest(Source(sd15))
 
     def seconds(**options):
         return dry_run.plan(entry, [of.replace(**options)] * 3, None)["seconds"]

@@ -38,7 +38,9 @@ def test_loading_a_model_imports_and_says_nothing_needless(folder):
         "import sys, torch\n"
         "from pathlib import Path\n"
         "from sdcli import loading\n"
-        f"model = loading.load(Path({str(folder)!r}), name='x', device=torch.device('cpu'), dtype=torch.float32)\n"
+        "from sdcli.source import Source\n"
+        f"source = Source(Path({str(folder)!r}))\n"
+        "model = loading.load(source, name='x', device=torch.device('cpu'), dtype=torch.float32)\n"
         f"print(sorted(set({UNUSED!r}) & set(sys.modules)))\n"
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from sdcli import loading
 from sdcli.errors import ExitStatus, ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
+from sdcli.source import Source
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def folder(folders, tmp_path):
 
 
 def load(path, dtype=torch.float32, **options):
-    return loading.load(path, name="tiny", device=CPU, dtype=dtype, **options)
+    return loading.load(Source(path, **options), name="tiny", device=CPU, dtype=dtype)
 
 
 def modules(model):

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from sdcli import loading, pipeline
 from sdcli.recipe import Recipe
+from sdcli.source import Source
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -42,7 +43,7 @@ def watch():
 baseline = anonymous()
 watcher = threading.Thread(target=watch)
 watcher.start()
-model = loading.load(Path(sys.argv[1]), name="sd15", device=torch.device("cpu"), dtype=torch.bfloat16)
+model = loading.load(Source(Path(sys.argv[1])), name="sd15", device=torch.device("cpu"), dtype=torch.bfloat16)
 parts = (model.unet, model.vae, *(each.model for each in model.text_encoders))
 weights = sum(each.numel() * each.element_size() for part in parts for each in part.parameters())
 found = {"weights": weights, "load": (peak - baseline) / weights}
@@ -66,7 +67,7 @@ def folder(tmp_path_factory):
     index = json.loads((path / "model_index.json").read_text())
     generator = torch.Generator().manual_seed(0)
     for part, name in WEIGHTS.items():
-        shapes = loading.build(configs, part, index[part][1]).state_dict()
+        shapes = loading.build(configs / part, part, index[part][1]).state_dict()
         state = {key: torch.randn(each.shape, generator=generator).mul_(0.02).half() for key, each in shapes.items()}
         save_file(state, path / part / f"{name}.safetensors")
     (path / "tokenizer" / "merges.txt").write_bytes(families.CLIP_MERGES.read_bytes())

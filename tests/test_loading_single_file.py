@@ -12,6 +12,7 @@ from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError
 from sdcli.inputs import Inputs
 from sdcli.loading import weights
 from sdcli.recipe import Recipe
+from sdcli.source import Source
 from tests import original, tiny
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def pair(request, pairs):
 
 
 def load(path, **options):
-    return loading.load(path, name="tiny", device=CPU, dtype=torch.float32, **options)
+    return loading.load(Source(path, **options), name="tiny", device=CPU, dtype=torch.float32)
 
 
 def modules(model):
@@ -141,7 +142,7 @@ def real(request):
     folder = families.config_folder(request.param)
     index = json.loads((folder / "model_index.json").read_text())
     parts = [part for part in index if part.startswith(("unet", "vae", "text_encoder"))]
-    return request.param, {part: loading.build(folder, part, index[part][1]) for part in parts}
+    return request.param, {part: loading.build(folder / part, part, index[part][1]) for part in parts}
 
 
 def write_sparse(path, tensors):

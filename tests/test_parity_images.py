@@ -13,6 +13,7 @@ from sdcli import loading, pipeline, schedulers
 from sdcli.context import masked_image
 from sdcli.inputs import Inputs
 from sdcli.recipe import Recipe
+from sdcli.source import Source
 from tests import pairs, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning")  # of diffusers' own dpm++-sde
@@ -44,7 +45,7 @@ def inpainting(tmp_path_factory):
     def make(family: str) -> pairs.Pair:
         if family not in made:
             folder = tiny.make_folder(family, tmp_path_factory.mktemp("inpaint"), in_channels=9)
-            model = loading.load(folder, name="inpaint", device=torch.device("cpu"), dtype=torch.float32)
+            model = loading.load(Source(folder), name="inpaint", device=torch.device("cpu"), dtype=torch.float32)
             pipe = KINDS[family, "inpaint"].from_pretrained(folder, local_files_only=True)
             pipe.set_progress_bar_config(disable=True)
             made[family] = pairs.Pair(pipe, model)

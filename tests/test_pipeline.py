@@ -11,6 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from sdcli import images, pipeline, registry
 from sdcli.errors import InvalidPicture, InvalidRecipe, OutOfMemory
 from sdcli.recipe import Recipe
+from sdcli.source import Source
 
 
 def recipe_for(folder: Path | str, **options) -> Recipe:
@@ -54,7 +55,7 @@ def test_the_same_recipe_gives_the_same_bytes(sd15):
 
 def test_a_batch_holds_the_pictures_of_its_seeds(sd15):
     recipes = [pipeline.resolve_execution(recipe_for(sd15, seed=seed, batch_size=2)) for seed in (7, 8)]
-    model = pipeline.load(sd15, recipes[0])
+    model = pipeline.load(Source(sd15), recipes[0])
     together = pipeline.run(model, recipes)
     for result, recipe in zip(together, recipes, strict=True):
         alone = pipeline.run(model, [recipe])[0]
@@ -93,7 +94,7 @@ def test_a_device_that_is_not_here_is_refused(sd15):
 
 def test_nan_latents_are_no_picture(sd15):
     recipe = pipeline.resolve_execution(recipe_for(sd15))
-    model = pipeline.load(sd15, recipe)
+    model = pipeline.load(Source(sd15), recipe)
     with torch.no_grad():
         model.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(InvalidPicture):
@@ -102,7 +103,7 @@ def test_nan_latents_are_no_picture(sd15):
 
 def test_an_allocation_beyond_the_machine_is_out_of_memory(sd15):
     recipe = pipeline.resolve_execution(recipe_for(sd15))
-    model = pipeline.load(sd15, recipe)
+    model = pipeline.load(Source(sd15), recipe)
 
     def greedy(*args, **kwargs):
         return torch.empty(2**60)
@@ -114,7 +115,7 @@ def test_an_allocation_beyond_the_machine_is_out_of_memory(sd15):
 
 def test_other_runtime_errors_are_not_explained_away(sd15):
     recipe = pipeline.resolve_execution(recipe_for(sd15))
-    model = pipeline.load(sd15, recipe)
+    model = pipeline.load(Source(sd15), recipe)
 
     def broken(*args, **kwargs):
         raise RuntimeError("shapes do not fit")
@@ -145,7 +146,7 @@ def overflowing(model, threshold):
 
 def test_a_decode_that_overflows_is_done_again_in_float32_alone(sd15):
     recipes = [pipeline.resolve_execution(recipe_for(sd15, seed=seed, dtype="bfloat16")) for seed in (7, 8)]
-    model = pipeline.load(sd15, recipes[0])
+    model = pipeline.load(Source(sd15), recipes[0])
     plain = pipeline.run(model, recipes)
     latents = pipeline.sample(model, recipes)
     means = latents.mean((1, 2, 3))
@@ -162,7 +163,7 @@ def test_a_decode_that_overflows_is_done_again_in_float32_alone(sd15):
 
 def test_what_is_nan_in_float32_too_is_no_picture(sd15):
     recipe = pipeline.resolve_execution(recipe_for(sd15, dtype="bfloat16"))
-    model = pipeline.load(sd15, recipe)
+    model = pipeline.load(Source(sd15), recipe)
     model.vae.decode = lambda latents, return_dict: (torch.full((1, 3, 64, 64), float("nan")),)
     with pytest.raises(InvalidPicture):
         pipeline.run(model, [recipe])

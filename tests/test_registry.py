@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from sdcli import registry
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound
 from sdcli.recipe import keys
+from sdcli.source import Source
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_name_comes_before_a_folder_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "sd15").mkdir()
     monkeypatch.chdir(tmp_path)
     assert registry.find("sd15").repo == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert registry.locate(registry.find("./sd15")) == Path("sd15")
+    assert registry.locate(registry.find("./sd15")).path == Path("sd15")
 
 
 def test_an_unknown_name_gets_the_nearest(tmp_path, monkeypatch):
@@ -68,7 +69,7 @@ def test_a_repository_is_found_in_the_cache_or_said_to_be_absent(sd15, hub_cache
         registry.locate(entry)
     assert "sdcli models pull somebody/some-model" in caught.value.hint
     snapshot = put_into_cache(hub_cache, "somebody/some-model", sd15)
-    assert registry.locate(entry) == snapshot
+    assert registry.locate(entry).path == snapshot
 
 
 def test_options_come_before_entry_defaults_and_those_before_the_model_s_own(sd15):
@@ -98,11 +99,11 @@ def test_a_folder_without_its_configs_is_corrupt(sd15, tmp_path, file, text):
     else:
         (broken / file).write_text(text)
     with pytest.raises(ModelCorrupt):
-        registry.read_facts(broken)
+        registry.read_facts(Source(broken))
 
 
 def test_facts_are_the_configs_own(sd15):
-    facts = registry.read_facts(sd15)
+    facts = registry.read_facts(Source(sd15))
     assert facts.native_size == 8 * json.loads((sd15 / "unet" / "config.json").read_text())["sample_size"]
     assert facts.size_multiple == 8
     assert facts.scheduler_config["num_train_timesteps"] == 1000

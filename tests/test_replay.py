@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdcli import cli
 from sdcli.metadata import read
+from sdcli.source import Source
 from tests.test_foreign import A1111
 
 FAST = ["--steps", "2", "--dtype", "float32", "--threads", "1"]
@@ -110,7 +111,7 @@ def test_the_command_that_info_shows_makes_the_same_picture(capfd, fox, made):
 def test_the_digest_of_the_model_is_recorded(fox, sd15):
     from sdcli.digest import model_digest
 
-    assert read(fox).chunk["model_digest"] == model_digest(sd15)
+    assert read(fox).chunk["model_digest"] == model_digest(Source(sd15))
 
 
 def test_a_device_that_is_not_here_is_said(capfd, fox):

@@ -52,7 +52,7 @@ def _settings(given: str | None) -> dict[str, Setting]:
     model = user_config.general("model", given, user_config.DEFAULT_MODEL)
     entry = registry.find(str(model.value))
     try:
-        facts = registry.read_facts(registry.locate(entry), entry.family)
+        facts = registry.facts_of(entry)
     except ModelNotFound:
         facts = None
     found = registry.settings(entry, {}, facts)

@@ -14,6 +14,7 @@ from sdcli import config, display, registry, streams, user_models
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
 from sdcli.registry import ModelEntry
+from sdcli.source import PARTS
 
 models = typer.Typer(
     help="The models sdcli knows by name: list, get, check, name and remove them.", no_args_is_help=True
@@ -84,18 +85,20 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
         "present": registry.is_present(entry),
     }
     if described["present"]:
-        path = registry.locate(entry)
-        facts = registry.read_facts(path, entry.family)
+        source = registry.locate(entry)
+        facts = registry.read_facts(source)
         pin = _pin(entry)
         if pin is not None:
             described |= {"revision": pin.revision, "asked_revision": pin.asked, "bytes": pin.size}
         described |= {
-            "path": str(path),
+            "path": str(source.path),
             "native_size": facts.native_size,
             "size_multiple": facts.size_multiple,
             "in_channels": facts.in_channels,
             "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
         }
+    if entry.parts:
+        described["parts"] = dict(entry.parts)
     own = {key: each.value for key, each in entry.user_defaults.items()}
     return described | {"defaults": {**registry.DEFAULTS, **entry.defaults, **entry.needs, **own}}
 
@@ -128,7 +131,7 @@ def pull(
     except KeyboardInterrupt:
         streams.warn("stopped; the same command goes on where it was")
         raise
-    path = str(registry.locate(entry))
+    path = str(registry.locate(entry).path)
     if json:
         facts = {"name": entry.name, "repo": entry.repo, "revision": pin.revision, "path": path}
         typer.echo(jsonlib.dumps(facts | {"files": len(pin.files), "bytes": pin.size}, ensure_ascii=False))
@@ -168,16 +171,26 @@ def add(
     source: Annotated[
         str, typer.Argument(metavar="PATH|OWNER/NAME", help="A diffusers folder, a .safetensors file, or a repository.")
     ],
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part",
+            metavar="PART=FOLDER",
+            help=f"Take a part from another folder, in place of the model's own: {', '.join(PARTS)}. May be repeated.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a name of yours.", show_default=False)] = False,
     debug: Debug = False,
 ) -> None:
     """Give a model a name of your own, and print the file that keeps it, sdcli/models.toml in XDG_CONFIG_HOME.
 
-    That file is yours to edit too: description, license, variant, family, and a table of defaults.
+    That file is yours to edit too: description, license, variant, family, and tables of parts and defaults.
 
     sdcli models add ink ~/models/ink.safetensors && sdcli generate "arctic fox" -m ink
+
+    sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
     """
-    typer.echo(str(user_models.add(name, source, force=force)))
+    typer.echo(str(user_models.add(name, source, part or (), force=force)))
 
 
 @models.command("rm")

@@ -89,7 +89,7 @@ def _groups(jobs: Sequence[Planned], key: Callable[[Planned], Any]) -> list[list
 
 def _model_of(job: Planned) -> Any:
     execution = job.recipe.execution
-    return job.path, job.recipe.model, job.entry.variant, job.entry.family, execution.device, execution.dtype
+    return job.source, job.recipe.model, execution.device, execution.dtype
 
 
 def _chunks(group: Sequence[Planned]) -> Iterator[list[Planned]]:
@@ -110,7 +110,7 @@ def _make_group(run: _Run, group: Sequence[Planned]) -> None:
         from sdcli import pipeline  # torch and all that follows: seconds, under the bar
 
         resolved = pipeline.resolve_execution(first.recipe)
-        model = pipeline.load(first.path, resolved, variant=first.entry.variant, family=first.entry.family)
+        model = pipeline.load(first.source, resolved)
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
         for job in group:
             _fail(run, job, _words(run, error))
@@ -137,7 +137,7 @@ def _make(run: _Run, model: LatentDiffusionModel, chunk: Sequence[Planned]) -> N
         recipes = [job.recipe.replace(**resolved, batch_size=len(chunk)) for job in chunk]
         results = pipeline.run(model, recipes, on_step)
         made = [
-            (result, delivery.png_bytes(result, delivery.digest_of(job.path)))
+            (result, delivery.png_bytes(result, delivery.digest_of(job.source)))
             for job, result in zip(chunk, results, strict=True)
         ]
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'

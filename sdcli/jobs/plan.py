@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from sdcli import NUMERICS_VERSION, outputs, registry
@@ -21,6 +21,7 @@ from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_templa
 from sdcli.jobs.read import Fault, Job, explain
 from sdcli.recipe import MAX_SEED, Recipe
 from sdcli.registry import ModelEntry
+from sdcli.source import Source
 
 MAX_NAME_BYTES = 255
 RESERVED = ".sdcli-"
@@ -35,7 +36,7 @@ class Planned:
     id: str | int
     key: str
     entry: ModelEntry
-    path: Path
+    source: Source
     recipe: Recipe
     name: str | None = None
 
@@ -48,7 +49,7 @@ class _Seen:
     content: Counter[str] = field(default_factory=Counter)
     ids: dict[str, int] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
-    digests: dict[Path, str] = field(default_factory=dict)
+    digests: dict[Source, str] = field(default_factory=dict)
 
 
 def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any]) -> list[Planned | Fault]:
@@ -77,10 +78,10 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen) -> 
         entry = _entry(options["model"])
         recipe = registry.resolve_recipe(entry, options)
         name = None if job.output is None else _name(job.output, recipe, index, seen)
-        path = registry.locate(entry)
-        if path not in seen.digests:
-            seen.digests[path] = model_digest(path)
-        key = _identity(recipe, entry, seen.digests[path], job.output, seen)
+        source = registry.locate(entry)
+        if source not in seen.digests:
+            seen.digests[source] = model_digest(source)
+        key = _identity(recipe, entry, seen.digests[source], job.output, seen)
     except SdcliError as error:
         at = getattr(error, "field", None)
         return Fault(job.line, explain(error), job.columns.get(at) if at else None, at, job.id)
@@ -88,7 +89,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen) -> 
         seen.ids[str(job.id)] = job.line
     if name is not None:
         seen.names[name] = job.line
-    return Planned(job.line, key[:16] if job.id is None else job.id, key, entry, path, recipe, name)
+    return Planned(job.line, key[:16] if job.id is None else job.id, key, entry, source, recipe, name)
 
 
 def _seed_of(defaults: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,6 @@ import inspect
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from sdcli import families
-from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound
+from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.imports import lean_imports
 from sdcli.loading import single_file
 from sdcli.loading.weights import Stored, fill, read_headers
 from sdcli.model import LatentDiffusionModel, TextEncoder
+from sdcli.source import INDEX, Source
 from sdcli.tokenizer import read_tokenizer
 
 with lean_imports():
@@ -69,55 +69,54 @@ Find = Callable[[str, nn.Module], Mapping[str, Stored]]
 """From a component's name and its module, still empty, to the stored tensors by their names in that module."""
 
 
-def load(
-    path: Path,
-    *,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    variant: str | None = None,
-    family: str | None = None,
-    configs: Path | None = None,
-) -> LatentDiffusionModel:
-    """The model at `path`, a diffusers folder or ONE `.safetensors` file in the CompVis/SGM key layout.
+def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
+    """The model at `source`, in `dtype` on `device`.
 
-    `variant` ("fp16") is preferred where a folder has it. A single file is of `family`, or of the one that its
-    header tells (`families.detect`), and takes that family's configs, or those in the folder `configs`.
     With float16 a VAE whose config says `force_upcast` stays in float32.
 
     Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, broken or do not fit
     each other, and ModelError for a model of a kind that is not supported.
     """
-    if not path.exists():
-        raise ModelNotFound(f"{path} does not exist", "check the path")
-    if path.is_dir():
-        configs, find = path, partial(find_in_folder, path, variant)
-    else:
-        stored = read_headers([path])
-        configs = configs or families.config_folder(family or families.detect(path))
-        find = partial(find_in_file, path, stored, configs)
-    index = _read_index(configs)
-    vae_config = families.read_json(configs / "vae" / "config.json")
+    source.check()
+    find = finder(source)
+    index = read_index(source)
+    vae_config = families.read_json(source.folder("vae") / "config.json")
     vae_dtype = torch.float32 if dtype == torch.float16 and vae_config.get("force_upcast") else dtype
     text_encoders = [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
     model = LatentDiffusionModel(
         name=name,
-        text_encoders=tuple(_text_encoder(configs, index, find, each, device, dtype) for each in text_encoders),
-        unet=_component(configs, index, find, "unet", device, dtype),
-        vae=_component(configs, index, find, "vae", device, vae_dtype),
-        scheduler_config=families.read_json(configs / "scheduler" / "scheduler_config.json"),
+        text_encoders=tuple(_text_encoder(source, index, find, each, device, dtype) for each in text_encoders),
+        unet=_component(source, index, find, "unet", device, dtype),
+        vae=_component(source, index, find, "vae", device, vae_dtype),
+        scheduler_config=families.read_json(source.folder("scheduler") / "scheduler_config.json"),
         device=device,
         dtype=dtype,
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
     )
-    _check_fit(model, configs)
+    try:
+        _check_fit(model, source.base)
+    except ModelCorrupt as error:
+        raise source.explain(error) from None
     return model
 
 
-def _read_index(configs: Path) -> Mapping[str, Any]:
+def finder(source: Source) -> Find:
+    """What finds the tensors of a component, in the single file, the folder, or the part's own folder."""
+    stored = read_headers([source.path]) if source.is_file else {}
+
+    def find(part: str, module: nn.Module) -> Mapping[str, Stored]:
+        if source.is_file and not source.is_elsewhere(part):
+            return find_in_file(source.path, stored, source.base, part, module)
+        return find_in_folder(source.folder(part), source.variant, module)
+
+    return find
+
+
+def read_index(source: Source) -> Mapping[str, Any]:
     """model_index.json, which must name a pipeline and component classes that sdcli knows."""
-    file = configs / "model_index.json"
-    index = families.read_json(file)
+    configs = source.base
+    file = configs / INDEX
+    index = source.index()
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         raise ModelError(f"{configs} is a {pipeline}, which sdcli does not run", _SUPPORTED)
@@ -128,13 +127,14 @@ def _read_index(configs: Path) -> Mapping[str, Any]:
         if library_and_class[1] is None and part in ("unet", "vae", "text_encoder"):
             raise ModelCorrupt(f"{file} has no {part}", _GET_ANEW)
         if library_and_class[1] is not None and library_and_class[1] not in COMPONENTS[part]:
-            raise ModelError(f"{configs} has a {library_and_class[1]} as its {part}", _SUPPORTED)
+            where = source.folder(part) if source.is_elsewhere(part) else configs
+            raise ModelError(f"{where} has a {library_and_class[1]} as its {part}", _SUPPORTED)
     return index
 
 
-def build(configs: Path, part: str, class_name: str) -> Any:
-    """One component as its config describes it, on the meta device: names and shapes, and no weights."""
-    file = configs / part / "config.json"
+def build(folder: Path, part: str, class_name: str) -> Any:
+    """One component as the config in its `folder` says, on the meta device: names and shapes, and no weights."""
+    file = folder / "config.json"
     made, config = COMPONENTS[part][class_name], families.read_json(file)
     try:
         with torch.device("meta"):
@@ -147,10 +147,10 @@ def build(configs: Path, part: str, class_name: str) -> Any:
 
 
 def _component(
-    configs: Path, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
+    source: Source, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """One component, built empty and filled."""
-    module = build(configs, part, index[part][1])
+    module = build(source.folder(part), part, index[part][1])
     fill(module, find(part, module), device, dtype)
     for name, buffer in module.named_buffers():  # those that no file keeps
         if buffer.is_meta:
@@ -161,11 +161,11 @@ def _component(
 
 
 def _text_encoder(
-    configs: Path, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
+    source: Source, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
 ) -> TextEncoder:
-    model = _component(configs, index, find, part, device, dtype)
+    model = _component(source, index, find, part, device, dtype)
     tokenizer = read_tokenizer(
-        configs / part.replace("text_encoder", "tokenizer"),
+        source.folder(part.replace("text_encoder", "tokenizer")),
         window=model.config.max_position_embeddings,
         vocab_size=model.config.vocab_size,
     )
@@ -177,9 +177,9 @@ def _known(keys: Container[str], config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in keys}
 
 
-def find_in_folder(path: Path, variant: str | None, part: str, module: nn.Module) -> Mapping[str, Stored]:
-    """The tensors of a diffusers folder's component, under today's names or older ones."""
-    files = families.component_files(path / part, variant)
+def find_in_folder(folder: Path, variant: str | None, module: nn.Module) -> Mapping[str, Stored]:
+    """The tensors of a component with a folder of its own, under today's names or older ones."""
+    files = families.component_files(folder, variant)
     stored = {_todays_name(key): each for key, each in read_headers(files).items()}
     names = {name: _todays_name(name) for name in module.state_dict()}
     unknown = [each.key for key, each in stored.items() if key not in names.values() and not _NEEDLESS.search(key)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,11 @@ from sdcli.errors import OutOfMemory
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
 from sdcli.remote import Picture
+from sdcli.source import Source
 
 if TYPE_CHECKING:
     from sdcli.inputs import Inputs
     from sdcli.model import LatentDiffusionModel
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model's place on this machine, and how it is read."""
-
-    path: Path
-    variant: str | None = None
-    family: str | None = None
 
 
 Key = tuple[Source, str, str, str]
@@ -41,8 +33,14 @@ class _Kept:
 
 
 def source_of(entry: ModelEntry) -> Source:
-    """Where the model of `entry` is. Raises ModelNotFound where it is not on this machine."""
-    return Source(Path(os.path.abspath(locate(entry))), entry.variant, entry.family)  # noqa: PTH100  `..` is resolved
+    """Where the model of `entry` is, wherever this process stands. Raises ModelNotFound for an absent repository."""
+    source = locate(entry)
+    parts = tuple((part, _absolute(folder)) for part, folder in source.parts)
+    return replace(source, path=_absolute(source.path), parts=parts)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  Path.absolute() keeps `..`
 
 
 class Models:
@@ -97,7 +95,7 @@ class Models:
         resolved = self._resolve(recipes[0], processors)
         model = self._get(source, resolved)
         execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
-        digest = model_digest(source.path)
+        digest = model_digest(source)
         results = pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step, given=given)
         return tuple(
             Picture(
@@ -122,13 +120,13 @@ class Models:
         from sdcli import pipeline
 
         key = source, resolved.model, resolved.execution.device, resolved.execution.dtype
-        stamp = _stamp(source.path)
+        stamp = _stamp(source)
         found = self._kept.pop(key, None)
         if found is None or found.stamp != stamp:
             found = None  # gone before the new one comes
             while len(self._kept) >= self.keep:
                 del self._kept[next(iter(self._kept))]
-            model = pipeline.load(source.path, resolved, variant=source.variant, family=source.family)
+            model = pipeline.load(source, resolved)
             found = _Kept(model, stamp)
         self._kept[key] = found
         return found.model
@@ -142,10 +140,7 @@ class Models:
             torch.cuda.empty_cache()
 
 
-def _stamp(path: Path) -> tuple[Any, ...]:
+def _stamp(source: Source) -> tuple[Any, ...]:
     """What changes when a model's files do: their names, sizes and times."""
-    files = (
-        [path] if path.is_file() else sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    )
-    stats = [(file, file.stat()) for file in files if file.exists()]
-    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    stats = [(name, file.stat()) for name, file in source.files().items() if file.exists()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

@@ -18,7 +18,8 @@ from sdcli import __version__, remote
 from sdcli.errors import SdcliError, ServerBusy, ServerUnavailable, UsageError
 from sdcli.recipe import Recipe
 from sdcli.serving.line import Job, Line
-from sdcli.serving.models import Models, Source
+from sdcli.serving.models import Models
+from sdcli.source import Source
 
 _HEADERS = {remote.VERSION_HEADER: __version__}
 
@@ -29,6 +30,7 @@ class Asked(BaseModel):
     path: Path
     variant: str | None = None
     family: str | None = None
+    parts: dict[str, Path] = Field(default_factory=dict)
     recipes: list[dict[str, Any]] = Field(min_length=1)
     processors: int | None = Field(None, ge=1)
     under_way: bool = False
@@ -41,7 +43,7 @@ def make_app(line: Line, models: Models, *, debug: bool = False) -> FastAPI:
     @app.post(remote.PATH, dependencies=[Depends(_check_version)])
     async def pictures(asked: Asked) -> Response:
         recipes = [Recipe.from_dict(flat) for flat in asked.recipes]
-        source = Source(asked.path, asked.variant, asked.family)
+        source = Source(asked.path, asked.variant, asked.family, tuple(sorted(asked.parts.items())))
         work = partial(models.make, source, recipes, processors=asked.processors)
         job = line.join(work, under_way=asked.under_way)
         return StreamingResponse(_lines(line, job, debug), headers=_HEADERS, media_type="application/x-ndjson")

@@ -19,8 +19,9 @@ from sdcli.errors import ExitStatus
 from sdcli.recipe import Recipe
 from sdcli.serving import native, openai, sockets
 from sdcli.serving.line import Line
-from sdcli.serving.models import Models, Source, source_of
+from sdcli.serving.models import Models, source_of
 from sdcli.serving.sockets import Listener
+from sdcli.source import Source
 
 _SECONDS_TO_READ = 5.0
 """What a client has for taking its answer once no more pictures are made."""

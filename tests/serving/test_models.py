@@ -9,6 +9,7 @@ from sdcli import delivery, pipeline, registry
 from sdcli.digest import model_digest
 from sdcli.errors import ModelCorrupt, OutOfMemory
 from sdcli.serving.models import Models, source_of
+from sdcli.source import Source
 from tests import tiny
 
 
@@ -25,9 +26,9 @@ def loads(monkeypatch):
     paths = []
     load = pipeline.load
 
-    def counted(path, recipe, **options):
-        paths.append((path.name, recipe.execution.dtype))
-        return load(path, recipe, **options)
+    def counted(source, recipe):
+        paths.append((source.path.name, recipe.execution.dtype))
+        return load(source, recipe)
 
     monkeypatch.setattr(pipeline, "load", counted)
     return paths
@@ -44,8 +45,8 @@ def test_a_picture_is_what_the_pipeline_makes(sd15):
     steps = []
     (picture,) = Models(1).make(source, recipes, steps.append)
     resolved = pipeline.resolve_execution(recipes[0])
-    (result,) = pipeline.run(pipeline.load(sd15, resolved), [resolved])
-    assert picture.png == delivery.png_bytes(result, model_digest(sd15))
+    (result,) = pipeline.run(pipeline.load(Source(sd15), resolved), [resolved])
+    assert picture.png == delivery.png_bytes(result, model_digest(Source(sd15)))
     assert picture.recipe == resolved
     assert picture.image.tobytes() == result.image.tobytes()
     assert [(step.index, step.total) for step in steps] == [(1, 2), (2, 2)]
