@@ -186,8 +186,10 @@ def test_an_inpainting_file_is_taken_to_inpaint_and_for_nothing_else(family, tmp
     """Without a name that says so: what it takes is read from its configs."""
     folder = families.config_folder(family)
     index = json.loads((folder / "model_index.json").read_text())
-    parts = {part: loading.build(folder, part, index[part][1]) for part in index if part.startswith(("unet", "text"))}
-    parts["vae"] = loading.build(folder, "vae", "AutoencoderKL")
+    parts = {
+        part: loading.build(folder / part, part, index[part][1]) for part in index if part.startswith(("unet", "text"))
+    }
+    parts["vae"] = loading.build(folder / "vae", "vae", "AutoencoderKL")
     state = {part: module.state_dict() for part, module in parts.items()}
     write_sparse(tmp_path / "model.safetensors", original.to_original(state, REAL_LAYOUTS[family]))
     Image.new("RGB", (512, 512), "gold").save(tmp_path / "photo.png")
