@@ -1,11 +1,13 @@
-"""A judge of pictures: a small convolutional network that names subject, colour and place.
+"""A judge of pictures, apart from what it judges: a small network that names subjects, colour, place and sides, and one
+that reads a segmentation map back.
 
-It is trained on renderings of the world and on nothing else, so what it says of a generated picture is independent of
-the model that made it. Its own accuracy on unseen renderings is part of every report.
+Both are trained on renderings of the world and on nothing else, so what they say of a generated picture is independent
+of the model that made it. Their own accuracy on unseen renderings is part of every report.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,84 +18,204 @@ from torch.nn import functional as F
 from sdcli.training import checkpoint
 from sdcli.training.autoencoder import to_tensor
 from sdcli.training.optimizers import MatrixOptimizer, learning_rate
-from sdcli.training.places import PLACES
-from sdcli.training.sprites import SUBJECTS
-from sdcli.training.world import COLOURS, Sprites, combinations, compose, render
+from sdcli.training.places import BACKGROUNDS, CLASS_NAMES
+from sdcli.training.world import KIT, Rendering, Scene, Sprites, Vocabulary, render, scenes
 
-QUESTIONS = (tuple(subject.name for subject in SUBJECTS), COLOURS, tuple(PLACES))
-SIDE = 64  # the judge looks at pictures of this size
+SIDE = 96  # the judge looks at pictures of this size
+MAP_SIDE = 64  # and the segmenter at pictures, and gives maps, of this one
+UNASKED = -100  # cross_entropy's mark for what a scene does not answer
+QUESTIONS = ("subject", "colour", "place", "left", "right")
 
-Triple = tuple[str, str, str]
+
+@dataclass(frozen=True)
+class Answers:
+    """What there is to say of a picture; None where the question makes no sense.
+
+    Of one subject: `subject` and `colour`. Of two side by side: `left` and `right`. Of all: `place`.
+    """
+
+    subject: str | None = None
+    colour: str | None = None
+    place: str | None = None
+    left: str | None = None
+    right: str | None = None
+
+
+def answers_of(scene: Scene) -> Answers:
+    """The right answers for a scene."""
+    count = len(scene.placements)
+    if count == 1:
+        (only,) = scene.placements
+        return Answers(subject=only.subject, colour=only.colour, place=scene.place)
+    if count == 2:
+        left, right = (placement.subject for placement in scene.placements)
+        return Answers(place=scene.place, left=left, right=right)
+    return Answers(place=scene.place)
+
+
+def choices(vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
+    """The answers to choose from, for each question."""
+    places = (*vocabulary.places, *BACKGROUNDS)
+    subjects = vocabulary.subjects
+    return dict(zip(QUESTIONS, (subjects, vocabulary.colours, places, subjects, subjects), strict=True))
 
 
 class Judge(nn.Module):
-    """(n, 3, 64, 64) in -1 … 1 to one row of logits for each question: subject, colour, place."""
+    """(n, 3, 96, 96) in -1 … 1 to logits for each of QUESTIONS."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary = KIT) -> None:
         super().__init__()
+        self.choices = choices(vocabulary)
         widths = (3, 32, 64, 128, 192)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.features = nn.Sequential(*layers, nn.Flatten())
-        self.heads = nn.ModuleList(nn.Linear(192 * (SIDE // 16) ** 2, len(answers)) for answers in QUESTIONS)
+        inputs = widths[-1] * (SIDE // 16) ** 2
+        self.heads = nn.ModuleDict({name: nn.Linear(inputs, len(answers)) for name, answers in self.choices.items()})
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits for each question."""
         features = self.features(images)
-        return [head(features) for head in self.heads]
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def targets(self, answers: Sequence[Answers]) -> dict[str, Tensor]:
+        """The numbers of the right answers, UNASKED where there is none; a tensor a question."""
+        return {
+            name: torch.tensor(
+                [UNASKED if getattr(a, name) is None else known.index(getattr(a, name)) for a in answers]
+            )
+            for name, known in self.choices.items()
+        }
 
 
-def shrink(images: Tensor) -> Tensor:
-    """(n, 3, h, w) to the judge's size, by averaging."""
-    return F.adaptive_avg_pool2d(images, SIDE)
+class Segmenter(nn.Module):
+    """(n, 3, 64, 64) in -1 … 1 to logits (n, classes, 64, 64): four scales down, and up again with short cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (24, 48, 96, 128)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU())
+            for before, after in itertools.pairwise((3, *widths))
+        )
+        self.up = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(below + beside, beside, 3, padding=1), nn.GroupNorm(8, beside), nn.SiLU())
+            for beside, below in reversed(list(itertools.pairwise(widths)))
+        )
+        self.head = nn.Conv2d(widths[0], len(CLASS_NAMES), 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits for each pixel."""
+        kept, features = [], images
+        for index, layer in enumerate(self.down):
+            features = layer(features if index == 0 else F.max_pool2d(features, 2))
+            kept.append(features)
+        kept.pop()
+        for layer in self.up:
+            features = layer(torch.cat([F.interpolate(features, scale_factor=2.0), kept.pop()], dim=1))
+        logits: Tensor = self.head(features)
+        return logits
 
 
-def renderings(sprites: Sprites, triples: Sequence[Triple], rng: np.random.Generator) -> Tensor:
-    """One rendering of each triple, at the judge's size."""
-    return shrink(to_tensor([render(compose(triple, rng), sprites).image for triple in triples]))
+def shrink(images: Tensor, side: int = SIDE) -> Tensor:
+    """(n, 3, h, w) to (n, 3, side, side), by averaging."""
+    return F.adaptive_avg_pool2d(images, side)
 
 
-def targets(triples: Sequence[Triple]) -> list[Tensor]:
-    """The right answers as class numbers, a tensor a question."""
-    columns = zip(*triples, strict=True)
-    return [torch.tensor([q.index(a) for a in column]) for q, column in zip(QUESTIONS, columns, strict=True)]
+def shrink_maps(maps: np.ndarray, side: int = MAP_SIDE) -> Tensor:
+    """Class numbers (n, h, w) to (n, side, side), each that of a pixel in the middle of its cell."""
+    step = maps.shape[1] // side
+    return torch.from_numpy(np.ascontiguousarray(maps[:, step // 2 :: step, step // 2 :: step])).long()
 
 
-def train_judge(sprites: Sprites, seed: int, steps: int, batch: int = 32) -> Judge:
-    """A judge trained on renderings of all combinations, blurred and noised a little so that it looks at shapes."""
+def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """The pictures, half the time blurred and always noised a little, so that shapes count and not edges."""
+    if rng.uniform() < 0.5:
+        images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return images + 0.1 * rng.uniform() * torch.randn_like(images)
+
+
+def to_images(renderings: Sequence[Rendering]) -> Tensor:
+    """Their pictures, (n, 3, 256, 256) in -1 … 1."""
+    return to_tensor([rendering.image for rendering in renderings])
+
+
+def train(vocabulary: Vocabulary, sprites: Sprites, seed: int, steps: int, batch: int) -> tuple[Judge, Segmenter]:
+    """Judge and segmenter, trained on the same endless renderings; no combination is held out from them."""
     torch.manual_seed(seed)
-    judge = Judge()
-    optimizer = MatrixOptimizer([judge], 2e-3, weight_decay=0.01)
+    judge, segmenter = Judge(vocabulary), Segmenter()
+    optimizer = MatrixOptimizer([judge, segmenter], 2e-3, weight_decay=0.01)
     rng = np.random.default_rng(seed)
-    everything = combinations(held_out=False) + combinations(held_out=True)
+    source = scenes(seed, vocabulary, held_out=True)
     for step in range(steps):
-        triples = [everything[index] for index in rng.integers(len(everything), size=batch)]
-        images = renderings(sprites, triples, rng)
-        if step % 2:
-            images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        images = images + 0.1 * rng.uniform() * torch.randn_like(images)
-        answers = judge(images)
-        torch.stack([F.cross_entropy(a, t) for a, t in zip(answers, targets(triples), strict=True)]).sum().backward()
+        drawn = list(itertools.islice(source, batch))
+        renderings = [render(scene, sprites) for scene in drawn]
+        images = to_images(renderings)
+        answers = judge(disturb(shrink(images), rng))
+        targets = judge.targets([answers_of(scene) for scene in drawn])
+        losses = [
+            F.cross_entropy(answers[name], target)
+            for name, target in targets.items()
+            if (target != UNASKED).any()  # the mean of nothing is not a number
+        ]
+        part = slice(0, batch // 4)  # a map answers for many pixels: fewer pictures do
+        maps = shrink_maps(np.stack([rendering.segmentation for rendering in renderings[part]]))
+        losses.append(F.cross_entropy(segmenter(disturb(shrink(images[part], MAP_SIDE), rng)), maps))
+        torch.stack(losses).sum().backward()
         optimizer.step(learning_rate(step, 2e-3, steps, 20, steps // 2))
-    return judge.eval()
+    return judge.eval(), segmenter.eval()
 
 
 @torch.no_grad()
-def accuracy(judge: Judge, images: Tensor, triples: Sequence[Triple]) -> dict[str, float]:
-    """The share of pictures (n, 3, h, w) whose subject, colour, place, and all three, are as they should be."""
-    right = [answer.argmax(1) == target for answer, target in zip(judge(shrink(images)), targets(triples), strict=True)]
-    names = ("subject", "colour", "place", "all")
-    shares = [*right, right[0] & right[1] & right[2]]
-    return {name: round(share.float().mean().item(), 4) for name, share in zip(names, shares, strict=True)}
+def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[str, float]:
+    """The share of pictures (n, 3, h, w) whose answer is right, for each question that is asked of any.
+
+    `all` is the share of subject, colour and place right at once; `order` that of left and right.
+    """
+    targets = judge.targets(answers)
+    guesses = {name: logits.argmax(1) for name, logits in judge(shrink(images)).items()}
+    right = {name: guesses[name] == targets[name] for name in QUESTIONS}
+    for name, parts in (("all", QUESTIONS[:3]), ("order", QUESTIONS[3:])):
+        right[name] = torch.stack([right[part] for part in parts]).all(0)
+        targets[name] = torch.stack([targets[part] for part in parts]).amin(0)
+    shares = {}
+    for name, each in right.items():
+        asked = targets[name] != UNASKED
+        if asked.any():
+            shares[name] = round(each[asked].float().mean().item(), 4)
+    return shares
 
 
-def load_or_train(file: Path, sprites: Sprites, seed: int, steps: int) -> Judge:
-    """The judge in a file; if there is none it is trained and kept there."""
-    if file.exists():
-        judge = Judge()
-        judge.load_state_dict(checkpoint.load(file)["judge"])
-        return judge.eval()
-    judge = train_judge(sprites, seed, steps)
-    checkpoint.save(file, {"judge": judge.state_dict()})
-    return judge
+@torch.no_grad()
+def read_maps(segmenter: Segmenter, images: Tensor) -> Tensor:
+    """The class of each pixel of pictures (n, 3, h, w), (n, 64, 64)."""
+    found = [segmenter(shrink(chunk, MAP_SIDE)).argmax(1) for chunk in images.split(16)]
+    return torch.cat(found)
+
+
+def mean_iou(found: Tensor, given: Tensor) -> tuple[float, dict[str, float]]:
+    """Mean over classes of intersection over union of two sets of maps, and each class' own; absent classes are not
+    counted.
+    """
+    table: dict[str, float] = {}
+    for number, name in enumerate(CLASS_NAMES):
+        ours, theirs = found == number, given == number
+        union = (ours | theirs).sum().item()
+        if theirs.any():
+            table[name] = round((ours & theirs).sum().item() / union, 4)
+    return round(sum(table.values()) / len(table), 4), table
+
+
+def load_or_train(
+    file: Path, sprites: Sprites, vocabulary: Vocabulary = KIT, *, seed: int = 1, steps: int = 1400, batch: int = 48
+) -> tuple[Judge, Segmenter]:
+    """Judge and segmenter in a file; if there is none they are trained and kept there."""
+    if not file.exists():
+        judge, segmenter = train(vocabulary, sprites, seed, steps, batch)
+        checkpoint.save(file, {"judge": judge.state_dict(), "segmenter": segmenter.state_dict()})
+        return judge, segmenter
+    judge, segmenter, state = Judge(vocabulary), Segmenter(), checkpoint.load(file)
+    judge.load_state_dict(state["judge"])
+    segmenter.load_state_dict(state["segmenter"])
+    return judge.eval(), segmenter.eval()
