@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from sdcli.training.places import BACKGROUNDS, CLASS_NAMES, PLACES, TIMED_PLACES, TIMES, paint
-from sdcli.training.sprites import BY_NAME, SUBJECTS, TINTS
+from sdcli.training.sprites import BY_NAME, SUBJECTS, TINTS, tinted_sprites
 
 SIZE = 256  # pixels, both ways
 HELD_OUT = Path(__file__).with_name("held_out.txt")
@@ -50,6 +50,11 @@ class Vocabulary:
 KIT = Vocabulary(tuple(s.name for s in SUBJECTS[:24]), tuple(TINTS)[:7], tuple(PLACES)[:10])
 WHOLE = Vocabulary(tuple(s.name for s in SUBJECTS), tuple(TINTS), tuple(PLACES))
 VOCABULARIES: Mapping[str, Vocabulary] = {"kit": KIT, "whole": WHOLE}
+
+
+def sprites_of(source: Path, vocabulary: Vocabulary = KIT) -> Sprites:
+    """The sprites a vocabulary needs, of an emoji font or a folder; raises what `load_sprites` raises."""
+    return tinted_sprites(source, [BY_NAME[name] for name in vocabulary.subjects])
 
 
 @dataclass(frozen=True)

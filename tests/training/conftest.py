@@ -1,14 +1,13 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from sdcli.training.sprites import tinted_sprites
+from sdcli.training.world import Sprites, sprites_of
 
 SPRITES = Path(__file__).parent / "sprites"
 
 
 @pytest.fixture(scope="session")
-def sprites() -> dict[tuple[str, str], Image.Image]:
-    """Every subject in every tint, from small renderings: no font is needed."""
-    return tinted_sprites(SPRITES)
+def sprites() -> Sprites:
+    """Every subject of kit in every tint, from small renderings: no font is needed."""
+    return sprites_of(SPRITES)

@@ -5,16 +5,30 @@ import pytest
 from PIL import Image
 
 from sdcli.errors import ExitStatus, InputError
-from sdcli.training.sprites import SUBJECTS, TINTS, load_sprites, matte, tint
+from sdcli.training.places import CLASSES
+from sdcli.training.sprites import BY_NAME, SUBJECTS, TINTS, load_sprites, matte, tint
+from sdcli.training.world import KIT
+
+
+KIT_SUBJECTS = [BY_NAME[name] for name in KIT.subjects]
 
 
 def test_there_is_a_sprite_for_every_subject_in_every_tint(sprites):
-    assert set(sprites) == {(subject.name, colour) for subject in SUBJECTS for colour in TINTS}
+    assert set(sprites) == {(subject.name, colour) for subject in KIT_SUBJECTS for colour in TINTS}
+    assert len(sprites) == len(set(sprites))
+
+
+def test_the_whole_world_is_large_and_its_names_are_distinct():
+    words = [word for subject in SUBJECTS for word in (subject.name, *subject.synonyms)]
+    assert len(words) == len(set(words))
+    assert len({subject.glyph for subject in SUBJECTS}) == len(SUBJECTS) >= 80
+    assert {subject.own for subject in SUBJECTS} <= {"", *TINTS}
+    assert {subject.kind for subject in SUBJECTS} <= set(CLASSES)
 
 
 @pytest.mark.parametrize("colour", TINTS)
 def test_a_tint_leaves_the_shape_alone(sprites, colour):
-    for subject in SUBJECTS:
+    for subject in KIT_SUBJECTS:
         natural, tinted = sprites[subject.name, "natural"], sprites[subject.name, colour]
         assert np.array_equal(np.asarray(natural.getchannel("A")), np.asarray(tinted.getchannel("A")))
 
@@ -31,7 +45,7 @@ def test_a_white_tint_is_lighter_and_a_blue_one_bluer(sprites):
         pixels = np.asarray(sprites[name, colour]).astype(float)
         return pixels[pixels[..., 3] > 200][:, :3].mean(0)
 
-    for subject in SUBJECTS:
+    for subject in KIT_SUBJECTS:
         assert mean(subject.name, "white").min() > 120
         red, _, blue = mean(subject.name, "blue")
         assert blue > red + 40
