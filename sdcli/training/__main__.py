@@ -31,10 +31,10 @@ def autoencoder(arguments: argparse.Namespace) -> None:
     """Train the autoencoder."""
     from sdcli.training.autoencoder import AutoencoderRun, AutoencoderTraining
     from sdcli.training.checkpoint import append_log, train
-    from sdcli.training.sprites import tinted_sprites
+    from sdcli.training.world import sprites_of
 
     settings = settings_from(AutoencoderTraining, arguments)
-    run = AutoencoderRun(tinted_sprites(arguments.sprites), settings)
+    run = AutoencoderRun(sprites_of(arguments.sprites), settings)
     run.restore(arguments.out)
     for entry in train(run, arguments.out):
         append_log(arguments.out / "autoencoder.jsonl", entry)
@@ -72,10 +72,10 @@ def trained_tokenizer(folder: Path) -> Any:
 def run_in(arguments: argparse.Namespace, settings: Any) -> Any:
     """The text-to-image run in the folder of checkpoints, as far as it has come."""
     from sdcli.training import parallel
-    from sdcli.training.sprites import tinted_sprites
     from sdcli.training.text_to_image import Latents, TextToImageRun
+    from sdcli.training.world import sprites_of
 
-    sprites = tinted_sprites(arguments.sprites)
+    sprites = sprites_of(arguments.sprites)
     vae = trained_autoencoder(arguments.out, sprites)
     tokenizer = trained_tokenizer(arguments.out / "tokenizer")
     world_seed = settings.seed + 1000 * parallel.place()[0]
@@ -119,19 +119,15 @@ def export(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Judge the pictures of a diffusers folder: accuracy on combinations seen and held out, at fixed seeds."""
-    import torch
-
     from sdcli.training import judge as judging
-    from sdcli.training.measure import judge_itself, measure_folder
-    from sdcli.training.sampling import Sampling
-    from sdcli.training.sprites import tinted_sprites
+    from sdcli.training.measure import drawer, judge_itself, measure_text
+    from sdcli.training.world import sprites_of
 
-    sprites = tinted_sprites(arguments.sprites)
-    judge = judging.load_or_train(arguments.out / "judge.pt", sprites, seed=1, steps=arguments.judge_steps)
-    print(json.dumps({"judge_on_unseen_renderings": judge_itself(judge, sprites)}), flush=True)
-    torch.manual_seed(0)
-    entry = measure_folder(arguments.model, judge, settings_from(Sampling, arguments), arguments.count)
-    print(json.dumps(entry), flush=True)
+    sprites = sprites_of(arguments.sprites)
+    judge, segmenter = judging.load_or_train(arguments.out / "judge.pt", sprites)
+    print(json.dumps({"judge_on_unseen_renderings": judge_itself(judge, segmenter, sprites)}), flush=True)
+    draw = drawer(str(arguments.model), {})
+    print(json.dumps(measure_text(draw, judge, seen=arguments.count, held_out=arguments.count)), flush=True)
 
 
 def settings_from(kind: type[Any], arguments: argparse.Namespace) -> Any:
@@ -149,7 +145,6 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     from sdcli.training.autoencoder import AutoencoderTraining
-    from sdcli.training.sampling import Sampling
     from sdcli.training.sprites import DEFAULT_FONT
     from sdcli.training.text_to_image import TextToImageTraining
 
@@ -177,8 +172,6 @@ def parser() -> argparse.ArgumentParser:
     sub = command(measure, "measure")
     sub.add_argument("--model", type=Path, required=True, help="a diffusers folder")
     sub.add_argument("--count", type=int, default=92, help="pictures of each kind; %(default)s")
-    sub.add_argument("--judge-steps", type=int, default=1200, help="%(default)s")
-    add_settings(sub, Sampling)
     return top
 
 

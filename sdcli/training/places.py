@@ -55,9 +55,7 @@ class Canvas:
         ImageDraw.Draw(self.image).rectangle(box, fill=fill)
         ImageDraw.Draw(self.map).rectangle(box, fill=CLASS_NAMES.index(kind))
 
-    def hill(
-        self, rng: np.random.Generator, top: float, height: float, waves: float, fill: Colour, kind: str
-    ) -> None:
+    def hill(self, rng: np.random.Generator, top: float, height: float, waves: float, fill: Colour, kind: str) -> None:
         """Fill below a sine line around `top` with a random phase."""
         x = np.linspace(0, 1, 48)
         y = top - height * np.sin(2 * np.pi * (waves * x + rng.uniform()))

@@ -178,14 +178,13 @@ def draw_scene(rng: np.random.Generator, vocabulary: Vocabulary) -> Scene:
         time = TIMES[rng.integers(1, len(TIMES))]
     first = draw_subject(rng, vocabulary, place)
     kind = rng.uniform()
-    for share, make in (
-        (vocabulary.pairs, lambda: [first, another(rng, vocabulary, place, [first])]),
-        (vocabulary.counts, lambda: [first] * int(rng.integers(2, 4))),
-        (vocabulary.threes, lambda: several(rng, vocabulary, place, first)),
-    ):
-        if kind < share:
-            return compose_row(make(), place, rng, time)
-        kind -= share
+    if kind < vocabulary.pairs:
+        return compose_row([first, another(rng, vocabulary, place, [first])], place, rng, time)
+    if kind < vocabulary.pairs + vocabulary.counts:
+        return compose_row([first] * int(rng.integers(2, 4)), place, rng, time)
+    if kind < vocabulary.pairs + vocabulary.counts + vocabulary.threes:
+        second = another(rng, vocabulary, place, [first])
+        return compose_row([first, second, another(rng, vocabulary, place, [first, second])], place, rng, time)
     size = ("big", "small")[rng.integers(2)] if rng.uniform() < vocabulary.sized else ""
     return compose((*first, place), rng, size, time)
 
@@ -198,14 +197,6 @@ def another(
         drawn = draw_subject(rng, vocabulary, place)
         if drawn[0] not in [subject for subject, _ in others]:
             return drawn
-
-
-def several(
-    rng: np.random.Generator, vocabulary: Vocabulary, place: str, first: tuple[str, str]
-) -> list[tuple[str, str]]:
-    """Three different subjects."""
-    second = another(rng, vocabulary, place, [first])
-    return [first, second, another(rng, vocabulary, place, [first, second])]
 
 
 def scenes(seed: int, vocabulary: Vocabulary = KIT, *, held_out: bool = False) -> Iterator[Scene]:

@@ -1,59 +1,100 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sdcli.training.judge import QUESTIONS, Judge, accuracy, load_or_train, renderings, train_judge
-from sdcli.training.measure import prompt_of, spread
+from sdcli.training.judge import (
+    UNASKED,
+    Answers,
+    Judge,
+    accuracy,
+    answers_of,
+    load_or_train,
+    mean_iou,
+    read_maps,
+    shrink_maps,
+    to_images,
+)
+from sdcli.training.places import CLASS_NAMES
+from sdcli.training.world import KIT, compose, compose_row, render, scenes
 
 
-class Oracle(nn.Module):
-    """Answers what it was told, whatever it is shown."""
+class Oracle(Judge):
+    """Answers what it was told, whatever it is shown, and the first choice where it was told nothing."""
 
-    def __init__(self, triples):
+    def __init__(self, told):
         super().__init__()
-        columns = zip(*triples, strict=True)
-        self.answers = [
-            torch.stack([torch.eye(len(q))[q.index(a)] for a in column])
-            for q, column in zip(QUESTIONS, columns, strict=True)
-        ]
+        self.told = self.targets(told)
 
     def forward(self, images):
-        return self.answers
+        return {name: torch.eye(len(self.choices[name]))[told.clamp(min=0)] for name, told in self.told.items()}
+
+
+def single(subject, colour, place):
+    return Answers(subject=subject, colour=colour, place=place)
+
+
+def pair(left, right):
+    return Answers(place="snow", left=left, right=right)
 
 
 def test_accuracy_counts_each_question_and_all_together():
-    answered = [("fox", "red", "snow"), ("fox", "blue", "snow"), ("cat", "red", "night"), ("owl", "red", "beach")]
-    asked = [("fox", "red", "snow"), ("fox", "red", "snow"), ("cat", "red", "snow"), ("cat", "blue", "night")]
-    shares = accuracy(Oracle(answered), torch.zeros(4, 3, 64, 64), asked)
-    assert shares == {"subject": 0.75, "colour": 0.5, "place": 0.5, "all": 0.25}
+    told = [single("fox", "red", "snow"), single("fox", "blue", "snow"), single("cat", "red", "night")]
+    asked = [single("fox", "red", "snow"), single("fox", "red", "snow"), single("cat", "red", "snow")]
+    shares = accuracy(Oracle(told), torch.zeros(3, 3, 64, 64), asked)
+    assert shares == {"subject": 1.0, "colour": 0.6667, "place": 0.6667, "all": 0.3333}
 
 
-def test_the_judge_learns_and_is_kept(sprites, tmp_path):
-    judge = load_or_train(tmp_path / "judge.pt", sprites, seed=1, steps=12)
-    triples = [("fox", "natural", place) for place in QUESTIONS[2]] * 4
-    images = renderings(sprites, triples, np.random.default_rng(9))
-    again = load_or_train(tmp_path / "judge.pt", sprites, seed=2, steps=0)
-    for one, other in zip(judge(images), again(images), strict=True):
-        assert torch.equal(one, other)
-    assert accuracy(judge, images, triples)["place"] > 0.6
+def test_an_order_is_right_when_both_sides_are():
+    told = [pair("fox", "cat"), pair("cat", "fox"), pair("fox", "owl"), single("fox", "red", "snow")]
+    asked = [pair("fox", "cat"), pair("fox", "cat"), pair("fox", "cat"), single("fox", "red", "snow")]
+    shares = accuracy(Oracle(told), torch.zeros(4, 3, 64, 64), asked)
+    assert shares["order"] == pytest.approx(1 / 3, abs=1e-4)
+    assert shares["left"] == pytest.approx(2 / 3, abs=1e-4)
+    assert shares["all"] == 1.0
 
 
-def test_an_untrained_judge_knows_nothing(sprites):
-    judge = train_judge(sprites, seed=1, steps=0)
-    assert isinstance(judge, Judge)
-    triples = [("fox", "natural", place) for place in QUESTIONS[2]] * 4
-    assert accuracy(judge, renderings(sprites, triples, np.random.default_rng(9)), triples)["all"] < 0.5
+def test_a_scene_answers_what_makes_sense_for_it():
+    rng = np.random.default_rng(1)
+    fox, owl = ("fox", "red"), ("owl", "natural")
+    assert answers_of(compose((*fox, "snow"), rng)) == single("fox", "red", "snow")
+    assert answers_of(compose_row([owl, fox], "snow", rng)) == pair("owl", "fox")
+    assert answers_of(compose_row([owl, fox, owl], "snow", rng)) == Answers(place="snow")
+    assert Judge().targets([Answers(place="snow")])["subject"].tolist() == [UNASKED]
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(2, [0, 5]), (5, [0, 2, 4, 6, 8]), (12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])]
-)
-def test_spread_takes_evenly_or_again(count, expected):
-    triples = [(str(i), "", "") for i in range(10)]
-    assert [int(t[0]) for t in spread(triples, count)] == expected
+def test_judge_and_segmenter_learn_and_are_kept(sprites, tmp_path):
+    file = tmp_path / "judge.pt"
+    judge, segmenter = load_or_train(file, sprites, steps=25, batch=16)
+    drawn = list(islice(scenes(5, KIT, held_out=True), 64))
+    renderings = [render(scene, sprites) for scene in drawn]
+    images, maps = to_images(renderings), shrink_maps(np.stack([r.segmentation for r in renderings]))
+    again, reader = load_or_train(file, sprites, steps=0)
+    for name, logits in judge(images[..., ::2, ::2][..., :96, :96]).items():
+        assert torch.equal(logits, again(images[..., ::2, ::2][..., :96, :96])[name])
+    assert accuracy(judge, images, [answers_of(scene) for scene in drawn])["place"] > 0.5
+    found = read_maps(segmenter, images)
+    assert torch.equal(found, read_maps(reader, images))
+    assert (found == maps).float().mean() > 0.4
+    knows_nothing, _ = load_or_train(tmp_path / "other.pt", sprites, steps=0)
+    assert isinstance(knows_nothing, nn.Module)
+    assert accuracy(knows_nothing, images, [answers_of(scene) for scene in drawn])["place"] < 0.4
 
 
-def test_prompts_are_plain_captions():
-    assert prompt_of(("owl", "natural", "night")) == "an owl at night"
-    assert prompt_of(("fox", "red", "snow")) == "a red fox in the snow"
+def test_mean_iou_is_over_the_classes_that_are_there():
+    sky, grass = CLASS_NAMES.index("sky"), CLASS_NAMES.index("grass")
+    given = torch.tensor([[sky, sky, grass, grass]])
+    mean, table = mean_iou(torch.tensor([[sky, grass, grass, grass]]), given)
+    assert table == {"sky": 0.5, "grass": 0.6667}
+    assert mean == pytest.approx((0.5 + 2 / 3) / 2, abs=1e-4)
+
+
+def test_a_map_is_shrunk_to_what_stands_in_the_middle_of_each_cell():
+    maps = np.zeros((1, 256, 256), dtype=np.uint8)
+    maps[0, 2, 6] = 7
+    small = shrink_maps(maps)
+    assert small.shape == (1, 64, 64)
+    assert small[0, 0, 1] == 7
+    assert small.sum() == 7

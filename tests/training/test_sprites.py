@@ -9,7 +9,6 @@ from sdcli.training.places import CLASSES
 from sdcli.training.sprites import BY_NAME, SUBJECTS, TINTS, load_sprites, matte, tint
 from sdcli.training.world import KIT
 
-
 KIT_SUBJECTS = [BY_NAME[name] for name in KIT.subjects]
 
 
