@@ -57,7 +57,7 @@ def deliver(order: Order) -> None:
     show_picture = not (order.quiet or order.json or order.to_stdout) and sys.stdout.isatty() and sys.stderr.isatty()
     prepare_libraries()
     with streams.results() as out:
-        for index, result in enumerate(pictures(order, out, _make(order))):
+        for index, result in enumerate(pictures(order, out, maker(order))):
             hand_over(order, out, result, None if order.to_stdout else destinations[index])
             if show_picture:
                 display.preview(result.image)
@@ -122,23 +122,24 @@ def pictures(order: Order, out: BinaryIO, make: remote.Make) -> Iterator[Any]:
         yield from results
 
 
-def _make(order: Order) -> remote.Make:
-    """What makes the pictures of `order`: the warm process that the environment names, else this one."""
-    socket_path = remote.socket_path()
-    if socket_path and order.recipes[0].initial.image is None:  # whose path may mean nothing where that process is
-        return remote.maker(socket_path, order.entry)
-    return maker(order)
-
-
 Loaded = tuple["LatentDiffusionModel", dict[str, Any]]
 """A model, and how it is executed: the resolved device, dtype and number of threads."""
 
 
-def maker(order: Order, load: Callable[[Order], Loaded] | None = None) -> remote.Make:
-    """What makes pictures in this process, and loads the model for the first.
+def maker(order: Order, load: Callable[[Order], Loaded] | None = None, *, under_way: bool = False) -> remote.Make:
+    """What makes the pictures of `order`: the warm process that the environment names, else this one.
 
-    `load` takes the place of `load_model`, for who keeps models from one order to the next.
+    `load` takes the place of `load_model`, for who keeps models from one order to the next; `under_way` says that the
+    warm process has made pictures of this command before.
     """
+    socket_path = remote.socket_path()
+    if socket_path:
+        return remote.maker(socket_path, order.entry, under_way=under_way)
+    return _maker_here(order, load or load_model)
+
+
+def _maker_here(order: Order, load: Callable[[Order], Loaded]) -> remote.Make:
+    """What makes pictures in this process, and loads the model for the first."""
     loaded: Loaded | None = None
 
     def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Result]:
@@ -146,7 +147,7 @@ def maker(order: Order, load: Callable[[Order], Loaded] | None = None) -> remote
         from sdcli import pipeline  # torch and all that follows: seconds, under the bar
 
         if loaded is None:
-            loaded = (load or load_model)(order)
+            loaded = load(order)
         model, execution = loaded
         return pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step)
 

@@ -13,7 +13,9 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -231,10 +233,23 @@ def _unquote(value: str) -> str:
     return value
 
 
+_directory: ContextVar[Path] = ContextVar("_directory", default=Path())
+
+
+@contextmanager
+def relative_to(directory: Path) -> Iterator[None]:
+    """Let relative paths of input files count from `directory`, where whoever asks stands and this process does not."""
+    token = _directory.set(directory)
+    try:
+        yield
+    finally:
+        _directory.reset(token)
+
+
 def file_bytes(path: str | Path) -> bytes:
     """What is in the file at `path`. Raises InputError where it cannot be read or is too large to be a picture."""
     try:
-        with Path(path).open("rb") as file:
+        with (_directory.get() / path).open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

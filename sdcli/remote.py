@@ -1,7 +1,7 @@
 """Pictures from a warm process: the client's end of `sdcli serve`, and the words that both ends use.
 
-A request is `POST /pictures` over the Unix socket: a model's place and recipes that differ in nothing but seeds, as
-JSON, and this program's version in a header. The answer is one JSON object a line: `step` after each step, then
+A request is `POST /pictures` over the Unix socket: a model's place, recipes that differ in nothing but seeds, and the
+directory from which the paths of their images count, as JSON, and this program's version in a header. The answer is one JSON object a line: `step` after each step, then
 `pictures`, with all that a command needs to hand them over, or `error`. Who closes the connection cancels the work.
 Imports nothing heavy.
 
@@ -76,13 +76,13 @@ def socket_path() -> str | None:
     return os.environ.get(VARIABLE) or None
 
 
-def maker(path: str, entry: ModelEntry) -> Make:
+def maker(path: str, entry: ModelEntry, *, under_way: bool = False) -> Make:
     """What makes pictures with the model of `entry` in the process that listens at `path`.
 
     It raises what the making raised there, ServerUnavailable where nobody answers, and ServerBusy where too many
-    pictures wait, but for the second and later of a series: those wait with the others.
+    pictures wait, but for the second and later of a series, or all of one that is `under_way`: those wait with the
+    others.
     """
-    under_way = False
 
     def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Picture]:
         nonlocal under_way
@@ -147,6 +147,7 @@ def _ask(
         "variant": entry.variant,
         "family": entry.family,
         "parts": {part: os.path.abspath(folder) for part, folder in source.parts},  # noqa: PTH100  as above
+        "directory": os.getcwd(),  # noqa: PTH109  from which the paths in recipes count
         "recipes": [_with_threads(recipe).to_dict() for recipe in recipes],
         "processors": _processors(),
         "under_way": under_way,

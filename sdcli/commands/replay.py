@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from sdcli import delivery, options, outputs, registry, streams
+from sdcli import delivery, options, outputs, registry, remote, streams
 from sdcli.errors import PictureDiffers, UsageError
 from sdcli.remarks import Remark
 
@@ -68,9 +68,10 @@ def replay(
     differing: list[PictureDiffers] = []
     with streams.results() as out:
         load = _keeping_the_last()
-        for (source, order), destination in zip(jobs, destinations, strict=True):
+        for number, ((source, order), destination) in enumerate(zip(jobs, destinations, strict=True)):
             order = _fit_to_machine(order)
-            result = list(delivery.pictures(order, out, delivery.maker(order, load)))[source.index]
+            make = delivery.maker(order, load, under_way=number > 0)
+            result = list(delivery.pictures(order, out, make))[source.index]
             if verify:
                 differing += _verify(source, order, out, result, destination)
             else:
@@ -112,10 +113,12 @@ def _keeping_the_last() -> Callable[[delivery.Order], delivery.Loaded]:
 
 def _fit_to_machine(order: delivery.Order) -> delivery.Order:
     """The order, but on the device that is here where the recorded one is not; that is said, or refused if strict."""
-    from sdcli import pipeline
-
     recorded = order.recipes[0].execution
     remark = None
+    if remote.socket_path() and recorded.device in ("auto", "cpu"):
+        return order  # which needs no torch to be told, and the warm process takes as many threads as it is told
+    from sdcli import pipeline
+
     if recorded.device not in ("auto", *pipeline.devices()):
         remark = Remark(
             f"there is no {recorded.device} device here; the picture is made on {pipeline.devices()[0]}",

@@ -14,7 +14,7 @@ def serve(
     socket: Annotated[
         str | None,
         typer.Option(
-            "--socket", metavar="PATH", envvar="SDCLI_SOCKET", help="Unix socket for `sdcli generate`; yours alone."
+            "--socket", metavar="PATH", envvar="SDCLI_SOCKET", help="Unix socket for other sdcli commands; yours alone."
         ),
     ] = None,
     port: Annotated[
@@ -45,7 +45,7 @@ def serve(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Keep models loaded, and make pictures for `sdcli generate` where SDCLI_SOCKET names this socket.
+    """Keep models loaded, and make the pictures of other sdcli commands where SDCLI_SOCKET names this socket.
 
     sdcli serve --socket sdcli.sock -m kit --idle-exit 600 &
 

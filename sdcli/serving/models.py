@@ -66,14 +66,29 @@ class Models:
         *,
         processors: int | None = None,
         given: Inputs | None = None,
+        directory: Path = Path(),
     ) -> tuple[Picture, ...]:
-        """The pictures of `recipes`, which differ in nothing but their seeds, as a cold run makes them.
+        """The pictures of `recipes`, which differ in nothing but their seeds, as a cold run in `directory` makes them.
 
         `given` are the image and the mask they start from, where the recipes name files that are not here.
 
         `processors` is the number that a cold run could use, which bounds the number of threads that torch would
         take by itself. Raises what `pipeline.load` and `pipeline.run` raise.
         """
+        from sdcli import metadata
+
+        with metadata.relative_to(directory):
+            return self._try_twice(source, recipes, on_step, processors, given)
+
+    def _try_twice(
+        self,
+        source: Source,
+        recipes: Sequence[Recipe],
+        on_step: Callable[[Any], None],
+        processors: int | None,
+        given: Inputs | None,
+    ) -> tuple[Picture, ...]:
+        """`_make`; and where memory runs out, once more with all models put away."""
         try:
             return self._make(source, recipes, on_step, processors, given)
         except OutOfMemory:

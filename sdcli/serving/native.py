@@ -1,4 +1,4 @@
-"""What `sdcli generate` speaks with a warm process, over its Unix socket: see sdcli/remote.py for the words."""
+"""What sdcli's commands speak with a warm process, over its Unix socket: see sdcli/remote.py for the words."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _HEADERS = {remote.VERSION_HEADER: __version__}
 
 
 class Asked(BaseModel):
-    """The body of a request: a model's place, and recipes that differ in nothing but their seeds."""
+    """The body of a request: a model's place, recipes that differ in nothing but their seeds, and whence paths count."""
 
     path: Path
     variant: str | None = None
     family: str | None = None
     parts: dict[str, Path] = Field(default_factory=dict)
+    directory: Path
     recipes: list[dict[str, Any]] = Field(min_length=1)
     processors: int | None = Field(None, ge=1)
     under_way: bool = False
@@ -44,7 +45,7 @@ def make_app(line: Line, models: Models, *, debug: bool = False) -> FastAPI:
     async def pictures(asked: Asked) -> Response:
         recipes = [Recipe.from_dict(flat) for flat in asked.recipes]
         source = Source(asked.path, asked.variant, asked.family, tuple(sorted(asked.parts.items())))
-        work = partial(models.make, source, recipes, processors=asked.processors)
+        work = partial(models.make, source, recipes, processors=asked.processors, directory=asked.directory)
         job = line.join(work, under_way=asked.under_way)
         return StreamingResponse(_lines(line, job, debug), headers=_HEADERS, media_type="application/x-ndjson")
 
