@@ -10,14 +10,18 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import digest, families, outputs, recipe, registry, timings
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry
 from sdcli.source import Source
+
+if TYPE_CHECKING:
+    from sdcli.model import Tokenizer
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -42,29 +46,46 @@ def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, fo
     first = recipes[0]
     source = registry.locate(entry)
     parts = find_parts(source)
-    likely = likely_execution(first)
-    _check_clip_skip(source, first)
-    paths = ["-"] if output == "-" else outputs.foresee(output, recipes, force=force)
-    model_digest = digest.model_digest(source)
-    seconds = timings.recall(first, model_digest)
+    cost = cost_of(parts, first, digest.model_digest(source))
+    seconds = cost["seconds"]
     return {
         "status": "planned",
         "recipe": first.to_dict(),
         "seeds": [each.seed for each in recipes],
-        "model": {
-            "name": entry.name,
-            "path": str(source.path),
-            "parts": {part: str(folder) for part, folder in source.parts},
-            "digest": model_digest,
-            "files": [
-                {"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)}
-                for file in parts.files
-            ],
-        },
-        "tokens": count_tokens(source, first),
-        "paths": paths,
-        "memory": estimate_memory(parts, first, likely),
+        "model": model_of(entry, parts),
+        "tokens": cost["tokens"],
+        "paths": ["-"] if output == "-" else outputs.foresee(output, recipes, force=force),
+        "memory": cost["memory"],
         "seconds": None if seconds is None else round(seconds * len(recipes), 3),
+    }
+
+
+def model_of(entry: ModelEntry, parts: Parts) -> dict[str, Any]:
+    """A model's name, place, digest and files of weights, for JSON. Raises ModelError."""
+    source = parts.source
+    return {
+        "name": entry.name,
+        "path": str(source.path),
+        "parts": {part: str(folder) for part, folder in source.parts},
+        "digest": digest.model_digest(source),
+        "files": [
+            {"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)}
+            for file in parts.files
+        ],
+    }
+
+
+def cost_of(parts: Parts, of: Recipe, model_digest: str) -> dict[str, Any]:
+    """What a picture takes: `tokens`, `memory`, and `seconds`, None where none like it was made here.
+
+    Raises InvalidRecipe where the run would.
+    """
+    likely = likely_execution(of)
+    _check_clip_skip(parts.source, of)
+    return {
+        "tokens": count_tokens(parts.source, of),
+        "memory": estimate_memory(parts, of, likely),
+        "seconds": timings.recall(of, model_digest),
     }
 
 
@@ -133,14 +154,8 @@ def _check_clip_skip(source: Source, of: Recipe) -> None:
 def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
     """The tokens of the prompts in the first text encoder's vocabulary, and the windows of `window` that they take."""
     from sdcli.context.windows import windows
-    from sdcli.tokenizer import read_tokenizer
 
-    config = families.read_json(source.folder("text_encoder") / "config.json")
-    tokenizer = read_tokenizer(
-        source.folder("tokenizer"),
-        window=int(config.get("max_position_embeddings", 77)),
-        vocab_size=int(config.get("vocab_size", 49408)),
-    )
+    tokenizer = _tokenizer(source)
     condition = of.condition
     divided = [
         windows(tokenizer, text, condition.prompt_weights) for text in (condition.prompt, condition.negative_prompt)
@@ -152,6 +167,18 @@ def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
         "window": tokenizer.max_length - 2,
         "windows": max(map(len, divided)),
     }
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(source: Source) -> Tokenizer:
+    from sdcli.tokenizer import read_tokenizer
+
+    config = families.read_json(source.folder("text_encoder") / "config.json")
+    return read_tokenizer(
+        source.folder("tokenizer"),
+        window=int(config.get("max_position_embeddings", 77)),
+        vocab_size=int(config.get("vocab_size", 49408)),
+    )
 
 
 def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict[str, Any]:
@@ -196,18 +223,26 @@ def lines(said: Mapping[str, Any]) -> Iterable[str]:
     pairs = {
         "model": f"{said['model']['name']} ({said['model']['path']})",
         "digest": said["model"]["digest"],
-        "files": f"{len(said['model']['files'])}, {_gib(sum(file['bytes'] for file in said['model']['files']))}",
+        "files": f"{len(said['model']['files'])}, {gib(sum(file['bytes'] for file in said['model']['files']))}",
         **{key: value for key, value in said["recipe"].items() if key not in ("model", "seed") and value != ""},
         "tokens": f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['windows']} × {tokens['window']}",
         "seeds": ", ".join(map(str, said["seeds"])),
         "paths": ", ".join(said["paths"]),
-        "memory": f"about {_gib(memory['peak'])} on {memory['device']} in {memory['dtype']}: weights "
-        f"{_gib(memory['weights'])}, activations {_gib(memory['activations'])}",
+        "memory": memory_in_words(memory),
         "seconds": "unknown: none like it was made here" if said["seconds"] is None else f"about {said['seconds']:g}",
     }
     margin = max(map(len, pairs)) + 2
     return (f"{key + ':':<{margin}}{' '.join(str(value).split())}" for key, value in pairs.items())
 
 
-def _gib(count: int) -> str:
+def memory_in_words(memory: Mapping[str, Any]) -> str:
+    """An estimate of memory for people."""
+    return (
+        f"about {gib(memory['peak'])} on {memory['device']} in {memory['dtype']}: weights "
+        f"{gib(memory['weights'])}, activations {gib(memory['activations'])}"
+    )
+
+
+def gib(count: int) -> str:
+    """Bytes in a unit that people read."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

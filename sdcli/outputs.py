@@ -100,19 +100,29 @@ def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = Fals
     _check_distinct(output, found)
     names: list[str] = []
     for each in found:
-        directory = each.final.parent
-        while output is not None and output.endswith("/") and not directory.exists():
-            directory = directory.parent
-        if not directory.exists():
-            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            raise cannot_write(str(directory), directory, missing)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            raise cannot_write(str(directory), directory, denied)
+        check_directory(each.final.parent, make=output is not None and output.endswith("/"))
         if not each.unique:
             _check_free(each)
         names.append(_next_name(each.path, names) if each.unique else each.path)
     return names
+
+
+def check_directory(directory: Path, *, make: bool) -> None:
+    """Raise OutputError where pictures could not be written into `directory`, or `make` could not make it.
+
+    Told from permissions alone, and nothing is touched.
+    """
+    while make and not os.path.lexists(directory):
+        directory = directory.parent
+    problem = None
+    if not directory.exists():
+        problem = errno.ENOENT
+    elif not directory.is_dir():
+        problem = errno.ENOTDIR
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        problem = errno.EACCES
+    if problem is not None:
+        raise cannot_write(str(directory), directory, OSError(problem, os.strerror(problem)))
 
 
 def write(destination: Destination, data: bytes, *, staging: str | None = None) -> str:

@@ -1,9 +1,9 @@
 """Pictures from a warm process: the client's end of `sdcli serve`, and the words that both ends use.
 
 A request is `POST /pictures` over the Unix socket: a model's place, recipes that differ in nothing but seeds, and the
-directory from which the paths of their images count, as JSON, and this program's version in a header. The answer is one JSON object a line: `step` after each step, then
-`pictures`, with all that a command needs to hand them over, or `error`. Who closes the connection cancels the work.
-Imports nothing heavy.
+directory from which the paths of their images count, as JSON, and this program's version in a header. The answer is one
+JSON object a line: `step` after each step, then `pictures`, with all that a command needs to hand over, or `error`.
+Who closes the connection cancels the work. Imports nothing heavy.
 
 Pixels can depend on the number of threads, so a recipe that leaves it open is asked for with what this process would
 take: MKL_NUM_THREADS or OMP_NUM_THREADS, and no more threads than it may use processors.

@@ -6,14 +6,16 @@ A time is known or it is not: nothing is scaled from another size, scheduler or 
 from __future__ import annotations
 
 import json
+import secrets
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sdcli.digest import _cache_directory
 from sdcli.recipe import Recipe
 
-WORTH_RECORDING = 1.0  # seconds
-MAX_LINES = 1000
+WORTH_RECORDING = 0.1  # seconds
+MAX_LINES, MAX_BYTES = 1000, 512 * 1024
 _KEYS = ("steps", "scheduler", "width", "height", "device", "dtype", "threads", "batch_size")
 _UNSAID = ("auto", 0)
 
@@ -28,6 +30,19 @@ def record(recipe: Recipe, model_digest: str, seconds: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as timings:
             timings.write(line + "\n")
+        if file.stat().st_size > MAX_BYTES:
+            _shorten(file)
+
+
+def _shorten(file: Path) -> None:
+    """Keep the latest lines. One that another process writes at that moment may be lost, which costs nothing."""
+    shorter = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    try:
+        kept = file.read_text(encoding="utf-8").splitlines(keepends=True)[-MAX_LINES:]
+        shorter.write_text("".join(kept), encoding="utf-8")
+        shorter.replace(file)
+    finally:
+        shorter.unlink(missing_ok=True)
 
 
 def recall(recipe: Recipe, model_digest: str) -> float | None:
@@ -51,7 +66,12 @@ def recall(recipe: Recipe, model_digest: str) -> float | None:
 def _key(recipe: Recipe, model_digest: str) -> dict[str, Any]:
     flat = recipe.to_dict()
     guided = recipe.sampling.guidance_scale > 1
-    return {"model": model_digest, "guided": guided, **{name: flat[name] for name in _KEYS}}
+    return {
+        "model": model_digest,
+        "guided": guided,
+        "strength": recipe.initial.strength,  # a share of the steps, None without an image
+        **{name: flat[name] for name in _KEYS},
+    }
 
 
 def _read(line: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import cli, pipeline
+from sdcli import cli, images, pipeline, timings
 from sdcli.errors import InvalidPicture
+from sdcli.recipe import Recipe
 from tests import tiny
 from tests.conftest import Finished, clean_environment
 
@@ -230,6 +231,86 @@ def test_a_matrix_of_wildcards(batch, tmp_path):
     assert [line["seed"] for line in lines] == [1, 1, 2, 2, 3, 3]
     assert len(pictures(tmp_path / "out")) == len({line["id"] for line in lines}) == 6
     assert {line["status"] for line in lines_of(batch("a {red|blue} fox\n", *options))} == {"cached"}
+
+
+def test_strict_makes_what_deserves_a_word_a_failure(batch, tmp_path, monkeypatch):
+    jobs = [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 2, "negative_prompt": "c", "guidance_scale": 1}]
+    done = batch(jobs, "--strict")
+    failed, made = lines_of(done)
+    assert (done.status, made["status"], failed["field"], failed["line"]) == (7, "done", "negative_prompt", 2)
+    assert "negative_prompt has no effect" in failed["error"]
+    lax = batch(jobs)
+    assert (lax.status, [line["status"] for line in lines_of(lax)]) == (0, ["cached", "done"])
+    assert lines_of(lax)[1]["warnings"] == ["negative_prompt has no effect: guidance is off"]
+    assert lax.stderr == "warning: line 2: negative_prompt has no effect: guidance is off\n"
+
+
+def test_a_flat_picture_is_a_failure_where_strict_whether_it_is_there_or_not(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "flatness", lambda picture: "the picture is all of one colour")
+    refused = batch([{"prompt": "a"}], "--strict")
+    assert (refused.status, pictures(tmp_path / "out")) == (7, {})
+    assert "all of one colour" in lines_of(refused)[0]["error"]
+    (made,) = lines_of(batch([{"prompt": "a"}]))
+    assert (made["status"], made["warnings"]) == ("done", ["the picture is all of one colour"])
+    again = batch([{"prompt": "a"}], "--strict")
+    assert (again.status, lines_of(again)[0]["status"]) == (7, "failed")
+    assert lines_of(batch([{"prompt": "a"}]))[0]["status"] == "cached"
+
+
+def test_a_batch_size_is_no_option_without_effect(batch):
+    assert batch([{"prompt": "a"}, {"prompt": "b"}], "--batch-size", 3, "--strict").status == 0
+
+
+def planned(done: Finished) -> dict:
+    return json.loads(done.stdout)
+
+
+def test_a_plan_is_what_the_run_then_does(batch, tmp_path, monkeypatch):
+    jobs = [{"prompt": f"a {{red|blue}} fox {number}", "id": number} for number in range(4)]
+    jobs += [{"prompt": "x", "seed": 1, "id": "first"}, {"prompt": "x", "seed": 1, "output": "a/b.png"}]
+    jobs += [{"prompt": "x", "seed": 1, "id": "third"}]
+    monkeypatch.setattr(pipeline, "load", None)
+    plan = planned(batch(jobs, "--dry-run", "--json"))
+    assert not (tmp_path / "out").exists()
+    assert (plan["status"], plan["planned"], plan["cached"], plan["failed"]) == ("planned", 7, 0, 0)
+    assert plan["memory"]["peak"] > plan["memory"]["weights"] > 0
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    made = lines_of(batch(jobs))
+    same = ("id", "path", "seed", "width", "height", "model", "line")
+    assert [[line[key] for key in same] for line in plan["jobs"]] == [[line[key] for key in same] for line in made]
+    assert {line["path"] for line in plan["jobs"]} >= {"out/x-1.png", "out/x-1-2.png", "out/a/b.png"}
+    (tmp_path / made[0]["path"]).unlink()
+    after = planned(batch(jobs, "--dry-run", "--json"))
+    assert (after["planned"], after["cached"]) == (1, 6)
+    assert [line["id"] for line in after["jobs"] if line["status"] == "planned"] == [made[0]["id"]]
+
+
+def test_a_plan_counts_what_fails_and_says_what_all_takes(batch, sd15, tmp_path):
+    jobs = [{"prompt": "a", "seed": seed, "width": side} for seed, side in ((1, 64), (2, 128), (3, 70))]
+    jobs.append({"prompt": "a", "clip_skip": 12})
+    done = batch(jobs, "--dry-run", "--json", "--device", "cpu", "--threads", 1)
+    plan = planned(done)
+    assert (done.status, plan["planned"], plan["failed"], plan["seconds"]) == (7, 2, 2, None)
+    assert done.stderr.splitlines()[0] == "error: 2 of 4 jobs would fail"
+    small, large = (line for line in plan["jobs"] if line["status"] == "planned")
+    assert plan["memory"] == large["memory"] != small["memory"]
+    assert [model["path"] for model in plan["models"]] == [str(sd15)]
+    for line in plan["jobs"]:
+        if line["status"] == "planned":
+            timings.record(Recipe.from_dict(line["recipe"] | {"device": "cpu"}), plan["models"][0]["digest"], 2)
+    assert planned(batch(jobs, "--dry-run", "--json", "--device", "cpu", "--threads", 1))["seconds"] == 4
+    said = batch(jobs, "--dry-run", "--device", "cpu", "--threads", 1).stdout.decode()
+    assert "jobs:     2 to make, 0 cached, 2 failed\n" in said
+    assert "seconds:  about 4\n" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_refuses_the_places_that_the_run_would(sdcli, tmp_path):
+    (tmp_path / "jobs").write_text("a fox\n")
+    (tmp_path / "file").write_text("")
+    assert sdcli("batch", "jobs", "-o", "file/sub", "--dry-run").status == 8
+    assert sdcli("batch", "jobs", "-o", "new/sub", "--dry-run").status == 0
 
 
 def test_outputs_are_named_and_kept(batch, tmp_path):

@@ -143,7 +143,7 @@ def test_a_time_is_one_measured_here_or_none(sd15):
         return dry_run.plan(entry, [of.replace(**options)] * 3, None)["seconds"]
 
     assert seconds() is None
-    timings.record(of, model, 0.5)  # too short to matter
+    timings.record(of, model, 0.05)  # too short to matter
     assert seconds() is None
     timings.record(of, model, 9.0)
     timings.record(of, model, 2.5)
@@ -155,3 +155,20 @@ def test_a_time_is_one_measured_here_or_none(sd15):
     with (Path().parent / "../cache/sdcli/timings.jsonl").open("a") as file:
         file.write('{"broken\n[]\n')
     assert seconds() == 7.5
+
+
+def test_times_do_not_grow_without_end(sd15):
+    _, of = recipe(sd15, dtype="float32", device="cpu", threads=1)
+    for seconds in range(1, 2500):
+        timings.record(of, "m" * 64, seconds)
+    file = Path().parent / "../cache/sdcli/timings.jsonl"
+    assert file.stat().st_size < timings.MAX_BYTES + 1000
+    assert timings.recall(of, "m" * 64) == 2499
+    assert [each.name for each in file.parent.iterdir()] == ["timings.jsonl"]
+
+
+def test_a_picture_that_starts_from_another_takes_a_time_of_its_own(sd15):
+    _, of = recipe(sd15, dtype="float32", device="cpu", threads=1, steps=10)
+    timings.record(of.replace(image="i.png", strength=0.3), "m", 3)
+    assert timings.recall(of, "m") is None
+    assert timings.recall(of.replace(image="j.png", strength=0.3), "m") == 3

@@ -87,6 +87,8 @@ def test_info_imports_pillow_and_nothing_heavier(tmp_path):
 
 def test_a_plan_loads_a_tokenizer_and_nothing_heavier(tmp_path):
     assert modules_of(["generate", "a fox", "--dry-run"], tmp_path, 0) & HEAVY <= {"tokenizers"}
+    (tmp_path / "jobs.txt").write_text("a fox\nan owl\n")
+    assert modules_of(["batch", "jobs.txt", "--dry-run"], tmp_path, 0) & HEAVY <= {"tokenizers"}
 
 
 def test_a_replay_that_is_refused_loads_pillow_and_nothing_heavier(tmp_path):

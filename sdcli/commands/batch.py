@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_format
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import config, options, recipe, registry, streams
-from sdcli.errors import InputError, UsageError
-from sdcli.jobs import expand, making, plan, read
+from sdcli.errors import InputError, JobsFailed, UsageError
+from sdcli.jobs import expand, forecast, making, plan, read
 
 _JOBS = "The jobs"
 
@@ -25,7 +26,18 @@ class BatchOutput:
         typer.Option("--output", "-o", metavar="DIR", rich_help_panel=options.OUTPUT, help="Made where it is missing."),
     ] = "."
     force: options.Force = False
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=options.OUTPUT,
+            help="The plan of --dry-run as one JSON object; a batch's lines are JSON anyway.",
+            show_default=False,
+        ),
+    ] = False
     quiet: options.Quiet = False
+    strict: options.Strict = False
+    dry_run: options.DryRun = False
     debug: options.Debug = False
 
 
@@ -82,11 +94,24 @@ def batch(
         recipe.check_value(key, value)
     registry.find(given["model"])
     asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
-    planned = plan.plan(asked, given)
+    planned = plan.plan(asked, given, strict=output.strict)
     if not planned:
         streams.warn(f"there are no jobs in {'stdin' if jobs == '-' else jobs}")
-    directory = _directory(output.directory)
-    making.deliver(making.Batch(planned, directory, output.force, fail_fast, output.quiet, output.debug))
+    order = making.Batch(
+        planned, _directory(output.directory), output.force, fail_fast, output.quiet, output.strict, output.debug
+    )
+    if output.dry_run:
+        _say_forecast(order, json=output.json)
+    else:
+        making.deliver(order)
+
+
+def _say_forecast(order: making.Batch, *, json: bool) -> None:
+    """Print what a batch would do. Raises JobsFailed where jobs of it cannot be made."""
+    said = forecast.forecast(order)
+    print(json_format.dumps(said, ensure_ascii=False) if json else "\n".join(forecast.lines(said)))
+    if said["failed"]:
+        raise JobsFailed(f"{said['failed']} of {len(said['jobs'])} jobs would fail", "their lines say why")
 
 
 def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]]]:

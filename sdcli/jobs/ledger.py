@@ -27,11 +27,25 @@ STAGING = ".sdcli-batch.tmp"
 
 @dataclass(frozen=True)
 class Ledger:
-    """An open ledger, locked against other processes. `entries`: by a job's key, its picture's name and JSON line."""
+    """A ledger, locked against other processes while its file is open.
+
+    `entries`: by a job's key, its picture's name and JSON line.
+    """
 
     directory: Path
-    file: BinaryIO
+    file: BinaryIO | None
     entries: dict[str, tuple[str, Mapping[str, Any]]]
+
+
+def seen(directory: Path) -> Ledger:
+    """The ledger of `directory` as it stands, for reading alone: not made, not locked. Raises OutputError."""
+    path = directory / NAME
+    try:
+        return Ledger(directory, None, _entries(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return Ledger(directory, None, {})
+    except OSError as error:
+        raise cannot_write(str(path), directory, error) from error
 
 
 @contextmanager
@@ -80,6 +94,7 @@ def finished(ledger: Ledger, key: str) -> tuple[str, Mapping[str, Any]] | None:
 
 def record(ledger: Ledger, key: str, name: str, line: Mapping[str, Any]) -> None:
     """Write down that `name` is to be the picture of the job `key`, of which `line` is told. Raises OutputError."""
+    assert ledger.file is not None
     text = json.dumps({"job": key, "name": name, "line": line}, allow_nan=False)
     try:
         _append(ledger.file, text.encode() + b"\n")

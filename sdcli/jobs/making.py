@@ -13,16 +13,26 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import delivery, display, outputs, registry, remarks, streams
-from sdcli.errors import JobsFailed, OutOfMemory, OutputError, OutputExists, SdcliError
+from sdcli import delivery, display, outputs, remote, streams, timings
+from sdcli.errors import (
+    InvalidPicture,
+    JobsFailed,
+    OutOfMemory,
+    OutputError,
+    OutputExists,
+    SdcliError,
+    ServerUnavailable,
+)
 from sdcli.jobs import ledger
 from sdcli.jobs.ledger import Ledger
+from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, explain, shorten
+from sdcli.jobs.read import Fault, explain
+from sdcli.recipe import Recipe
 
 if TYPE_CHECKING:
     from sdcli.denoise import Step
-    from sdcli.model import LatentDiffusionModel
+    from sdcli.pipeline import Result
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Batch:
     force: bool = False
     fail_fast: bool = False
     quiet: bool = False
+    strict: bool = False
     debug: bool = False
 
 
@@ -47,6 +58,8 @@ class _Run:
     show: Callable[[float, str], None] = lambda done, doing: None
     done: int = 0
     failed: int = 0
+    under_way: bool = False
+    """Whether a warm process has let the batch in."""
 
 
 def deliver(batch: Batch) -> None:
@@ -68,19 +81,38 @@ def deliver(batch: Batch) -> None:
             if found is None:
                 missing.append(job)
             else:
-                name, line = found
-                _say(run, job, {**line, "status": "cached", "path": _path(run, name)})
+                _say_cached(run, job, *found)
         if missing:
             delivery.prepare_libraries()
             with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
-                for group in _groups(missing, _model_of):
+                for group in groups_of(missing):
                     _make_group(run, group)
         if run.failed:
             raise _jobs_failed(run)
 
 
+def groups_of(jobs: Sequence[Planned]) -> list[list[Planned]]:
+    """The jobs of one model and its execution, together; groups and their members in the order they came in."""
+    return _groups(jobs, _model_of)
+
+
+def chunks_of(group: Sequence[Planned]) -> Iterator[list[Planned]]:
+    """The jobs of one U-Net call: a single one, or, with a batch size, those that differ in nothing but the seed."""
+    if all(job.recipe.execution.batch_size == 1 for job in group):
+        yield from ([job] for job in group)
+        return
+    for alike in _groups(group, lambda job: job.recipe.replace(seed=0)):
+        size = alike[0].recipe.execution.batch_size
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def flatness_fault(line: Mapping[str, Any]) -> InvalidPicture | None:
+    """What `--strict` makes of a picture that is flat, by what the ledger says of it."""
+    flat = line.get("flat")
+    return InvalidPicture(flat, "try another seed, prompt or scheduler") if isinstance(flat, str) else None
+
+
 def _groups(jobs: Sequence[Planned], key: Callable[[Planned], Any]) -> list[list[Planned]]:
-    """The jobs that agree in `key`, together; groups and their members in the order they came in."""
     groups: dict[Any, list[Planned]] = {}
     for job in jobs:
         groups.setdefault(key(job), []).append(job)
@@ -92,39 +124,41 @@ def _model_of(job: Planned) -> Any:
     return job.source, job.recipe.model, execution.device, execution.dtype
 
 
-def _chunks(group: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The jobs of one U-Net call: a single one, or, with a batch size, those that differ in nothing but the seed."""
-    if all(job.recipe.execution.batch_size == 1 for job in group):
-        yield from ([job] for job in group)
-        return
-    for alike in _groups(group, lambda job: job.recipe.replace(seed=0)):
-        size = alike[0].recipe.execution.batch_size
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
-
-
 def _make_group(run: _Run, group: Sequence[Planned]) -> None:
-    """Load the model of `group` and make its jobs; where it cannot be loaded, each of them has failed."""
-    first = group[0]
-    run.show(run.done, f"loading {first.entry.name}")
+    """Have the model of `group` and make its jobs; where it cannot be loaded, each of them has failed."""
+    run.show(run.done, f"loading {group[0].entry.name}")
     try:
-        from sdcli import pipeline  # torch and all that follows: seconds, under the bar
-
-        resolved = pipeline.resolve_execution(first.recipe)
-        model = pipeline.load(first.source, resolved)
+        make = _maker(run, group[0])
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
         for job in group:
             _fail(run, job, _words(run, error))
         run.done += len(group)
         return
-    for chunk in _chunks(group):
+    for chunk in chunks_of(group):
         with _interrupts_deferred():
-            _make(run, model, chunk)
+            _make(run, make, chunk)
         run.done += len(chunk)
 
 
-def _make(run: _Run, model: LatentDiffusionModel, chunk: Sequence[Planned]) -> None:
+def _maker(run: _Run, first: Planned) -> remote.Make:
+    """What makes pictures with the model of `first`: the warm process, or this one, which loads it now."""
+    socket_path = remote.socket_path()
+    if socket_path:
+        return remote.maker(socket_path, first.entry, under_way=run.under_way)
+    from sdcli import pipeline  # torch and all that follows: seconds, under the bar
+
+    model = pipeline.load(first.source, pipeline.resolve_execution(first.recipe))
+
+    def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Result]:
+        execution = pipeline.resolve_execution(recipes[0]).execution
+        resolved = {key: getattr(execution, key) for key in ("device", "dtype", "threads")}
+        return pipeline.run(model, [recipe.replace(**resolved) for recipe in recipes], on_step)
+
+    return make
+
+
+def _make(run: _Run, make: remote.Make, chunk: Sequence[Planned]) -> None:
     """The pictures of one U-Net call. Where a call for several fails, each is tried by itself, and recorded so."""
-    from sdcli import pipeline
 
     def on_step(step: Step) -> None:
         run.show(
@@ -132,24 +166,31 @@ def _make(run: _Run, model: LatentDiffusionModel, chunk: Sequence[Planned]) -> N
         )
 
     try:
-        execution = pipeline.resolve_execution(chunk[0].recipe).execution
-        resolved = {key: getattr(execution, key) for key in ("device", "dtype", "threads")}
-        recipes = [job.recipe.replace(**resolved, batch_size=len(chunk)) for job in chunk]
-        results = pipeline.run(model, recipes, on_step)
+        results = make([job.recipe.replace(batch_size=len(chunk)) for job in chunk], on_step)
+        run.under_way = True
         made = [
             (result, delivery.png_bytes(result, delivery.digest_of(job.source)))
             for job, result in zip(chunk, results, strict=True)
         ]
+    except ServerUnavailable as error:  # no job's failure, and every job's
+        for job in chunk:
+            _print(run, failed_line_of(job, error.message))
+        raise
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
         if len(chunk) > 1:
             for job in chunk:
-                _make(run, model, [job])
+                _make(run, make, [job])
         else:
             _fail(run, chunk[0], _words(run, error))
         return
     for job, (result, data) in zip(chunk, made, strict=True):
-        found = remarks.of(job.entry, registry.facts_of(job.entry), job.recipe)
-        _hand_over(run, job, delivery.done_line(result, "", data, found), data)
+        timings.record(result.recipe, delivery.digest_of(job.source), result.seconds)
+        line = delivery.done_line(result, "", data, job.remarks) | {"flat": result.flat}
+        fault = flatness_fault(line) if run.batch.strict else None
+        if fault is not None:
+            _fail(run, job, explain(fault))
+        else:
+            _hand_over(run, job, line, data)
 
 
 def _hand_over(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None:
@@ -160,11 +201,11 @@ def _hand_over(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) ->
         _fail(run, job, _words(run, error))
         return
     except OutputError as error:
-        _say(run, job, delivery.failed_line(job.recipe, error.message))
+        _print(run, failed_line_of(job, error.message))
         raise
     for warning in line["warnings"]:
         streams.warn(f"line {job.line}: {warning}")
-    _say(run, job, {**line, "path": _path(run, name)})
+    _print(run, line_of(job, {**line, "path": path_in(run.batch.directory, name)}))
 
 
 def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
@@ -178,7 +219,9 @@ def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str
         number += 1
         if os.path.lexists(path) and not (job.name and run.batch.force):
             if job.name:
-                raise OutputExists(f"{_path(run, name)} exists already", "choose another output, or give --force")
+                raise OutputExists(
+                    f"{path_in(run.batch.directory, name)} exists already", "choose another output, or give --force"
+                )
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,25 +240,23 @@ def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str
             return name
 
 
-def _path(run: _Run, name: str) -> str:
-    return os.path.normpath(name) if run.batch.directory == "." else os.path.join(run.batch.directory, name)  # noqa: PTH118
+def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> None:
+    fault = flatness_fault(line) if run.batch.strict else None
+    if fault is not None:
+        _fail(run, job, explain(fault))
+    else:
+        _print(run, line_of(job, {**line, "status": "cached", "path": path_in(run.batch.directory, name)}))
 
 
-def _say(run: _Run, job: Planned | Fault, line: Mapping[str, Any]) -> None:
-    """The job's line, its keys in the same order whatever became of it."""
-    ordered = {key: line.get(key) for key in delivery.failed_line(None, "")}
-    said = {"id": job.id, **ordered, "line": job.line}
-    if isinstance(job, Fault):
-        said |= {"column": job.column, "field": job.field}
-    streams.write_line(run.out, json.dumps(said, ensure_ascii=False))
+def _print(run: _Run, line: Mapping[str, Any]) -> None:
+    streams.write_line(run.out, json.dumps(line, ensure_ascii=False))
 
 
 def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
     """One failed line, and one on stderr; raises JobsFailed where that is to be the end."""
-    message = shorten(message)
-    said = message if isinstance(job, Fault) else f"line {job.line}: {message}"
-    streams.complain(said)
-    _say(run, job, delivery.failed_line(None if isinstance(job, Fault) else job.recipe, said))
+    line = failed_line_of(job, message)
+    streams.complain(line["error"])
+    _print(run, line)
     run.failed += 1
     if run.batch.fail_fast:
         raise _jobs_failed(run)

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from sdcli import NUMERICS_VERSION, outputs, registry
+from sdcli import NUMERICS_VERSION, outputs, registry, remarks
 from sdcli.digest import model_digest
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
 from sdcli.jobs.read import Fault, Job, explain
 from sdcli.recipe import MAX_SEED, Recipe
 from sdcli.registry import ModelEntry
+from sdcli.remarks import Remark
 from sdcli.source import Source
 
 MAX_NAME_BYTES = 255
@@ -39,6 +40,7 @@ class Planned:
     source: Source
     recipe: Recipe
     name: str | None = None
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass
@@ -52,8 +54,10 @@ class _Seen:
     digests: dict[Source, str] = field(default_factory=dict)
 
 
-def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any]) -> list[Planned | Fault]:
+def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
     """Each of `items` as it can be made, in order; `defaults` (flat keys, the model among them) fill what a job leaves.
+
+    What deserves a word is among a job's remarks, or where `strict` its fault.
 
     A job's seed, unless it or `defaults` say one, and the choices of its wildcards are drawn from a hash of what it
     says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but for the
@@ -62,12 +66,12 @@ def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any]) -> list[Plan
     """
     seen = _Seen()
     return [
-        item if isinstance(item, Fault) else _planned(item, index, defaults, seen)
+        item if isinstance(item, Fault) else _planned(item, index, defaults, seen, strict)
         for index, item in enumerate(items, start=1)
     ]
 
 
-def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen) -> Planned | Fault:
+def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, strict: bool) -> Planned | Fault:
     try:
         if job.id is not None and str(job.id) in seen.ids:
             raise InvalidRecipe(f"the job of line {seen.ids[str(job.id)]} has this id too", "give each its own", "id")
@@ -77,6 +81,10 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen) -> 
         options = {**defaults, "seed": draw(MAX_SEED + 1), **_seed_of(defaults), **job.values, **_choices(job, draw)}
         entry = _entry(options["model"])
         recipe = registry.resolve_recipe(entry, options)
+        # how many jobs may share a call is not known yet, so that no batch size is too large
+        found = remarks.of(entry, registry.facts_of(entry), recipe, count=recipe.execution.batch_size)
+        if strict:
+            remarks.insist(found)
         name = None if job.output is None else _name(job.output, recipe, index, seen)
         source = registry.locate(entry)
         if source not in seen.digests:
@@ -89,7 +97,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen) -> 
         seen.ids[str(job.id)] = job.line
     if name is not None:
         seen.names[name] = job.line
-    return Planned(job.line, key[:16] if job.id is None else job.id, key, entry, source, recipe, name)
+    return Planned(job.line, key[:16] if job.id is None else job.id, key, entry, source, recipe, name, found)
 
 
 def _seed_of(defaults: Mapping[str, Any]) -> Mapping[str, Any]:

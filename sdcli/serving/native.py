@@ -25,7 +25,7 @@ _HEADERS = {remote.VERSION_HEADER: __version__}
 
 
 class Asked(BaseModel):
-    """The body of a request: a model's place, recipes that differ in nothing but their seeds, and whence paths count."""
+    """The body of a request: a model's place, recipes that differ in nothing but seeds, and whence paths count."""
 
     path: Path
     variant: str | None = None

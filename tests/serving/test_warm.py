@@ -92,6 +92,96 @@ def test_paths_templates_and_stdout_are_the_caller_s(warmly, sd15, tmp_path):
     assert piped.stdout == (tmp_path / "a-fox-1.png").read_bytes() == (tmp_path / "a-fox-1-2.png").read_bytes()
 
 
+def both_ways(run, warmly, tmp_path, *commands, prepare=lambda folder: None):
+    """What cold and warm runs of `commands` say and leave behind, each in a folder of its own; they must be alike."""
+    told = []
+    for name, runner in (("cold", run), ("warm", warmly)):
+        folder = tmp_path / name
+        folder.mkdir()
+        prepare(folder)
+        done = [runner(*command, cwd=folder) for command in commands]
+        said = [[json.loads(line) if line.startswith("{") else line for line in each.lines] for each in done]
+        for line in (line for lines in said for line in lines if isinstance(line, dict)):
+            line.pop("seconds")
+        files = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.suffix == ".png"
+        }
+        told.append(([each.status for each in done], said, [each.stderr for each in done], files))
+    assert told[0] == told[1]
+    return told[0]
+
+
+def test_batches_are_those_of_a_cold_run(run, warmly, sd15, tmp_path):
+    jobs = [{"prompt": f"a {{red|blue}} fox {number}"} for number in range(3)]
+    jobs += [{"prompt": "a", "seed": seed, "batch_size": 2} for seed in range(3)] + [{"prompt": "a", "device": "mps"}]
+
+    def prepare(folder):
+        (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+
+    command = ("batch", "jobs.jsonl", "-o", "out", "-m", sd15, *FAST)
+    statuses, lines, errors, files = both_ways(run, warmly, tmp_path, command, command, prepare=prepare)
+    assert statuses == [7, 7]
+    assert sorted(line["status"] for line in lines[1]) == ["cached"] * 6 + ["failed"]
+    assert "there is no mps device here" in errors[0]
+    assert len(files) == 6
+
+
+def test_pictures_that_start_from_pictures_and_replays_are_those_of_a_cold_run(run, warmly, sd15, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    def prepare(folder):
+        pixels = np.random.default_rng(1).integers(0, 256, (80, 96, 3), dtype=np.uint8)
+        (folder / "in").mkdir()
+        Image.fromarray(pixels).save(folder / "in" / "photo.png")
+        Image.fromarray(pixels[..., 0]).save(folder / "in" / "mask.png")
+
+    common = ("-m", sd15, "-s", 7, *FAST)
+    statuses, lines, _, files = both_ways(
+        run,
+        warmly,
+        tmp_path,
+        ("img2img", "in/photo.png", "a fox", *common, "-o", "again.png"),
+        ("inpaint", "in/photo.png", "a fox", "--mask", "in/mask.png", *common, "-o", "inpainted.png"),
+        ("replay", "again.png", "inpainted.png", "--verify", "-m", sd15),
+        ("replay", "again.png", "-o", "replayed.png", "--json", "-m", sd15),
+        prepare=prepare,
+    )
+    assert statuses == [0, 0, 0, 0]
+    assert lines[2] == ["again.png", "inpainted.png"]
+    assert files["replayed.png"] == files["again.png"]
+
+
+def test_a_batch_ends_where_the_warm_process_does_and_goes_on_without_it(run, sd15, tmp_path):
+    (tmp_path / "jobs").write_text("a fox\nan owl\n")
+    command = ("batch", "jobs", "-o", "out", "-m", sd15, *FAST)
+    done = run(*command, env={"SDCLI_SOCKET": "gone.sock"})
+    assert done.status == 10
+    assert [(json.loads(line)["line"], json.loads(line)["status"]) for line in done.lines] == [(1, "failed")]
+    assert "nobody answers at SDCLI_SOCKET=gone.sock" in done.stderr
+    assert run(*command).status == 0
+
+
+def test_ctrl_c_in_a_batch_finishes_the_picture_in_hand_and_then_not(warm, ask, sd15, tmp_path):
+    (tmp_path / "jobs").write_text("".join(f"a fox {number}\n" for number in range(200)))
+    command = [sys.executable, "-m", "sdcli", "batch", "jobs", "-m", str(sd15), *FAST[2:], "--steps", "20"]
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "SDCLI_SOCKET": warm.socket}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"finishing the picture in hand" in stderr
+    lines = [json.loads(line) for line in (first + stdout).splitlines()]
+    assert {line["path"] for line in lines} == {path.name for path in tmp_path.glob("*.png")}
+    assert 1 <= len(lines) < 200
+    assert ask(sd15)
+    assert warm.process.poll() is None
+
+
 def test_the_client_imports_nothing_heavy(warm, sd15, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROBE, "generate", "x", "-m", str(sd15), *FAST, "--json"],
@@ -298,7 +388,7 @@ def test_ctrl_c_ends_the_client_and_not_the_warm_process(warm, ask, sd15, tmp_pa
     [
         ({"path": "/nowhere", "recipes": []}, UsageError, "nonsense"),
         ({"recipes": 3}, UsageError, "nonsense"),
-        ({"path": "/nowhere", "recipes": [{"prompt": "x"}]}, InvalidRecipe, "missing"),
+        ({"path": "/nowhere", "directory": "/", "recipes": [{"prompt": "x"}]}, InvalidRecipe, "missing"),
     ],
 )
 def test_nonsense_is_refused_in_the_same_words(warm, body, error, said, monkeypatch):

@@ -1,0 +1,146 @@
+"""What a batch would do, without torch and without writing anything: what is missing, what that takes, what is there.
+
+Knows of each job what `sdcli generate --dry-run` knows of a picture.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdcli import delivery, dry_run, outputs
+from sdcli.dry_run import Parts
+from sdcli.errors import OutputExists, SdcliError
+from sdcli.jobs import ledger
+from sdcli.jobs.ledger import Ledger
+from sdcli.jobs.lines import failed_line_of, line_of, path_in
+from sdcli.jobs.making import Batch, chunks_of, flatness_fault, groups_of
+from sdcli.jobs.plan import Planned
+from sdcli.jobs.read import Fault, explain
+from sdcli.source import Source
+
+
+@dataclass
+class _Plan:
+    """What is known so far: the lines of the jobs, the models by where they are, and the names to come."""
+
+    batch: Batch
+    book: Ledger
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    models: dict[Source, dict[str, Any]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+
+def forecast(batch: Batch) -> dict[str, Any]:
+    """What `making.deliver` would do, as JSON: `jobs`, their lines in the order they would come in, with `seconds`,
+    `tokens` and `memory` as estimates; the `models` of what is missing; how many are `planned`, `cached` and `failed`;
+    the `memory` of the most demanding call; and the `seconds` of all, None where those of one are not known.
+
+    Raises OutputError where the directory cannot be read or written.
+    """
+    plan = _Plan(batch, ledger.seen(Path(batch.directory)))
+    outputs.check_directory(Path(batch.directory), make=True)
+    missing = []
+    for job in batch.jobs:
+        if isinstance(job, Fault):
+            plan.lines.append(failed_line_of(job, job.message))
+    for job in batch.jobs:
+        found = None if isinstance(job, Fault) else ledger.finished(plan.book, job.key)
+        if isinstance(job, Planned) and found is None:
+            missing.append(job)
+        elif isinstance(job, Planned) and found is not None:
+            plan.lines.append(_cached(plan, job, *found))
+    for group in groups_of(missing):
+        parts: Parts | SdcliError
+        try:
+            parts = dry_run.find_parts(group[0].source)
+            plan.models[group[0].source] = dry_run.model_of(group[0].entry, parts)
+        except SdcliError as error:
+            parts = error
+        for chunk in chunks_of(group):
+            plan.lines += (_planned(plan, job, parts, len(chunk)) for job in chunk)
+    return _summary(plan)
+
+
+def _cached(plan: _Plan, job: Planned, name: str, line: Mapping[str, Any]) -> dict[str, Any]:
+    fault = flatness_fault(line) if plan.batch.strict else None
+    if fault is not None:
+        return failed_line_of(job, explain(fault))
+    return line_of(job, {**line, "status": "cached", "path": path_in(plan.batch.directory, name)})
+
+
+def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) -> dict[str, Any]:
+    recipe = job.recipe.replace(batch_size=size)
+    try:
+        if isinstance(parts, SdcliError):
+            raise parts
+        cost = dry_run.cost_of(parts, recipe, delivery.digest_of(job.source))
+        name = _name(plan, job)
+    except SdcliError as error:
+        return failed_line_of(job, explain(error))
+    said = delivery.failed_line(recipe, "") | {
+        "status": "planned",
+        "path": path_in(plan.batch.directory, name),
+        "seconds": cost["seconds"],
+        "warnings": [each.message for each in job.remarks],
+        "error": None,
+    }
+    return line_of(job, said) | {"tokens": cost["tokens"], "memory": cost["memory"], "recipe": recipe.to_dict()}
+
+
+def _name(plan: _Plan, job: Planned) -> str:
+    """The name that the picture will have, if nobody else writes in between. Raises OutputExists."""
+    directory = plan.book.directory
+    if job.name is not None:
+        if os.path.lexists(directory / job.name) and not plan.batch.force:
+            path = path_in(plan.batch.directory, job.name)
+            raise OutputExists(f"{path} exists already", "choose another output, or give --force")
+        return job.name
+    stem, name, number = outputs.default_name(job.recipe).removesuffix(".png"), "", 1
+    while not name or name in plan.names or os.path.lexists(directory / name):
+        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+        number += 1
+    plan.names.add(name)
+    return name
+
+
+def _summary(plan: _Plan) -> dict[str, Any]:
+    planned = [line for line in plan.lines if line["status"] == "planned"]
+    counts = {
+        status: sum(line["status"] == status for line in plan.lines) for status in ("planned", "cached", "failed")
+    }
+    seconds = [line["seconds"] for line in planned]
+    peak = max((line["memory"] for line in planned), key=lambda memory: int(memory["peak"]), default=None)
+    return {
+        "status": "planned",
+        "directory": plan.batch.directory,
+        **counts,
+        "memory": peak,
+        "seconds": None if None in seconds else round(sum(seconds), 3),
+        "models": list(plan.models.values()),
+        "jobs": plan.lines,
+        "error": None,
+    }
+
+
+def lines(said: Mapping[str, Any]) -> Iterable[str]:
+    """A forecast for people: a line a job, then what all of them take."""
+    for job in said["jobs"]:
+        what = job["error"] if job["status"] == "failed" else job["path"]
+        yield f"{job['status']:<9}{what}"
+        yield from (f"{'':9}warning: {warning}" for warning in job["warnings"])
+    unknown = sum(job["status"] == "planned" and job["seconds"] is None for job in said["jobs"])
+    known = sum(job["seconds"] or 0 for job in said["jobs"] if job["status"] == "planned")
+    seconds = f"about {known:g}" if known or not unknown else "unknown: none like these was made here"
+    if known and unknown:
+        seconds += f", without the {unknown} of which none like them was made here"
+    yield f"jobs:     {said['planned']} to make, {said['cached']} cached, {said['failed']} failed"
+    for model in said["models"]:
+        size = dry_run.gib(sum(file["bytes"] for file in model["files"]))
+        yield f"model:    {model['name']} ({model['path']}), {size}, sha256 {model['digest']}"
+    if said["memory"]:
+        yield f"memory:   {dry_run.memory_in_words(said['memory'])}"
+        yield f"seconds:  {seconds}"
