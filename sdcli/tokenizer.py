@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ def read_tokenizer(folder: Path, *, window: int, vocab_size: int) -> Tokenizer:
     Raises ModelCorrupt for files that are missing, broken or do not fit the encoder.
     """
     vocab, merges = _read_vocabulary(folder)
-    settings = {**_optional(folder / "special_tokens_map.json"), **_optional(folder / "tokenizer_config.json")}
-    special = {role: _content(settings.get(f"{role}_token", usual)) for role, usual in _USUAL.items()}
+    settings, special = _read_settings(folder)
     absent = [token for token in special.values() if token not in vocab]
     if absent or max(vocab.values()) >= vocab_size:
         what = f"{absent[0]!r} is not in its vocabulary" if absent else f"the text encoder knows {vocab_size} ids only"
@@ -44,7 +44,32 @@ def read_tokenizer(folder: Path, *, window: int, vocab_size: int) -> Tokenizer:
     )
 
 
+def write(folder: Path, there: Path) -> None:
+    """The CLIP tokenizer in `folder`, written into the new folder `there` in files that transformers 4 and 5 read.
+
+    Says there what sdcli reads here: special tokens, the longest text, lower case. Raises ModelCorrupt as
+    `read_tokenizer` does, OSError.
+    """
+    vocab, merges = _read_vocabulary(folder)
+    settings, special = _read_settings(folder)
+    named = {f"{role}_token": token for role, token in special.items()}
+    longest = settings.get("model_max_length", _WINDOW)
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": longest, "do_lower_case": True, **named}
+    lines = ["#version: 0.2", *map(" ".join, merges)]  # a first line that readers skip
+    there.mkdir()
+    (there / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, value in (("vocab", vocab), ("special_tokens_map", named), ("tokenizer_config", config)):
+        (there / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+_WINDOW = 77
 _USUAL = {"bos": BOS, "eos": EOS, "unk": EOS, "pad": EOS}
+
+
+def _read_settings(folder: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """What the folder's configs say, and the special tokens by their role in it."""
+    settings = {**_optional(folder / "special_tokens_map.json"), **_optional(folder / "tokenizer_config.json")}
+    return settings, {role: _content(settings.get(f"{role}_token", usual)) for role, usual in _USUAL.items()}
 
 
 def _byte_pairs(

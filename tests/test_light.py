@@ -52,6 +52,7 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
         (["models", "show", "sd15", "--json"], 0),
         (["models", "pull", "--help"], 0),
         (["models", "add", "x", "somebody/some-model"], 0),
+        (["models", "export", "kit", "."], 8),
         (["models", "rm", "sd15"], 3),
         (["models", "verify", "kit"], 2),
         (["config", "show"], 0),

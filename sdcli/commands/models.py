@@ -5,19 +5,21 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Abort
 
-from sdcli import config, display, registry, streams, user_models
+from sdcli import config, display, dry_run, folders, registry, streams, user_models
+from sdcli.digest import model_digest
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
 from sdcli.registry import ModelEntry
-from sdcli.source import PARTS
+from sdcli.source import INDEX, PARTS, Source
 
 models = typer.Typer(
-    help="The models sdcli knows by name: list, get, check, name and remove them.", no_args_is_help=True
+    help="The models sdcli knows by name: list, get, check, name, export and remove them.", no_args_is_help=True
 )
 
 Name = Annotated[
@@ -191,6 +193,40 @@ def add(
     sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
     """
     typer.echo(str(user_models.add(name, source, part or (), force=force)))
+
+
+@models.command("export")
+def export(
+    name: Name,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new directory, or an empty one.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the directory of an earlier export.", show_default=False)
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as a diffusers folder that diffusers itself loads, and print the directory.
+
+    Whatever it was read from: a folder, a single file in the original layout, or parts from several places. Weights
+    keep their precision; text encoders and tokenizers get the layout that transformers 4 and 5 both read.
+
+    sdcli models export kit kit-folder
+    """
+    source = registry.locate(registry.find(name))
+    source.check()
+    folders.check(folder, force=force, known=(INDEX, *PARTS))
+    from sdcli.export import export as write
+
+    with folders.written(folder, force=force) as staged, display.transfer(quiet=quiet) as start:
+        pipeline = write(source, staged, start(sum(file.stat().st_size for file in dry_run.find_parts(source).files)))
+    if json:
+        files = [file for file in Path(folder).rglob("*") if file.is_file()]
+        facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": model_digest(Source(Path(folder)))}
+        size = sum(file.stat().st_size for file in files)
+        typer.echo(jsonlib.dumps(facts | {"files": len(files), "bytes": size}, ensure_ascii=False))
+    else:
+        typer.echo(folder)
 
 
 @models.command("rm")

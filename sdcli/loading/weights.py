@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +43,23 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, 
 
     Raises ModelCorrupt, naming the tensor, for one that is of a wrong shape or unreadable.
     """
+    read = tensors(module, stored)
+    state = {name: tensor.to(device=device, dtype=dtype).contiguous() for name, tensor in read}
+    module.load_state_dict(state, strict=True, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of `stored` as it is in its file, by its name in `module`, which may lie on the meta device.
+
+    All shapes are checked before the first is read. Raises what `fill` raises.
+    """
     for name, parameter in module.state_dict().items():
         check_shape(stored[name], tuple(parameter.shape))
-    state = {}
     with ExitStack() as stack:
         readers = {file: stack.enter_context(_open(file)) for file in {each.file for each in stored.values()}}
         for name, each in stored.items():
-            state[name] = _read(readers[each.file], each).to(device=device, dtype=dtype).contiguous()
-    module.load_state_dict(state, strict=True, assign=True)
-    module.requires_grad_(False).eval()
+            yield name, _read(readers[each.file], each)
 
 
 def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:

@@ -103,7 +103,7 @@ def drawer(model: str, options: Mapping[str, Any]) -> Draw:
         wanted = registry.resolve_recipe(entry, {"model": model, **options, **asked}, user=False, given=given)
         recipe: Recipe = pipeline.resolve_execution(wanted)
         if loaded is None:
-            loaded = pipeline.load(registry.locate(entry), recipe, variant=entry.variant, family=entry.family)
+            loaded = pipeline.load(registry.locate(entry), recipe)
         return np.asarray(pipeline.run(loaded, [recipe], given=given)[0].image)
 
     return draw
