@@ -24,6 +24,7 @@ from sdcli.commands.models import models
 from sdcli.commands.outpaint import outpaint
 from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
+from sdcli.commands.train import train
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, SdcliError, UsageError
 from sdcli.streams import complain, warn
@@ -44,6 +45,7 @@ app.command()(info)
 app.command()(replay)
 app.command()(serve)
 app.add_typer(models, name="models")
+app.add_typer(train, name="train")
 app.add_typer(config, name="config")
 
 

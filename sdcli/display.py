@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from sdcli.denoise import Step
 
+OnTraining = Callable[[str, int, int, "float | None"], None]
+"""Told (what is being done, how much of it is done, how much there is in all, the loss if there is one)."""
 OnBytes = Callable[[str, int], None]
 """Told (file, bytes of it that are done), again and again."""
 
@@ -104,6 +106,36 @@ def job_progress(
             seconds = (now - started[0]) / (done - started[1])
             changes |= {"left": f"{format_clock(seconds * (jobs - done))} left"}
         bar.update(task, completed=done, **changes)
+
+    with bar:
+        yield show
+
+
+@contextmanager
+def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[OnTraining]:
+    """A bar for a run of training, with the loss (smoothed), the rate and the time left to the run's end.
+
+    Yields what to call as things are done. It draws where `progress` would, and leaves no trace either.
+    """
+    stream = sys.stderr if stream is None else stream
+    if quiet or not _is_watched(stream):
+        yield lambda doing, done, total, loss: None
+        return
+    bar = _bar(stream)
+    task = bar.add_task("starting", total=None, rate="", left="")
+    phase, first, mean = "", (0.0, 0), 0.0
+
+    def show(doing: str, done: int, total: int, loss: float | None) -> None:
+        nonlocal phase, first, mean
+        now = time.monotonic()
+        if doing != phase:
+            phase, first, mean = doing, (now, done), loss or 0.0
+        mean += 0.05 * ((loss or 0.0) - mean)
+        changes: dict[str, Any] = {"description": doing if loss is None else f"{doing}, loss {mean:.4f}"}
+        if done > first[1]:
+            seconds = (now - first[0]) / (done - first[1])
+            changes |= {"rate": format_rate(seconds), "left": f"{format_clock(seconds * (total - done))} left"}
+        bar.update(task, completed=done, total=total, **changes)
 
     with bar:
         yield show

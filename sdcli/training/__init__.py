@@ -1,4 +1,4 @@
-"""Training the embedded model: a synthetic world, an autoencoder, a text-to-image model, and a judge of it.
+"""Training: the synthetic world, the stages of `sdcli train`, and a judge of what comes of them.
 
-Run `python -m sdcli.training --help`. Nothing here is needed to generate pictures.
+Nothing here is needed to generate pictures. `settings`, `order` and `imagefolder` import nothing heavy.
 """

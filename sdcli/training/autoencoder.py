@@ -5,9 +5,8 @@ encoder learns to give the whitened principal components of each 8×8 patch and 
 Then both are trained together. Knows scenes, but no captions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdcli.training import checkpoint
+from sdcli.training.loop import step_noise
 from sdcli.training.optimizers import MatrixOptimizer, learning_rate
-from sdcli.training.world import Sprites, render, scenes
+from sdcli.training.pool import to_tensor as to_tensor
+from sdcli.training.settings import AutoencoderTraining
+from sdcli.training.sheets import save_sheet
+from sdcli.training.sources import Source
+from sdcli.training.team import Team
 
 PATCH = 8
 ARCHITECTURE: dict[str, Any] = {
@@ -35,30 +39,16 @@ ARCHITECTURE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class AutoencoderTraining:
-    """Everything that determines a run. Crops are square and a multiple of 8 pixels."""
-
-    seed: int = 1
-    steps: int = 2400
-    batch: int = 4
-    crop: int = 128
-    lr: float = 2e-3
-    warmup: int = 50
-    cooldown: int = 1200
-    teacher_steps: int = 200
-    teacher_scenes: int = 256
-    kl_weight: float = 1e-4
-    edge_weight: float = 1.0
-    save_every: int = 100
-
-
-@dataclass(frozen=True)
 class LinearTeacher:
     """Whitened PCA of 8×8×3 patches. mean: (192,); components: (4, 192) orthonormal rows; scale: (4,)."""
 
     mean: Tensor
     components: Tensor
     scale: Tensor
+
+    def to(self, device: torch.device) -> "LinearTeacher":
+        """The same teacher elsewhere."""
+        return LinearTeacher(self.mean.to(device), self.components.to(device), self.scale.to(device))
 
     def encode(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) in -1 … 1 to (n, 4, h/8, w/8), of unit variance over the pictures it was fitted to."""
@@ -81,20 +71,16 @@ def fit_teacher(images: Tensor, channels: int) -> LinearTeacher:
     return LinearTeacher(mean, vectors[:, -channels:].flip(1).T.contiguous(), values[-channels:].flip(0).sqrt())
 
 
-def to_tensor(images: list[np.ndarray]) -> Tensor:
-    """uint8 (h, w, 3) arrays to one float tensor (n, 3, h, w) in -1 … 1."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def pictures(source: Source, seed: int, count: int) -> Tensor:
+    """`count` pictures that the seed draws, (n, 3, H, W) in -1 … 1."""
+    items = source.draw(np.random.default_rng(seed), count)
+    return to_tensor([source.picture(item).image for item in items])
 
 
-def render_batch(sprites: Sprites, seed: int, count: int) -> Tensor:
-    """The first `count` scenes of a seed as (n, 3, 256, 256) in -1 … 1."""
-    return to_tensor([render(scene, sprites).image for scene in islice(scenes(seed), count)])
-
-
-def crops(sprites: Sprites, settings: AutoencoderTraining, step: int) -> Tensor:
-    """The batch of a step: crops of fresh scenes, near the middle more often, where the subjects are."""
-    rng = np.random.default_rng([settings.seed, step])
-    images = render_batch(sprites, int(rng.integers(2**62)), settings.batch)
+def crops(source: Source, settings: AutoencoderTraining, step: int, team: Team) -> Tensor:
+    """This process' part of the batch of a step: crops of pictures, near the middle more often."""
+    rng = np.random.default_rng([settings.seed, step, team.process])
+    images = pictures(source, int(rng.integers(2**62)), max(1, settings.batch // team.processes))
     room = images.shape[2] - settings.crop
     out = []
     for image in images:
@@ -111,10 +97,15 @@ def reconstruction_loss(decoded: Tensor, images: Tensor, edge_weight: float) -> 
 
 
 def total_loss(
-    vae: AutoencoderKL, images: Tensor, teacher: LinearTeacher | None, noise: Tensor, settings: AutoencoderTraining
+    vae: AutoencoderKL,
+    images: Tensor,
+    teacher: LinearTeacher | None,
+    noise: Tensor,
+    settings: AutoencoderTraining,
+    team: Team,
 ) -> Tensor:
     """The loss of a batch. With a teacher, encoder and decoder each learn from it and not from each other."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with team.autocast():
         posterior = vae.encode(images).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         if teacher is not None:
@@ -136,76 +127,89 @@ def psnr(mse: float) -> float:
 
 
 @torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W) decoded from the means of their latents, in fp32, on the CPU, -1 … 1."""
+    parts = [vae.decode(vae.encode(part.to(vae.device)).latent_dist.mean).sample for part in images.split(4)]
+    return torch.cat(parts).clamp(-1, 1).cpu()
+
+
 def measure_psnr(vae: AutoencoderKL, images: Tensor) -> float:
-    """PSNR in dB, in fp32, of whole pictures decoded from the means of their latents."""
-    errors = []
-    for chunk in images.split(4):
-        decoded = vae.decode(vae.encode(chunk).latent_dist.mean).sample.clamp(-1, 1)
-        errors.append((decoded - chunk).square().mean().item())
-    return psnr(float(np.mean(errors)))
+    """PSNR in dB of whole pictures: of the mean of their squared errors."""
+    return psnr((reconstruct(vae, images) - images).square().mean().item())
 
 
 @torch.no_grad()
 def set_scaling_factor(vae: AutoencoderKL, images: Tensor) -> float:
     """Set the factor that gives latents unit variance, measured over these pictures; returns it."""
-    latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(4)])
+    latents = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mean for part in images.split(4)])
     factor = round(1 / latents.std().item(), 5)
     vae.register_to_config(scaling_factor=factor)
     return factor
 
 
-def step_noise(seed: int, step: int, shape: tuple[int, ...]) -> Tensor:
-    """The noise of a step depends on seed and step only, so that a resumed run repeats it."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return torch.randn(shape, generator=generator)
-
-
 class AutoencoderRun:
-    """A run in memory: model, optimizer and step; `save` and `restore` are exact."""
+    """A run in memory: model, optimizer, teacher and step. `state` and `load_state` are exact."""
 
     def __init__(
-        self, sprites: Sprites, settings: AutoencoderTraining, architecture: Mapping[str, Any] = ARCHITECTURE
+        self, source: Source, settings: AutoencoderTraining, team: Team, architecture: dict[str, Any] = ARCHITECTURE
     ) -> None:
         torch.manual_seed(settings.seed)
-        self.sprites, self.settings = sprites, settings
-        self.vae = AutoencoderKL(**architecture)
+        self.source, self.settings, self.team = source, settings, team
+        self.vae = AutoencoderKL(**architecture).to(team.device)
         self.optimizer = MatrixOptimizer([self.vae], settings.lr, weight_decay=0.01)
-        self.teacher = fit_teacher(
-            render_batch(sprites, settings.seed, settings.teacher_scenes), self.vae.config.latent_channels
-        )
-        self.step, self.seconds = 0, 0.0
+        fitted = fit_teacher(pictures(source, settings.seed, settings.teacher_scenes), self.vae.config.latent_channels)
+        self.teacher = fitted.to(team.device)
+        self.step = 0
+        self.shown: Tensor | None = None
 
-    def restore(self, folder: Path) -> None:
-        """Go on from the checkpoint in `folder`, if there is one."""
-        file = folder / "autoencoder.pt"
-        if file.exists():
-            state = checkpoint.load(file)
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.vae.load_state_dict(state["vae"])
-            self.optimizer.load_state_dict(state["optimizer"])
+    def prepare(self) -> Iterator[tuple[int, int]]:
+        """Nothing."""
+        return iter(())
 
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint of this moment."""
-        state = {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict()}
-        checkpoint.save(folder / "autoencoder.pt", {"step": self.step, "seconds": self.seconds, **state})
+    def keep(self, folder: Path) -> None:
+        """Nothing that the other processes do not have."""
+
+    def state(self) -> checkpoint.State:
+        """Weights and optimizer."""
+        return {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: checkpoint.State) -> None:
+        """Take what `state` gave."""
+        self.vae.load_state_dict(state["vae"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def train_step(self) -> float:
         """One step; returns its loss."""
-        settings = self.settings
-        images = crops(self.sprites, settings, self.step)
+        settings, team = self.settings, self.team
+        images = crops(self.source, settings, self.step, team).to(team.device)
         side = settings.crop // PATCH
-        noise = step_noise(settings.seed, self.step, (len(images), self.vae.config.latent_channels, side, side))
+        shape = (len(images), self.vae.config.latent_channels, side, side)
+        noise = step_noise(settings.seed + 1000 * team.process, self.step, shape).to(team.device)
         teacher = self.teacher if self.step < settings.teacher_steps else None
-        loss = total_loss(self.vae, images, teacher, noise, settings)
+        loss = total_loss(self.vae, images, teacher, noise, settings, team)
         loss.backward()
+        team.average(self.vae.parameters())
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         rate = learning_rate(self.step, settings.lr, settings.steps, settings.warmup, settings.cooldown)
         self.optimizer.step(rate)
         self.step += 1
-        return loss.item()
+        return team.mean(loss.item())
 
     def report(self) -> dict[str, object]:
-        """What the log says besides step, loss and time; the PSNR is of whole scenes that training does not see."""
-        unseen = render_batch(self.sprites, self.settings.seed + 1, 24)
-        samples = self.step * self.settings.batch
-        return {"samples": samples, "psnr_unseen": round(measure_psnr(self.vae, unseen), 2)}
+        """What the log says besides step and loss; at checkpoints, the PSNR of whole pictures."""
+        said: dict[str, object] = {"samples": self.step * self.settings.batch}
+        if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
+            said["psnr"] = round(measure_psnr(self.vae, self.unseen()), 2)
+        return said
+
+    def unseen(self) -> Tensor:
+        """24 whole pictures to measure by; of the world, such as no step draws."""
+        if self.shown is None:
+            self.shown = pictures(self.source, self.settings.seed + 1, 24)
+        return self.shown
+
+    def sheet(self, path: Path) -> None:
+        """Pictures, and below them what becomes of them."""
+        images = self.unseen()[:6]
+        both = torch.cat([images, reconstruct(self.vae, images)])
+        save_sheet(both, columns=6, path=path)

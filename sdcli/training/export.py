@@ -1,13 +1,16 @@
 """Writing a trained model as an ordinary diffusers folder in half precision, readable by transformers 4 and 5."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
+PIPELINES = {"inpaint": "StableDiffusionInpaintPipeline"}
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -27,22 +30,32 @@ def export_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
     text_encoder.config.architectures = ["CLIPTextModel"]
     text_encoder.config.save_pretrained(folder)
     tensors = {
-        f"text_model.{name.removeprefix('text_model.')}": value.to(torch.float16).contiguous()
+        f"text_model.{name.removeprefix('text_model.')}": value.to("cpu", torch.float16).contiguous()
         for name, value in text_encoder.state_dict().items()
         if "position_ids" not in name
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def export(
-    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDIMScheduler, folder: Path
-) -> None:
-    """Write everything but the tokenizer (see tokenizer.write_tokenizer); the models become half precision."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("unet/*.safetensors*"):
+def export_unet(unet: UNet2DConditionModel, folder: Path, shard_mb: int) -> None:
+    """Config and weights in files of at most `shard_mb` million bytes; the U-Net becomes half precision."""
+    for old in folder.glob("*.safetensors*"):
         old.unlink()
-    vae.half().save_pretrained(folder / "vae")
-    unet.half().save_pretrained(folder / "unet", max_shard_size="12MB")
-    export_text_encoder(text_encoder, folder / "text_encoder")
-    scheduler.save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+    unet.half().save_pretrained(folder, max_shard_size=f"{shard_mb}MB")
+
+
+def export_vae(vae: Any, folder: Path) -> None:
+    """Config and weights; the autoencoder becomes half precision."""
+    vae.half().save_pretrained(folder)
+
+
+def copy_part(source: Path, folder: Path) -> None:
+    """A part of another folder, as it is."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def write_index(folder: Path, stage: str, base: Path | None) -> None:
+    """The file that tells diffusers what the folder holds: what the `base` says, but for the pipeline."""
+    index = MODEL_INDEX if base is None else json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    changed = {"_class_name": PIPELINES[stage]} if stage in PIPELINES else {}
+    (folder / "model_index.json").write_text(json.dumps(index | changed, indent=2) + "\n", encoding="utf-8")

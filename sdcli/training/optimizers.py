@@ -31,6 +31,10 @@ class MatrixOptimizer:
         self.muon = torch.optim.Muon(self.views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.99))
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is stepped."""
+        return [*self.sources, *(each for group in self.adamw.param_groups for each in group["params"])]
+
     def step(self, lr: float) -> None:
         """One step at this learning rate; clears the gradients."""
         for optimizer in (self.muon, self.adamw):

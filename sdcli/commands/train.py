@@ -1,0 +1,303 @@
+"""`sdcli train`: models of one's own, stage by stage, from the synthetic world or from a folder of pictures."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from sdcli import options
+from sdcli.errors import UsageError
+from sdcli.training import order as ordering
+from sdcli.training.settings import (
+    AutoencoderTraining,
+    InpaintTraining,
+    SemanticTraining,
+    TextToImageTraining,
+    Training,
+)
+
+train = typer.Typer(
+    help="Train models: an autoencoder, text to image, inpainting, segmentation maps.", no_args_is_help=True
+)
+
+_RUN, _SETTINGS, _EXECUTION = "The run", "Settings", "Execution"
+DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run is, and what it learns from."""
+
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", rich_help_panel=_RUN,
+            help="The run's folder: checkpoints, log.jsonl, sheets, and the finished model. A run in it goes on.",
+        ),
+    ]  # fmt: skip
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FOLDER", rich_help_panel=_RUN, show_default="the synthetic world",
+            help="Pictures of your own, listed in metadata.jsonl.",
+        ),
+    ] = None  # fmt: skip
+    world: Annotated[
+        str | None,
+        typer.Option(
+            "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
+            help=f"What the synthetic world holds: {', '.join(ordering.WORLDS)}.",
+        ),
+    ] = None  # fmt: skip
+    sprites: Annotated[
+        Path | None,
+        typer.Option(
+            "--sprites", metavar="PATH", rich_help_panel=_RUN, show_default="Noto Color Emoji",
+            help="The world's subjects: a colour emoji font, or a folder of PNGs.",
+        ),
+    ] = None  # fmt: skip
+
+
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", metavar="FOLDER", rich_help_panel=_RUN, show_default=False,
+        help="A diffusers folder to go on from.",
+    ),
+]  # fmt: skip
+Vae = Annotated[
+    Path | None,
+    typer.Option(
+        "--vae", metavar="FOLDER", rich_help_panel=_RUN, show_default=False,
+        help="A trained autoencoder, to build a new model on.",
+    ),
+]  # fmt: skip
+Text = Annotated[
+    bool | None,
+    typer.Option(
+        "--train-text-encoder/--freeze-text-encoder", rich_help_panel=_SETTINGS,
+        show_default="train where it is new", help="Whether the text encoder learns too.",
+    ),
+]  # fmt: skip
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", metavar="PIXELS", min=64, rich_help_panel=_RUN, show_default="256",
+        help="The side that your own pictures are resized to.",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out: nothing of this changes what it comes to."""
+
+    slice: Annotated[
+        float | None,
+        typer.Option(
+            "--slice", metavar="MINUTES", min=0, rich_help_panel=_EXECUTION, show_default="to the end",
+            help="Stop with a checkpoint after so long; the same command goes on.",
+        ),
+    ] = None  # fmt: skip
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=_EXECUTION, show_default=False,
+            help="Time a few steps, say what the run would cost, and write nothing.",
+        ),
+    ] = False  # fmt: skip
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DEVICES)}."),
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype", metavar="NAME", rich_help_panel=_EXECUTION,
+            help=f"What products are computed in: {', '.join(DTYPES)}. Weights stay float32.",
+        ),
+    ] = "bfloat16"  # fmt: skip
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes", metavar="N", min=1, rich_help_panel=_EXECUTION,
+            help="Share each batch among so many processes; needs accelerate.",
+        ),
+    ] = 1  # fmt: skip
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", metavar="N", min=1, rich_help_panel=_EXECUTION, help="Of each process.",
+            show_default="one a core, or 1 in several processes",
+        ),
+    ] = None  # fmt: skip
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=_EXECUTION, show_default=False,
+            help="The lines of the log on stdout as they are written, and last what became of the run.",
+        ),
+    ] = False  # fmt: skip
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=_EXECUTION, help="No progress.", show_default=False)
+    ] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", rich_help_panel=_EXECUTION, help="Tracebacks with errors.", show_default=False)
+    ] = False
+
+
+def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
+    """Let the parameter `settings` of a command be a group with an option for each field of `kind`, or None."""
+    types: Mapping[str, Any] = {"int": int, "float": float}
+    group = make_dataclass(
+        kind.__name__,
+        [
+            (
+                each.name,
+                Annotated[
+                    types[str(each.type)] | None,
+                    typer.Option(
+                        "--" + each.name.replace("_", "-"), metavar="N" if each.type == "int" else "X",
+                        rich_help_panel=_SETTINGS, help=each.metadata["help"], show_default=f"{each.default:g}",
+                    ),
+                ],
+                None,
+            )
+            for each in fields(kind)
+        ],
+        frozen=True,
+    )  # fmt: skip
+
+    def annotate(command: Command) -> Command:
+        command.__annotations__["settings"] = group
+        return command
+
+    return annotate
+
+
+@train.command("autoencoder")
+@options.expand
+@_with_settings(AutoencoderTraining)
+def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Execution) -> None:
+    """Train an autoencoder of 8×8 pixels to 4 numbers, from nothing, and print its folder.
+
+    sdcli train autoencoder --out runs/autoencoder --slice 10
+    """
+    _carry_out("autoencoder", run, execution, settings, {"size": size})
+
+
+@train.command("text-to-image")
+@options.expand
+@_with_settings(TextToImageTraining)
+def text_to_image(
+    *, run: Run, vae: Vae = None, base: Base = None, text: Text = None, settings: Any, execution: Execution
+) -> None:
+    """Train a U-Net to draw after a text, and print the folder of the whole model.
+
+    A new model is built on an autoencoder, with a text encoder and a tokenizer of its own; or a trained one learns
+    pictures of your own.
+
+    sdcli train text-to-image --vae runs/autoencoder/model --out runs/text
+
+    sdcli train text-to-image --from my-model --data my-pictures --lr 1e-4 --out runs/mine
+    """
+    _carry_out("text-to-image", run, execution, settings, {"vae": vae, "base": base, "text": text})
+
+
+@train.command("inpaint")
+@options.expand
+@_with_settings(InpaintTraining)
+def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Execution) -> None:
+    """Train a text-to-image model's U-Net to fill masks, and print the folder of the whole model.
+
+    It takes the mask and the masked image beside its latents, as Stable Diffusion's inpainting models do.
+
+    sdcli train inpaint --from runs/text/model --out runs/inpaint
+    """
+    _carry_out("inpaint", run, execution, settings, {"base": base, "text": text})
+
+
+@train.command("semantic")
+@options.expand
+@_with_settings(SemanticTraining)
+def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Execution) -> None:
+    """Train a text-to-image model's U-Net to draw after segmentation maps, and print the folder of the whole model.
+
+    It takes a channel for each class beside its latents. Your own maps are images of class indices, named as
+    "map_file_name" in metadata.jsonl; classes.json beside it lists the classes.
+
+    sdcli train semantic --from runs/text/model --out runs/semantic
+    """
+    _carry_out("semantic", run, execution, settings, {"base": base, "text": text})
+
+
+@train.command("export")
+def export(
+    out: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write.")],
+    averaged: Annotated[
+        bool | None,
+        typer.Option(
+            "--average/--last", show_default="the last ones of a finished run",
+            help="The moving average of the weights, or those of the last step.",
+        ),
+    ] = None,
+    unet_only: Annotated[
+        bool, typer.Option("--unet-only", help="The U-Net's folder alone.", show_default=False)
+    ] = False,
+    shard: Annotated[
+        int, typer.Option("--shard", metavar="MB", min=1, help="The most that a file of the U-Net holds.")
+    ] = 4000,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
+) -> None:  # fmt: skip
+    """Write the model of a run's last checkpoint as a diffusers folder in half precision, and print that folder.
+
+    sdcli train export runs/text --to model --average
+    """
+    order = ordering.read(out)
+    _prepare_libraries()
+    from sdcli.training import stages
+
+    stages.export_run(order, to, averaged=averaged, unet_only=unet_only, shard_mb=shard)
+    typer.echo(str(to))
+
+
+def _carry_out(stage: str, run: Run, execution: Execution, settings: Any, begin: Mapping[str, Any]) -> None:
+    started = time.monotonic()
+    for name, value, allowed in (("device", execution.device, DEVICES), ("dtype", execution.dtype, DTYPES)):
+        if value not in allowed:
+            raise UsageError(f"--{name} is {value}", f"it is one of {', '.join(allowed)}")
+    said = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
+    order = ordering.plan(stage, run.out, said, options.given(settings))
+    _prepare_libraries()
+    from sdcli.training import session
+
+    how = session.How(
+        device=execution.device,
+        dtype=execution.dtype,
+        processes=execution.processes,
+        threads=execution.threads,
+        deadline=None if execution.slice is None else started + 60 * execution.slice,
+        json=execution.json,
+        quiet=execution.quiet,
+    )
+    if execution.dry_run:
+        facts = session.cost(order, how)
+        typer.echo(jsonlib.dumps(facts) if execution.json else session.shown(facts))
+    else:
+        raise typer.Exit(session.carry_out(order, how))
+
+
+def _prepare_libraries() -> None:
+    from sdcli.delivery import prepare_libraries
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    prepare_libraries()

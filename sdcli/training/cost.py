@@ -1,0 +1,66 @@
+"""What a run would cost: measured on a few steps that leave no trace."""
+
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from sdcli.display import format_clock, format_size
+from sdcli.training import stages
+from sdcli.training.diffusion import DiffusionRun
+from sdcli.training.order import Order
+from sdcli.training.settings import DiffusionTraining
+from sdcli.training.team import Team
+
+TIMED_STEPS = 3
+
+
+def measure(order: Order, team: Team) -> dict[str, Any]:
+    """Parameters, samples, seconds a step and a picture, wall time and memory of a run, from its beginning.
+
+    Steps are timed at the run's own batch, after one that is not, with no more pictures encoded than a batch.
+    """
+    settings = order.settings
+    encoded = 0
+    if isinstance(settings, DiffusionTraining):
+        encoded = min(settings.most_scenes, settings.scenes + settings.fresh * settings.steps)
+        few = min(settings.scenes, settings.batch)
+        settings = replace(settings, scenes=few, fresh=0)
+    with TemporaryDirectory() as nowhere:
+        run = stages.begin(replace(order, out=Path(nowhere), settings=settings), team)
+        began = time.monotonic()
+        for _ in run.prepare():
+            pass
+        encoding = time.monotonic() - began
+        run.train_step()
+        began = time.monotonic()
+        for _ in range(TIMED_STEPS):
+            run.train_step()
+        seconds = (time.monotonic() - began) / TIMED_STEPS
+    facts: dict[str, Any] = {
+        "parameters_trained": sum(p.numel() for p in run.optimizer.parameters()),
+        "samples": settings.batch * settings.steps,
+        "seconds_per_step": round(seconds, 3),
+    }
+    wall = seconds * settings.steps
+    if isinstance(run, DiffusionRun):
+        pictures, limit = len(run.pool), run.pool.source.size
+        encoded = encoded if limit is None else min(encoded, limit)
+        kept = sum(row.nbytes for rows in run.pool.kept.values() for row in rows) // pictures
+        facts |= {"pictures_encoded": encoded, "seconds_per_picture": round(encoding / pictures, 4)}
+        facts |= {"memory_of_pictures": format_size(kept * encoded)}
+        wall += encoding / pictures * encoded
+    return facts | {"memory": format_size(_peak(team)), "wall_time": format_clock(wall), "device": str(team.device)}
+
+
+def _peak(team: Team) -> int:
+    """The most bytes that were in use: of the GPU where there is one, else of this process."""
+    if team.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used

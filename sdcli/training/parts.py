@@ -1,0 +1,174 @@
+"""The parts of a latent diffusion model as training holds them, in float32: read from a folder, or fresh."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sdcli.errors import ModelCorrupt, ModelNotFound
+
+TEXT_WIDTH = 192
+UNET: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (64, 128, 160),
+    "layers_per_block": 1,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": (1, 2, 5),  # the number of heads, despite its name
+    "norm_num_groups": 16,
+    "use_linear_projection": True,
+}
+TEXT_ENCODER: dict[str, Any] = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "projection_dim": TEXT_WIDTH,
+    "max_position_embeddings": 77,
+}
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,  # of no effect with trailing timesteps, but diffusers warns of any other
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`scheduler` is DDIM's class with the model's noise schedule: it adds noise, and samples for the sheets."""
+
+    vae: AutoencoderKL | AutoencoderTiny
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the pictures that the U-Net was made for."""
+        return int(self.unet.config.sample_size) * self.cell
+
+    @property
+    def cell(self) -> int:
+        """Pixels a side that one latent stands for."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def to(self, device: torch.device) -> "Parts":
+        """The same parts, moved."""
+        for part in (self.vae, self.unet, self.text_encoder):
+            part.to(device)
+        return self
+
+
+def read(folder: Path) -> Parts:
+    """The parts of a diffusers folder with one CLIP text encoder. Raises ModelNotFound or ModelCorrupt."""
+    for library in (diffusers, transformers):  # their bars would cross ours
+        library.utils.logging.disable_progress_bar()
+    if not (folder / "model_index.json").is_file():
+        raise ModelNotFound(f"{folder} is no diffusers folder: it has no model_index.json", "name one with --from")
+    if (folder / "text_encoder_2").exists():
+        raise ModelCorrupt(f"{folder} has two text encoders", "models of one, like kit and Stable Diffusion 1 and 2")
+    return Parts(
+        read_vae(folder / "vae"),
+        _loaded(UNet2DConditionModel, folder / "unet"),
+        _loaded(CLIPTextModel, folder / "text_encoder"),
+        _read_tokenizer(folder / "tokenizer"),
+        DDIMScheduler.from_config(_loaded_config(folder / "scheduler")),
+    )
+
+
+def read_vae(folder: Path) -> Any:
+    """The autoencoder of a folder, frozen, in float32."""
+    tiny = _loaded_config(folder).get("_class_name") == "AutoencoderTiny"
+    return _loaded(AutoencoderTiny if tiny else AutoencoderKL, folder).eval().requires_grad_(False)
+
+
+def _loaded(kind: Any, folder: Path) -> Any:
+    try:
+        # transformers 5 would keep the file's float16 if it were not told
+        key = "dtype" if kind is CLIPTextModel else "torch_dtype"
+        return kind.from_pretrained(folder, local_files_only=True, **{key: torch.float32})
+    except (OSError, ValueError, RuntimeError) as error:
+        hint = "it must be a part of a diffusers folder, with config and safetensors weights"
+        raise ModelCorrupt(f"cannot read {folder}: {error}", hint) from error
+
+
+def _loaded_config(folder: Path) -> Any:
+    try:
+        name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+        return DDIMScheduler._dict_from_json_file(folder / name)
+    except (OSError, ValueError) as error:
+        raise ModelCorrupt(f"cannot read {folder}: {error}", "it must be a part of a diffusers folder") from error
+
+
+def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelCorrupt(f"cannot read {folder}: {error}", "it needs vocab.json and merges.txt") from error
+
+
+def build(vae: Any, tokenizer: CLIPTokenizer, unet: dict[str, Any] = UNET) -> Parts:
+    """Fresh U-Net and text encoder for an autoencoder and a tokenizer."""
+    return Parts(
+        vae, UNet2DConditionModel(**unet), build_text_encoder(tokenizer), tokenizer, DDIMScheduler(**SCHEDULER)
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A fresh text encoder for this tokenizer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **TEXT_ENCODER,
+        )
+    )
+
+
+@torch.no_grad()
+def widen(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
+    """Let a U-Net take `channels` more beside its latents: of no effect at first, because their weights are zero.
+
+    A U-Net that takes as many already is left as it is; raises ModelCorrupt for one that takes others.
+    """
+    before, latents = unet.config.in_channels, unet.config.out_channels
+    if before == latents + channels:
+        return unet
+    if before != latents:
+        raise ModelCorrupt(f"the U-Net takes {before} channels, not {latents} or {latents + channels}", "name another")
+    old = unet.conv_in
+    new = nn.Conv2d(latents + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+    new.weight.zero_()
+    new.weight[:, :latents] = old.weight
+    new.bias = old.bias
+    unet.conv_in = new.to(old.weight.device)
+    unet.register_to_config(in_channels=latents + channels)
+    return unet
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Token ids (n, 77)."""
+    encoded = tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    )
+    ids: Tensor = encoded.input_ids
+    return ids

@@ -1,0 +1,143 @@
+"""One call of `sdcli train`: its processes, what it says while it trains, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from sdcli import display, streams
+from sdcli.errors import ExitStatus, UsageError
+from sdcli.training import loop, stages, team
+from sdcli.training.loop import Stop, Watcher
+from sdcli.training.order import MODEL, Order
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is carried out. `deadline` is a moment of `time.monotonic()`."""
+
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    processes: int = 1
+    threads: int | None = None
+    deadline: float | None = None
+    json: bool = False
+    quiet: bool = False
+
+
+def carry_out(order: Order, how: How) -> int:
+    """Train as far as there is time, and say where the model is; returns the exit status.
+
+    stdout has the model's folder once the run is done, and nothing before; with `json` the lines of the log, and last
+    a line with `status`, `step` and, once it is done, `model`.
+    """
+    with streams.results() as out, others(order, how), loop.stop_requests(how.deadline) as stop:
+        here = _join(how)
+        with display.training(quiet=how.quiet or not here.leads) as show:
+            watcher = _watcher(order, how, out, show) if here.leads else Watcher()
+            done = stages.train(order, here, stop, watcher)
+        if here.leads:
+            _report(order, how, done, out)
+    return _status(stop, done)
+
+
+def _join(how: How) -> team.Team:
+    if how.threads is not None or how.processes > 1:
+        torch.set_num_threads(how.threads or 1)
+    return team.join(how.device, how.dtype)
+
+
+def _watcher(order: Order, how: How, out: Any, show: display.OnTraining) -> Watcher:
+    def on_entry(entry: loop.Entry) -> None:
+        if how.json:
+            streams.write_line(out, json.dumps(entry))
+
+    return Watcher(
+        on_prepare=lambda done, total: show("encoding", done, total, None),
+        on_step=lambda step, loss: show(order.stage, step, order.settings.steps, loss),
+        on_entry=on_entry,
+    )
+
+
+def _report(order: Order, how: How, done: bool, out: Any) -> None:
+    step = loop.last_step(order.out)
+    if how.json:
+        said: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
+        streams.write_line(out, json.dumps(said | ({"model": str(order.out / MODEL)} if done else {})))
+    elif done:
+        streams.write_line(out, str(order.out / MODEL))
+    if not done:
+        streams.note(f"stopped after step {step} of {order.settings.steps}; the same command goes on")
+
+
+def _status(stop: Stop, done: bool) -> int:
+    if done or not stop.received:
+        return ExitStatus.OK
+    return ExitStatus.TERMINATED if signal.SIGTERM in stop.received else ExitStatus.INTERRUPTED
+
+
+@contextmanager
+def others(order: Order, how: How) -> Iterator[None]:
+    """Start the other processes of a run, with this one's own command; this one is the first of them.
+
+    Does nothing in a process that was started so, or by a launcher such as accelerate's or torchrun.
+    """
+    if how.processes == 1 or "WORLD_SIZE" in os.environ:
+        yield
+        return
+    if find_spec("accelerate") is None:
+        raise UsageError(
+            "training in several processes needs accelerate, which is not installed",
+            "install it with: pip install 'sdcli[train]'",
+        )
+    if order.settings.batch % how.processes:
+        raise UsageError(
+            f"a batch of {order.settings.batch} cannot be shared among {how.processes} processes",
+            "make --batch a multiple of --processes",
+        )
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(how.processes)}
+    children = []
+    for rank in range(1, how.processes):
+        place = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", "sdcli", *sys.argv[1:]]
+        children.append(subprocess.Popen(command, env=os.environ | place, stdout=subprocess.DEVNULL))
+    os.environ.update(meeting | {"RANK": "0", "LOCAL_RANK": "0"})
+    try:
+        yield
+        for child in children:
+            child.wait()
+    finally:
+        for child in children:
+            child.terminate()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def cost(order: Order, how: How) -> dict[str, Any]:
+    """What a run would cost, from a few timed steps; nothing is written."""
+    from sdcli.training.cost import measure
+
+    with streams.results():
+        return measure(order, _join(how))
+
+
+def shown(facts: dict[str, Any]) -> str:
+    """The facts, a line each."""
+    width = max(map(len, facts))
+    return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in facts.items())

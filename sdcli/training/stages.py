@@ -1,0 +1,177 @@
+"""The stages of training, from an order to a run and from a run to a model's folder."""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdcli import palette
+from sdcli.errors import InputError
+from sdcli.training import autoencoder as autoencoding
+from sdcli.training import checkpoint, export, loop, parts, places, tokenizer, world
+from sdcli.training.autoencoder import AutoencoderRun
+from sdcli.training.diffusion import DiffusionRun
+from sdcli.training.optimizers import AveragedWeights
+from sdcli.training.order import MODEL, Order
+from sdcli.training.parts import Parts
+from sdcli.training.pool import Encoder, Pool, Task
+from sdcli.training.settings import AutoencoderTraining, DiffusionTraining, InpaintTraining
+from sdcli.training.sheets import Sheet
+from sdcli.training.sources import ImageFolder, Source, World
+from sdcli.training.sprites import DEFAULT_FONT
+from sdcli.training.tasks import Inpaint, Semantic, TextToImage
+from sdcli.training.team import Team
+
+AUTOENCODER_SIDE = 256
+CAPTIONS = 20_000
+"""From so many captions of the world a new tokenizer is learnt."""
+
+
+def source_of(order: Order, side: int) -> Source:
+    """The pictures of an order: the world's are 256 pixels wide, a folder's are made `side` pixels wide."""
+    seed = order.settings.seed
+    if order.begin.data is not None:
+        classes = len(order.classes()) if order.stage == "semantic" else 0
+        return ImageFolder(order.rows(), side, seed, classes)
+    if side != world.SIZE:
+        problem = f"the world's pictures are {world.SIZE} pixels wide, and this model's {side}"
+        raise InputError(problem, "train it on pictures of your own: --data FOLDER")
+    vocabulary = world.VOCABULARIES[order.begin.world]
+    font = Path(order.begin.sprites) if order.begin.sprites else DEFAULT_FONT
+    return World(world.sprites_of(font, vocabulary), seed, vocabulary)
+
+
+def task_of(order: Order, latent_channels: int) -> Task:
+    """What the stage's U-Net draws by, beside text."""
+    if order.stage == "inpaint":
+        assert isinstance(order.settings, InpaintTraining)
+        return Inpaint(latent_channels, order.settings.known_weight)
+    if order.stage == "semantic":
+        return Semantic(order.classes() if order.begin.data is not None else world_classes())
+    return TextToImage()
+
+
+def world_classes() -> tuple[palette.Class, ...]:
+    """The classes of the world's maps."""
+    return tuple(palette.Class(index, *each) for index, each in enumerate(places.CLASSES.items()))
+
+
+def begin(order: Order, team: Team) -> AutoencoderRun | DiffusionRun:
+    """The run of an order, at its first step, with what it has encoded before."""
+    settings = order.settings
+    if isinstance(settings, AutoencoderTraining):
+        return AutoencoderRun(source_of(order, order.begin.size or AUTOENCODER_SIDE), settings, team)
+    assert isinstance(settings, DiffusionTraining)
+    held = parts_of(order, team)
+    source = source_of(order, held.side)
+    task = task_of(order, int(held.unet.config.out_channels))
+    parts.widen(held.unet, task.channels)
+    held.to(team.device)
+    pool = Pool(source, task, Encoder(held.vae, team), settings.seed, team)
+    pool.load(order.out / "latents")
+    return DiffusionRun(held, pool, settings, team, trains_text=trains_text(order))
+
+
+def trains_text(order: Order) -> bool:
+    """Whether the text encoder learns: where it is new, unless something else was said."""
+    return order.begin.base is None if order.begin.text is None else order.begin.text
+
+
+def parts_of(order: Order, team: Team) -> Parts:
+    """The parts that the run begins with."""
+    torch.manual_seed(order.settings.seed)
+    if order.begin.base is not None:
+        return parts.read(Path(order.begin.base))
+    assert order.begin.vae is not None
+    vae = parts.read_vae(Path(order.begin.vae))
+    architecture = parts.UNET | {"in_channels": vae.config.latent_channels, "out_channels": vae.config.latent_channels}
+    return parts.build(vae, own_tokenizer(order, team), architecture)
+
+
+def own_tokenizer(order: Order, team: Team) -> Any:
+    """The tokenizer in the run's folder; if there is none the first process learns it from captions."""
+    folder = order.out / "tokenizer"
+    if team.leads and not (folder / "vocab.json").exists():
+        source = source_of(order, world.SIZE)
+        items = source.items()
+        rng = np.random.default_rng(0)
+        count = CAPTIONS if source.size is None else source.size
+        tokenizer.write_tokenizer(folder, [source.caption(item, rng) for item in islice(items, count)])
+    team.wait()
+    return tokenizer.load_tokenizer(folder)
+
+
+def train(order: Order, team: Team, stop: loop.Stop, watcher: loop.Watcher) -> bool:
+    """Train, or go on with it; says whether the run is done, in which case its model is in the folder `model`."""
+    if loop.last_step(order.out) >= order.settings.steps and (order.out / MODEL).is_dir():
+        return True
+    if team.leads:
+        order.write()
+    team.wait()
+    run = begin(order, team)
+    if isinstance(run, DiffusionRun) and order.settings.sheet_every and team.leads:
+        run.preview = Sheet(run.parts, run.pool, order.settings.seed, team)
+    done = loop.train(run, order.out, stop, watcher)
+    if done and team.leads:
+        partial = order.out / (MODEL + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write_model(order, run, partial)
+        shutil.rmtree(order.out / MODEL, ignore_errors=True)
+        partial.rename(order.out / MODEL)
+    team.wait()
+    return done
+
+
+def export_run(order: Order, folder: Path, *, averaged: bool | None, unet_only: bool, shard_mb: int) -> int:
+    """Write the model of a run's last checkpoint into a folder; returns its step.
+
+    `averaged` takes the moving average of the weights: best before a cooldown, as the last are after it. None takes
+    what is best. Raises ModelNotFound where there is no checkpoint yet.
+    """
+    team = Team(torch.device("cpu"))
+    state = checkpoint.load(order.out / loop.CHECKPOINT)
+    run = begin(order, team)
+    run.load_state(state["run"])
+    run.step = state["step"]
+    wants_average = run.step < order.settings.steps if averaged is None else averaged
+    average: AveragedWeights | None = getattr(run, "average", None)
+    if wants_average and average is not None:
+        average.swap()
+    write_model(order, run, folder, unet_only=unet_only, shard_mb=shard_mb)
+    return run.step
+
+
+def write_model(
+    order: Order, run: AutoencoderRun | DiffusionRun, folder: Path, *, unet_only: bool = False, shard_mb: int = 4000
+) -> None:
+    """Write a run's model, with its present weights, in half precision; what was not trained is copied as it is.
+
+    An autoencoder's folder is that part alone; `unet_only` gives a U-Net's alone. The run cannot go on after this.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(run, AutoencoderRun):
+        autoencoding.set_scaling_factor(run.vae, autoencoding.pictures(run.source, seed=3, count=64))
+        export.export_vae(run.vae, folder)
+        return
+    export.export_unet(run.parts.unet, folder if unet_only else folder / "unet", shard_mb)
+    if isinstance(run.pool.task, Semantic):
+        palette.write(folder, run.pool.task.classes)
+    if unet_only:
+        return
+    base = None if order.begin.base is None else Path(order.begin.base)
+    if base is not None:
+        for part in ("vae", "tokenizer", "scheduler"):
+            export.copy_part(base / part, folder / part)
+    else:
+        assert order.begin.vae is not None
+        export.copy_part(Path(order.begin.vae), folder / "vae")
+        export.copy_part(order.out / "tokenizer", folder / "tokenizer")
+        run.parts.scheduler.save_pretrained(folder / "scheduler")
+    if base is not None and not trains_text(order):
+        export.copy_part(base / "text_encoder", folder / "text_encoder")
+    else:
+        export.export_text_encoder(run.parts.text_encoder, folder / "text_encoder")
+    export.write_index(folder, order.stage, base)

@@ -1,0 +1,250 @@
+"""`sdcli train` as a shell sees it, on tiny models and pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from sdcli import palette
+from sdcli.palette import Class
+from sdcli.training.imagefolder import read_rows
+from tests.conftest import clean_environment
+from tests.training.conftest import SPRITES
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["--steps", "6", "--batch", "2", "--warmup", "1", "--cooldown", "1", "--log-every", "1", "--save-every", "2"]
+FEW = ["--scenes", "4", "--fresh", "1", "--sheet-every", "6"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten pictures of 80×64 with texts and maps of two classes."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    lines = []
+    for index in range(10):
+        Image.fromarray(rng.integers(0, 255, (64, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+        Image.fromarray(rng.integers(0, 2, (64, 80), dtype=np.uint8)).save(folder / f"map{index}.png")
+        entry = {"file_name": f"{index}.png", "text": f"arctic fox {index}", "map_file_name": f"map{index}.png"}
+        lines.append(json.dumps(entry) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    palette.write(folder, [Class(0, "sky", (0, 0, 255)), Class(1, "fox", (255, 128, 0))])
+    return folder
+
+
+def log_of(folder, *, without=("seconds",)):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key not in without} for entry in entries]
+
+
+def test_pictures_of_one_s_own_teach_a_model_and_diffusers_loads_it(run, sd15, data, tmp_path):
+    done = run("train", "text-to-image", "--from", sd15, "--data", data, "--out", "run", *SHORT, *FEW)
+    assert done.status == 0, done.stderr
+    assert done.lines == ["run/model"]
+    assert done.stderr == ""
+    log = log_of(tmp_path / "run")
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert log[-1]["samples"] == 12
+    assert log[-1]["scenes"] == 9
+    assert (tmp_path / "run" / "sheets" / "000006.png").exists()
+    model = tmp_path / "run" / "model"
+    pipe = StableDiffusionPipeline.from_pretrained(model, local_files_only=True, dtype=torch.float32)
+    before = StableDiffusionPipeline.from_pretrained(sd15, local_files_only=True)
+    moved = [
+        not torch.equal(one, other.half().float())
+        for one, other in zip(pipe.unet.parameters(), before.unet.parameters(), strict=True)
+    ]
+    assert sum(moved) > 0.9 * len(moved)
+    assert (model / "scheduler" / "scheduler_config.json").read_bytes() == (
+        sd15 / "scheduler" / "scheduler_config.json"
+    ).read_bytes()
+    drawn = run("generate", "arctic fox", "-m", "run/model", "--steps", "2", "-o", "fox.png", "--seed", "1")
+    assert drawn.status == 0, drawn.stderr
+
+
+def test_inpainting_learns_and_its_unet_is_exported_alone(run, sd15, data, tmp_path):
+    done = run("train", "inpaint", "--from", sd15, "--data", data, "--out", "run", "--json", *SHORT, *FEW)
+    assert done.status == 0, done.stderr
+    said = [json.loads(line) for line in done.lines]
+    assert said[-1] == {"status": "done", "step": 6, "model": "run/model"}
+    assert [entry["loss"] for entry in said[:-1]] == [entry["loss"] for entry in log_of(tmp_path / "run")]
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "run" / "model", local_files_only=True)
+    assert pipe.unet.config.in_channels == 9
+    exported = run("train", "export", "run", "--to", "alone", "--unet-only", "--shard", "1")
+    assert exported.lines == ["alone"], exported.stderr
+    shards = list((tmp_path / "alone").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert max(file.stat().st_size for file in shards) < 1_100_000
+    assert all(value.dtype == torch.float16 for file in shards for value in load_file(file).values())
+    alone = UNet2DConditionModel.from_pretrained(tmp_path / "alone", torch_dtype=torch.float16)
+    for name, value in pipe.unet.half().state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name]), name
+
+
+def test_maps_of_one_s_own_teach_a_model_that_keeps_their_classes(run, sd15, data, tmp_path):
+    done = run("train", "semantic", "--from", sd15, "--data", data, "--out", "run", *SHORT, *FEW)
+    assert done.status == 0, done.stderr
+    assert palette.read(tmp_path / "run" / "model") == palette.read(data)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "run" / "model" / "unet", torch_dtype=torch.float16)
+    assert unet.config.in_channels == 4 + 2
+    assert unet.conv_in.weight[:, 4:].abs().sum() > 0
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(run, sd15, data, tmp_path):
+    begin = ["train", "inpaint", "--from", sd15, "--data", data, *FEW, *SHORT, "--steps", "12", "--save-every", "3"]
+    unbroken = run(*begin, "--out", "unbroken")
+    assert unbroken.status == 0, unbroken.stderr
+    command = [sys.executable, "-m", "sdcli", *map(str, begin), "--out", "killed", "--json"]
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if json.loads(line).get("step") == 8:  # two steps after a checkpoint
+                process.kill()
+                break
+        process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert [entry["step"] for entry in log_of(tmp_path / "killed")][-1] >= 8
+    rest = run("train", "inpaint", "--out", "killed", "--json")
+    assert rest.status == 0, rest.stderr
+    assert json.loads(rest.lines[0])["step"] == 7
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "unbroken")
+    for file in ("unet/diffusion_pytorch_model.safetensors", "model_index.json"):
+        one, other = (tmp_path / each / "model" / file for each in ("killed", "unbroken"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_slice_stops_and_the_next_goes_on_and_a_finished_run_is_left_alone(run, sd15, data, tmp_path):
+    begin = ["train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *FEW, *SHORT]
+    first = run(*begin, "--slice", "0.0001")
+    assert (first.status, first.lines) == (0, [])
+    assert first.stderr == "note: stopped after step 0 of 6; the same command goes on\n"
+    second = run("train", "inpaint", "--out", "run")
+    assert (second.status, second.lines) == (0, ["run/model"])
+    before = (tmp_path / "run" / "model" / "model_index.json").stat().st_mtime_ns
+    third = run("train", "inpaint", "--out", "run", "--slice", "0.0001")
+    assert (third.status, third.lines) == (0, ["run/model"])
+    assert (tmp_path / "run" / "model" / "model_index.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_at_a_checkpoint(run, sd15, data, tmp_path, number, status):
+    begin = ["train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *FEW, *SHORT, "--steps", "9999"]
+    command = [sys.executable, "-m", "sdcli", *map(str, begin), "--json"]
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(json.loads(line))
+            if lines[-1].get("step") == 1:
+                process.send_signal(number)
+    assert process.returncode == status
+    assert lines[-1]["status"] == "stopped"
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == lines[-1]["step"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_two_processes_share_a_batch_and_agree(run, sd15, data, tmp_path):
+    begin = ["train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *FEW, *SHORT]
+    done = run(*begin, "--processes", "2", "--device", "cpu")
+    assert done.status == 0, done.stderr
+    assert done.lines == ["run/model"]
+    assert [entry["step"] for entry in log_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert {file.name[:8] for file in (tmp_path / "run" / "latents").iterdir()} == {"process0", "process1"}
+    refused = run(*begin[:-2], "--out", "other", "--batch", "3", "--processes", "2")
+    assert refused.status == 2
+    assert "cannot be shared among 2 processes" in refused.stderr
+
+
+def test_a_dry_run_says_the_cost_and_writes_nothing(run, sd15, data, tmp_path):
+    done = run("train", "inpaint", "--from", sd15, "--data", data, "--out", "run", "--dry-run", "--json", *SHORT)
+    assert done.status == 0, done.stderr
+    facts = json.loads(done.lines[0])
+    unet = UNet2DConditionModel.from_pretrained(sd15 / "unet")
+    widened = 5 * unet.conv_in.weight[:, 0].numel()
+    assert facts["parameters_trained"] == sum(p.numel() for p in unet.parameters()) + widened
+    assert facts["samples"] == 12
+    assert facts["pictures_encoded"] == 10
+    assert facts["seconds_per_step"] > 0
+    assert facts["memory"].endswith("B")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_world_teaches_an_autoencoder_and_that_a_new_model(run, tmp_path):
+    small = ["--crop", "32", "--teacher-steps", "1", "--teacher-scenes", "4", "--sheet-every", "0"]
+    first = run("train", "autoencoder", "--sprites", SPRITES, "--out", "vae", *SHORT, "--steps", "2", *small)
+    assert first.lines == ["vae/model"], first.stderr
+    begin = ["train", "text-to-image", "--vae", "vae/model", "--sprites", SPRITES, "--out", "text"]
+    second = run(*begin, *SHORT, *FEW, "--steps", "1", "--sheet-every", "0")
+    assert second.lines == ["text/model"], second.stderr
+    drawn = run("generate", "a fox", "-m", "text/model", "--steps", "1", "--scheduler", "ddim", "-o", "fox.png")
+    assert drawn.status == 0, drawn.stderr
+    keys = load_file(tmp_path / "text" / "model" / "text_encoder" / "model.safetensors")
+    assert all(name.startswith("text_model.") for name in keys)
+    refused = run("train", "inpaint", "--from", "text/model", "--out", "x", "--sprites", "no-such-font.ttf")
+    assert refused.status == 4
+    assert "fonts-noto-color-emoji" in refused.stderr
+
+
+def test_a_bad_line_is_an_error_of_two_lines(run, sd15, data, tmp_path):
+    for file in data.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    assert len(read_rows(tmp_path)) == 10
+    done = run("train", "inpaint", "--from", sd15, "--data", ".", "--out", "run", *SHORT, "--scenes", "10")
+    assert done.status == 4
+    assert done.stdout == b""
+    error, hint = done.stderr.splitlines()
+    assert "metadata.jsonl line 4: cannot read the image 3.png" in error
+    assert hint.startswith("hint: ")
+
+
+def test_progress_is_for_terminals(sd15, data, tmp_path):
+    import pty
+
+    leader, follower = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "sdcli",
+        "train",
+        "inpaint",
+        "--from",
+        str(sd15),
+        "--data",
+        str(data),
+        "--out",
+        "run",
+    ]
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(
+        [*command, *SHORT, *FEW, "--sheet-every", "0"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=follower, start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(follower)
+        seen = b""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                part = os.read(leader, 4096)
+            except OSError:
+                break
+            if not part:
+                break
+            seen += part
+        out = process.stdout.read()
+    os.close(leader)
+    assert out == b"run/model\n"
+    text = seen.decode()
+    assert "inpaint, loss 0." in text or "inpaint, loss 1." in text
+    assert "steps/s" in text or "s/step" in text
+    assert "left" in text
