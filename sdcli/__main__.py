@@ -2,11 +2,13 @@
 
 import sys
 
+from sdcli import streams
 from sdcli.cli import run
 
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
+    streams.prepare()
     sys.exit(run(sys.argv[1:]))
 
 

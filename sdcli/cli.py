@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated
 
@@ -26,7 +28,7 @@ from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
 from sdcli.commands.train import train
 from sdcli.config import misspelt
-from sdcli.errors import ExitStatus, OutOfMemory, SdcliError, UsageError
+from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
 from sdcli.streams import complain, warn
 
 app = typer.Typer(
@@ -123,12 +125,23 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
             return ExitStatus.OK
         case SystemExit():
             return error.code if isinstance(error.code, int) else ExitStatus.BUG
+        case OSError() if error.errno in _NO_ROOM and error.filename is None:  # of a print, not of a file
+            return _stdout_failed(error, arguments)
     kind = type(error).__name__
     complain(
         f"{kind}: {error}" if str(error) else kind,
         "this is a bug in sdcli; run again with --debug for the traceback, and report it",
     )
     return ExitStatus.BUG
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def _stdout_failed(error: OSError, arguments: Sequence[str]) -> int:
+    with suppress(OSError):  # what is left in the buffer goes nowhere, lest Python try again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return _exit_status(OutputError(f"stdout: {error.strerror}", "is there space where stdout goes?"), arguments)
 
 
 def _usage_error(error: TyperException) -> int:

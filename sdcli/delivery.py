@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 import sys
@@ -78,7 +77,7 @@ def forecast(order: Order) -> None:
     plan = dry_run.plan(order.entry, order.recipes, order.output, force=order.force)
     if order.json:
         warnings = [remark.message for remark in order.remarks]
-        print(json.dumps({**plan, "warnings": warnings, "error": None}, ensure_ascii=False))
+        print(streams.to_json({**plan, "warnings": warnings, "error": None}))
     else:
         print("\n".join(dry_run.lines(plan)))
 
@@ -93,7 +92,7 @@ def hand_over(
     if order.strict and result.flat:
         error = InvalidPicture(result.flat, "try another --seed, prompt or scheduler; or leave --strict away")
         if order.json:
-            streams.write_line(out, json.dumps(failed_line(result.recipe, error.message), ensure_ascii=False))
+            streams.write_line(out, streams.to_json(failed_line(result.recipe, error.message)))
         raise error
     digest = digest_of(locate(order.entry))
     timings.record(result.recipe, digest, result.seconds)
@@ -117,7 +116,7 @@ def pictures(order: Order, out: BinaryIO, make: remote.Make) -> Iterator[Any]:
                 results = make([recipe.replace(batch_size=len(chunk)) for recipe in chunk], on_step)
             except SdcliError as error:
                 if order.json:
-                    streams.write_line(out, json.dumps(failed_line(chunk[0], error.message), ensure_ascii=False))
+                    streams.write_line(out, streams.to_json(failed_line(chunk[0], error.message)))
                 raise
         yield from results
 
@@ -190,7 +189,7 @@ def _pixels_sha256(result: Result | remote.Picture) -> str:
 def _report(out: BinaryIO, order: Order, result: Result | remote.Picture, path: str, data: bytes) -> None:
     for warning in result.warnings:
         streams.warn(warning)
-    line = json.dumps(done_line(result, path, data, order.remarks), ensure_ascii=False) if order.json else path
+    line = streams.to_json(done_line(result, path, data, order.remarks)) if order.json else path
     streams.write_line(out, line)
 
 

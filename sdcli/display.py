@@ -141,6 +141,11 @@ def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[O
         yield show
 
 
+def before_a_line(stream: TextIO | None = None) -> bytes:
+    """What clears the line where a bar may stand, for who must write one of his own in its place, past Python."""
+    return b"\r\x1b[2K" if _is_watched(sys.stderr if stream is None else stream) else b""
+
+
 def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
     """Draw `image` small on `stream` (stderr if None), as finely as the terminal can: graphics, or half cells.
 

@@ -54,3 +54,5 @@ def _prompt(prompt: str) -> str:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"stdin cannot be read: {error.strerror}", "give the prompt itself, or pipe it in") from error

@@ -133,6 +133,7 @@ class Recipe:
                 hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
                 raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
         recipe: Self = _build(cls, flat)
+        check_texts(recipe.condition)
         check_sampling(recipe.sampling)
         check_initial(recipe.initial, recipe.sampling.steps)
         return recipe
@@ -249,6 +250,13 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         low, high, unit = rule["low"], rule["high"], rule["unit"]
         raise InvalidRecipe(f"{name} is {value}", f"{name} must be between {low} and {high}{unit}", name)
     return value
+
+
+def check_texts(condition: Condition) -> None:
+    """Raise InvalidRecipe for a prompt that is no text: a command line can hold bytes that are not UTF-8."""
+    for key in ("prompt", "negative_prompt"):
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key)):
+            raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
 
 
 def check_sampling(sampling: Sampling) -> None:

@@ -391,10 +391,11 @@ def test_what_no_job_could_mend_is_refused_at_once(sdcli, tmp_path, arguments, s
 FORTY = "".join(json.dumps({"prompt": f"a {{red|blue}} fox {number % 8}"}) + "\n" for number in range(40))
 
 
-def test_forty_jobs_killed_three_times_are_forty_pictures(sd15, tmp_path):
+@pytest.mark.parametrize("model", [None, pytest.param("kit", marks=pytest.mark.slow)])
+def test_forty_jobs_killed_three_times_are_forty_pictures(sd15, tmp_path, model):
     """`kill -9` at random moments after the first picture; then once to the end."""
     (tmp_path / "jobs.jsonl").write_text(FORTY)
-    command = [sys.executable, "-m", "sdcli", "batch", "jobs.jsonl", "-o", "out", "-m", str(sd15), *FAST]
+    command = [sys.executable, "-m", "sdcli", "batch", "jobs.jsonl", "-o", "out", "-m", model or str(sd15), *FAST]
     environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
     seen: dict[str, dict] = {}
     made = []

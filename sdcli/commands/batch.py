@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,7 @@ def batch(
 def _say_forecast(order: making.Batch, *, json: bool) -> None:
     """Print what a batch would do. Raises JobsFailed where jobs of it cannot be made."""
     said = forecast.forecast(order)
-    print(json_format.dumps(said, ensure_ascii=False) if json else "\n".join(forecast.lines(said)))
+    print(streams.to_json(said) if json else "\n".join(forecast.lines(said)))
     if said["failed"]:
         raise JobsFailed(f"{said['failed']} of {len(said['jobs'])} jobs would fail", "their lines say why")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import config as user_config
-from sdcli import options, registry
+from sdcli import options, registry, streams
 from sdcli.config import Setting
 from sdcli.errors import ModelNotFound
 from sdcli.recipe import keys
@@ -33,7 +33,7 @@ def show(
     rows = [(key, each.value, each.place) for key, each in _settings(model).items()]
     if json:
         for key, value, place in rows:
-            typer.echo(json_format.dumps({"key": key, "value": value, "source": place}, ensure_ascii=False))
+            typer.echo(streams.to_json({"key": key, "value": value, "source": place}))
         return
     shown = [(key, "-" if value is None else _text(value), place) for key, value, place in rows]
     key_width, value_width = (max(len(row[column]) for row in shown) for column in (0, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +56,7 @@ def list_models(json: Json = False) -> None:
                 "origin": entry.origin,
                 "description": entry.description,
             }
-            typer.echo(jsonlib.dumps(line, ensure_ascii=False))
+            typer.echo(streams.to_json(line))
             continue
         here, whose = "here" if present else "absent", "shipped" if entry.origin == registry.SHIPPED else "yours"
         what = entry.description or entry.repo or entry.folder
@@ -69,7 +68,7 @@ def show(name: Name, json: Json = False) -> None:
     """What is known of a model: where it is, what it takes, and its defaults. Reads configs, not weights."""
     facts = describe(registry.find(name))
     if json:
-        typer.echo(jsonlib.dumps(facts, ensure_ascii=False))
+        typer.echo(streams.to_json(facts))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
@@ -136,7 +135,7 @@ def pull(
     path = str(registry.locate(entry).path)
     if json:
         facts = {"name": entry.name, "repo": entry.repo, "revision": pin.revision, "path": path}
-        typer.echo(jsonlib.dumps(facts | {"files": len(pin.files), "bytes": pin.size}, ensure_ascii=False))
+        typer.echo(streams.to_json(facts | {"files": len(pin.files), "bytes": pin.size}))
     else:
         typer.echo(path)
 
@@ -158,7 +157,7 @@ def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug
     with display.transfer(quiet=quiet) as start:
         on_bytes = start(pin.size)
         for path, state in lock.check(pin, snapshot, on_bytes):
-            typer.echo(jsonlib.dumps({"file": path, "status": state}) if json else f"{state:7}  {path}")
+            typer.echo(streams.to_json({"file": path, "status": state}) if json else f"{state:7}  {path}")
             bad += [path] if state != "ok" else []
     if bad:
         raise ModelCorrupt(
@@ -224,7 +223,7 @@ def export(
         files = [file for file in Path(folder).rglob("*") if file.is_file()]
         facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": model_digest(Source(Path(folder)))}
         size = sum(file.stat().st_size for file in files)
-        typer.echo(jsonlib.dumps(facts | {"files": len(files), "bytes": size}, ensure_ascii=False))
+        typer.echo(streams.to_json(facts | {"files": len(files), "bytes": size}))
     else:
         typer.echo(folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json as json_format
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -171,7 +170,7 @@ def _verify(
             "difference": asdict(difference) if difference else None,
             "reasons": why,
         }
-        streams.write_line(out, json_format.dumps(line, ensure_ascii=False))
+        streams.write_line(out, streams.to_json(line))
     elif error is None:
         streams.write_line(out, source.path)
     return [error] if error else []

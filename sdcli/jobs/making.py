@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import traceback
@@ -249,7 +248,7 @@ def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> 
 
 
 def _print(run: _Run, line: Mapping[str, Any]) -> None:
-    streams.write_line(run.out, json.dumps(line, ensure_ascii=False))
+    streams.write_line(run.out, streams.to_json(line))
 
 
 def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
@@ -285,13 +284,14 @@ def _jobs_failed(run: _Run) -> JobsFailed:
 def _interrupts_deferred() -> Iterator[None]:
     """Let SIGINT wait until the body has ended; a second one raises KeyboardInterrupt at once."""
     asked = False
+    told = display.before_a_line() + b"interrupted: finishing the picture in hand; once more to stop at once\n"
 
     def defer(signal_number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
             raise KeyboardInterrupt
         asked = True
-        os.write(2, b"interrupted: finishing the picture in hand; once more to stop at once\n")  # print may be at work
+        os.write(2, told)  # print may be at work
 
     before = signal.getsignal(signal.SIGINT)
     if before != signal.SIG_IGN:
