@@ -26,6 +26,7 @@ from sdcli.commands.models import models
 from sdcli.commands.outpaint import outpaint
 from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
+from sdcli.commands.synthesize import synthesize
 from sdcli.commands.train import train
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
@@ -42,6 +43,7 @@ app.command()(generate)
 app.command()(img2img)
 app.command()(inpaint)
 app.command()(outpaint)
+app.command()(synthesize)
 app.command()(batch)
 app.command()(info)
 app.command()(replay)

@@ -12,13 +12,16 @@ from sdcli import config, registry
 from sdcli.recipe import Initial, Recipe
 
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
-_NO_OPTIONS = ("model", "prompt", "image", "image_sha256", "mask_sha256")
+_NO_OPTIONS = (
+    *("model", "prompt", "image", "image_sha256", "mask_sha256"),
+    *("segmentation_map", "segmentation_sha256", "control_sha256"),
+)
 
 
 def command_of(recipes: Sequence[Recipe]) -> str:
     """`sdcli generate …`, quoted for a POSIX shell, with the options whose values are not the model's defaults.
 
-    A recipe that starts from an image is `sdcli img2img …`, `inpaint` or `outpaint`.
+    A recipe that starts from an image is `sdcli img2img …`, `inpaint` or `outpaint`, one of a map `synthesize`.
 
     `recipes` are one, or those of a batch, in order and of consecutive seeds; of others, the first alone. Letters that
     a terminal would obey are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
@@ -28,8 +31,8 @@ def command_of(recipes: Sequence[Recipe]) -> str:
     count = len(recipes) if in_order else 1
     said = first.replace(batch_size=count).to_dict()
     usual = _defaults(said["model"]) | {each.name: each.default for each in fields(Initial)}
-    command = _command(first.initial)
-    if command != "generate":  # their usual sizes are the image's
+    command = _command(first)
+    if command != "generate" or first.layout.control:  # their usual sizes are the image's
         del usual["width"], usual["height"]
     options = [] if said["model"] == config.DEFAULT_MODEL == config.model(None) else [*_option("model", said["model"])]
     for key, value in said.items():
@@ -37,7 +40,8 @@ def command_of(recipes: Sequence[Recipe]) -> str:
             options += _option(key, value)
     if count > 1:
         options += ["-n", str(count)]
-    prompt, images = said["prompt"], [first.initial.image] if first.initial.image is not None else []
+    prompt = said["prompt"]
+    images = [each for each in (first.initial.image, first.layout.segmentation_map) if each is not None]
     if prompt == "-":  # which stands for stdin
         return " ".join(["printf %s - | sdcli", *map(quote, [command, *images, "-", *options])])
     positional = [*images, prompt]
@@ -46,9 +50,10 @@ def command_of(recipes: Sequence[Recipe]) -> str:
     return " ".join(["sdcli", command, *map(quote, words)])
 
 
-def _command(initial: Initial) -> str:
+def _command(of: Recipe) -> str:
+    initial = of.initial
     if initial.image is None:
-        return "generate"
+        return "generate" if of.layout.segmentation_map is None else "synthesize"
     if any(initial.borders):
         return "outpaint"
     return "img2img" if initial.mask_image is None else "inpaint"
@@ -56,13 +61,20 @@ def _command(initial: Initial) -> str:
 
 def _defaults(model: str) -> dict[str, Any]:
     """What a recipe for `model` holds where nothing is said, with a user's settings and without; never the seed."""
-    entry, said = registry.find(model), {"prompt": "", "model": model, "seed": 0}
-    here, anywhere = (registry.resolve_recipe(entry, said, user=user).to_dict() for user in (True, False))
-    return {key: value for key, value in here.items() if anywhere[key] == value and key != "seed"}
+    entry = registry.find(model)
+    facts = registry.facts_of(entry)
+    here, anywhere = (registry.settings(entry, {"model": model}, facts, user=user) for user in (True, False))
+    return {
+        key: each.value
+        for key, each in here.items()
+        if key in anywhere and anywhere[key].value == each.value and key != "seed"
+    }
 
 
 def _option(key: str, value: Any) -> list[str]:
     name = _SHORT.get(key, "--" + key.replace("_", "-"))
+    if isinstance(value, list):
+        return [word for each in value for word in (name, each)]
     if isinstance(value, bool):
         return [name if value else name.replace("--", "--no-")]
     text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

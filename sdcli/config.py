@@ -27,7 +27,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sdcli import recipe
+from sdcli import palette, recipe
 from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.files import user_folder
 from sdcli.recipe import keys as _keys
@@ -39,7 +39,9 @@ DEFAULT_MODEL = "kit"
 GENERAL = ("model", "output")
 """Keys that hold for a command, not for one of its models. A prompt has no default: it is what each command is told."""
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET")
-MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family")
+MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes")
+KINDS = ("model", "controlnet")
+_CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Config:
 @cache
 def recipe_keys() -> tuple[str, ...]:
     """The recipe keys that can be set for a model, in order."""
-    return tuple(key for key in _keys() if key not in ("model", "prompt", *recipe.INITIAL_KEYS))
+    return tuple(key for key in _keys() if key not in ("model", "prompt", *recipe.INPUT_KEYS))
 
 
 def config_path() -> Path:
@@ -200,6 +202,8 @@ def _user_model(path: Path, keys: tuple[str, ...], table: Any) -> UserModel:
             parts = _parts(path, here, value)
         elif type(value) is not str or not value:
             raise _wrong(path, here, f"{key} is {value!r}", f"{key} must be text")
+        elif value not in _CHOICES.get(key, (value,)):
+            raise _wrong(path, here, f"{key} is {value!r}", f"{key} is one of {', '.join(_CHOICES[key])}")
         else:
             fields[key] = value
     if "folder" in fields and "repo" in fields:

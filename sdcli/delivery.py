@@ -168,7 +168,8 @@ def png_bytes(result: Result | remote.Picture, digest: str) -> bytes:
         return result.png
     from sdcli import metadata
 
-    extra = {"model_digest": digest, "batch": result.batch}
+    control_digests = [digest_of(each) for each in result.controls]
+    extra = {"model_digest": digest, "control_digests": control_digests, "batch": result.batch}
     return metadata.png_bytes(result.image, result.recipe, extra={key: value for key, value in extra.items() if value})
 
 

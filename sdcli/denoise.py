@@ -8,14 +8,14 @@ anything else that can be encoded, is settled before the loop; how far a step go
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from sdcli.context import Context
+from sdcli.context import Context, Round
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,13 @@ def denoise(
         sample = scheduler.scale_model_input(latents, timestep).to(unet.dtype)
         if guided:
             sample = torch.cat([sample, sample])
+        residuals: Mapping[str, Any] = {}
+        if context.residuals is not None:
+            at = Round(count, len(timesteps), guided)
+            residuals = context.residuals(sample, unet_timesteps[count], conditions, at)
         if concat_latents is not None:
             sample = torch.cat([sample, concat_latents], dim=1)
-        noise_pred = unet(sample, unet_timesteps[count], **conditions, return_dict=False)[0].float()
+        noise_pred = unet(sample, unet_timesteps[count], **conditions, **residuals, return_dict=False)[0].float()
         if guided:
             noise_pred = guide(noise_pred, guidance_scale, guidance_rescale)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False, **options)[0]

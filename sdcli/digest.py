@@ -22,10 +22,11 @@ def model_digest(source: Source) -> str:
     """The digest, 64 hex digits, of a model.
 
     Of a single file it is the SHA-256 of the file. Of a diffusers folder it is the SHA-256 of what `sha256sum` prints
-    for its model_index.json and the configs, vocabularies and weights in the folders of its parts, by their names
-    relative to the folder in sorted order; neither the folder's own name nor anything else in it matters. A part that
-    comes from elsewhere counts as if it lay in the folder, in place of the one that is there: a composed model has the
-    digest of the folder that holds the same files. A single file with such parts is one file more in that list.
+    for its model_index.json, its classes.json where it has one, and the configs, vocabularies and weights in the
+    folders of its parts, by their names relative to the folder in sorted order; neither the folder's own name nor
+    anything else in it matters. A part that comes from elsewhere counts as if it lay in the folder, in place of the one
+    that is there: a composed model has the digest of the folder that holds the same files. A single file with such
+    parts is one file more in that list. A ControlNet's config and weights lie in its folder itself.
 
     Large files are hashed once: what came out is kept in the user's cache directory, by path, size and time stamp.
     Raises ModelNotFound where there is nothing, and ModelCorrupt where a file cannot be read.

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli import digest, families, outputs, recipe, registry, timings
+from sdcli import controlnets, digest, families, outputs, recipe, registry, timings
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry
@@ -35,6 +35,8 @@ class Parts:
     source: Source
     files: Sequence[Path]
     parameters: Mapping[str, int]
+    controls: Sequence[tuple[str, Source, Sequence[Path]]] = ()
+    """The name of each ControlNet beside the model, where it is, and its files of weights."""
 
 
 def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, force: bool = False) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, fo
     """
     first = recipes[0]
     source = registry.locate(entry)
-    parts = find_parts(source)
+    parts = find_parts(source, first.layout.nets)
     cost = cost_of(parts, first, digest.model_digest(source))
     seconds = cost["seconds"]
     return {
@@ -53,6 +55,7 @@ def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, fo
         "recipe": first.to_dict(),
         "seeds": [each.seed for each in recipes],
         "model": model_of(entry, parts),
+        **({"controls": [_described(*each) for each in parts.controls]} if parts.controls else {}),
         "tokens": cost["tokens"],
         "paths": ["-"] if output == "-" else outputs.foresee(output, recipes, force=force),
         "memory": cost["memory"],
@@ -68,10 +71,7 @@ def model_of(entry: ModelEntry, parts: Parts) -> dict[str, Any]:
         "path": str(source.path),
         "parts": {part: str(folder) for part, folder in source.parts},
         "digest": digest.model_digest(source),
-        "files": [
-            {"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)}
-            for file in parts.files
-        ],
+        "files": _files(parts.files),
     }
 
 
@@ -89,19 +89,38 @@ def cost_of(parts: Parts, of: Recipe, model_digest: str) -> dict[str, Any]:
     }
 
 
-def find_parts(source: Source) -> Parts:
-    """The files and sizes of the model at `source`. Raises ModelError for files that are missing, short or unsafe."""
+def find_parts(source: Source, nets: Iterable[str] = ()) -> Parts:
+    """The files and sizes of the model at `source`, and of ControlNets by name.
+
+    Raises ModelError for files that are missing, short or unsafe.
+    """
     source.check()
+    located = [(name, controlnets.locate(name)) for name in nets]
+    controls = [(name, at, families.component_files(at.path, at.variant)) for name, at in located]
+    beside = {name: sum(map(_numbers, weights)) for name, _, weights in controls}
     files = {
         part: families.component_files(source.folder(part), source.variant)
         for part in _PARTS
         if source.is_elsewhere(part) or (not source.is_file and source.folder(part).is_dir())
     }
-    counts = {part: sum(map(_numbers, found)) for part, found in files.items()}
+    counts = {part: sum(map(_numbers, found)) for part, found in files.items()} | beside
     listed = [file for found in files.values() for file in found]
     if not source.is_file:
-        return Parts(source, listed, counts)
-    return Parts(source, [source.path, *listed], {**_numbers_by_part(source.path), **counts})
+        return Parts(source, listed, counts, controls)
+    return Parts(source, [source.path, *listed], {**_numbers_by_part(source.path), **counts}, controls)
+
+
+def _described(name: str, source: Source, files: Sequence[Path]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": str(source.path),
+        "digest": digest.model_digest(source),
+        "files": _files(files),
+    }
+
+
+def _files(files: Sequence[Path]) -> list[dict[str, Any]]:
+    return [{"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)} for file in files]
 
 
 def _numbers_by_part(path: Path) -> dict[str, int]:
@@ -186,7 +205,8 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
 
     That moment is in the VAE's decoder, at the picture's full size, or in the U-Net, whose skip connections wait. How
     many tensors of the largest size live at once was measured with kit at 256 and 512 pixels in float32 and bfloat16,
-    where the estimate came within 25 % of the peak. torch itself is not counted.
+    where the estimate came within 25 % of the peak. ControlNets are taken to keep as much again as the U-Net. torch
+    itself is not counted.
     """
     unet, vae = (families.read_json(parts.source.folder(part) / "config.json") for part in ("unet", "vae"))
     size = BYTES[likely["dtype"]]
@@ -198,7 +218,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     widest = max(vae["block_out_channels"][:2])  # the decoder's last block begins with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch
     latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
-    denoising = guided * batch * size * sum(_kept(unet, latents))
+    denoising = guided * batch * size * sum(_kept(unet, latents)) * (2 if of.layout.nets else 1)
     return {
         **likely,
         "weights": weights,
@@ -224,7 +244,8 @@ def lines(said: Mapping[str, Any]) -> Iterable[str]:
         "model": f"{said['model']['name']} ({said['model']['path']})",
         "digest": said["model"]["digest"],
         "files": f"{len(said['model']['files'])}, {gib(sum(file['bytes'] for file in said['model']['files']))}",
-        **{key: value for key, value in said["recipe"].items() if key not in ("model", "seed") and value != ""},
+        **{key: _said(value) for key, value in said["recipe"].items() if key not in ("model", "seed") and value != ""},
+        **{f"control {each['name']}": f"{each['path']}, sha256 {each['digest']}" for each in said.get("controls", ())},
         "tokens": f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['windows']} × {tokens['window']}",
         "seeds": ", ".join(map(str, said["seeds"])),
         "paths": ", ".join(said["paths"]),
@@ -233,6 +254,10 @@ def lines(said: Mapping[str, Any]) -> Iterable[str]:
     }
     margin = max(map(len, pairs)) + 2
     return (f"{key + ':':<{margin}}{' '.join(str(value).split())}" for key, value in pairs.items())
+
+
+def _said(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def memory_in_words(memory: Mapping[str, Any]) -> str:

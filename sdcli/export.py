@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdcli import families, folders, loading, tokenizer
+from sdcli import families, folders, loading, palette, tokenizer
 from sdcli.display import OnBytes
 from sdcli.loading.weights import tensors
 from sdcli.source import INDEX, Source
@@ -50,6 +50,9 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
             tokenizer.write(source.folder(tokens), folder / tokens)
     (folder / "scheduler").mkdir()
     _copy_json(source.folder("scheduler"), folder / "scheduler")
+    classes = palette.find(source.folder("unet"))
+    if classes.exists() and classes.parent != source.folder("unet"):  # there they have gone with the U-Net's config
+        palette.write(folder, palette.read(classes.parent))
     written = _index(source, index, modules)
     _write_json(folder / INDEX, written)
     return str(written["_class_name"])

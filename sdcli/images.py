@@ -28,11 +28,16 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 def to_pixels(image: Image.Image) -> Tensor:
     """The pixels (1, 3, H, W), float32 in −1 … 1, of an 8-bit RGB picture; (1, 1, H, W) in 0 … 1 of an L one."""
+    return to_unit(image) if image.mode == "L" else to_unit(image) * 2 - 1
+
+
+def to_unit(image: Image.Image) -> Tensor:
+    """The pixels (1, C, H, W), float32 in 0 … 1, of an 8-bit RGB or L picture."""
     import numpy as np
     import torch
 
     unit = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
-    return unit[None, None] if image.mode == "L" else (unit * 2 - 1).permute(2, 0, 1)[None]
+    return unit[None, None] if image.mode == "L" else unit.permute(2, 0, 1)[None]
 
 
 def check_picture(pixels: Tensor) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 DEFERRED = (
     "diffusers.hooks",
     "diffusers.models.autoencoders",
+    "diffusers.models.controlnets",
     "diffusers.models.transformers",
     "diffusers.models.unets",
     "scipy.stats",  # imported by every multistep scheduler, used by beta sigmas alone

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -53,10 +53,10 @@ def read(initial: Initial) -> Inputs:
     raises.
     """
     assert initial.image is not None
-    image, image_sha256 = _open(initial.image, initial.image_sha256)
+    image, image_sha256 = open_picture(initial.image, initial.image_sha256)
     mask, mask_sha256 = None, None
     if initial.mask_image not in (None, ALPHA):
-        mask_picture, mask_sha256 = _open(str(initial.mask_image), initial.mask_sha256)
+        mask_picture, mask_sha256 = open_picture(str(initial.mask_image), initial.mask_sha256)
         mask = mask_of(mask_picture)
     elif initial.mask_image == ALPHA:
         if image.mode != "RGBA":
@@ -107,14 +107,9 @@ def complete(inputs: Inputs, asked: Mapping[str, Any], home: tuple[int, int], mu
     that area is worked on as it is, but for rounding; others, and a part cut out by padding, at that area.
     """
     left, top, right, bottom = box(inputs, asked.get("padding"))
-    width, height = _good_size(right - left, bottom - top, home, multiple, exact=asked.get("padding") is not None)
-    if asked.get("width") and not asked.get("height"):
-        height = _rounded(asked["width"] * (bottom - top) / (right - left), multiple)
-    if asked.get("height") and not asked.get("width"):
-        width = _rounded(asked["height"] * (right - left) / (bottom - top), multiple)
+    own = right - left, bottom - top
     said = {
-        "width": width,
-        "height": height,
+        **good_size(own, asked, home, multiple, exact=asked.get("padding") is not None),
         "strength": STRENGTH if inputs.mask is None else 1.0,
         "image_sha256": inputs.image_sha256,
         "mask_sha256": inputs.mask_sha256,
@@ -223,19 +218,21 @@ def mask_of(picture: Image.Image) -> Image.Image:
     return picture.convert("L")
 
 
-def _open(path: str, recorded: str | None) -> tuple[Image.Image, str]:
-    """The picture at `path`, upright, and the sum of its file, which must be the recorded one if there is one."""
+def open_picture(
+    path: str, recorded: str | None, convert: Callable[[Image.Image], Image.Image] = upright
+) -> tuple[Image.Image, str]:
+    """The picture at `path`, through `convert`, and the sum of its file, which must be the recorded one if any is."""
     data = file_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
     if recorded is not None and digest != recorded:
         raise InputError(
             f"{path} is another file than the recipe was made with", f"give the one whose sha256 is {recorded}"
         )
-    return decode(data, path), digest
+    return decode(data, path, convert), digest
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """The picture that a file of these bytes shows, upright; `name` is what an InputError calls it."""
+def decode(data: bytes, name: str, convert: Callable[[Image.Image], Image.Image] = upright) -> Image.Image:
+    """The picture that a file of these bytes shows, through `convert`; `name` is what an InputError calls it."""
     if not data:
         raise InputError(f"{name} is empty", "give a PNG, JPEG or WebP file")
     try:
@@ -245,7 +242,7 @@ def decode(data: bytes, name: str) -> Image.Image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 image.load()
-                return upright(image)
+                return convert(image)
     except (Image.DecompressionBombError, MemoryError) as error:
         raise InputError(
             f"{name} is too large a picture to open", "give a picture of less than 178 megapixels"
@@ -258,12 +255,36 @@ def decode(data: bytes, name: str) -> Image.Image:
         ) from error
 
 
-def _good_size(width: int, height: int, home: tuple[int, int], multiple: int, *, exact: bool) -> tuple[int, int]:
-    """The size near the shape of `width` × `height` that a model at home with `home` works well at."""
+def good_size(
+    own: tuple[int, int], asked: Mapping[str, Any], home: tuple[int, int], multiple: int, *, exact: bool = False
+) -> dict[str, int]:
+    """`width` and `height` near the shape of `own`, where a model at home with `home` works well.
+
+    That is `own` but for rounding, if its area is half to twice that of `home` and it need not be `exact`; else the
+    shape of it in that area. Where `asked` has one of the two, the other goes with it.
+    """
     area = home[0] * home[1]
-    ratio = width * height / area
+    ratio = own[0] * own[1] / area
     scale = math.sqrt(1 / ratio) if exact or not 1 / MOST_TIMES_HOME <= ratio <= MOST_TIMES_HOME else 1.0
-    return _rounded(width * scale, multiple), _rounded(height * scale, multiple)
+    width, height = (_rounded(side * scale, multiple) for side in own)
+    if asked.get("width") and not asked.get("height"):
+        height = _rounded(asked["width"] * own[1] / own[0], multiple)
+    if asked.get("height") and not asked.get("width"):
+        width = _rounded(asked["height"] * own[0] / own[1], multiple)
+    return {"width": width, "height": height}
+
+
+def guide(picture: Image.Image, inputs: Inputs | None, padding: int | None, size: tuple[int, int]) -> Image.Image:
+    """What a ControlNet reads of `picture` at `size`, RGB: the part that is worked on, where there are `inputs`.
+
+    The picture lies over the image, or over the new picture, in the middle and without distortion; what goes beyond
+    is cut off.
+    """
+    picture = _opaque(picture)
+    part = (0, 0, *picture.size) if inputs is None else box(inputs, padding)
+    if inputs is not None and part != (0, 0, *inputs.image.size):
+        picture = ImageOps.fit(picture, inputs.image.size, Image.Resampling.LANCZOS).crop(part)
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def _rounded(side: float, multiple: int) -> int:

@@ -26,6 +26,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sdcli import __version__, schedulers
+from sdcli.control import Control
 from sdcli.errors import InputError
 from sdcli.images import pixels_sha256
 from sdcli.recipe import Recipe
@@ -108,12 +109,21 @@ def parameters(recipe: Recipe) -> str:
         "Model": PurePath(recipe.model).name.removesuffix(".safetensors"),
         "Clip skip": condition.clip_skip if condition.clip_skip > 1 else None,
         "Eta DDIM": sampling.eta if sampling.eta and sampling.scheduler == "ddim" else None,
+        **{f"ControlNet {place}": _control(each) for place, each in enumerate(recipe.layout.controls)},
         "RNG": "CPU",
         "Version": f"sdcli {__version__}",
     }
     line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in said.items() if value is not None)
     negative = f"\n{_NEGATIVE} {condition.negative_prompt}" if condition.negative_prompt else ""
     return _UNPRINTABLE.sub("\ufffd", f"{condition.prompt}{negative}\n{line}".strip())
+
+
+def _control(said: Control) -> str:
+    """A ControlNet as A1111's extension for them writes it; what picture it read is not said there."""
+    return (
+        f"Module: none, Model: {PurePath(said.name).name}, Weight: {said.scale:g}, Resize Mode: Crop and Resize, "
+        f"Guidance Start: {said.start:g}, Guidance End: {said.end:g}, Control Mode: Balanced"
+    )
 
 
 def parse_parameters(text: str) -> dict[str, str]:

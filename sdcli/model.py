@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tokenizers
     import torch
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from sdcli.palette import Class
+    from sdcli.source import Source
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,22 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
+class ControlNet:
+    """A ControlNet, where it was loaded from, and the classes whose colours it reads, if it reads maps."""
+
+    net: ControlNetModel
+    source: Source
+    classes: tuple[Class, ...] = ()
+
+
+@dataclass(frozen=True)
 class LatentDiffusionModel:
     """The parts of a latent diffusion model, ready to run on `device` in `dtype`.
 
     The VAE alone may be in float32 where `dtype` is float16: SDXL's overflows in it (`force_upcast`).
     `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the order in which their hidden
-    states are concatenated. `scheduler_config` is the training noise schedule in diffusers' key names.
+    states are concatenated. `scheduler_config` is the training noise schedule in diffusers' key names. `classes` are
+    those of the maps that the U-Net takes. `controlnets` stand beside it, by the names that a recipe calls them.
     Everything a model can do is read from the configs of its parts, never from its name.
     """
 
@@ -60,6 +73,8 @@ class LatentDiffusionModel:
     device: torch.device
     dtype: torch.dtype
     force_zeros_for_empty_prompt: bool = False
+    classes: tuple[Class, ...] = ()
+    controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
 
     @property
     def vae_scale_factor(self) -> int:

@@ -38,6 +38,9 @@ def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[s
     return complete
 
 
+controlnets = _completer(lambda: registry.names(registry.CONTROLNET))
+"""Completes the names of ControlNets."""
+
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "The picture", "Sampling", "Output", "Execution"
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")]
@@ -106,6 +109,15 @@ class Picture:
         int | None,
         typer.Option("--height", "-H", metavar="PIXELS", rich_help_panel=PICTURE, show_default="the model's"),
     ] = None
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control", metavar="NAME=IMAGE", rich_help_panel=PICTURE, show_default=False,
+            autocompletion=controlnets,
+            help="Follow IMAGE by the ControlNet NAME; IMAGE:0.8:0-0.5 with that scale, in that share of the steps. "
+            "May be given again.",
+        ),
+    ] = None  # fmt: skip
     seed: Annotated[
         int | None,
         typer.Option(
@@ -313,4 +325,4 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
 def given(*groups: Any, **others: Any) -> dict[str, Any]:
     """The options in `groups` and `others` that were given, flat."""
     said = {each.name: getattr(group, each.name) for group in groups for each in fields(group)} | others
-    return {key: value for key, value in said.items() if value is not None}
+    return {key: value for key, value in said.items() if value not in (None, [])}

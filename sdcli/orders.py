@@ -8,20 +8,23 @@ from typing import Any
 
 from sdcli import config, delivery, options, registry, remarks, streams
 from sdcli.errors import InputError
-from sdcli.recipe import Recipe
+from sdcli.recipe import Layout, Recipe
+from sdcli.registry import ModelFacts
 
 
 def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
     """Make, or with `--dry-run` forecast, the pictures of `asked`: flat keys, those that were given.
 
-    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where an
-    image is worked on at another size than its own. Raises what `registry.resolve_recipe` and `delivery.deliver` raise.
+    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where a
+    picture is worked on or read at another size than its own. Raises what `registry.resolve_recipe` and
+    `delivery.deliver` raise.
     """
     model = config.model(asked.get("model"))
     entry = registry.find(model)
     recipe = registry.resolve_recipe(entry, {**asked, "model": model, "prompt": _prompt(asked["prompt"])})
-    if recipe.initial.image is not None and not output.quiet:
-        _say_size(recipe)
+    facts = registry.facts_of(entry)
+    if not output.quiet:
+        _say_sizes(recipe, facts)
     order = delivery.Order(
         entry=entry,
         recipes=tuple(recipe.replace(seed=recipe.seed + index) for index in range(output.num_images)),
@@ -30,7 +33,7 @@ def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
         json=output.json,
         quiet=output.quiet,
         strict=output.strict,
-        remarks=remarks.of(entry, registry.facts_of(entry), recipe, count=output.num_images),
+        remarks=remarks.of(entry, facts, recipe, count=output.num_images),
     )
     if output.dry_run:
         delivery.forecast(order)
@@ -38,13 +41,20 @@ def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
         delivery.deliver(order)
 
 
-def _say_size(recipe: Recipe) -> None:
-    from sdcli import inputs
+def _say_sizes(recipe: Recipe, facts: ModelFacts) -> None:
+    size = recipe.width, recipe.height
+    if recipe.initial.image is not None:
+        from sdcli import inputs
 
-    left, top, right, bottom = inputs.box(inputs.read(recipe.initial), recipe.initial.padding)
-    own = right - left, bottom - top
-    if own != (recipe.width, recipe.height):
-        streams.note(f"worked on at {recipe.width}×{recipe.height}, and put back at {own[0]}×{own[1]}")
+        left, top, right, bottom = inputs.box(inputs.read(recipe.initial), recipe.initial.padding)
+        own = right - left, bottom - top
+        if own != size:
+            streams.note(f"worked on at {recipe.width}×{recipe.height}, and put back at {own[0]}×{own[1]}")
+    elif recipe.layout != Layout():
+        from sdcli import layouts
+
+        for note in layouts.notes(recipe.layout, facts.classes, size):
+            streams.note(note)
 
 
 def _prompt(prompt: str) -> str:

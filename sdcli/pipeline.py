@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import images, inputs, loading, registry, schedulers
-from sdcli.context import masked_image, text
+from sdcli import controlnets, images, inputs, loading, maps, registry, schedulers
+from sdcli.context import Residuals, control, masked_image, segmentation, text
 from sdcli.denoise import Step, denoise, draw_noise, initial_latents, start_at
 from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.inputs import Inputs
-from sdcli.model import LatentDiffusionModel
+from sdcli.model import ControlNet, LatentDiffusionModel
+from sdcli.palette import Class
 from sdcli.recipe import Recipe
 from sdcli.source import Source
 
@@ -38,6 +39,8 @@ class Result:
     warnings: tuple[str, ...] = ()
     flat: str | None = None
     """What is to be said of a picture that is of one colour, or nearly so; also among the warnings."""
+    controls: tuple[Source, ...] = ()
+    """Where the ControlNets of `recipe` were loaded from, in its order."""
     batch: Mapping[str, Any] | None = None
     """Where the pictures were made together: `seeds`, of all of them in order, and the `index` of this one."""
 
@@ -54,16 +57,22 @@ def resolve_execution(recipe: Recipe) -> Recipe:
     return recipe.replace(device=device, dtype=dtype, threads=torch.get_num_threads())
 
 
-def load(source: Source, recipe: Recipe) -> LatentDiffusionModel:
-    """The model at `path`, on the device and in the dtype of a recipe whose execution is resolved."""
-    execution = recipe.execution
+def load(source: Source, recipe: Recipe, controls: Mapping[str, Source] | None = None) -> LatentDiffusionModel:
+    """The model at `source` with the recipe's ControlNets, on the device and in the dtype that its execution says.
+
+    The ControlNets are at `controls`, by name, or where their names lead to from here.
+    """
+    device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with _memory_of(recipe):
-        return loading.load(
-            source,
-            name=recipe.model,
-            device=torch.device(execution.device),
-            dtype=getattr(torch, execution.dtype),
-        )
+        model = loading.load(source, name=recipe.model, device=device, dtype=dtype)
+        if not recipe.layout.nets:
+            return model
+        from sdcli.loading import controlnet
+
+        found = controlnets.sources(recipe) if controls is None else controls
+        nets = {name: controlnet.load(found[name], device=device, dtype=dtype) for name in recipe.layout.nets}
+        beside = {name: ControlNet(net, found[name], controlnets.classes(found[name])) for name, net in nets.items()}
+        return replace(model, controlnets=beside)
 
 
 @torch.inference_mode()
@@ -97,12 +106,14 @@ def run(
         pictures = [inputs.put_back(each, given, recipes[0].initial.padding) for each in pictures]
     seconds = (time.perf_counter() - started) / len(recipes)
     seeds = [recipe.seed for recipe in recipes]
+    controls = tuple(model.controlnets[each.name].source for each in recipes[0].layout.controls)
     results = []
     for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
         flat = flatness[index]
         warnings = (RETRIED,) if index in broken else ()
         batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
-        results.append(Result(picture, recipe, seconds, (*warnings, *filter(None, [flat])), flat, batch))
+        said = (*warnings, *filter(None, [flat]))
+        results.append(Result(picture, recipe, seconds, said, flat, controls, batch))
     return results
 
 
@@ -137,7 +148,7 @@ def sample(
         model.unet,
         scheduler,
         start.latents,
-        replace(context, concat_latents=start.concat_latents),
+        replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, given)),
         timesteps=start.timesteps,
         guidance_scale=sampling.guidance_scale,
         guidance_rescale=sampling.guidance_rescale,
@@ -170,10 +181,13 @@ def _start(
     The generators are drawn from in diffusers' order: the image's latents, noise, the masked image's latents.
     """
     masked = given is not None and given.mask is not None
-    registry.check_channels(model.latent_channels + model.concat_channels, model.latent_channels, masked=masked)
+    mapped = recipe.layout.segmentation_map is not None
+    in_channels = model.latent_channels + model.concat_channels
+    registry.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
     shape = model.latent_channels, *(side // model.vae_scale_factor for side in (recipe.height, recipe.width))
     if given is None:
-        return _Start(initial_latents(generators, shape, scheduler, model.device), scheduler.timesteps)
+        latents = initial_latents(generators, shape, scheduler, model.device)
+        return _Start(latents, scheduler.timesteps, _map_channels(model, recipe))
     strength = 1.0 if recipe.initial.strength is None else recipe.initial.strength
     timesteps = start_at(scheduler, strength)
     size, padding = (recipe.width, recipe.height), recipe.initial.padding
@@ -196,6 +210,39 @@ def _start(
     draw_noise(generators, shape)  # diffusers encodes the masked image here too, for stochastic steps to come
     on_grid = masked_image.mask_latents(model, mask)
     return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
+
+
+def _map_channels(model: LatentDiffusionModel, recipe: Recipe) -> Tensor | None:
+    """What a U-Net of segmentation maps takes beside its latents."""
+    if not model.classes:
+        return None
+    indices = _map_indices(recipe, model.classes)
+    channels = segmentation.encode(torch.from_numpy(indices)[None], len(model.classes), model.vae_scale_factor)
+    return channels.to(model.device)
+
+
+def _map_indices(recipe: Recipe, classes: Sequence[Class]) -> maps.Indices:
+    layout = recipe.layout
+    assert layout.segmentation_map is not None
+    found = maps.read(layout.segmentation_map, classes, snap=layout.snap, recorded=layout.segmentation_sha256)
+    return maps.fit(found.indices, (recipe.width, recipe.height))
+
+
+def _residuals(model: LatentDiffusionModel, recipe: Recipe, given: Inputs | None) -> Residuals | None:
+    """What the recipe's ControlNets make of their pictures; None where there are none."""
+    layout, size = recipe.layout, (recipe.width, recipe.height)
+    sums = iter(layout.control_sha256)
+    readings = []
+    for each in layout.controls:
+        beside = model.controlnets[each.name]
+        if each.image is None:
+            picture = maps.colours(_map_indices(recipe, beside.classes), beside.classes)
+        else:
+            picture, _ = inputs.open_picture(each.image, next(sums, None))
+            picture = inputs.guide(picture, given, recipe.initial.padding, size)
+        pixels = images.to_unit(picture).to(model.device)
+        readings.append(control.Reading(beside.net, pixels, each))
+    return control.encode(readings) if readings else None
 
 
 def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageChops, ImageStat
 
-from sdcli import __version__, foreign, registry
+from sdcli import __version__, controlnets, foreign, registry
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.metadata import SOFTWARE, PictureInfo, installed_version, read
 from sdcli.recipe import MAX_SEED, Recipe, keys
@@ -99,7 +99,7 @@ def unknown_keys(found: PictureInfo) -> Iterator[Remark]:
         yield Remark(f"unknown metadata key {key!r} is not heeded", "was it written by a newer sdcli?", key)
 
 
-CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "batch")
+CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "control_digests", "batch")
 
 
 def _our_model(path: str, found: PictureInfo) -> str:
@@ -144,6 +144,15 @@ def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
     return [recipe.seed], 0
 
 
+def _changed_controls(made: Recipe, then: Any) -> Iterator[str]:
+    """A word on each ControlNet that is not what it was when the picture was made, of which the digests are `then`."""
+    names = [each.name for each in made.layout.controls]
+    if isinstance(then, list) and len(then) == len(names):
+        for name, before, now in zip(names, then, controlnets.digests(made), strict=True):
+            if before != now:
+                yield f"the ControlNet {name}: sha256 {str(before)[:12]}… then, {now[:12]}… now"
+
+
 def difference(before: Image.Image, after: Image.Image) -> Difference | None:
     """How two pictures differ in their RGB pixels, None where they do not.
 
@@ -184,6 +193,7 @@ def reasons(origin: Source, made: Recipe, model_digest: str, pixels_sha256: str)
     told += [f"{key}: {then[key]} then, {now[key]} now" for key in _EXECUTION if key in then and then[key] != now[key]]
     if chunk.get("model_digest", model_digest) != model_digest:
         told.append(f"the model: sha256 {chunk['model_digest'][:12]}… then, {model_digest[:12]}… now")
+    told += _changed_controls(made, chunk.get("control_digests"))
     here = {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}}
     told += [
         f"{name}: {number} then, {here[name]} now"

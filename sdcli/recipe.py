@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from sdcli import schedulers
+from sdcli.control import FORM, Control, canonical
 from sdcli.errors import InvalidRecipe
 
 MAX_SEED = 2**32 - 1
@@ -104,7 +105,35 @@ class Initial:
         return self.mask_image is not None or any(self.borders)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where things are to be: a segmentation map, and pictures that ControlNets read. Paths are as they were given."""
+
+    segmentation_map: str | None = None
+    segmentation_sha256: str | None = None
+    """Of the file's bytes, in hex, like `control_sha256`; files that have changed since are refused."""
+    snap: bool = False
+    """Whether a colour of no class is taken for the nearest that is one."""
+    control: tuple[str, ...] = field(default=(), metadata={"each": canonical})
+    """ControlNets, each as sdcli/control.py has it. One without an image reads the segmentation map."""
+    control_sha256: tuple[str, ...] = ()
+    """Of the images in `control`, in their order."""
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """`control`, taken apart."""
+        return tuple(Control.parse(each) for each in self.control)
+
+    @property
+    def nets(self) -> tuple[str, ...]:
+        """The names of the ControlNets, each once."""
+        return tuple(dict.fromkeys(each.name for each in self.controls))
+
+
 INITIAL_KEYS = tuple(each.name for each in fields(Initial))
+LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
+INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS)
+"""Keys about files, which are said of one picture and never once for all."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +148,7 @@ class Recipe:
     height: int = field(metadata=_within(64, MAX_SIDE, unit=" pixels"))
     seed: int = field(metadata=_within(0, MAX_SEED))
     initial: Initial = Initial()
+    layout: Layout = Layout()
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:
@@ -136,16 +166,20 @@ class Recipe:
         check_texts(recipe.condition)
         check_sampling(recipe.sampling)
         check_initial(recipe.initial, recipe.sampling.steps)
+        check_layout(recipe.layout, recipe.initial)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """The flat keys and values, in declared order; `from_dict` of it is the same recipe.
 
-        The keys of `initial` are left out where there is no image.
+        The keys of `initial` are left out where there is no image, and those of `layout` that say nothing.
         """
         flat = dict(_flatten(self))
         if self.initial.image is None:
             for each in fields(Initial):
+                del flat[each.name]
+        for each in fields(Layout):
+            if getattr(self.layout, each.name) == each.default:
                 del flat[each.name]
         return flat
 
@@ -193,16 +227,16 @@ def parse_value(key: str, text: str) -> Any:
     value: Any = text
     if kind is bool:
         value = {"true": True, "false": False}.get(text.strip().lower(), text)
-    elif kind is not str and text.isascii():
+    elif kind in (int, float) and text.isascii():
         with suppress(ValueError):  # then it stays text, which the check refuses by name
             value = int(text) if kind is int else float(text)
     return check_value(key, value)
 
 
 def defaults() -> dict[str, Any]:
-    """The values of the keys that a recipe can do without, but for INITIAL_KEYS, which one without an image lacks."""
+    """The values of the keys that a recipe can do without, but for INPUT_KEYS."""
     found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
-    return {key: value for key, value in found.items() if key not in INITIAL_KEYS}
+    return {key: value for key, value in found.items() if key not in INPUT_KEYS}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
@@ -211,7 +245,7 @@ def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
         if is_dataclass(value):
             yield from _flatten(value)
         else:
-            yield each.name, value
+            yield each.name, list(value) if isinstance(value, tuple) else value
 
 
 def _build(part: type[Any], flat: Mapping[str, Any]) -> Any:
@@ -231,6 +265,8 @@ def _build(part: type[Any], flat: Mapping[str, Any]) -> Any:
 def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     """`value` as `kind` (an int counts as a float, and nothing else as anything else), within the field's range."""
     name, rule = each.name, each.metadata
+    if get_origin(kind) is tuple:
+        return _checked_texts(each, value)
     if NoneType in get_args(kind):
         if value is None:
             return None
@@ -257,6 +293,14 @@ def check_texts(condition: Condition) -> None:
     for key in ("prompt", "negative_prompt"):
         if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key)):
             raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
+
+
+def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
+    """Texts, of which one may stand without a list around it, in the form that the field gives them."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(type(text) is str for text in texts):
+        raise InvalidRecipe(f"{each.name} is {value!r}", f"{each.name} must be text, or a list of texts", each.name)
+    return tuple(map(each.metadata.get("each", str), texts))
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -286,6 +330,30 @@ def check_initial(initial: Initial, steps: int | None = None) -> None:
             f"strength {initial.strength:g} takes none of the {steps} steps",
             f"strength must be between {least:g} and 1",
             "strength",
+        )
+
+
+def layout_of(flat: Mapping[str, Any]) -> Layout:
+    """The part `Layout` alone of flat keys, before the rest is known. Raises InvalidRecipe."""
+    layout: Layout = _build(Layout, flat)
+    check_layout(layout, initial_of(flat))
+    return layout
+
+
+def check_layout(layout: Layout, initial: Initial) -> None:
+    """Raise InvalidRecipe where the parts of `layout` do not go together, or not with `initial`."""
+    if layout.segmentation_map is None:
+        for key in ("segmentation_sha256", "snap"):
+            if getattr(layout, key):
+                raise InvalidRecipe(f"{key} is of no use without a map", "give segmentation_map too", key)
+        for each in layout.controls:
+            if each.image is None:
+                raise InvalidRecipe(f"control {each} names no picture", f"write it as {FORM}", "control")
+    elif initial.image is not None:
+        raise InvalidRecipe("a segmentation map and an image at once", "leave one of them away", "segmentation_map")
+    if layout.control_sha256 and len(layout.control_sha256) != sum(each.image is not None for each in layout.controls):
+        raise InvalidRecipe(
+            f"control_sha256 has {len(layout.control_sha256)} entries", "it must have one for each image", "control"
         )
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli import config, recipe
+from sdcli import config, palette, recipe
 from sdcli.config import Setting
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
@@ -33,6 +33,7 @@ PACKAGE = Path(__file__).parent
 DEFAULTS: Mapping[str, Any] = {"steps": 25, "guidance_scale": 7.0, "scheduler": "dpm++-2m"}
 
 SHIPPED = "sdcli"
+MODEL, CONTROLNET = config.KINDS
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class ModelEntry:
     repo: str | None = None
     variant: str | None = None
     family: str | None = None
+    """Of a single file, the configs that it takes; of a ControlNet, the models that it is made for."""
+    kind: str = MODEL
+    """MODEL, or CONTROLNET for what is of use only beside one."""
+    classes: str | None = None
+    """The palette (see sdcli/palette) of the segmentation maps that a ControlNet reads."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """Folders of the parts that come from elsewhere than `folder` or `repo`, by the part (see sdcli/source.py)."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +76,8 @@ class ModelFacts:
     """Whether the U-Net takes its guidance scale as an embedding (LCM), and no unconditional half."""
     knows_sizes: bool = False
     """Whether the U-Net is told the size of the picture (SDXL)."""
+    classes: tuple[palette.Class, ...] = ()
+    """Those of the segmentation maps that the U-Net takes, a channel each."""
 
 
 def entries() -> Mapping[str, ModelEntry]:
@@ -113,12 +121,13 @@ def shipped() -> Mapping[str, ModelEntry]:
     }
 
 
-def names() -> tuple[str, ...]:
-    """The names of `entries`, and the shipped ones alone where the user's files are wrong: for completion."""
+def names(kind: str = MODEL) -> tuple[str, ...]:
+    """The names of one kind, and the shipped ones alone where the user's files are wrong: for completion."""
     try:
-        return tuple(entries())
+        named = entries()
     except UsageError:
-        return tuple(shipped())
+        named = shipped()
+    return tuple(name for name, each in named.items() if each.kind == kind)
 
 
 def find(model: str) -> ModelEntry:
@@ -135,7 +144,7 @@ def find(model: str) -> ModelEntry:
     if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith(("/", ".safetensors")):
         return ModelEntry(name=model, repo=model, origin="")
     near = difflib.get_close_matches(model, named, n=1)
-    known = f"the named models are {', '.join(named)}; a path to a folder or .safetensors file works too"
+    known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
     raise ModelNotFound(f"no model {model!r}", f"did you mean {near[0]!r}?" if near else known)
 
 
@@ -183,13 +192,28 @@ def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
+def _no_model(name: str) -> InvalidRecipe:
+    return InvalidRecipe(
+        f"{name} is a ControlNet, and no model", f"name it beside a model: --control {name}=IMAGE", "model"
+    )
+
+
+def for_maps() -> str:
+    """The model that takes segmentation maps where nobody says which: the first that is shipped with sdcli."""
+    local = {name: each for name, each in shipped().items() if each.folder and each.kind == MODEL}
+    taking = (name for name, each in local.items() if palette.find(locate(each).folder("unet")).exists())
+    return next(taking, config.DEFAULT_MODEL)
+
+
 def read_facts(source: Source) -> ModelFacts:
     """What a model's configs (for a single file: those of its family) say.
 
     Raises ModelNotFound where the model or a part of it is not there, ModelCorrupt where a config is missing or is not
-    what it should be.
+    what it should be, and InvalidRecipe for a ControlNet.
     """
     source.check()
+    if source.is_controlnet:
+        raise _no_model(source.path.name)
     unet, vae = (_config(source.folder(part) / "config.json") for part in ("unet", "vae"))
     try:
         multiple = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -201,6 +225,7 @@ def read_facts(source: Source) -> ModelFacts:
             scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
             guidance_distilled=unet.get("time_cond_proj_dim") is not None,
             knows_sizes=unet.get("addition_embed_type") == "text_time",
+            classes=palette.read(palette.find(source.folder("unet")).parent),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
@@ -208,7 +233,14 @@ def read_facts(source: Source) -> ModelFacts:
 
 def facts_of(entry: ModelEntry) -> ModelFacts:
     """What the configs of an entry's model say; raises what `locate` and `read_facts` raise."""
+    if entry.kind == CONTROLNET:
+        raise _no_model(entry.name)
     return read_facts(locate(entry))
+
+
+def unet_config(entry: ModelEntry) -> Mapping[str, Any]:
+    """The config of a model's U-Net. Raises what `locate` raises, and ModelCorrupt."""
+    return _config(locate(entry).folder("unet") / "config.json")
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -259,12 +291,15 @@ def resolve_recipe(
     configs cannot be read, and UsageError for settings.
     """
     facts = facts_of(entry)
+    masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
+    check_channels(facts.in_channels, facts.latent_channels, len(facts.classes), masked=masked, mapped=mapped)
     if options.get("image") is not None:
         options = _with_inputs(entry, options, facts, given, user=user)
+    if any(options.get(key) for key in recipe.LAYOUT_KEYS):
+        options = _with_layout(entry, options, facts, user=user)
     settled = settings(entry, options, facts, user=user)
     values = {key: each.value for key, each in settled.items()}
     made = Recipe.from_dict({"seed": draw_seed(), **values})
-    check_channels(facts.in_channels, facts.latent_channels, masked=made.initial.repaints)
     check_size(made.width, made.height, facts.size_multiple)
     sampling = made.sampling
     check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
@@ -284,20 +319,37 @@ def _with_inputs(
     return inputs.complete(given or inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
 
 
-def check_channels(in_channels: int, latent_channels: int, *, masked: bool) -> None:
+def _with_layout(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts, *, user: bool) -> Mapping[str, Any]:
+    """The options with what their map and control pictures decide."""
+    from sdcli import layouts  # Pillow and numpy
+
+    said = {key: each.value for key, each in settings(entry, {}, facts, user=False).items()}
+    return layouts.complete(options, unet_config(entry), facts, (said["width"], said["height"]))
+
+
+def check_channels(in_channels: int, latent_channels: int, classes: int, *, masked: bool, mapped: bool) -> None:
     """Raise InvalidRecipe where a U-Net of `in_channels` cannot take what a picture has beside its latents.
 
-    Without a mask that is nothing. With one it is the mask and the masked image's latents, or nothing, for a U-Net
-    of latents alone inpaints too.
+    For a U-Net of segmentation maps that is a channel for each of its `classes`, and a map must be there. Else, with a
+    mask, it is the mask and the masked image's latents, or nothing, for a U-Net of latents alone inpaints too; and
+    without a mask it is nothing.
+
+    Raises ModelCorrupt where the classes are not as many as the channels.
     """
     beside = in_channels - latent_channels
-    if beside == 0 or (masked and beside == latent_channels + 1):
+    if classes and beside != classes:
+        raise ModelCorrupt(
+            f"the model's {palette.FILE} lists {classes} classes, and its U-Net takes {beside} channels for them",
+            "get the model's folder anew; both must come from the same place",
+        )
+    if (classes and mapped) or (not classes and (beside == 0 or (masked and beside == latent_channels + 1))):
         return
-    if beside == latent_channels + 1:
+    if classes:
+        takes, hint = f"a segmentation map of {classes} classes", "use sdcli synthesize, or another model"
+    elif beside == latent_channels + 1:
         takes = "a mask and a masked image's latents beside its own: it inpaints, and does nothing else"
-        raise InvalidRecipe(f"this model's U-Net takes {takes}", "use sdcli inpaint, or another model", "model")
-    raise InvalidRecipe(
-        f"this model's U-Net takes {in_channels} channels, {beside} beside its latents, and nothing here makes them",
-        f"use a model whose U-Net takes {latent_channels}, or {2 * latent_channels + 1} to inpaint",
-        "model",
-    )
+        hint = "use sdcli inpaint, or another model"
+    else:
+        takes = f"{in_channels} channels, {beside} beside its latents, and nothing here makes them"
+        hint = f"use a model whose U-Net takes {latent_channels}, or {2 * latent_channels + 1} to inpaint"
+    raise InvalidRecipe(f"this model's U-Net takes {takes}", hint, "model")

@@ -58,12 +58,24 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
         yield Remark(
             "eta has no effect: the last step adds no noise, and there is no other", "take more steps, or no eta", "eta"
         )
+    yield from _idle_controls(recipe)
     if recipe.execution.batch_size > count:
         yield Remark(
             f"batch_size {recipe.execution.batch_size} has no effect beyond the number of pictures, {count}",
             "ask for more pictures with -n, or choose a smaller batch",
             "batch_size",
         )
+
+
+def _idle_controls(recipe: Recipe) -> Iterable[Remark]:
+    """ControlNets that do nothing. A second-order scheduler calls the U-Net twice a step but for its last."""
+    steps = max(1, int(recipe.sampling.steps * (recipe.initial.strength or 1)))
+    for each in recipe.layout.controls:
+        if each.scale == 0:
+            yield Remark(f"control {each} has no effect: its scale is 0", "leave it away", "control")
+        elif not any(each.covers(index, total) for total in (steps, 2 * steps - 1) for index in range(total)):
+            hint = "choose a wider range, or more steps"
+            yield Remark(f"control {each} has no effect: none of the {steps} steps lies in its range", hint, "control")
 
 
 def _is_final(sampling: Sampling, facts: ModelFacts) -> bool:

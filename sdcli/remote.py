@@ -1,9 +1,9 @@
 """Pictures from a warm process: the client's end of `sdcli serve`, and the words that both ends use.
 
-A request is `POST /pictures` over the Unix socket: a model's place, recipes that differ in nothing but seeds, and the
-directory from which the paths of their images count, as JSON, and this program's version in a header. The answer is one
-JSON object a line: `step` after each step, then `pictures`, with all that a command needs to hand over, or `error`.
-Who closes the connection cancels the work. Imports nothing heavy.
+A request is `POST /pictures` over the Unix socket: the places of a model and its ControlNets, recipes that differ in
+nothing but seeds, and the directory from which the paths of their images count, as JSON, and this program's version in
+a header. The answer is one JSON object a line: `step` after each step, then `pictures`, with all that a command needs
+to hand over, or `error`. Who closes the connection cancels the work. Imports nothing heavy.
 
 Pixels can depend on the number of threads, so a recipe that leaves it open is asked for with what this process would
 take: MKL_NUM_THREADS or OMP_NUM_THREADS, and no more threads than it may use processors.
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdcli import __version__, errors
+from sdcli import __version__, controlnets, errors
 from sdcli.errors import SdcliError, ServerUnavailable
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, locate
@@ -147,6 +147,10 @@ def _ask(
         "variant": entry.variant,
         "family": entry.family,
         "parts": {part: os.path.abspath(folder) for part, folder in source.parts},  # noqa: PTH100  as above
+        "controls": {
+            name: {"path": os.path.abspath(at.path), "variant": at.variant}  # noqa: PTH100  as above
+            for name, at in controlnets.sources(recipes[0]).items()
+        },
         "directory": os.getcwd(),  # noqa: PTH109  from which the paths in recipes count
         "recipes": [_with_threads(recipe).to_dict() for recipe in recipes],
         "processors": _processors(),

@@ -6,12 +6,13 @@ beside the parts of a model that is there already, and nothing is stored twice.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdcli import families
+from sdcli import families, palette
 from sdcli.errors import ModelCorrupt, ModelNotFound
 
 INDEX = "model_index.json"
@@ -50,6 +51,15 @@ class Source:
         """Whether `path` is a single file; parts from elsewhere are folders all the same."""
         return not self.path.is_dir()
 
+    @cached_property
+    def is_controlnet(self) -> bool:
+        """Whether this is the folder of a ControlNet, of whatever kind, and no model."""
+        try:
+            said = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(said, dict) and "ControlNet" in str(said.get("_class_name"))
+
     def folder(self, part: str) -> Path:
         """The folder of a part's config, and of its weights unless they are in a single file."""
         return dict(self.parts).get(part) or self.base / part
@@ -74,13 +84,20 @@ class Source:
         """Each file that determines pictures, by its name in a diffusers folder of the whole model.
 
         A single file is named after nothing but what it is, `model.safetensors`; its family's configs are no files of
-        the model. Parts from elsewhere are named as if they lay with the rest (`unet/config.json`).
+        the model. Parts from elsewhere are named as if they lay with the rest (`unet/config.json`), and so are the
+        classes of the maps that the U-Net takes. A ControlNet's config and weights lie in the folder itself.
         """
         found = {}
         if self.is_file:
             found["model.safetensors"] = self.path
         elif (self.path / INDEX).exists():
             found[INDEX] = self.path / INDEX
+        elif self.is_controlnet:
+            found |= {each.name: each for each in self.path.iterdir() if each.suffix in SUFFIXES and each.is_file()}
+        if not self.is_file or self.is_elsewhere("unet"):
+            classes = palette.find(self.folder("unet"))
+            if classes.exists() and classes.parent != self.folder("unet"):  # which is looked through below
+                found[palette.FILE] = classes
         for part in PARTS:
             if self.is_file and not self.is_elsewhere(part):
                 continue

@@ -48,8 +48,8 @@ def _shorten(file: Path) -> None:
 def recall(recipe: Recipe, model_digest: str) -> float | None:
     """The seconds that the latest picture like `recipe` took; None where none was made here.
 
-    Like it is a picture of the same model, size, steps, scheduler and guidance, on the same device in the same way;
-    `auto`, and 0 threads, are like any.
+    Like it is a picture of the same model and ControlNets, size, steps, scheduler and guidance, on the same device in
+    the same way; `auto`, and 0 threads, are like any.
     """
     key = {name: value for name, value in _key(recipe, model_digest).items() if value not in _UNSAID}
     key["guided"] = recipe.sampling.guidance_scale > 1
@@ -68,6 +68,7 @@ def _key(recipe: Recipe, model_digest: str) -> dict[str, Any]:
     guided = recipe.sampling.guidance_scale > 1
     return {
         "model": model_digest,
+        "controls": list(recipe.layout.nets) or None,
         "guided": guided,
         "strength": recipe.initial.strength,  # a share of the steps, None without an image
         **{name: flat[name] for name in _KEYS},

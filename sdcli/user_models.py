@@ -86,6 +86,8 @@ def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
     said = {"parts": {part: str(folder) for part, folder in parts.items()}} if parts else {}
     if path.exists():
         whole = Source(path.absolute(), parts=tuple(parts.items()))
+        if whole.is_controlnet:
+            return {"folder": str(whole.path), "kind": registry.CONTROLNET}
         registry.read_facts(whole)
         whole.index()
         return {"folder": str(whole.path), **said}
@@ -97,7 +99,8 @@ def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
 
 def _kept(table: Any) -> dict[str, Any]:
     """What stays of an entry that is replaced: all but where the model is."""
-    return {key: value for key, value in table.items() if key not in ("folder", "repo", "variant", "family", "parts")}
+    gone = ("folder", "repo", "variant", "family", "parts", "kind", "classes")
+    return {key: value for key, value in table.items() if key not in gone}
 
 
 def _parse(text: str) -> Any:

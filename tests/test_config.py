@@ -222,7 +222,7 @@ VALUES = {
 
 
 def test_every_recipe_key_has_a_variable():
-    assert set(VALUES) == set(config.recipe_keys()) == set(recipe.keys()) - {"model", "prompt", *recipe.INITIAL_KEYS}
+    assert set(VALUES) == set(config.recipe_keys()) == set(recipe.keys()) - {"model", "prompt", *recipe.INPUT_KEYS}
 
 
 @settings(max_examples=50)
@@ -281,7 +281,7 @@ def test_model_and_output(home, monkeypatch):
 
 def test_completion_lives_with_a_broken_config(home):
     (home / "config.toml").write_text("[defaults")
-    assert registry.names() == tuple(registry.shipped())
+    assert registry.names() + registry.names(registry.CONTROLNET) == tuple(registry.shipped())
 
 
 def test_config_show_says_every_value_and_where_it_comes_from(run, tmp_path):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sdcli import registry
+from tests import tiny
 from tests.conftest import clean_environment
 
 ROOT = Path(__file__).parent.parent
@@ -19,12 +21,14 @@ TEST_COMMAND = "python -m pytest -n 2"
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> dict[str, str]:
-    """An environment whose hub cache holds a tiny model under Stable Diffusion 1.5's name."""
+    """An environment whose hub cache holds tiny models under the names of Stable Diffusion 1.5 and two ControlNets."""
     home = tmp_path_factory.mktemp("home")
-    repository = home / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
-    shutil.copytree(sd15, repository / "snapshots" / "0123abcd")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abcd")
+    net = tiny.make_controlnet("sd15", tmp_path_factory.mktemp("net"))
+    for name, folder in (("sd15", sd15), ("canny-sd15", net), ("seg-sd15", net)):
+        repository = home / "hub" / f"models--{str(registry.shipped()[name].repo).replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / "0123abcd")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0123abcd")
     (home / "bin").mkdir()
     command = home / "bin" / "sdcli"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sdcli "$@"\n')

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
-from sdcli.recipe import DEVICES, DTYPES, MAX_SEED, Recipe, check_size, draw_seed, keys
+from sdcli.recipe import DEVICES, DTYPES, LAYOUT_KEYS, MAX_SEED, Recipe, check_size, draw_seed, keys
 from sdcli.schedulers import NAMES
 
 MINIMAL = {
@@ -55,7 +55,8 @@ def test_json_round_trip(flat):
 
 
 def test_keys_are_flat_and_the_fields_own():
-    assert list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict()) == list(keys())
+    with_image = list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict())
+    assert [*with_image, *LAYOUT_KEYS] == list(keys())
     without = list(Recipe.from_dict(MINIMAL).to_dict())
     assert without == list(keys())[: len(without)]
     assert list(keys())[len(without)] == "image"

@@ -36,8 +36,18 @@ def test_every_entry_is_whole():
         assert not set(entry.defaults) & set(entry.needs)
 
 
+def test_controlnets_stand_apart_from_models():
+    named = registry.entries()
+    assert set(registry.names()) | set(registry.names(registry.CONTROLNET)) == set(named)
+    beside = [named[name] for name in registry.names(registry.CONTROLNET)]
+    assert {each.name for each in beside} >= {"canny-sd15", "depth-sd15", "openpose-sd15", "seg-sd15", "canny-sdxl"}
+    assert all(each.family in ("sd15", "sdxl") and not each.defaults and not each.needs for each in beside)
+    assert [each.name for each in beside if each.classes] == ["seg-sd15"]
+    assert not any(named[name].classes for name in registry.names())
+
+
 def test_every_entry_s_defaults_make_a_recipe(sd15, hub_cache):
-    for entry in registry.entries().values():
+    for entry in (registry.entries()[name] for name in registry.names()):
         if entry.repo:
             put_into_cache(hub_cache, entry.repo, sd15)
             recipe = registry.resolve_recipe(entry, {"prompt": "a fox", "model": entry.name})

@@ -27,9 +27,9 @@ def test_a_folder_gets_a_name_that_works_everywhere(run, folder, tmp_path):
     assert (done.status, done.stderr) == (0, "")
     assert done.lines == [str(tmp_path / ".config" / "sdcli" / "models.toml")]
     rows = [json.loads(line) for line in run("models", "list", "--json").lines]
-    assert rows[-1] == {"name": "ink", "present": True, "origin": done.lines[0], "description": ""}
+    assert rows[-1] == {"name": "ink", "present": True, "origin": done.lines[0], "kind": "model", "description": ""}
     assert rows[0]["origin"] == "sdcli"
-    assert run("models", "list").lines[-1].split() == ["ink", "here", "yours", str(folder)]
+    assert run("models", "list").lines[-1].split() == ["ink", "here", "yours", "model", str(folder)]
     (tmp_path / "elsewhere").mkdir()
     shown = json.loads(run("models", "show", "ink", "--json", cwd=tmp_path / "elsewhere").stdout)
     assert (shown["path"], shown["native_size"]) == (str(folder), 512)

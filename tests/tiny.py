@@ -6,14 +6,19 @@ Diffusion does.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+from sdcli import palette
+from sdcli.palette import Class
 
 FAMILIES = ("sd15", "sd21-v", "sdxl", "sd-turbo", "lcm")
 NATIVE_SIZE = 64
@@ -127,6 +132,29 @@ def make_unet(family: str, in_channels: int = 4) -> UNet2DConditionModel:
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     }
     return UNet2DConditionModel(**{**settings, **UNETS[family]})
+
+
+def make_controlnet(family: str, directory: Path, *, seed: int = 1, **settings: Any) -> Path:
+    """Write a ControlNet for the tiny U-Net of `family` into `directory`; returns `directory`. None of it is zero."""
+    shared = ("block_out_channels", "layers_per_block", "norm_num_groups", "down_block_types", "cross_attention_dim")
+    shared += ("attention_head_dim", "use_linear_projection", "transformer_layers_per_block", "addition_embed_type")
+    shared += ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    config = make_unet(family).config
+    settings = {key: config[key] for key in shared} | {"conditioning_embedding_out_channels": (8, 8, 16, 16)} | settings
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        net = ControlNetModel(**settings)
+        for parameter in net.parameters():  # its last convolutions begin as zeros
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    net.save_pretrained(directory)
+    return directory
+
+
+def make_semantic_folder(directory: Path, classes: Sequence[Class], *, family: str = "sd15") -> Path:
+    """A tiny model whose U-Net takes a segmentation map of `classes` beside its latents."""
+    make_folder(family, directory, in_channels=4 + len(classes))
+    palette.write(directory, classes)
+    return directory
 
 
 def make_vae(family: str) -> AutoencoderKL:

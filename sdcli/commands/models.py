@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort
 
-from sdcli import config, display, dry_run, folders, registry, streams, user_models
+from sdcli import config, controlnets, display, dry_run, folders, palette, registry, streams, user_models
 from sdcli.digest import model_digest
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
@@ -44,7 +44,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", 
 
 @models.command("list")
 def list_models(json: Json = False) -> None:
-    """One line a model: its name, whether it is on this machine, whose it is, and what it is."""
+    """One line a model: its name, whether it is on this machine, whose it is, of what kind, and what it is.
+
+    A ControlNet is of use beside a model alone: sdcli generate --control NAME=IMAGE.
+    """
     entries = registry.entries().values()
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
@@ -54,13 +57,14 @@ def list_models(json: Json = False) -> None:
                 "name": entry.name,
                 "present": present,
                 "origin": entry.origin,
+                "kind": entry.kind,
                 "description": entry.description,
             }
             typer.echo(streams.to_json(line))
             continue
         here, whose = "here" if present else "absent", "shipped" if entry.origin == registry.SHIPPED else "yours"
         what = entry.description or entry.repo or entry.folder
-        typer.echo(f"{entry.name:{width}}  {here:6}  {whose:7}  {what}")
+        typer.echo(f"{entry.name:{width}}  {here:6}  {whose:7}  {entry.kind:10}  {what}")
 
 
 @models.command("show")
@@ -82,26 +86,35 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
         "description": entry.description,
         "license": entry.license,
         "origin": entry.origin,
+        "kind": entry.kind,
         "source": entry.repo or entry.folder,
         "present": registry.is_present(entry),
     }
     if described["present"]:
         source = registry.locate(entry)
-        facts = registry.read_facts(source)
         pin = _pin(entry)
         if pin is not None:
             described |= {"revision": pin.revision, "asked_revision": pin.asked, "bytes": pin.size}
-        described |= {
-            "path": str(source.path),
-            "native_size": facts.native_size,
-            "size_multiple": facts.size_multiple,
-            "in_channels": facts.in_channels,
-            "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
-        }
+        described |= {"path": str(source.path), **_of_configs(source)}
+    if described["kind"] == registry.CONTROLNET:
+        return described
     if entry.parts:
         described["parts"] = dict(entry.parts)
     own = {key: each.value for key, each in entry.user_defaults.items()}
     return described | {"defaults": {**registry.DEFAULTS, **entry.defaults, **entry.needs, **own}}
+
+
+def _of_configs(source: Source) -> dict[str, Any]:
+    if source.is_controlnet:
+        return {"kind": registry.CONTROLNET, **controlnets.takes(source)}
+    facts = registry.read_facts(source)
+    return {
+        "native_size": facts.native_size,
+        "size_multiple": facts.size_multiple,
+        "in_channels": facts.in_channels,
+        **({"classes": len(facts.classes)} if facts.classes else {}),
+        "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
+    }
 
 
 @models.command("pull")
@@ -214,7 +227,9 @@ def export(
     """
     source = registry.locate(registry.find(name))
     source.check()
-    folders.check(folder, force=force, known=(INDEX, *PARTS))
+    if source.is_controlnet:
+        raise UsageError(f"{name} is a ControlNet, which is in diffusers' format already", f"copy {source.path}")
+    folders.check(folder, force=force, known=(INDEX, palette.FILE, *PARTS))
     from sdcli.export import export as write
 
     with folders.written(folder, force=force) as staged, display.transfer(quiet=quiet) as start:

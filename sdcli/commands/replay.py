@@ -96,12 +96,12 @@ def _plan(
 
 
 def _keeping_the_last() -> Callable[[delivery.Order], delivery.Loaded]:
-    """A `load` for `delivery.maker` that loads anew only where the model or its execution is another."""
+    """A `load` for `delivery.maker` that loads anew only where the model, its ControlNets or its execution change."""
     kept: dict[Any, delivery.Loaded] = {}
 
     def load(order: delivery.Order) -> delivery.Loaded:
         execution = replace(order.recipes[0].execution, batch_size=1)
-        key = (registry.locate(order.entry), execution)
+        key = (registry.locate(order.entry), order.recipes[0].layout.nets, execution)
         if key not in kept:
             kept.clear()  # before the next is loaded: there may be no room for two
             kept[key] = delivery.load_model(order)

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Round:
+    """One call of the U-Net: which of `total`, counted from 0, and whether an unconditional half comes first in it."""
+
+    index: int
+    total: int
+    guided: bool
+
+
+Residuals = Callable[["Tensor", "Tensor", Mapping[str, Any], Round], Mapping[str, Any]]
+"""What is added inside the U-Net in one round, as keyword arguments for it, which may be none.
+
+Takes the latents as the U-Net gets them (B, C, h, w), without concatenated channels; the timestep; and the U-Net's
+other keyword arguments.
+"""
 
 
 @dataclass(frozen=True)
@@ -16,7 +34,8 @@ class Context:
     By cross-attention: `prompt_embeds` (B, L, D) and, where guidance needs the unconditional half,
     `negative_prompt_embeds` (B, L, D), of the same L. SDXL's U-Net takes besides the pooled embeddings (B, P) and
     `add_time_ids` (B, 6). By concatenation: `concat_latents` (B, C, h, w), set beside the latents in every call.
-    `timestep_cond` (B, E) is the embedded guidance scale of a guidance-distilled U-Net (LCM).
+    `timestep_cond` (B, E) is the embedded guidance scale of a guidance-distilled U-Net (LCM). `residuals` are what
+    ControlNets make of the latents and of the pictures they read.
     """
 
     prompt_embeds: Tensor
@@ -26,3 +45,4 @@ class Context:
     add_time_ids: Tensor | None = None
     concat_latents: Tensor | None = None
     timestep_cond: Tensor | None = None
+    residuals: Residuals | None = None

@@ -1,14 +1,16 @@
-"""Which files of a repository in diffusers' layout sdcli needs. Looks at names only."""
+"""Which files of a repository in diffusers' layout, a model's or a ControlNet's, sdcli needs. Looks at names only."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
+from sdcli import palette
 from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
 from sdcli.families import PICKLES, STEMS
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 _CONFIGS = {
     "unet": ("config.json",),
     "vae": ("config.json",),
@@ -37,12 +39,15 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
     Raises ModelError where `paths` are no diffusers layout, ModelUnsafe for a component that has pickles only, and
     ModelCorrupt for one that has nothing.
     """
+    by_itself = any(path.startswith(STEMS[0]) for path in paths)  # a component of diffusers', as ControlNets are
+    if INDEX not in paths and CONFIG in paths and by_itself:
+        return sorted({CONFIG, *({palette.FILE} & set(paths)), *_weights("", paths, variant)})
     if INDEX not in paths:
         raise ModelError(
-            f"it is not in diffusers' layout: it has no {INDEX}",
+            f"it is not in diffusers' layout: it has no {INDEX}, and no {CONFIG} of a ControlNet",
             "use a repository that is, or get its .safetensors file yourself and give sdcli the path",
         )
-    found = {INDEX}
+    found = {INDEX, *({palette.FILE} & set(paths))}
     for folder in (*_CONFIGS, *_OPTIONAL):
         if folder in _OPTIONAL and not any(path.startswith(f"{folder}/") for path in paths):
             continue
@@ -54,20 +59,22 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
 
 
 def _weights(folder: str, paths: Collection[str], variant: str | None) -> set[str]:
+    beside = f"{folder}/" if folder else ""
     for wanted in dict.fromkeys((variant, None, "fp16")):
         for stem in STEMS:
             dotted = f".{wanted}" if wanted else ""
-            whole = f"{folder}/{stem}{dotted}.safetensors"
-            index = f"{folder}/{stem}.safetensors.index{dotted}.json"
+            whole = f"{beside}{stem}{dotted}.safetensors"
+            index = f"{beside}{stem}.safetensors.index{dotted}.json"
             if whole in paths:
                 return {whole}
             if index in paths:
                 mark = re.escape(dotted)
-                shard = rf"{folder}/{stem}(?:{mark}-\d+-of-\d+|-\d+-of-\d+{mark})\.safetensors"
+                shard = rf"{beside}{stem}(?:{mark}-\d+-of-\d+|-\d+-of-\d+{mark})\.safetensors"
                 return {index, *(path for path in paths if re.fullmatch(shard, path))}
-    if any(path.startswith(f"{folder}/") and path.endswith(PICKLES) for path in paths):
+    what = folder or "ControlNet"
+    if any(path.startswith(beside) and path.endswith(PICKLES) for path in paths):
         raise ModelUnsafe(
-            f"its {folder} has pickled weights only, which could run code when opened",
+            f"its {what} has pickled weights only, which could run code when opened",
             "use a repository with .safetensors weights",
         )
-    raise ModelCorrupt(f"its {folder} has no .safetensors weights", "use a repository that is whole")
+    raise ModelCorrupt(f"its {what} has no .safetensors weights", "use a repository that is whole")

@@ -33,7 +33,7 @@ from sdcli.display import OnBytes, format_size
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, OutputError, SdcliError, UsageError
 from sdcli.files import locked
 from sdcli.hub import lock
-from sdcli.hub.files import INDEX, needed
+from sdcli.hub.files import CONFIG, INDEX, needed
 
 _AGAIN = "run the same command again; what has arrived is kept"
 
@@ -83,7 +83,9 @@ def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], O
             got = {**before.files, **got}
         pin = lock.Pin(commit, revision, got)
         lock.write(repo, pin)
-        hf_hub_download(repo, INDEX, revision=revision)  # notes which commit the branch stands for, as other tools do
+        hf_hub_download(
+            repo, INDEX if INDEX in got else CONFIG, revision=revision
+        )  # notes which commit the branch stands for, as other tools do
     return pin
 
 

@@ -56,7 +56,7 @@ def forecast(batch: Batch) -> dict[str, Any]:
     for group in groups_of(missing):
         parts: Parts | SdcliError
         try:
-            parts = dry_run.find_parts(group[0].source)
+            parts = dry_run.find_parts(group[0].source, group[0].recipe.layout.nets)
             plan.models[group[0].source] = dry_run.model_of(group[0].entry, parts)
         except SdcliError as error:
             parts = error

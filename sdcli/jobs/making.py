@@ -120,7 +120,7 @@ def _groups(jobs: Sequence[Planned], key: Callable[[Planned], Any]) -> list[list
 
 def _model_of(job: Planned) -> Any:
     execution = job.recipe.execution
-    return job.source, job.recipe.model, execution.device, execution.dtype
+    return job.source, job.recipe.model, job.recipe.layout.nets, execution.device, execution.dtype
 
 
 def _make_group(run: _Run, group: Sequence[Planned]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from sdcli import NUMERICS_VERSION, outputs, registry, remarks
+from sdcli import NUMERICS_VERSION, controlnets, outputs, registry, remarks
 from sdcli.digest import model_digest
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
@@ -53,6 +53,12 @@ class _Seen:
     names: dict[str, int] = field(default_factory=dict)
     digests: dict[Source, str] = field(default_factory=dict)
 
+    def digest(self, source: Source) -> str:
+        """The digest of a model or ControlNet, computed once."""
+        if source not in self.digests:
+            self.digests[source] = model_digest(source)
+        return self.digests[source]
+
 
 def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
     """Each of `items` as it can be made, in order; `defaults` (flat keys, the model among them) fill what a job leaves.
@@ -61,8 +67,8 @@ def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: b
 
     A job's seed, unless it or `defaults` say one, and the choices of its wildcards are drawn from a hash of what it
     says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but for the
-    model's name), of the model's digest, of sdcli's numerics and of its output's name; the n-th of jobs that agree in
-    all of that is distinct from the others.
+    model's name), of the digests of the model and its ControlNets, of sdcli's numerics and of its output's name; the
+    n-th of jobs that agree in all of that is distinct from the others.
     """
     seen = _Seen()
     return [
@@ -87,9 +93,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
             remarks.insist(found)
         name = None if job.output is None else _name(job.output, recipe, index, seen)
         source = registry.locate(entry)
-        if source not in seen.digests:
-            seen.digests[source] = model_digest(source)
-        key = _identity(recipe, entry, seen.digests[source], job.output, seen)
+        key = _identity(recipe, entry, seen.digest(source), job.output, seen)
     except SdcliError as error:
         at = getattr(error, "field", None)
         return Fault(job.line, explain(error), job.columns.get(at) if at else None, at, job.id)
@@ -148,7 +152,9 @@ def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
 def _identity(recipe: Recipe, entry: ModelEntry, digest: str, output: str | None, seen: _Seen) -> str:
     said = recipe.to_dict()
     del said["model"]
-    model = {"digest": digest, "variant": entry.variant, "family": entry.family}
+    model: dict[str, Any] = {"digest": digest, "variant": entry.variant, "family": entry.family}
+    if recipe.layout.control:
+        model["controls"] = [seen.digest(controlnets.locate(each.name)) for each in recipe.layout.controls]
     content = _canonical({"recipe": said, "model": model, "numerics": NUMERICS_VERSION, "output": output})
     seen.content[content] += 1
     return _hash(f"{content} {seen.content[content]}")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdcli import families
+from sdcli import families, palette
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.imports import lean_imports
 from sdcli.loading import single_file
@@ -92,6 +92,7 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
         device=device,
         dtype=dtype,
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
+        classes=palette.read(palette.find(source.folder("unet")).parent),
     )
     try:
         _check_fit(model, source.base)
@@ -134,16 +135,21 @@ def read_index(source: Source) -> Mapping[str, Any]:
 
 def build(folder: Path, part: str, class_name: str) -> Any:
     """One component as the config in its `folder` says, on the meta device: names and shapes, and no weights."""
+    return construct(folder, COMPONENTS[part][class_name])
+
+
+def construct(folder: Path, made: type[nn.Module]) -> Any:
+    """The module of the class `made` that the config in `folder` describes, on the meta device."""
     file = folder / "config.json"
-    made, config = COMPONENTS[part][class_name], families.read_json(file)
+    config = families.read_json(file)
     try:
         with torch.device("meta"):
-            if part.startswith("text"):
+            if made in _TEXT_ENCODERS.values():
                 return made(CLIPTextConfig(**_known(CLIPTextConfig.__annotations__, config)))
             return made(**_known(inspect.signature(made.__init__).parameters, config))
     except Exception as error:  # whatever a wrong value leads the libraries to
         what = " ".join(str(error).split())
-        raise ModelCorrupt(f"{file} does not describe a {class_name}: {what}", _GET_ANEW) from error
+        raise ModelCorrupt(f"{file} does not describe a {made.__name__}: {what}", _GET_ANEW) from error
 
 
 def _component(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import FormData, UploadFile
 
 from sdcli.errors import InputError, InvalidRecipe
-from sdcli.recipe import INITIAL_KEYS, Initial, keys, parse_value
+from sdcli.recipe import INPUT_KEYS, Initial, keys, parse_value
 
 if TYPE_CHECKING:
     from sdcli.inputs import Inputs
@@ -32,7 +32,7 @@ def fields(form: FormData) -> dict[str, Any]:
         if not isinstance(value, str):
             raise InvalidRecipe(f"{key} is a file", "send files as image and mask", key)
         said[key] = value
-        if key in keys() and key not in ("prompt", "model", *INITIAL_KEYS):
+        if key in keys() and key not in ("prompt", "model", *INPUT_KEYS):
             said[key] = parse_value(key, value)
         elif key not in ("prompt", "model", "size"):
             with suppress(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from sdcli.model import LatentDiffusionModel
 
 
-Key = tuple[Source, str, str, str]
-"""A source, the name, the device and the dtype of a model in memory."""
+Controls = tuple[tuple[str, Source], ...]
+"""ControlNets by the names that a recipe calls them, and where they are."""
+Key = tuple[Source, Controls, str, str, str]
+"""A source, the ControlNets beside it, the name, the device and the dtype of a model in memory."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Models:
 
     def load(self, source: Source, recipe: Recipe) -> None:
         """Have the model in memory for recipes like `recipe`."""
-        self._get(source, self._resolve(recipe))
+        self._get(source, (), self._resolve(recipe))
 
     def make(
         self,
@@ -67,10 +69,12 @@ class Models:
         processors: int | None = None,
         given: Inputs | None = None,
         directory: Path = Path(),
+        controls: Mapping[str, Source] | None = None,
     ) -> tuple[Picture, ...]:
         """The pictures of `recipes`, which differ in nothing but their seeds, as a cold run in `directory` makes them.
 
-        `given` are the image and the mask they start from, where the recipes name files that are not here.
+        `given` are the image and the mask they start from, where the recipes name files that are not here, and
+        `controls` where their ControlNets are.
 
         `processors` is the number that a cold run could use, which bounds the number of threads that torch would
         take by itself. Raises what `pipeline.load` and `pipeline.run` raise.
@@ -78,11 +82,12 @@ class Models:
         from sdcli import metadata
 
         with metadata.relative_to(directory):
-            return self._try_twice(source, recipes, on_step, processors, given)
+            return self._try_twice(source, tuple((controls or {}).items()), recipes, on_step, processors, given)
 
     def _try_twice(
         self,
         source: Source,
+        controls: Controls,
         recipes: Sequence[Recipe],
         on_step: Callable[[Any], None],
         processors: int | None,
@@ -90,16 +95,17 @@ class Models:
     ) -> tuple[Picture, ...]:
         """`_make`; and where memory runs out, once more with all models put away."""
         try:
-            return self._make(source, recipes, on_step, processors, given)
+            return self._make(source, controls, recipes, on_step, processors, given)
         except OutOfMemory:
             if not self._kept:
                 raise
         self._put_away_all()  # only here, for the exception holds on to what it met
-        return self._make(source, recipes, on_step, processors, given)
+        return self._make(source, controls, recipes, on_step, processors, given)
 
     def _make(
         self,
         source: Source,
+        controls: Controls,
         recipes: Sequence[Recipe],
         on_step: Callable[[Any], None],
         processors: int | None,
@@ -108,7 +114,7 @@ class Models:
         from sdcli import images, pipeline
 
         resolved = self._resolve(recipes[0], processors)
-        model = self._get(source, resolved)
+        model = self._get(source, controls, resolved)
         execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
         digest = model_digest(source)
         results = pipeline.run(model, [recipe.replace(**execution) for recipe in recipes], on_step, given=given)
@@ -131,17 +137,17 @@ class Models:
         threads = recipe.execution.threads or min(pipeline.DEFAULT_THREADS, processors or pipeline.DEFAULT_THREADS)
         return pipeline.resolve_execution(recipe.replace(threads=threads))
 
-    def _get(self, source: Source, resolved: Recipe) -> LatentDiffusionModel:
+    def _get(self, source: Source, controls: Controls, resolved: Recipe) -> LatentDiffusionModel:
         from sdcli import pipeline
 
-        key = source, resolved.model, resolved.execution.device, resolved.execution.dtype
-        stamp = _stamp(source)
+        key = source, controls, resolved.model, resolved.execution.device, resolved.execution.dtype
+        stamp = tuple(_stamp(each) for each in (source, *dict(controls).values()))
         found = self._kept.pop(key, None)
         if found is None or found.stamp != stamp:
             found = None  # gone before the new one comes
             while len(self._kept) >= self.keep:
                 del self._kept[next(iter(self._kept))]
-            model = pipeline.load(source, resolved)
+            model = pipeline.load(source, resolved, dict(controls))
             found = _Kept(model, stamp)
         self._kept[key] = found
         return found.model

@@ -24,6 +24,13 @@ from sdcli.source import Source
 _HEADERS = {remote.VERSION_HEADER: __version__}
 
 
+class ControlNet(BaseModel):
+    """A ControlNet's place."""
+
+    path: Path
+    variant: str | None = None
+
+
 class Asked(BaseModel):
     """The body of a request: a model's place, recipes that differ in nothing but seeds, and whence paths count."""
 
@@ -31,6 +38,7 @@ class Asked(BaseModel):
     variant: str | None = None
     family: str | None = None
     parts: dict[str, Path] = Field(default_factory=dict)
+    controls: dict[str, ControlNet] = Field(default_factory=dict)
     directory: Path
     recipes: list[dict[str, Any]] = Field(min_length=1)
     processors: int | None = Field(None, ge=1)
@@ -45,7 +53,15 @@ def make_app(line: Line, models: Models, *, debug: bool = False) -> FastAPI:
     async def pictures(asked: Asked) -> Response:
         recipes = [Recipe.from_dict(flat) for flat in asked.recipes]
         source = Source(asked.path, asked.variant, asked.family, tuple(sorted(asked.parts.items())))
-        work = partial(models.make, source, recipes, processors=asked.processors, directory=asked.directory)
+        controls = {name: Source(each.path, each.variant) for name, each in asked.controls.items()}
+        work = partial(
+            models.make,
+            source,
+            recipes,
+            processors=asked.processors,
+            directory=asked.directory,
+            controls=controls,
+        )
         job = line.join(work, under_way=asked.under_way)
         return StreamingResponse(_lines(line, job, debug), headers=_HEADERS, media_type="application/x-ndjson")
 

@@ -76,8 +76,8 @@ def run(service: Service) -> ExitStatus:
 
 def _offered(named: Mapping[str, registry.ModelEntry]) -> Mapping[str, registry.ModelEntry]:
     """The models named, then those of models.toml that are on this machine."""
-    present = {name: entry for name, entry in registry.entries().items() if registry.is_present(entry)}
-    return {**named, **present}
+    models = {name: registry.entries()[name] for name in registry.names()}
+    return {**named, **{name: entry for name, entry in models.items() if registry.is_present(entry)}}
 
 
 async def _serve(doors: Sequence[tuple[FastAPI, Listener]], line: Line, life: Coroutine[Any, Any, None]) -> ExitStatus:

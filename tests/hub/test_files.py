@@ -63,9 +63,25 @@ def test_second_encoders_come_where_there_are_some_and_nothing_else_does():
     assert needed([*files, *others]) == sorted(files)
 
 
+def test_of_a_controlnet_its_config_and_one_set_of_weights_are_needed():
+    """The files of lllyasviel/control_v11p_sd15_seg."""
+    weights = [f"diffusion_pytorch_model{dot}" for dot in (".bin", ".fp16.bin", ".fp16.safetensors", ".safetensors")]
+    paths = [".gitattributes", "README.md", "config.json", "control_net_seg.py", "images/bag.png", *weights]
+    assert needed(paths, "fp16") == ["config.json", "diffusion_pytorch_model.fp16.safetensors"]
+    assert needed(paths) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert needed([*paths, "classes.json"])[0] == "classes.json"
+    with pytest.raises(ModelUnsafe):
+        needed(["config.json", "diffusion_pytorch_model.bin"])
+
+
+def test_the_classes_of_a_model_come_with_it():
+    assert "classes.json" in needed([*BASE, "text_encoder/model.safetensors", "classes.json"])
+
+
 @pytest.mark.parametrize(
     ("paths", "error"),
     [
+        (["config.json", "model.safetensors"], ModelError),
         (["README.md", "model.safetensors"], ModelError),
         ([*BASE, "text_encoder/pytorch_model.bin"], ModelUnsafe),
         (BASE, ModelCorrupt),

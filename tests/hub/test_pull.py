@@ -316,3 +316,17 @@ def test_a_pulled_model_draws(hub, models, around, run, sd15, tmp_path):
     done = run("generate", "x", "-s", 1, "-m", REPO, "--steps", 1, "--threads", 1, env=around)
     assert (done.status, done.lines) == (0, ["x-1.png"]), done.stderr
     assert hub.asked == []
+
+
+def test_a_controlnet_is_pulled_and_found(hub, models, run, tmp_path):
+    config = b'{"_class_name": "ControlNetModel", "cross_attention_dim": 768}'
+    kept = {"config.json": config, "diffusion_pytorch_model.safetensors": noise("net")}
+    hub.put(REPO, {**kept, "README.md": b"edges", "diffusion_pytorch_model.bin": noise("pickle", 1000)})
+    done = models("pull", REPO)
+    assert (done.status, done.stderr) == (0, "")
+    assert files(Path(done.lines[0])) == set(kept)
+    shown = json.loads(models("show", REPO, "--json").stdout)
+    assert (shown["kind"], shown["cross_attention_dim"]) == ("controlnet", 768)
+    assert models("verify", REPO).status == 0
+    refused = run("generate", "x", "--control", f"{REPO}=x.png")
+    assert "does not fit this model: it is made for text of 768 features a token" in two_lines(refused, 2)[0]

@@ -18,6 +18,7 @@ import pytest
 
 from sdcli import __version__, registry, remote
 from sdcli.errors import InvalidPicture, InvalidRecipe, ServerBusy, ServerUnavailable, UsageError
+from tests import tiny
 from tests.conftest import clean_environment
 from tests.serving.conftest import ROOT, wait_for
 from tests.test_light import HEAVY, PROBE
@@ -152,6 +153,38 @@ def test_pictures_that_start_from_pictures_and_replays_are_those_of_a_cold_run(r
     assert statuses == [0, 0, 0, 0]
     assert lines[2] == ["again.png", "inpainted.png"]
     assert files["replayed.png"] == files["again.png"]
+
+
+def test_pictures_that_follow_pictures_are_those_of_a_cold_run(run, warmly, sd15, tmp_path):
+    """ControlNets by name and by a path of the caller's, and a U-Net that takes a map."""
+    import numpy as np
+    from PIL import Image
+
+    from sdcli.palette import Class
+
+    edges = tiny.make_controlnet("sd15", tmp_path / "edges")
+    classes = (Class(0, "sky", (1, 2, 3)), Class(1, "sea", (4, 5, 6)))
+    semantic = tiny.make_semantic_folder(tmp_path / "semantic", classes)
+
+    def prepare(folder):
+        indices = np.random.default_rng(1).integers(0, 2, (64, 64), dtype=np.uint8)
+        Image.fromarray(indices).save(folder / "map.png")
+        (folder / "net").symlink_to(edges)
+
+    common = ("-m", sd15, "-s", 7, *FAST)
+    statuses, _, _, files = both_ways(
+        run,
+        warmly,
+        tmp_path,
+        ("generate", "a fox", "--control", "net=map.png:0.7", *common, "-o", "one.png"),
+        ("generate", "a fox", *common, "-W", "64", "-H", "64", "-o", "none.png"),
+        ("synthesize", "map.png", "a fox", "--control", "net", *common, "-o", "two.png"),
+        ("synthesize", "map.png", "a fox", "-m", semantic, "-s", 7, *FAST, "-o", "three.png"),
+        ("replay", "one.png", "two.png", "three.png", "--verify"),
+        prepare=prepare,
+    )
+    assert statuses == [0] * 5
+    assert len(set(files.values())) == len(files) == 5  # with the map
 
 
 def test_a_batch_ends_where_the_warm_process_does_and_goes_on_without_it(run, sd15, tmp_path):

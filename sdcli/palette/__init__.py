@@ -1,7 +1,8 @@
 """The classes of a segmentation map and the colour that each is drawn in: `classes.json` in a model's folder.
 
 The file is a JSON list of `{"index": 0, "name": "sky", "color": [120, 180, 240]}`, in the order of the indices, which
-are those of the channels that a U-Net takes beside its latents. Reads and writes JSON only.
+are those of the channels that a U-Net takes beside its latents. The palette of ADE20K, which ControlNets for
+segmentation were trained with, is shipped in the same form (ade20k/, beside this). Reads and writes JSON only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 from sdcli.errors import ModelCorrupt
 
 FILE = "classes.json"
+ADE20K = "ade20k"
+SHIPPED = (ADE20K,)
 MAX_CLASSES = 256
 """As many as an 8-bit picture of indices can tell apart."""
 
@@ -31,6 +34,16 @@ class Class:
     def hex(self) -> str:
         """The colour as `#rrggbb`."""
         return "#" + bytes(self.color).hex()
+
+
+def shipped(name: str) -> tuple[Class, ...]:
+    """The classes of one of SHIPPED."""
+    return read(Path(__file__).parent / name)
+
+
+def find(unet: Path) -> Path:
+    """The FILE that belongs to the U-Net in the folder `unet`, which need not exist: in it, or in the folder above."""
+    return unet / FILE if (unet / FILE).exists() else unet.parent / FILE
 
 
 def read(folder: Path) -> tuple[Class, ...]:
@@ -77,12 +90,9 @@ def _fault(classes: Sequence[Class]) -> str | None:
         return f"it lists {len(classes)} classes, and 1 to {MAX_CLASSES} can be told apart"
     if [each.index for each in classes] != list(range(len(classes))):
         return f"its indices are not 0 … {len(classes) - 1}, in this order"
-    for what in ("name", "color"):
-        values = [getattr(each, what) for each in classes]
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            return f"two classes have the {what} {twice}"
-    return None
+    names = [each.name for each in classes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return None if twice is None else f"two classes are called {twice}"
 
 
 def _wrong(file: Path, what: str) -> ModelCorrupt:
