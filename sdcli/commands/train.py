@@ -32,17 +32,27 @@ DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", rich_help_panel=_RUN,
+        help="The run's folder: checkpoints, log.jsonl, sheets, and the finished model. A run in it goes on.",
+    ),
+]  # fmt: skip
+Sprites = Annotated[
+    Path | None,
+    typer.Option(
+        "--sprites", metavar="PATH", rich_help_panel=_RUN, show_default="Noto Color Emoji",
+        help="The world's subjects: a colour emoji font, or a folder of PNGs.",
+    ),
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Run:
     """Where a run is, and what it learns from."""
 
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FOLDER", rich_help_panel=_RUN,
-            help="The run's folder: checkpoints, log.jsonl, sheets, and the finished model. A run in it goes on.",
-        ),
-    ]  # fmt: skip
+    out: Out
     data: Annotated[
         Path | None,
         typer.Option(
@@ -57,13 +67,7 @@ class Run:
             help=f"What the synthetic world holds: {', '.join(ordering.WORLDS)}.",
         ),
     ] = None  # fmt: skip
-    sprites: Annotated[
-        Path | None,
-        typer.Option(
-            "--sprites", metavar="PATH", rich_help_panel=_RUN, show_default="Noto Color Emoji",
-            help="The world's subjects: a colour emoji font, or a folder of PNGs.",
-        ),
-    ] = None  # fmt: skip
+    sprites: Sprites = None
 
 
 Base = Annotated[
@@ -239,6 +243,54 @@ def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, e
     _carry_out("semantic", run, execution, settings, {"base": base, "text": text})
 
 
+@train.command("kit")
+@options.expand
+def kit(*, out: Out, sprites: Sprites = None, execution: Execution) -> None:
+    """Make kit, the model that comes with sdcli, from nothing: all stages in order. Prints its folder.
+
+    Each stage is a run in a folder of its own; what is done is not done again.
+
+    sdcli train kit --out runs --slice 10
+    """
+    if execution.dry_run:
+        raise UsageError("train kit has no --dry-run", "ask each stage: sdcli train autoencoder --dry-run --out FOLDER")
+    how = _how(execution)
+    _prepare_libraries()
+    from sdcli.training import session
+
+    raise typer.Exit(session.carry_out_kit(out, sprites, session.How(**how)))
+
+
+@train.command("measure")
+def measure(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `sdcli models list`, or a folder.")],
+    judge: Annotated[
+        Path, typer.Option("--judge", metavar="FILE", help="The judge; trained and kept there if there is none.")
+    ],
+    seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts of combinations trained on.")] = 500,
+    held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts of others.")] = 200,
+    world: Annotated[
+        str, typer.Option("--world", metavar="NAME", help=f"{', '.join(ordering.WORLDS)}.")
+    ] = "kit",
+    sprites: Sprites = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
+) -> None:  # fmt: skip
+    """Measure how often a model trained on the world draws what it is asked, and print the table as JSON.
+
+    A small classifier, trained on the world's renderings alone, says what the pictures show; its own accuracy on unseen
+    renderings comes first. Seeds are fixed, and nothing is picked.
+
+    sdcli train measure kit --judge judge.pt
+    """
+    if world not in ordering.WORLDS:
+        raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
+    _prepare_libraries()
+    from sdcli.training import session
+
+    for table in session.measure(model, judge, seen, held_out, world, sprites):
+        typer.echo(jsonlib.dumps(table))
+
+
 @train.command("export")
 def export(
     out: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
@@ -271,29 +323,27 @@ def export(
 
 
 def _carry_out(stage: str, run: Run, execution: Execution, settings: Any, begin: Mapping[str, Any]) -> None:
-    started = time.monotonic()
-    for name, value, allowed in (("device", execution.device, DEVICES), ("dtype", execution.dtype, DTYPES)):
-        if value not in allowed:
-            raise UsageError(f"--{name} is {value}", f"it is one of {', '.join(allowed)}")
+    how = _how(execution)
     said = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
     order = ordering.plan(stage, run.out, said, options.given(settings))
     _prepare_libraries()
     from sdcli.training import session
 
-    how = session.How(
-        device=execution.device,
-        dtype=execution.dtype,
-        processes=execution.processes,
-        threads=execution.threads,
-        deadline=None if execution.slice is None else started + 60 * execution.slice,
-        json=execution.json,
-        quiet=execution.quiet,
-    )
     if execution.dry_run:
-        facts = session.cost(order, how)
+        facts = session.cost(order, session.How(**how))
         typer.echo(jsonlib.dumps(facts) if execution.json else session.shown(facts))
     else:
-        raise typer.Exit(session.carry_out(order, how))
+        raise typer.Exit(session.carry_out(order, session.How(**how)))
+
+
+def _how(execution: Execution) -> dict[str, Any]:
+    """The arguments of `session.How`, checked."""
+    for name, value, allowed in (("device", execution.device, DEVICES), ("dtype", execution.dtype, DTYPES)):
+        if value not in allowed:
+            raise UsageError(f"--{name} is {value}", f"it is one of {', '.join(allowed)}")
+    deadline = None if execution.slice is None else time.monotonic() + 60 * execution.slice
+    taken = ("device", "dtype", "processes", "threads", "json", "quiet")
+    return {key: getattr(execution, key) for key in taken} | {"deadline": deadline}
 
 
 def _prepare_libraries() -> None:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdcli import display, streams
 from sdcli.errors import ExitStatus, UsageError
-from sdcli.training import loop, stages, team
+from sdcli.training import kit, loop, stages, team
 from sdcli.training.loop import Stop, Watcher
 from sdcli.training.order import MODEL, Order
 
@@ -44,12 +45,34 @@ def carry_out(order: Order, how: How) -> int:
     """
     with streams.results() as out, others(order, how), loop.stop_requests(how.deadline) as stop:
         here = _join(how)
-        with display.training(quiet=how.quiet or not here.leads) as show:
-            watcher = _watcher(order, how, out, show) if here.leads else Watcher()
-            done = stages.train(order, here, stop, watcher)
+        done = _train(order, how, here, stop, out)
         if here.leads:
             _report(order, how, done, out)
     return _status(stop, done)
+
+
+def carry_out_kit(out: Path, sprites: Path | None, how: How) -> int:
+    """Train all stages of kit as far as there is time, and say where kit is once they are done."""
+    first = kit.plan(next(iter(kit.RECIPE)), out, sprites)
+    with streams.results() as results, others(first, how), loop.stop_requests(how.deadline) as stop:
+        here, done = _join(how), True
+        for stage in kit.RECIPE:
+            order = kit.plan(stage, out, sprites)
+            done = _train(order, how, here, stop, results)
+            if not done:
+                break
+        if here.leads and not done:
+            _report(order, how, done, results)
+        elif here.leads:
+            folder = str(kit.compose(out))
+            streams.write_line(results, json.dumps({"status": "done", "model": folder}) if how.json else folder)
+    return _status(stop, done)
+
+
+def _train(order: Order, how: How, here: team.Team, stop: Stop, out: Any) -> bool:
+    with display.training(quiet=how.quiet or not here.leads) as show:
+        watcher = _watcher(order, how, out, show) if here.leads else Watcher()
+        return stages.train(order, here, stop, watcher)
 
 
 def _join(how: How) -> team.Team:
@@ -78,7 +101,7 @@ def _report(order: Order, how: How, done: bool, out: Any) -> None:
     elif done:
         streams.write_line(out, str(order.out / MODEL))
     if not done:
-        streams.note(f"stopped after step {step} of {order.settings.steps}; the same command goes on")
+        streams.note(f"{order.stage}: stopped after step {step} of {order.settings.steps}; the same command goes on")
 
 
 def _status(stop: Stop, done: bool) -> int:
@@ -141,3 +164,20 @@ def shown(facts: dict[str, Any]) -> str:
     """The facts, a line each."""
     width = max(map(len, facts))
     return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in facts.items())
+
+
+def measure(
+    model: str, judge_file: Path, seen: int, held_out: int, vocabulary: str, sprites: Path | None
+) -> Iterator[dict[str, Any]]:
+    """The judge's own accuracy, and then the model's table."""
+    from sdcli.training import judge as judging
+    from sdcli.training import measure as measuring
+    from sdcli.training import sprites as drawing
+    from sdcli.training import world
+
+    known = world.VOCABULARIES[vocabulary]
+    held = world.sprites_of(sprites or drawing.DEFAULT_FONT, known)
+    judge, segmenter = judging.load_or_train(judge_file, held, known)
+    yield {"judge_on_unseen_renderings": measuring.judge_itself(judge, segmenter, held, known)}
+    draw = measuring.drawer(model, {})
+    yield measuring.measure_text(draw, judge, vocabulary=known, seen=seen, held_out=held_out)

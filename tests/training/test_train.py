@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from sdcli import palette
 from sdcli.palette import Class
+from sdcli.training import kit, session
 from sdcli.training.imagefolder import read_rows
 from tests.conftest import clean_environment
 from tests.training.conftest import SPRITES
@@ -127,7 +128,7 @@ def test_a_slice_stops_and_the_next_goes_on_and_a_finished_run_is_left_alone(run
     begin = ["train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *FEW, *SHORT]
     first = run(*begin, "--slice", "0.0001")
     assert (first.status, first.lines) == (0, [])
-    assert first.stderr == "note: stopped after step 0 of 6; the same command goes on\n"
+    assert first.stderr == "note: inpaint: stopped after step 0 of 6; the same command goes on\n"
     second = run("train", "inpaint", "--out", "run")
     assert (second.status, second.lines) == (0, ["run/model"])
     before = (tmp_path / "run" / "model" / "model_index.json").stat().st_mtime_ns
@@ -248,3 +249,24 @@ def test_progress_is_for_terminals(sd15, data, tmp_path):
     assert "inpaint, loss 0." in text or "inpaint, loss 1." in text
     assert "steps/s" in text or "s/step" in text
     assert "left" in text
+
+
+def test_kit_is_made_stage_by_stage_and_put_together(capfd, monkeypatch, tmp_path):
+    few = {"steps": 1, "batch": 1, "sheet_every": 0}
+    quick = {**few, "scenes": 1, "fresh": 0}
+    stages = {"autoencoder": {**few, "crop": 32, "teacher_scenes": 4}, **dict.fromkeys(list(kit.RECIPE)[1:], quick)}
+    monkeypatch.setattr(kit, "RECIPE", stages)
+    over = session.How(device="cpu", threads=1, deadline=time.monotonic(), quiet=True)
+    assert session.carry_out_kit(tmp_path, SPRITES, over) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == "note: text-to-image: stopped after step 0 of 1; the same command goes on\n"
+    assert session.carry_out_kit(tmp_path, SPRITES, session.How(device="cpu", threads=1, quiet=True)) == 0
+    assert capfd.readouterr().out == f"{tmp_path}/kit\n"
+    made = tmp_path / "kit"
+    assert StableDiffusionPipeline.from_pretrained(made, local_files_only=True).unet.config.in_channels == 4
+    for name, channels in (("unet-inpaint", 9), ("unet-semantic", 17)):
+        config = json.loads((made / name / "config.json").read_text())
+        assert config["in_channels"] == channels
+        assert max(file.stat().st_size for file in (made / name).iterdir()) < 16e6
+    assert len(palette.read(made / "unet-semantic")) == 13
