@@ -327,7 +327,9 @@ def _with_layout(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFact
     return layouts.complete(options, unet_config(entry), facts, (said["width"], said["height"]))
 
 
-def check_channels(in_channels: int, latent_channels: int, classes: int, *, masked: bool, mapped: bool) -> None:
+def check_channels(
+    in_channels: int, latent_channels: int, classes: int = 0, *, masked: bool, mapped: bool = False
+) -> None:
     """Raise InvalidRecipe where a U-Net of `in_channels` cannot take what a picture has beside its latents.
 
     For a U-Net of segmentation maps that is a channel for each of its `classes`, and a map must be there. Else, with a
