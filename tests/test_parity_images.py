@@ -21,10 +21,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning") 
 TOLERANCE = 1e-4
 KINDS = {
     ("sd15", "img2img"): diffusers.StableDiffusionImg2ImgPipeline,
+    ("sd21-v", "img2img"): diffusers.StableDiffusionImg2ImgPipeline,
     ("sdxl", "img2img"): diffusers.StableDiffusionXLImg2ImgPipeline,
     ("sd15", "inpaint"): diffusers.StableDiffusionInpaintPipeline,
+    ("sd21-v", "inpaint"): diffusers.StableDiffusionInpaintPipeline,
     ("sdxl", "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
 }
+
+FAMILIES = ("sd15", "sd21-v", "sdxl")
+"""Those of KINDS: that predict ε, that predict v, with pooled embeddings."""
 
 
 def random_image(seed: int = 3, size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -91,7 +96,7 @@ def test_image_to_image_with_every_scheduler(pair, scheduler):
 
 
 @pytest.mark.parametrize("strength", [0.2, 0.55, 1.0])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_image_to_image_of_every_strength(pair, family, strength):
     for scheduler in ("euler-a", "dpm++-2m"):
         assert difference(pair(family), family, "img2img", scheduler=scheduler, strength=strength, steps=5) <= TOLERANCE
@@ -104,14 +109,14 @@ def test_inpainting_by_blending_with_every_scheduler(pair, scheduler):
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_inpainting_by_blending(pair, family, scheduler, strength):
     assert difference(pair(family), family, "inpaint", scheduler=scheduler, strength=strength) <= TOLERANCE
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_inpainting_by_concatenation(inpainting, family, scheduler, strength):
     assert difference(inpainting(family), family, "inpaint", scheduler=scheduler, strength=strength) <= TOLERANCE
 
