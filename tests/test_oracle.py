@@ -246,6 +246,8 @@ def check_start(case: Case, call: Mapping[str, Any]) -> None:
     if case.image_latents is not None and case.said["strength"] < 1:
         expected = alpha * case.image_latents + sigma * case.noise
     assert (call["sample"][: len(SEEDS), :4] - expected).abs().max() <= 2e-3
+    strength = case.said.get("strength", 1.0)  # of 1000 timesteps, in steps of 200
+    assert 1000 * strength - 200 <= call["timestep"] <= 1000 * strength + 1
 
 
 def check_known(case: Case, call: Mapping[str, Any]) -> None:
