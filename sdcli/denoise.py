@@ -89,7 +89,7 @@ def denoise(
     what is known of the picture beforehand can be put back there. `on_step` is called after each step, once where a
     step of a second-order scheduler takes two rounds.
     """
-    guided = guidance_scale > 1 and context.negative_prompt_embeds is not None and context.timestep_cond is None
+    guided = guidance_scale > 1 and context.has_unconditional and context.timestep_cond is None
     conditions, concat_latents = _unet_inputs(context, len(latents), guided, unet.dtype)
     options = _step_options(scheduler, eta, generators)
     skipped = len(scheduler.timesteps) - len(timesteps)
@@ -148,8 +148,10 @@ def _unet_inputs(
 
     conditions: dict[str, Any] = {
         "encoder_hidden_states": both(context.prompt_embeds, context.negative_prompt_embeds),
+        "class_labels": both(context.class_labels, context.negative_class_labels, torch.int64),
         "timestep_cond": both(context.timestep_cond, None),
     }
+    conditions = {key: value for key, value in conditions.items() if value is not None}
     if context.pooled_prompt_embeds is not None:
         conditions["added_cond_kwargs"] = {
             "text_embeds": both(context.pooled_prompt_embeds, context.negative_pooled_prompt_embeds),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
     import torch
-    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel, VQModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+    from sdcli.labels import Labels
+    from sdcli.loading.transformer import Transformer
     from sdcli.palette import Class
     from sdcli.source import Source
 
@@ -58,32 +60,36 @@ class ControlNet:
 class LatentDiffusionModel:
     """The parts of a latent diffusion model, ready to run on `device` in `dtype`.
 
-    The VAE alone may be in float32 where `dtype` is float16: SDXL's overflows in it (`force_upcast`).
-    `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the order in which their hidden
-    states are concatenated. `scheduler_config` is the training noise schedule in diffusers' key names. `classes` are
-    those of the maps that the U-Net takes. `controlnets` stand beside it, by the names that a recipe calls them.
-    Everything a model can do is read from the configs of its parts, never from its name.
+    The VAE alone may be in float32 where `dtype` is not: SDXL's overflows in float16 (`force_upcast`), and a VQModel
+    looks for the nearest of its codes. `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the
+    order in which their hidden states are concatenated, and none where the model takes `labels`; these go through
+    `class_embedder`, or into `unet` as they are. `unet` is f(z, t, y), be it a U-Net or a transformer called like one.
+    `scheduler_config` is the training noise schedule in diffusers' key names. `classes` are those of the maps that the
+    U-Net takes. `controlnets` stand beside it, by the names that a recipe calls them. Everything a model can do is read
+    from the configs of its parts, never from its name.
     """
 
     name: str
-    vae: AutoencoderKL | AutoencoderTiny
+    vae: AutoencoderKL | AutoencoderTiny | VQModel
     text_encoders: tuple[TextEncoder, ...]
-    unet: UNet2DConditionModel
+    unet: UNet2DConditionModel | Transformer
     scheduler_config: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
     force_zeros_for_empty_prompt: bool = False
     classes: tuple[Class, ...] = ()
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
+    labels: Labels | None = None
+    class_embedder: torch.nn.Embedding | None = None
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a side that one latent stands for: 8 for every Stable Diffusion."""
+        """Pixels a side that one latent stands for: 8 for every Stable Diffusion, 4 for LDM's VQ-f4."""
         return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
 
     @property
     def latent_channels(self) -> int:
-        """Channels of z: 4 for every Stable Diffusion."""
+        """Channels of z: 4 for every Stable Diffusion, 3 for LDM's VQ-f4."""
         return int(self.vae.config["latent_channels"])
 
     @property

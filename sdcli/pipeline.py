@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdcli import controlnets, images, inputs, loading, maps, registry, schedulers
-from sdcli.context import Residuals, control, masked_image, segmentation, text
+from sdcli.context import Context, Residuals, control, label, masked_image, segmentation, text
 from sdcli.denoise import Step, denoise, draw_noise, initial_latents, start_at
 from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.inputs import Inputs
@@ -126,21 +126,11 @@ def sample(
 ) -> Tensor:
     """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds."""
     recipe = recipes[0]
-    condition, sampling = recipe.condition, recipe.sampling
+    sampling = recipe.sampling
     seeds = [each.seed for each in recipes]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
-    context = text.encode(
-        model,
-        condition.prompt,
-        condition.negative_prompt,
-        guidance=sampling.guidance_scale > 1,
-        clip_skip=condition.clip_skip,
-        prompt_weights=condition.prompt_weights,
-        width=recipe.width,
-        height=recipe.height,
-        guidance_scale=sampling.guidance_scale,
-    )
+    context = encode_condition(model, recipe)
     scheduler = schedulers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
     scheduler.set_timesteps(sampling.steps)
     start = _start(model, recipe, scheduler, generators, given)
@@ -156,6 +146,25 @@ def sample(
         generators=generators,
         constrain=start.constrain,
         on_step=on_step,
+    )
+
+
+def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:
+    """y, of what the recipe says is to be drawn: a class label or a text, whichever the model takes."""
+    condition, guidance_scale = recipe.condition, recipe.sampling.guidance_scale
+    index = registry.check_condition(model.labels, condition)
+    if index is not None:
+        return label.encode(model, index, guidance=guidance_scale > 1)
+    return text.encode(
+        model,
+        condition.prompt,
+        condition.negative_prompt,
+        guidance=guidance_scale > 1,
+        clip_skip=condition.clip_skip,
+        prompt_weights=condition.prompt_weights,
+        width=recipe.width,
+        height=recipe.height,
+        guidance_scale=guidance_scale,
     )
 
 

@@ -36,11 +36,23 @@ class Condition:
     """What the picture is to show: the context y before encoding."""
 
     prompt: str
+    """A text; empty where `label` says what to draw."""
+    label: str | None = None
+    """The name or number of a class, for models that take one instead of a text."""
     negative_prompt: str = ""
     clip_skip: int = field(default=1, metadata=_within(1, 12))
     """The text encoder's layer read, counted from the last as A1111 does: 1 is the last, nothing skipped."""
     prompt_weights: bool = True
     """Whether `(word:1.3)`, `[word]` and `BREAK` are weights, or letters like all others."""
+
+    @property
+    def words(self) -> str:
+        """What the picture is to show, in words: its label or else its prompt."""
+        return self.prompt if self.label is None else self.label
+
+
+TEXT_KEYS = ("negative_prompt", "clip_skip", "prompt_weights")
+"""Keys that say more of a prompt, and nothing of a label."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,7 @@ class Recipe:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
                 raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
-        recipe: Self = _build(cls, flat)
+        recipe: Self = _build(cls, flat if flat.get("label") is None else {"prompt": "", **flat})
         check_texts(recipe.condition)
         check_sampling(recipe.sampling)
         check_initial(recipe.initial, recipe.sampling.steps)
@@ -172,16 +184,19 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The flat keys and values, in declared order; `from_dict` of it is the same recipe.
 
-        The keys of `initial` are left out where there is no image, and those of `layout` that say nothing.
+        The keys of `initial` are left out where there is no image, those of `layout` that say nothing, and `label`
+        where there is none. With a label it is the prompt that is left out, and what else is said of prompts, unless
+        it is something.
         """
         flat = dict(_flatten(self))
-        if self.initial.image is None:
-            for each in fields(Initial):
-                del flat[each.name]
-        for each in fields(Layout):
-            if getattr(self.layout, each.name) == each.default:
-                del flat[each.name]
-        return flat
+        needless = [] if self.initial.image is not None else [each.name for each in fields(Initial)]
+        needless += [each.name for each in fields(Layout) if getattr(self.layout, each.name) == each.default]
+        if self.condition.label is None:
+            needless.append("label")
+        else:
+            usual = {each.name: each.default for each in fields(Condition)}
+            needless += ["prompt", *(key for key in TEXT_KEYS if flat[key] == usual[key])]
+        return {key: value for key, value in flat.items() if key not in needless}
 
     def replace(self, **flat: Any) -> Self:
         """The same recipe but for the flat keys given, validated anew."""
@@ -234,9 +249,9 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def defaults() -> dict[str, Any]:
-    """The values of the keys that a recipe can do without, but for INPUT_KEYS."""
+    """The values of the keys that a recipe can do without, but for those that many lack: INPUT_KEYS and `label`."""
     found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
-    return {key: value for key, value in found.items() if key not in INPUT_KEYS}
+    return {key: value for key, value in found.items() if key not in ("label", *INPUT_KEYS)}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
@@ -289,10 +304,15 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
 
 
 def check_texts(condition: Condition) -> None:
-    """Raise InvalidRecipe for a prompt that is no text: a command line can hold bytes that are not UTF-8."""
-    for key in ("prompt", "negative_prompt"):
-        if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key)):
+    """Raise InvalidRecipe for a prompt or label that is no text, and for both at once.
+
+    A command line can hold bytes that are not UTF-8.
+    """
+    for key in ("prompt", "negative_prompt", "label"):
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key) or ""):
             raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
+    if condition.label is not None and condition.prompt:
+        raise InvalidRecipe("a prompt and a label at once", "give one: a model takes a text or a class label", "label")
 
 
 def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
@@ -357,8 +377,11 @@ def check_layout(layout: Layout, initial: Initial) -> None:
         )
 
 
-def check_size(width: int, height: int, multiple: int) -> None:
-    """Raise InvalidRecipe, naming the nearest valid sizes, unless both sides are multiples of `multiple` pixels."""
+def check_size(width: int, height: int, multiple: int, *, square: bool = False) -> None:
+    """Raise InvalidRecipe, naming valid sizes, unless both sides are multiples of `multiple` pixels.
+
+    With `square` they must be alike too.
+    """
     for name, side in (("width", width), ("height", height)):
         if side % multiple:
             below, above = side - side % multiple, side - side % multiple + multiple
@@ -367,6 +390,13 @@ def check_size(width: int, height: int, multiple: int) -> None:
                 f"the nearest valid sizes are {below} and {above}",
                 name,
             )
+    if square and width != height:
+        less, more = sorted((width, height))
+        raise InvalidRecipe(
+            f"the size is {width}×{height}, and this model makes squares only",
+            f"the nearest valid sizes are {less}×{less} and {more}×{more}",
+            "width",
+        )
 
 
 def check_clip_skip(clip_skip: int, layers: int, *, penultimate: bool) -> None:

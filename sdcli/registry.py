@@ -16,11 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli import config, palette, recipe
+from sdcli import config, families, labels, palette, recipe
 from sdcli.config import Setting
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
-from sdcli.recipe import Recipe, check_size, draw_seed, initial_of
+from sdcli.labels import Labels
+from sdcli.recipe import Condition, Recipe, check_size, draw_seed, initial_of
 from sdcli.schedulers import check as check_scheduler
 from sdcli.source import Source
 
@@ -45,6 +46,8 @@ class ModelEntry:
     license: str = ""
     folder: str | None = None
     repo: str | None = None
+    url: str | None = None
+    """Where a model is that no repository has in `.safetensors`: to be got and named by the user."""
     variant: str | None = None
     family: str | None = None
     """Of a single file, the configs that it takes; of a ControlNet, the models that it is made for."""
@@ -78,6 +81,10 @@ class ModelFacts:
     """Whether the U-Net is told the size of the picture (SDXL)."""
     classes: tuple[palette.Class, ...] = ()
     """Those of the segmentation maps that the U-Net takes, a channel each."""
+    labels: Labels | None = None
+    """The classes of a model that takes a class label, None for one that takes a text."""
+    square: bool = False
+    """Whether it makes squares only, as diffusers' transformer does."""
 
 
 def entries() -> Mapping[str, ModelEntry]:
@@ -160,7 +167,12 @@ def locate(entry: ModelEntry) -> Source:
 def _path(entry: ModelEntry) -> Path:
     if entry.folder is not None:
         return Path(entry.folder).expanduser()
-    assert entry.repo is not None
+    if entry.repo is None:
+        raise ModelNotFound(
+            f"model {entry.name!r} is not on this machine, and in no repository that sdcli can pull",
+            f"get {entry.url}, save its state_dict as .safetensors somewhere safe, and say where that file is with: "
+            f"sdcli models add {entry.name} FILE",
+        )
     pin = lock.read().get(entry.repo)
     snapshot = cached_snapshot(entry.repo, pin.revision) if pin else cached_snapshot(entry.repo)
     if snapshot is None:
@@ -214,18 +226,21 @@ def read_facts(source: Source) -> ModelFacts:
     source.check()
     if source.is_controlnet:
         raise _no_model(source.path.name)
-    unet, vae = (_config(source.folder(part) / "config.json") for part in ("unet", "vae"))
+    unet, vae = (_config(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
+    is_transformer = source.denoiser == "transformer"
     try:
         multiple = 2 ** (len(vae["block_out_channels"]) - 1)
         return ModelFacts(
             native_size=int(unet["sample_size"]) * multiple,
-            size_multiple=multiple,
+            size_multiple=multiple * int(unet.get("patch_size", 2) if is_transformer else 1),
             in_channels=int(unet["in_channels"]),
             latent_channels=int(vae.get("latent_channels", 4)),  # diffusers' own default
             scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
             guidance_distilled=unet.get("time_cond_proj_dim") is not None,
             knows_sizes=unet.get("addition_embed_type") == "text_time",
             classes=palette.read(palette.find(source.folder("unet")).parent),
+            labels=labels.read(source),
+            square=is_transformer,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
@@ -241,6 +256,13 @@ def facts_of(entry: ModelEntry) -> ModelFacts:
 def unet_config(entry: ModelEntry) -> Mapping[str, Any]:
     """The config of a model's U-Net. Raises what `locate` raises, and ModelCorrupt."""
     return _config(locate(entry).folder("unet") / "config.json")
+
+
+def labels_of(entry: ModelEntry) -> Labels | None:
+    """The classes of an entry's model, None where it takes a text; those of its family where the model is not here."""
+    if entry.family is not None and not is_present(entry):
+        return labels.read(Source(families.config_folder(entry.family)))
+    return facts_of(entry).labels
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -300,7 +322,10 @@ def resolve_recipe(
     settled = settings(entry, options, facts, user=user)
     values = {key: each.value for key, each in settled.items()}
     made = Recipe.from_dict({"seed": draw_seed(), **values})
-    check_size(made.width, made.height, facts.size_multiple)
+    index = check_condition(facts.labels, made.condition)
+    if facts.labels is not None and index is not None:
+        made = made.replace(label=facts.labels.name(index))
+    check_size(made.width, made.height, facts.size_multiple, square=facts.square)
     sampling = made.sampling
     check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
     return made
@@ -316,6 +341,9 @@ def _with_inputs(
     said = {key: each.value for key, each in settings(entry, options, facts, user=user).items()}
     kept = {key: said.get(key) for key in ("padding", "strength")}
     size = home["width"].value, home["height"].value
+    if facts.square:
+        side = options.get("width") or options.get("height") or size[0]
+        options = {"width": side, "height": side, **options}
     return inputs.complete(given or inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
 
 
@@ -325,6 +353,28 @@ def _with_layout(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFact
 
     said = {key: each.value for key, each in settings(entry, {}, facts, user=False).items()}
     return layouts.complete(options, unet_config(entry), facts, (said["width"], said["height"]))
+
+
+def check_condition(known: Labels | None, condition: Condition) -> int | None:
+    """The class that `condition` asks a model of these labels for, None where the model takes a text.
+
+    Raises InvalidRecipe where it takes the other, or has no such class.
+    """
+    if known is None:
+        if condition.label is not None:
+            hint = "give a PROMPT, or a model of classes with -m, such as ldm-imagenet"
+            raise InvalidRecipe("this model takes a text, and no label", hint, "label")
+        return None
+    if condition.label is None:
+        example = known.name(min(279, len(known.names) - 1))
+        hint = f"say which of its {len(known.names)} classes, as with --label {example!r}, or use another model"
+        raise InvalidRecipe("this model takes a class label, and no text", hint, "prompt")
+    return known.find(condition.label)
+
+
+def any_words(entry: ModelEntry) -> dict[str, str]:
+    """Flat keys of something for the entry's model to draw, whatever it is; raises what `facts_of` raises."""
+    return {"prompt": ""} if facts_of(entry).labels is None else {"label": "0"}
 
 
 def check_channels(

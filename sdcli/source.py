@@ -16,7 +16,10 @@ from sdcli import families, palette
 from sdcli.errors import ModelCorrupt, ModelNotFound
 
 INDEX = "model_index.json"
-PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+PARTS = (
+    *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer"),
+    *("unet", "vae"),
+)
 SUFFIXES = (".json", ".safetensors", ".txt")
 
 
@@ -63,6 +66,11 @@ class Source:
     def folder(self, part: str) -> Path:
         """The folder of a part's config, and of its weights unless they are in a single file."""
         return dict(self.parts).get(part) or self.base / part
+
+    @property
+    def denoiser(self) -> str:
+        """The part that is f(z, t, y): a `unet`, or a `transformer`."""
+        return "transformer" if self.folder("transformer").is_dir() else "unet"
 
     def is_elsewhere(self, part: str) -> bool:
         """Whether a part comes from another folder than the rest."""

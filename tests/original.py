@@ -52,7 +52,7 @@ def unet(state: State, layout: str) -> dict[str, Tensor]:
             pieces[f"up_blocks.{level}.resnets.{layer}."] = f"output_blocks.{3 * level + layer}.0."
             pieces[f"up_blocks.{level}.attentions.{layer}."] = f"output_blocks.{3 * level + layer}.1."
         pieces[f"down_blocks.{level}.downsamplers.0.conv."] = f"input_blocks.{3 * (level + 1)}.0.op."
-        place = 1 if level == 0 and layout != "sdxl" else 2  # SD's lowest level has no attention before it
+        place = 1 if level == 0 and layout in ("sd1", "sd2") else 2  # SD's lowest level has no attention before it
         pieces[f"up_blocks.{level}.upsamplers.0."] = f"output_blocks.{3 * level + 2}.{place}."
     ends = {
         "time_embedding.linear_1.": "time_embed.0.",
@@ -88,12 +88,13 @@ def vae(state: State) -> dict[str, Tensor]:
     pieces |= {"mid_block.attentions.0.": "mid.attn_1.", "to_q.": "q.", "to_k.": "k.", "to_v.": "v."}
     pieces |= {"to_out.0.": "proj_out."}
     pieces |= {"mid_block.resnets.0.": "mid.block_1.", "mid_block.resnets.1.": "mid.block_2."}
-    for level in range(4):
+    levels = 1 + max(int(key.split(".")[2]) for key in state if ".down_blocks." in key)
+    for level in range(levels):
         pieces[f"down_blocks.{level}.downsamplers.0."] = f"down.{level}.downsample."
-        pieces[f"up_blocks.{level}.upsamplers.0."] = f"up.{3 - level}.upsample."
+        pieces[f"up_blocks.{level}.upsamplers.0."] = f"up.{levels - 1 - level}.upsample."
         for layer in range(3):
             pieces[f"down_blocks.{level}.resnets.{layer}."] = f"down.{level}.block.{layer}."
-            pieces[f"up_blocks.{level}.resnets.{layer}."] = f"up.{3 - level}.block.{layer}."
+            pieces[f"up_blocks.{level}.resnets.{layer}."] = f"up.{levels - 1 - level}.block.{layer}."
     original = {}
     for key, value in state.items():
         new = key

@@ -245,8 +245,34 @@ def test_the_unconditional_half_is_skipped(guidance_scale, options):
     for call in unet.calls:
         assert len(call["sample"]) == 2
         assert call["encoder_hidden_states"].mean((1, 2)).tolist() == [1, 1]
-        embedded = call["timestep_cond"]
+        embedded = call.get("timestep_cond")
         assert embedded.tolist() == [[1.0] * 16] * 2 if "timestep_cond" in options else embedded is None
+
+
+def test_class_labels_reach_both_halves_as_whole_numbers():
+    """And a network that takes no tokens is given none."""
+
+    class Classes(Recorder):
+        def answer(self, sample: Tensor, timestep: float, **conditions: Any) -> Tensor:
+            assert list(conditions) == ["class_labels"]
+            return 0.1 * sample
+
+    unet = Classes(dtype=torch.bfloat16)
+    context = Context(class_labels=torch.tensor([279]), negative_class_labels=torch.tensor([1000]))
+    run("ddim", unet, context, (7, 8), guidance_scale=3.0)
+    for call in unet.calls:
+        assert call["class_labels"].tolist() == [1000, 1000, 279, 279]
+        assert call["class_labels"].dtype == torch.int64
+    run("ddim", unet, context, (7, 8), guidance_scale=1.0)
+    assert unet.calls[-1]["class_labels"].tolist() == [279, 279]
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++-2m", "euler-a"])
+def test_a_perfect_network_of_classes_recovers_the_picture(name):
+    x_0 = torch.randn(2, *SHAPE, generator=Generator().manual_seed(1))
+    context = Context(class_labels=torch.tensor([279]), negative_class_labels=torch.tensor([1000]))
+    final = run(name, Oracle(x_0=torch.cat([x_0, x_0])), context, (7, 8), guidance_scale=4.0)
+    assert (final - x_0).abs().max() <= 1e-3
 
 
 def test_every_condition_reaches_both_halves():

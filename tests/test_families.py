@@ -168,7 +168,8 @@ def test_every_family_has_its_configs(family):
             assert families.read_json(folder / part / "config.json")
     schedule = families.read_json(folder / "scheduler" / "scheduler_config.json")
     assert schedule["prediction_type"] == ("v_prediction" if family.endswith("-v") else "epsilon")
-    assert (schedule["beta_start"], schedule["beta_end"]) == (0.00085, 0.012)
+    betas = (0.0015, 0.0195) if family == "ldm-imagenet" else (0.00085, 0.012)
+    assert (schedule["beta_start"], schedule["beta_end"]) == betas
 
 
 def test_unknown_families_are_named():

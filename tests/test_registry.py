@@ -29,7 +29,7 @@ def put_into_cache(hub_cache: Path, repo: str, folder: Path) -> Path:
 
 def test_every_entry_is_whole():
     for entry in registry.entries().values():
-        assert bool(entry.folder) != bool(entry.repo)
+        assert sum(map(bool, (entry.folder, entry.repo, entry.url))) == 1
         assert entry.description
         assert entry.license
         assert set(entry.defaults) | set(entry.needs) <= set(keys())

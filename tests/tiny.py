@@ -1,7 +1,8 @@
 """Tiny models of every family: real classes, real file layouts, random weights.
 
-`make_folder(family, directory)` writes a diffusers folder that sdcli and diffusers' own pipelines both load.
-All families draw 64×64 pictures from 8×8 latents, with 4 latent channels and a VAE of 4 levels, as Stable
+`make_folder(family, directory)` writes a diffusers folder that sdcli and diffusers' own pipelines both load, and
+`make_dit` and `make_ldm` those of models that take class labels.
+All of FAMILIES draw 64×64 pictures from 8×8 latents, with 4 latent channels and a VAE of 4 levels, as Stable
 Diffusion does.
 """
 
@@ -12,12 +13,16 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-from sdcli import palette
+from sdcli import families, palette
 from sdcli.palette import Class
 
 FAMILIES = ("sd15", "sd21-v", "sdxl", "sd-turbo", "lcm")
@@ -196,12 +201,10 @@ def make_folder(family: str, directory: Path, *, seed: int = 0, in_channels: int
 
     With 9 `in_channels` the U-Net inpaints: it takes a mask and a masked image's latents beside its own.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet, vae, text_encoders = make_unet(family, in_channels), make_vae(family), make_text_encoders(family)
-        for model in (unet, vae, *text_encoders):
-            for parameter in model.parameters():  # no two tensors alike, not even fresh norms and biases
-                parameter.add_(0.02 * torch.randn_like(parameter))
+        _shake(unet, vae, *text_encoders)
     unet.save_pretrained(directory / "unet")
     vae.save_pretrained(directory / "vae")
     (directory / "scheduler").mkdir()
@@ -226,5 +229,82 @@ def make_folder(family: str, directory: Path, *, seed: int = 0, in_channels: int
         index["force_zeros_for_empty_prompt"] = True
     else:
         index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
+    write_json(directory / "model_index.json", index)
+    return directory
+
+
+def make_dit(directory: Path, *, seed: int = 0) -> Path:
+    """Write a tiny DiT of ImageNet's classes, of 64×64 pixels, as facebook/DiT-XL-2-256 is laid out."""
+    settings = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "in_channels": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = DiTTransformer2DModel(**settings, out_channels=8, sample_size=8, patch_size=2)
+        vae = make_vae("sd15")
+        _shake(transformer, vae)
+    transformer.save_pretrained(directory / "transformer")
+    vae.save_pretrained(directory / "vae")
+    scheduler = {"_class_name": "DDIMScheduler", "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+    scheduler |= {"num_train_timesteps": 1000, "trained_betas": None, "clip_sample": False, "steps_offset": 0}
+    index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"]}
+    index |= {"vae": ["diffusers", "AutoencoderKL"], "id2label": _imagenet()["id2label"]}
+    return _finish(directory, index, scheduler)
+
+
+def make_ldm(directory: Path, *, seed: int = 0) -> Path:
+    """Write a tiny LDM of ImageNet's classes, of 64×64 pixels from 16×16×3 latents, as its family is laid out."""
+    sides = ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2), (*("CrossAttnUpBlock2D",) * 2, "UpBlock2D")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(32, 32, 64),
+            layers_per_block=2,
+            norm_num_groups=8,
+            down_block_types=sides[0],
+            up_block_types=sides[1],
+            attention_head_dim=1,
+            cross_attention_dim=16,
+        )
+        vae = VQModel(
+            sample_size=NATIVE_SIZE,
+            block_out_channels=(16, 16, 32),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=2,
+            norm_num_groups=8,
+            latent_channels=3,
+            vq_embed_dim=3,
+            num_vq_embeddings=512,
+            scaling_factor=1.0,
+        )
+        embedder = nn.Embedding(1001, 16)
+        _shake(unet, vae)
+        nn.init.normal_(vae.quantize.embedding.weight)  # else all codes are one to the eye
+    unet.save_pretrained(directory / "unet")
+    vae.save_pretrained(directory / "vae")
+    (directory / "class_embedder").mkdir()
+    save_file(embedder.state_dict(), directory / "class_embedder" / "diffusion_pytorch_model.safetensors")
+    write_json(directory / "class_embedder" / "config.json", {"num_embeddings": 1001, "embedding_dim": 16})
+    folder = families.config_folder("ldm-imagenet")
+    return _finish(directory, _imagenet(), families.read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def _imagenet() -> dict[str, Any]:
+    return families.read_json(families.config_folder("ldm-imagenet") / "model_index.json")
+
+
+def _shake(*models: nn.Module) -> None:
+    with torch.no_grad():
+        for model in models:
+            for parameter in model.parameters():  # no two tensors alike, not even fresh norms and biases
+                parameter.add_(0.02 * torch.randn_like(parameter))
+
+
+def _finish(directory: Path, index: dict[str, Any], scheduler: dict[str, Any]) -> Path:
+    (directory / "scheduler").mkdir()
+    write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
+    index = {"_diffusers_version": "0.42.1", **index, "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(directory / "model_index.json", index)
     return directory

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 NAMES = (
     *("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo", "sdxl-v"),
     *("sd15-inpaint", "sd2-inpaint", "sdxl-inpaint"),
+    "ldm-imagenet",
 )
 CLIP_MERGES = HERE / "clip" / "merges.txt"
 """OpenAI CLIP's byte-pair merges, which every Stable Diffusion shares (MIT licence, beside it)."""
@@ -28,6 +29,7 @@ CLIP_MERGES = HERE / "clip" / "merges.txt"
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call the weights of a component
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLASSES = "cond_stage_model.embedding."
 MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -155,6 +157,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def keeps_float32(vae: Mapping[str, Any], dtype: str) -> bool:
+    """Whether the VAE of this config computes in float32 in a model of `dtype`.
+
+    One that overflows in float16 says so (`force_upcast`); one with a codebook would take the wrong neighbour in few
+    bits, and torch has no such distances in bfloat16 on the CPU.
+    """
+    return "num_vq_embeddings" in vae or (dtype == "float16" and bool(vae.get("force_upcast")))
+
+
 def detect(path: Path) -> str:
     """The family of ONE `.safetensors` file in the CompVis/SGM layout, by its header alone.
 
@@ -165,7 +176,7 @@ def detect(path: Path) -> str:
     looks like what it was distilled from. Naming the family in models.toml overrides all this.
 
     Whether a model inpaints shows in its U-Net's first convolution, which then takes 9 channels: the latents', a
-    mask and a masked image's latents.
+    mask and a masked image's latents. Latent diffusion of ImageNet's classes has 3, and a class is 512 features.
 
     Raises ModelError for a layout that is none of theirs, and what `read_header` raises.
     """
@@ -173,7 +184,7 @@ def detect(path: Path) -> str:
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     width = shapes.get(UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
     width = width or shapes.get(UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight")
-    kind = {768: "sd15", 1024: "sd21", 2048: "sdxl"}.get(width[1] if width and len(width) == 2 else 0)
+    kind = _KINDS.get(width[1] if width and len(width) == 2 else 0)
     channels = next(iter(shapes.get(UNET + "input_blocks.0.0.weight", ())[1:2]), 0)
     known = _BY_CHANNELS.get(channels, {}).get(kind)
     if known is None:
@@ -184,7 +195,10 @@ def detect(path: Path) -> str:
     return family
 
 
+_KINDS = {512: "ldm-imagenet", 768: "sd15", 1024: "sd21", 2048: "sdxl"}
+"""By the features of a token that their U-Net attends to."""
 _BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]] = {
+    3: {"ldm-imagenet": {None: "ldm-imagenet", False: "ldm-imagenet", True: None}},
     4: {
         "sd15": {None: "sd15", False: "sd15", True: None},
         "sd21": {None: "sd21-v", False: "sd21-base", True: "sd21-v"},
@@ -197,7 +211,10 @@ _BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]
     },
 }
 """The families by the channels that their U-Net takes, their kind, and whether the file says that it predicts v."""
-_SUPPORTED = "a single file must be a whole SD 1.x, SD 2.x or SDXL base or inpainting model in the original key layout"
+_SUPPORTED = (
+    "a single file must be a whole SD 1.x, SD 2.x or SDXL base or inpainting model, or LDM's of ImageNet classes, "
+    "in the original key layout"
+)
 
 
 def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -11,16 +11,18 @@ import inspect
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sdcli import families, palette
+from sdcli import families, labels, palette
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.imports import lean_imports
 from sdcli.loading import single_file
+from sdcli.loading.transformer import Transformer
 from sdcli.loading.weights import Stored, fill, read_headers
 from sdcli.model import LatentDiffusionModel, TextEncoder
 from sdcli.source import INDEX, Source
@@ -29,27 +31,37 @@ from sdcli.tokenizer import read_tokenizer
 with lean_imports():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.autoencoders.vq_model import VQModel
+    from diffusers.models.embeddings import PatchEmbed
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
-    "LatentConsistencyModelPipeline",
-    "LatentConsistencyModelImg2ImgPipeline",
-)
+_TEXT_TO_IMAGE = ("unet", "vae", "text_encoder")
+PIPELINES: Mapping[str, tuple[str, ...]] = {
+    "StableDiffusionPipeline": _TEXT_TO_IMAGE,
+    "StableDiffusionImg2ImgPipeline": _TEXT_TO_IMAGE,
+    "StableDiffusionInpaintPipeline": _TEXT_TO_IMAGE,
+    "StableDiffusionXLPipeline": _TEXT_TO_IMAGE,
+    "StableDiffusionXLImg2ImgPipeline": _TEXT_TO_IMAGE,
+    "StableDiffusionXLInpaintPipeline": _TEXT_TO_IMAGE,
+    "LatentConsistencyModelPipeline": _TEXT_TO_IMAGE,
+    "LatentConsistencyModelImg2ImgPipeline": _TEXT_TO_IMAGE,
+    "LDMClassToImagePipeline": ("unet", "vae", "class_embedder"),
+    "DiTPipeline": ("transformer", "vae"),
+}
+"""The parts that the model of each pipeline cannot do without. All are diffusers' but for LDMClassToImagePipeline."""
 _TEXT_ENCODERS: Mapping[str, type[nn.Module]] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
 COMPONENTS: Mapping[str, Mapping[str, type[nn.Module]]] = {
     "unet": {"UNet2DConditionModel": UNet2DConditionModel},
-    "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny},
+    # before diffusers 0.29 a DiT was but one use of Transformer2DModel
+    "transformer": {"DiTTransformer2DModel": DiTTransformer2DModel, "Transformer2DModel": DiTTransformer2DModel},
+    "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny, "VQModel": VQModel},
+    "class_embedder": {"Embedding": nn.Embedding},
     "text_encoder": _TEXT_ENCODERS,
     "text_encoder_2": _TEXT_ENCODERS,
 }
@@ -62,7 +74,7 @@ TEXT_PREFIXES = {
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
 _GET_ANEW = "get the model's folder anew; its parts must come from the same place"
-_SUPPORTED = "Stable Diffusion 1.x, 2.x, XL and their distilled models are supported"
+_SUPPORTED = "Stable Diffusion 1.x, 2.x, XL and their distilled models, DiT and LDM on classes are supported"
 
 
 Find = Callable[[str, nn.Module], Mapping[str, Stored]]
@@ -72,7 +84,7 @@ Find = Callable[[str, nn.Module], Mapping[str, Stored]]
 def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
     """The model at `source`, in `dtype` on `device`.
 
-    With float16 a VAE whose config says `force_upcast` stays in float32.
+    With float16 a VAE whose config says `force_upcast` stays in float32, and a VQModel does with any dtype.
 
     Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, broken or do not fit
     each other, and ModelError for a model of a kind that is not supported.
@@ -80,14 +92,17 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     source.check()
     find = finder(source)
     index = read_index(source)
-    vae_config = families.read_json(source.folder("vae") / "config.json")
-    vae_dtype = torch.float32 if dtype == torch.float16 and vae_config.get("force_upcast") else dtype
+    kept_wide = families.keeps_float32(families.read_json(source.folder("vae") / "config.json"), str(dtype)[6:])
     text_encoders = [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
+    part = partial(_component, source, index, find, device=device, dtype=dtype)
+    needed = PIPELINES[index["_class_name"]]
     model = LatentDiffusionModel(
         name=name,
         text_encoders=tuple(_text_encoder(source, index, find, each, device, dtype) for each in text_encoders),
-        unet=_component(source, index, find, "unet", device, dtype),
-        vae=_component(source, index, find, "vae", device, vae_dtype),
+        unet=Transformer(part("transformer")) if "transformer" in needed else part("unet"),
+        vae=part("vae", dtype=torch.float32 if kept_wide else dtype),
+        labels=labels.read(source),
+        class_embedder=part("class_embedder") if "class_embedder" in needed else None,
         scheduler_config=families.read_json(source.folder("scheduler") / "scheduler_config.json"),
         device=device,
         dtype=dtype,
@@ -118,14 +133,14 @@ def read_index(source: Source) -> Mapping[str, Any]:
     configs = source.base
     file = configs / INDEX
     index = source.index()
-    pipeline = index.get("_class_name")
+    pipeline = str(index.get("_class_name"))
     if pipeline not in PIPELINES:
         raise ModelError(f"{configs} is a {pipeline}, which sdcli does not run", _SUPPORTED)
     for part in COMPONENTS:
         library_and_class = index.get(part, [None, None])
         if not isinstance(library_and_class, list) or len(library_and_class) != 2:
             raise ModelCorrupt(f"{file} does not say what its {part} is", _GET_ANEW)
-        if library_and_class[1] is None and part in ("unet", "vae", "text_encoder"):
+        if library_and_class[1] is None and part in PIPELINES[pipeline]:
             raise ModelCorrupt(f"{file} has no {part}", _GET_ANEW)
         if library_and_class[1] is not None and library_and_class[1] not in COMPONENTS[part]:
             where = source.folder(part) if source.is_elsewhere(part) else configs
@@ -160,10 +175,24 @@ def _component(
     fill(module, find(part, module), device, dtype)
     for name, buffer in module.named_buffers():  # those that no file keeps
         if buffer.is_meta:
-            assert name.endswith("position_ids"), name
-            owner = module.get_submodule(name.rpartition(".")[0])
-            owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            path, _, last = name.rpartition(".")
+            owner = module.get_submodule(path)
+            setattr(owner, last, _BUFFERS[last](owner).to(device))
     return module
+
+
+def _positions(embedding: PatchEmbed) -> Tensor:
+    """Sines and cosines of the patches' places, (1, patches, D): those of the same embedding made anew, off meta."""
+    channels, patch = embedding.proj.in_channels, embedding.patch_size
+    height, width = embedding.height * patch, embedding.width * patch
+    made: Tensor = PatchEmbed(height, width, patch, channels, embedding.proj.out_channels).pos_embed
+    return made
+
+
+_BUFFERS: Mapping[str, Callable[[Any], Tensor]] = {
+    "position_ids": lambda owner: torch.arange(owner.position_ids.shape[-1]).expand(owner.position_ids.shape),
+    "pos_embed": _positions,
+}
 
 
 def _text_encoder(
@@ -217,6 +246,8 @@ def find_in_file(
         return {
             name: _find_text(path, stored, prefix, name.removeprefix("text_model.")) for name in module.state_dict()
         }
+    if part == "class_embedder":
+        return {name: _pick(stored, families.CLASSES + name, path) for name in module.state_dict()}
     config = families.read_json(configs / part / "config.json")
     prefix, original = (families.VAE, single_file.vae) if part == "vae" else (families.UNET, single_file.unet)
     names = {name: prefix + original(name, config) for name in module.state_dict()}
@@ -254,10 +285,10 @@ def _pick(stored: Mapping[str, Stored], key: str, where: Path) -> Stored:
 def _check_fit(model: LatentDiffusionModel, where: Path) -> None:
     """Raise ModelCorrupt where the components, each sound, do not fit each other."""
     width = sum(encoder.model.config.hidden_size for encoder in model.text_encoders)
+    width += model.class_embedder.embedding_dim if model.class_embedder is not None else 0
     takes = model.unet.config["cross_attention_dim"]
-    if model.unet.config["encoder_hid_dim"] is None and takes != width:
-        raise ModelCorrupt(
-            f"{where}: its text encoders give {width} features a token, its U-Net takes {takes}", _GET_ANEW
-        )
+    if model.unet.config["encoder_hid_dim"] is None and takes != (width or None):
+        what = "text encoders give" if model.text_encoders else "class embedder gives"
+        raise ModelCorrupt(f"{where}: its {what} {width} features a token, its U-Net takes {takes}", _GET_ANEW)
     if model.unet.config["out_channels"] != model.latent_channels or model.concat_channels < 0:
         raise ModelCorrupt(f"{where}: its U-Net and its VAE disagree about the latents' channels", _GET_ANEW)
