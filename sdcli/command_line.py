@@ -13,7 +13,7 @@ from sdcli.recipe import Initial, Recipe
 
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
 _NO_OPTIONS = (
-    *("model", "prompt", "image", "image_sha256", "mask_sha256"),
+    *("model", "prompt", "label", "image", "image_sha256", "mask_sha256"),
     *("segmentation_map", "segmentation_sha256", "control_sha256"),
 )
 
@@ -40,8 +40,10 @@ def command_of(recipes: Sequence[Recipe]) -> str:
             options += _option(key, value)
     if count > 1:
         options += ["-n", str(count)]
-    prompt = said["prompt"]
     images = [each for each in (first.initial.image, first.layout.segmentation_map) if each is not None]
+    if "label" in said:
+        return " ".join(map(quote, ["sdcli", command, *images, "--label", said["label"], *options]))
+    prompt = said["prompt"]
     if prompt == "-":  # which stands for stdin
         return " ".join(["printf %s - | sdcli", *map(quote, [command, *images, "-", *options])])
     positional = [*images, prompt]

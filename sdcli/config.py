@@ -81,7 +81,7 @@ class Config:
 @cache
 def recipe_keys() -> tuple[str, ...]:
     """The recipe keys that can be set for a model, in order."""
-    return tuple(key for key in _keys() if key not in ("model", "prompt", *recipe.INPUT_KEYS))
+    return tuple(key for key in _keys() if key not in ("model", "prompt", "label", *recipe.INPUT_KEYS))
 
 
 def config_path() -> Path:
@@ -235,8 +235,8 @@ def _settings(
     found = {}
     for key, value in table.items():
         here = (*keys, key)
-        if key == "prompt":
-            raise _wrong(path, here, "prompt has no default", "give it to each command")
+        if key in ("prompt", "label"):
+            raise _wrong(path, here, f"{key} has no default", "give it to each command")
         _check_known(path, here, tuple(known), "key")
         try:
             if key in GENERAL and (type(value) is not str or not value):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from sdcli.model import Tokenizer
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "class_embedder")
 _NVIDIA = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
 
 
@@ -41,7 +42,8 @@ class Parts:
 
 def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, force: bool = False) -> dict[str, Any]:
     """What a run would do, as JSON: `recipe` (of the first picture), `seeds`, `model` with files and digests,
-    `tokens`, `paths`, `memory` in bytes, and `seconds`, None where no like run has been measured.
+    `tokens` (None where the model takes a label), `paths`, `memory` in bytes, and `seconds`, None where no like run has
+    been measured.
 
     Raises InvalidRecipe, ModelError and OutputError as the run would.
     """
@@ -78,12 +80,14 @@ def model_of(entry: ModelEntry, parts: Parts) -> dict[str, Any]:
 def cost_of(parts: Parts, of: Recipe, model_digest: str) -> dict[str, Any]:
     """What a picture takes: `tokens`, `memory`, and `seconds`, None where none like it was made here.
 
-    Raises InvalidRecipe where the run would.
+    Where it shows a label `tokens` are None. Raises InvalidRecipe where the run would.
     """
     likely = likely_execution(of)
-    _check_clip_skip(parts.source, of)
+    is_text = of.condition.label is None
+    if is_text:
+        _check_clip_skip(parts.source, of)
     return {
-        "tokens": count_tokens(parts.source, of),
+        "tokens": count_tokens(parts.source, of) if is_text else None,
         "memory": estimate_memory(parts, of, likely),
         "seconds": timings.recall(of, model_digest),
     }
@@ -125,9 +129,9 @@ def _files(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _numbers_by_part(path: Path) -> dict[str, int]:
     """How many numbers each part has in a single file; both text encoders of SDXL are one."""
-    counts = dict.fromkeys(("unet", "vae", "text_encoder"), 0)
+    counts: Counter[str] = Counter()
     for name, tensor in families.read_header(path).tensors.items():
-        part = {families.UNET: "unet", families.VAE: "vae"}
+        part = {families.UNET: "unet", families.VAE: "vae", families.CLASSES: "class_embedder"}
         prefix = next((prefix for prefix in part if name.startswith(prefix)), None)
         if prefix or name.startswith(("cond_stage_model.", "conditioner.")):
             counts[part.get(prefix or "", "text_encoder")] += math.prod(tensor.shape)
@@ -208,9 +212,11 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     where the estimate came within 25 % of the peak. ControlNets are taken to keep as much again as the U-Net. torch
     itself is not counted.
     """
-    unet, vae = (families.read_json(parts.source.folder(part) / "config.json") for part in ("unet", "vae"))
+    unet, vae = (
+        families.read_json(parts.source.folder(part) / "config.json") for part in (parts.source.denoiser, "vae")
+    )
     size = BYTES[likely["dtype"]]
-    vae_size = 4 if likely["dtype"] == "float16" and vae.get("force_upcast") else size
+    vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
     weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
     batch = of.execution.batch_size
     guided = 2 if of.sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None else 1
@@ -218,7 +224,8 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     widest = max(vae["block_out_channels"][:2])  # the decoder's last block begins with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch
     latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
-    denoising = guided * batch * size * sum(_kept(unet, latents)) * (2 if of.layout.nets else 1)
+    kept = _kept_by_transformer(unet, latents) if parts.source.denoiser == "transformer" else sum(_kept(unet, latents))
+    denoising = guided * batch * size * kept * (2 if of.layout.nets else 1)
     return {
         **likely,
         "weights": weights,
@@ -237,16 +244,22 @@ def _kept(unet: Mapping[str, Any], latents: int) -> Iterable[int]:
     yield 10 * max(width * latents // 4**level for level, width in enumerate(channels))
 
 
+def _kept_by_transformer(transformer: Mapping[str, Any], latents: int) -> int:
+    """Numbers that one block keeps for one picture: its input, three projections, and the fourfold hidden layer."""
+    width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
+    return 10 * width * latents // int(transformer.get("patch_size", 2)) ** 2
+
+
 def lines(said: Mapping[str, Any]) -> Iterable[str]:
     """A plan as `key: value` lines for people."""
-    memory, tokens = said["memory"], said["tokens"]
+    memory = said["memory"]
     pairs = {
         "model": f"{said['model']['name']} ({said['model']['path']})",
         "digest": said["model"]["digest"],
         "files": f"{len(said['model']['files'])}, {gib(sum(file['bytes'] for file in said['model']['files']))}",
         **{key: _said(value) for key, value in said["recipe"].items() if key not in ("model", "seed") and value != ""},
         **{f"control {each['name']}": f"{each['path']}, sha256 {each['digest']}" for each in said.get("controls", ())},
-        "tokens": f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['windows']} × {tokens['window']}",
+        **_tokens(said["tokens"]),
         "seeds": ", ".join(map(str, said["seeds"])),
         "paths": ", ".join(said["paths"]),
         "memory": memory_in_words(memory),
@@ -266,6 +279,13 @@ def memory_in_words(memory: Mapping[str, Any]) -> str:
         f"about {gib(memory['peak'])} on {memory['device']} in {memory['dtype']}: weights "
         f"{gib(memory['weights'])}, activations {gib(memory['activations'])}"
     )
+
+
+def _tokens(tokens: Mapping[str, int] | None) -> dict[str, str]:
+    if tokens is None:
+        return {}
+    said = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['windows']} × {tokens['window']}"
+    return {"tokens": said}
 
 
 def gib(count: int) -> str:

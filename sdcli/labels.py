@@ -88,6 +88,8 @@ def read(source: Source) -> Labels | None:
     names: list[tuple[str, ...]] = [()] * count
     try:
         for number, name in said.items():
+            if int(number) not in range(count):
+                raise IndexError(f"it names class {number}")
             names[int(number)] = tuple(filter(None, map(str.strip, name.split(","))))
     except (AttributeError, ValueError, IndexError) as error:
         raise ModelCorrupt(f"{index}: its id2label does not fit {count} classes: {error}", _GET_ANEW) from error

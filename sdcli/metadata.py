@@ -106,6 +106,7 @@ def parameters(recipe: Recipe) -> str:
         "CFG scale": f"{sampling.guidance_scale!r}".removesuffix(".0"),
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",
+        "Class label": condition.label,
         "Model": PurePath(recipe.model).name.removesuffix(".safetensors"),
         "Clip skip": condition.clip_skip if condition.clip_skip > 1 else None,
         "Eta DDIM": sampling.eta if sampling.eta and sampling.scheduler == "ddim" else None,

@@ -4,7 +4,7 @@ Related options are the fields of one frozen dataclass, a group. A command that 
 group as one parameter, and its command line has an option for each field:
 
     @options.expand
-    def img2img(image: options.Image, prompt: options.Prompt, *, strength: options.Strength = None,
+    def img2img(image: options.Image, prompt: options.Prompt = None, *, strength: options.Strength = None,
                 picture: options.Edited, output: options.Output, execution: options.Execution) -> None:
         '''The help.'''
         asked = options.given(picture, execution, image=image, prompt=prompt, strength=strength)
@@ -43,7 +43,9 @@ controlnets = _completer(lambda: registry.names(registry.CONTROLNET))
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "The picture", "Sampling", "Output", "Execution"
 
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")]
+Prompt = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.", show_default=False)
+]
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to start from: PNG, JPEG, WebP ….")]
 Model = Annotated[
     str | None,
@@ -52,6 +54,13 @@ Model = Annotated[
         autocompletion=_completer(registry.names),
         help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, "
         "or OWNER/NAME in the hub cache.",
+    ),
+]  # fmt: skip
+Label = Annotated[
+    str | None,
+    typer.Option(
+        "--label", metavar="CLASS", rich_help_panel=PICTURE,
+        help="What to draw, by name or number, for a model of classes (see sdcli models labels).",
     ),
 ]  # fmt: skip
 Strength = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli import config, delivery, options, registry, remarks, streams
-from sdcli.errors import InputError
+from sdcli.errors import InputError, UsageError
 from sdcli.recipe import Layout, Recipe
 from sdcli.registry import ModelFacts
 
@@ -16,12 +16,15 @@ def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
     """Make, or with `--dry-run` forecast, the pictures of `asked`: flat keys, those that were given.
 
     Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where a
-    picture is worked on or read at another size than its own. Raises what `registry.resolve_recipe` and
-    `delivery.deliver` raise.
+    picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a label is
+    there, and what `registry.resolve_recipe` and `delivery.deliver` raise.
     """
+    if not {"prompt", "label"} & asked.keys():
+        hint = "give a PROMPT, or --label for a model that takes a class; see --help"
+        raise UsageError("neither PROMPT nor --label says what to draw", hint)
     model = config.model(asked.get("model"))
     entry = registry.find(model)
-    recipe = registry.resolve_recipe(entry, {**asked, "model": model, "prompt": _prompt(asked["prompt"])})
+    recipe = registry.resolve_recipe(entry, {**asked, "model": model, **_prompt(asked.get("prompt"))})
     facts = registry.facts_of(entry)
     if not output.quiet:
         _say_sizes(recipe, facts)
@@ -57,11 +60,11 @@ def _say_sizes(recipe: Recipe, facts: ModelFacts) -> None:
             streams.note(note)
 
 
-def _prompt(prompt: str) -> str:
+def _prompt(prompt: str | None) -> dict[str, str]:
     if prompt != "-":
-        return prompt
+        return {} if prompt is None else {"prompt": prompt}
     try:
-        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        return {"prompt": sys.stdin.buffer.read().decode("utf-8").rstrip("\n")}
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error
     except OSError as error:

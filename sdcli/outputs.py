@@ -64,7 +64,7 @@ def slug(text: str) -> str:
 
 def default_name(recipe: Recipe) -> str:
     """The name of a picture for which none was asked."""
-    return f"{slug(recipe.condition.prompt)}-{recipe.seed}.png"
+    return f"{slug(recipe.condition.words)}-{recipe.seed}.png"
 
 
 def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> tuple[Destination, ...]:
@@ -72,11 +72,11 @@ def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) 
 
     `output` (the `-o` option, but for `-`) is
 
-    - None: `<slug of the prompt>-<seed>.png` here, or with `-2`, `-3` … where that exists, `force` or not;
+    - None: `<slug of the prompt or label>-<seed>.png` here, or with `-2`, `-3` … where that exists, `force` or not;
     - a directory that exists, or any path that ends in a slash, which is made with its parents where it is missing:
       that name inside it;
     - else a file's name, used as it is, which must be free unless `force` is given. It may hold the fields `{seed}`,
-      `{index}` (from 1), `{prompt}` (its slug) and `{model}`, numbers with a width (`{index:03}`) too.
+      `{index}` (from 1), `{prompt}` (that slug) and `{model}`, numbers with a width (`{index:03}`) too.
 
     Raises UsageError for a name that cannot be meant, OutputExists and OutputError for a place that cannot be
     written. Nothing is left behind but directories asked for by a slash.
@@ -219,7 +219,7 @@ def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
     values = {
         "seed": recipe.seed,
         "index": index,
-        "prompt": slug(recipe.condition.prompt),
+        "prompt": slug(recipe.condition.words),
         "model": slug(PurePath(recipe.model).name.removesuffix(".safetensors")),
     }
     try:

@@ -254,8 +254,9 @@ def facts_of(entry: ModelEntry) -> ModelFacts:
 
 
 def unet_config(entry: ModelEntry) -> Mapping[str, Any]:
-    """The config of a model's U-Net. Raises what `locate` raises, and ModelCorrupt."""
-    return _config(locate(entry).folder("unet") / "config.json")
+    """The config of a model's U-Net, or transformer. Raises what `locate` raises, and ModelCorrupt."""
+    source = locate(entry)
+    return _config(source.folder(source.denoiser) / "config.json")
 
 
 def labels_of(entry: ModelEntry) -> Labels | None:

@@ -7,10 +7,10 @@ A remark is a warning, and with `--strict` an error. An option that asks for wha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import Recipe, Sampling
+from sdcli.recipe import TEXT_KEYS, Condition, Recipe, Sampling
 from sdcli.registry import ModelEntry, ModelFacts
 
 MAX_AREA_RATIO = 2.0
@@ -40,11 +40,12 @@ def insist(remarks: Iterable[Remark]) -> None:
 
 
 def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[Remark]:
+    yield from _of_text(facts, recipe)
     sampling = recipe.sampling
     guided = sampling.guidance_scale > 1 and not facts.guidance_distilled
     why = "this model's guidance was distilled into its U-Net" if facts.guidance_distilled else "guidance is off"
     way_out = "leave it away" if facts.guidance_distilled else "leave it away, or raise guidance_scale above 1"
-    if recipe.condition.negative_prompt and not guided:
+    if recipe.condition.negative_prompt and not guided and facts.labels is None:
         yield Remark(f"negative_prompt has no effect: {why}", way_out, "negative_prompt")
     if sampling.guidance_rescale and not guided:
         yield Remark(f"guidance_rescale has no effect: {why}", way_out, "guidance_rescale")
@@ -76,6 +77,14 @@ def _idle_controls(recipe: Recipe) -> Iterable[Remark]:
         elif not any(each.covers(index, total) for total in (steps, 2 * steps - 1) for index in range(total)):
             hint = "choose a wider range, or more steps"
             yield Remark(f"control {each} has no effect: none of the {steps} steps lies in its range", hint, "control")
+
+
+def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
+    """What is said of a prompt where there is none."""
+    if facts.labels is not None:
+        for each in fields(Condition):
+            if each.name in TEXT_KEYS and getattr(recipe.condition, each.name) != each.default:
+                yield Remark(f"{each.name} has no effect: this model takes a class label", "leave it away", each.name)
 
 
 def _is_final(sampling: Sampling, facts: ModelFacts) -> bool:

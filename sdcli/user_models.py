@@ -54,7 +54,7 @@ def _check_name(name: str, force: bool) -> None:
         raise UsageError(f"{name} is a path, and no name for one", "the name comes first: sdcli models add NAME PATH")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a name", "a name is of letters, digits, '.', '_' and '-'")
-    if name in registry.shipped():
+    if name in registry.shipped() and registry.shipped()[name].url is None:
         raise UsageError(
             f"{name} is a model that sdcli ships with",
             f"choose another name; to change its defaults, write [models.{name}.defaults] in {config.config_path()}",

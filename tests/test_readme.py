@@ -21,10 +21,11 @@ TEST_COMMAND = "python -m pytest -n 2"
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> dict[str, str]:
-    """An environment whose hub cache holds tiny models under the names of Stable Diffusion 1.5 and two ControlNets."""
+    """An environment whose hub cache holds tiny models under the names of Stable Diffusion 1.5, ControlNets and DiT."""
     home = tmp_path_factory.mktemp("home")
     net = tiny.make_controlnet("sd15", tmp_path_factory.mktemp("net"))
-    for name, folder in (("sd15", sd15), ("canny-sd15", net), ("seg-sd15", net)):
+    dit = tiny.make_dit(tmp_path_factory.mktemp("dit"))
+    for name, folder in (("sd15", sd15), ("canny-sd15", net), ("seg-sd15", net), ("dit-256", dit)):
         repository = home / "hub" / f"models--{str(registry.shipped()[name].repo).replace('/', '--')}"
         shutil.copytree(folder, repository / "snapshots" / "0123abcd")
         (repository / "refs").mkdir()

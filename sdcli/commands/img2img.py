@@ -8,8 +8,9 @@ from sdcli import options, orders
 @options.expand
 def img2img(
     image: options.Image,
-    prompt: options.Prompt,
+    prompt: options.Prompt = None,
     *,
+    label: options.Label = None,
     strength: options.Strength = None,
     picture: options.Edited,
     output: options.Output,
@@ -21,5 +22,5 @@ def img2img(
 
     sdcli img2img sketch.png "a castle at dusk" --strength 0.6
     """
-    asked = options.given(picture, execution, image=image, prompt=prompt, strength=strength)
+    asked = options.given(picture, execution, image=image, prompt=prompt, label=label, strength=strength)
     orders.carry_out(asked, output)

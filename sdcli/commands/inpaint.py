@@ -47,7 +47,9 @@ class Repainting:
 @options.expand
 def inpaint(
     image: options.Image,
-    prompt: options.Prompt,
+    prompt: options.Prompt = None,
+    *,
+    label: options.Label = None,
     repainting: Repainting,
     picture: options.Edited,
     output: options.Output,
@@ -59,4 +61,4 @@ def inpaint(
 
     sdcli inpaint photo.png "a red door" --mask door.png
     """
-    orders.carry_out(options.given(repainting, picture, execution, image=image, prompt=prompt), output)
+    orders.carry_out(options.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)

@@ -87,7 +87,7 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
         "license": entry.license,
         "origin": entry.origin,
         "kind": entry.kind,
-        "source": entry.repo or entry.folder,
+        "source": entry.repo or entry.folder or entry.url,
         "present": registry.is_present(entry),
     }
     if described["present"]:
@@ -111,10 +111,27 @@ def _of_configs(source: Source) -> dict[str, Any]:
     return {
         "native_size": facts.native_size,
         "size_multiple": facts.size_multiple,
+        "takes": "text" if facts.labels is None else "label",
+        **({} if facts.labels is None else {"labels": len(facts.labels.names)}),
         "in_channels": facts.in_channels,
         **({"classes": len(facts.classes)} if facts.classes else {}),
         "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
     }
+
+
+@models.command("labels")
+def labels(name: Name, json: Json = False, debug: Debug = False) -> None:
+    """The classes of a model that takes a label, one a line: number and names, as --label takes them.
+
+    sdcli models labels ldm-imagenet | grep fox
+    """
+    entry = registry.find(name)
+    known = registry.labels_of(entry)
+    if known is None:
+        raise UsageError(f"{entry.name} takes a text, and has no classes", "give it a PROMPT")
+    for index, names in enumerate(known.names):
+        line = streams.to_json({"index": index, "names": names})
+        typer.echo(line if json else f"{index:<{len(str(len(known.names)))}}  {', '.join(names)}")
 
 
 @models.command("pull")
@@ -279,6 +296,8 @@ def _on_hub(entry: ModelEntry, command: str) -> ModelEntry:
     """The entry, which must be of a repository."""
     if entry.repo is None:
         what = "comes with sdcli" if entry.origin == registry.SHIPPED else f"is {entry.folder}, on this machine"
+        if entry.folder is None:
+            what = "is in no repository that sdcli can use"
         raise UsageError(f"{entry.name} {what}: there is nothing to {command}", "see sdcli models list")
     return entry
 

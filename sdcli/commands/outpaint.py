@@ -35,7 +35,9 @@ class Borders:
 @options.expand
 def outpaint(
     image: options.Image,
-    prompt: options.Prompt,
+    prompt: options.Prompt = None,
+    *,
+    label: options.Label = None,
     borders: Borders,
     picture: options.Edited,
     output: options.Output,
@@ -47,4 +49,4 @@ def outpaint(
     """
     if not any((borders.left, borders.right, borders.top, borders.bottom)):
         raise UsageError("outpaint adds nothing", "say how many pixels with --left, --right, --top or --bottom")
-    orders.carry_out(options.given(borders, picture, execution, image=image, prompt=prompt), output)
+    orders.carry_out(options.given(borders, picture, execution, image=image, prompt=prompt, label=label), output)

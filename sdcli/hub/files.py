@@ -13,8 +13,10 @@ INDEX = "model_index.json"
 CONFIG = "config.json"
 _CONFIGS = {
     "unet": ("config.json",),
+    "transformer": ("config.json",),
     "vae": ("config.json",),
     "text_encoder": ("config.json",),
+    "class_embedder": ("config.json",),
     "scheduler": ("scheduler_config.json",),
     "tokenizer": (
         "added_tokens.json",
@@ -25,7 +27,9 @@ _CONFIGS = {
         "vocab.json",
     ),
 }
-_WEIGHED = ("unet", "vae", "text_encoder")
+_WEIGHED = ("unet", "transformer", "vae", "text_encoder", "class_embedder")
+_OF_TEXTS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")
+_OF_CLASSES = (("unet", "vae", "class_embedder", "scheduler"), ("transformer", "vae", "scheduler"))
 _OPTIONAL = ("text_encoder_2", "tokenizer_2")  # SDXL's
 
 
@@ -48,8 +52,10 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
             "use a repository that is, or get its .safetensors file yourself and give sdcli the path",
         )
     found = {INDEX, *({palette.FILE} & set(paths))}
-    for folder in (*_CONFIGS, *_OPTIONAL):
-        if folder in _OPTIONAL and not any(path.startswith(f"{folder}/") for path in paths):
+    present = {path.partition("/")[0] for path in paths if "/" in path}
+    of_classes = (parts for parts in _OF_CLASSES if "text_encoder" not in present and present.issuperset(parts))
+    for folder in (*next(of_classes, _OF_TEXTS), *_OPTIONAL):
+        if folder in _OPTIONAL and folder not in present:
             continue
         kind = folder.removesuffix("_2")
         found |= {f"{folder}/{name}" for name in _CONFIGS[kind]} & set(paths)

@@ -26,7 +26,7 @@ from sdcli.source import Source
 
 MAX_NAME_BYTES = 255
 RESERVED = ".sdcli-"
-_TEMPLATES = ("prompt", "negative_prompt")
+_TEMPLATES = ("prompt", "label", "negative_prompt")
 
 
 @dataclass(frozen=True)

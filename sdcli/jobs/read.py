@@ -94,7 +94,7 @@ def guess(lines: Sequence[bytes]) -> Format:
     """The format that the first line which is not blank looks like.
 
     JSONL if it begins as an object or list does (a wildcard, `{red|blue} fox`, is none), CSV if it is a header with
-    a `prompt` among names, else text.
+    a `prompt` or a `label` among names, else text.
     """
     first = next((each.strip() for each in lines if each.strip()), b"")[:MAX_LINE].decode(errors="replace")
     if first.startswith("{") and not _WILDCARD.match(first):
@@ -102,7 +102,9 @@ def guess(lines: Sequence[bytes]) -> Format:
     if re.match(r'\[\s*([{"\]]|$)', first):
         return "jsonl"
     cells = [cell.strip().strip('"') for cell in first.split(",")]
-    return "csv" if "prompt" in cells and all(re.fullmatch(r"[a-z_]+", cell) for cell in cells) else "text"
+    return (
+        "csv" if {"prompt", "label"} & set(cells) and all(re.fullmatch(r"[a-z_]+", cell) for cell in cells) else "text"
+    )
 
 
 def job_of(line: int, values: Mapping[str, Any], columns: Mapping[str, int]) -> Job:
@@ -129,7 +131,7 @@ def job_of(line: int, values: Mapping[str, Any], columns: Mapping[str, int]) -> 
                 said[key] = recipe.check_value(key, value)
             except InvalidRecipe as error:
                 raise _Wrong(explain(error), column, key) from error
-    if "prompt" not in said:
+    if not {"prompt", "label"} & said.keys():
         raise _Wrong("prompt is missing", 1, "prompt")
     job_id, output = said.pop("id", None), said.pop("output", None)
     return Job(line, said, job_id, output, columns)
@@ -258,7 +260,7 @@ def _csv_reason(error: csv.Error) -> str:
 
 
 def _header(cells: Sequence[str], source: str, line: int) -> list[str]:
-    """The keys that head the columns; raises InputError where they are not keys, or no prompt is among them."""
+    """The keys that head the columns; raises InputError where they are not keys, or none is prompt or label."""
     names = [cell.strip() for cell in cells]
     for column, name in enumerate(names, start=1):
         where = f"{source}, line {line}, column {column}"
@@ -268,7 +270,7 @@ def _header(cells: Sequence[str], source: str, line: int) -> list[str]:
             raise InputError(f"{where}: unknown key {shorten(repr(name))}", hint)
         if names.index(name) != column - 1:
             raise InputError(f"{where}: {name} heads two columns", "leave one of them away")
-    if "prompt" not in names:
+    if not {"prompt", "label"} & set(names):
         raise InputError(f"{source}, line {line}: no column is headed prompt", _HEADER_HINT)
     return names
 

@@ -38,7 +38,10 @@ MAX_EDIT_BYTES = 64 * 2**20  # two pictures
 MAX_PICTURES = 10
 
 # No keys of images: a client has no business with the files of this machine.
-_EXTENSIONS = frozenset(recipe.keys()) - {"model", "prompt", "width", "height", "batch_size", *recipe.INPUT_KEYS}
+_EXTENSIONS = frozenset(recipe.keys()) - {
+    *("model", "prompt", "label", "width", "height", "batch_size"),
+    *recipe.INPUT_KEYS,
+}
 # What may be said of these without asking for anything that sdcli would not do.
 _NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "quality": ("auto", "standard"),

@@ -57,7 +57,10 @@ def run(service: Service) -> ExitStatus:
     from being loaded, and OutputError where it cannot listen.
     """
     entries = {name: registry.find(name) for name in service.models}
-    recipes = {name: registry.resolve_recipe(entry, {"prompt": "", "model": name}) for name, entry in entries.items()}
+    recipes = {
+        name: registry.resolve_recipe(entry, {**registry.any_words(entry), "model": name})
+        for name, entry in entries.items()
+    }
     to_load = [(source_of(entries[name]), recipe) for name, recipe in recipes.items()]
     delivery.prepare_libraries()
     with streams.results() as out, ExitStack() as stack:

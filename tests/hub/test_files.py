@@ -92,3 +92,30 @@ def test_a_repository_without_usable_weights_is_refused(paths, error):
     with pytest.raises(error) as caught:
         needed(paths)
     assert type(caught.value) is error
+
+
+FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+DIT = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{part}/{name}" for part in ("transformer", "vae") for name in FILES),
+]
+LDM = [
+    *("model_index.json", "scheduler/scheduler_config.json"),
+    *(f"{part}/{name}" for part in ("class_embedder", "unet", "vae") for name in FILES),
+]
+
+
+@pytest.mark.parametrize("paths", [DIT, LDM])
+def test_models_of_classes_need_no_text_encoder(paths):
+    assert needed([*paths, "README.md", "vae/diffusion_pytorch_model.bin"]) == sorted(paths)
+
+
+def test_a_model_of_classes_that_is_pickled_is_unsafe():
+    with pytest.raises(ModelUnsafe, match="its transformer has pickled weights only"):
+        needed([path.replace("transformer/diffusion_pytorch_model.safetensors", "transformer/x.bin") for path in DIT])
+
+
+def test_a_transformer_beside_a_text_encoder_is_another_model():
+    with pytest.raises(ModelCorrupt, match="its unet has no"):
+        needed([*DIT, "text_encoder/config.json", "text_encoder/model.safetensors"])
