@@ -91,7 +91,6 @@ def _without_path(config: Any) -> Any:
 
 def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, Any]:
     """model_index.json: the pipeline of what the U-Net takes, the parts that are here, and no safety checker."""
-    channels = modules["unet"].config["in_channels"], modules["vae"].config["latent_channels"]
     is_xl = "text_encoder_2" in modules
     said = {key: value for key, value in index.items() if not isinstance(value, list)}
     parts: dict[str, Any] = {part: index[part] for part in modules}
@@ -102,9 +101,12 @@ def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any])
     }
     scheduler = families.read_json(source.folder("scheduler") / "scheduler_config.json").get("_class_name")
     parts["scheduler"] = ["diffusers", scheduler] if scheduler else index["scheduler"]
+    said |= {"_diffusers_version": diffusers.__version__}
+    if "text_encoder" not in modules:  # a model of classes, which no other pipeline could be
+        return dict(sorted({**said, **parts}.items()))
+    channels = modules["unet"].config["in_channels"], modules["vae"].config["latent_channels"]
     parts |= {part: [None, None] for part in _NOT_EXPORTED if not (is_xl and part == "safety_checker")}
     said |= {"_class_name": _pipeline(str(index["_class_name"]), *channels, is_xl=is_xl)}
-    said |= {"_diffusers_version": diffusers.__version__}
     said |= {} if is_xl else {"requires_safety_checker": False}
     return dict(sorted({**said, **parts}.items()))
 

@@ -4,11 +4,12 @@ import json
 import math
 import struct
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdcli import families, loading, registry
+from sdcli import export, families, loading, registry
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.loading import weights
 from sdcli.registry import ModelEntry
@@ -199,3 +200,24 @@ def test_dit_without_names_has_its_classes_by_number(tmp_path):
     labels = registry.facts_of(ModelEntry("tiny", folder=str(folder))).labels
     assert labels is not None
     assert (labels.find("279"), labels.name(279), len(labels.names)) == (279, "279", 1000)
+
+
+def test_a_file_is_exported_as_its_folder(ldm, tmp_path):
+    file = write_original(ldm, tmp_path / "model.safetensors")
+    (tmp_path / "exported").mkdir()
+    assert export.export(Source(file, configs=ldm), tmp_path / "exported", lambda part, count: None) == (
+        "LDMClassToImagePipeline"
+    )
+    exported, folder = load(Source(tmp_path / "exported")), load(Source(ldm))
+    for part in ("unet", "vae", "class_embedder"):
+        found, wanted = (getattr(model, part).state_dict() for model in (exported, folder))
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert exported.labels == folder.labels
+
+
+def test_an_exported_dit_is_diffusers_own(tmp_path):
+    folder = tiny.make_dit(tmp_path / "model")
+    (tmp_path / "exported").mkdir()
+    assert export.export(Source(folder), tmp_path / "exported", lambda part, count: None) == "DiTPipeline"
+    pipe = diffusers.DiTPipeline.from_pretrained(tmp_path / "exported", local_files_only=True)
+    assert pipe.labels["Arctic fox"] == 279
