@@ -18,6 +18,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from sdcli import __version__
 from sdcli.commands.batch import batch
 from sdcli.commands.config import config
+from sdcli.commands.encode import decode, encode
 from sdcli.commands.generate import generate
 from sdcli.commands.img2img import img2img
 from sdcli.commands.info import info
@@ -44,6 +45,8 @@ app.command()(img2img)
 app.command()(inpaint)
 app.command()(outpaint)
 app.command()(synthesize)
+app.command()(encode)
+app.command()(decode)
 app.command()(batch)
 app.command()(info)
 app.command()(replay)

@@ -91,6 +91,13 @@ def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) 
     return found
 
 
+def check(path: str, *, force: bool) -> None:
+    """Raise OutputExists or OutputError where a file cannot be written to `path`."""
+    destination = Destination(path, force=force)
+    _check_writable(destination.final.parent, make=False)
+    _check_free(destination)
+
+
 def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> list[str]:
     """The names that `plan` and `write` would give, and the errors they would raise, with nothing touched.
 

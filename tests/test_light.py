@@ -59,6 +59,8 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
         (["models", "pull", "--help"], 0),
         (["models", "add", "x", "somebody/some-model"], 0),
         (["models", "export", "kit", "."], 8),
+        (["encode", "x.png", "-o", "no/such/directory/z.safetensors"], 8),
+        (["decode", "--help"], 0),
         (["models", "rm", "sd15"], 3),
         (["models", "verify", "kit"], 2),
         (["config", "show"], 0),

@@ -1,0 +1,95 @@
+"""`sdcli encode` and `sdcli decode`: the way through the autoencoder alone, x → z(x) and back."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdcli import options, vae_orders
+
+if TYPE_CHECKING:
+    from sdcli.model import LatentDiffusionModel
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=options.OUTPUT, help="One JSON object, not the path.", show_default=False),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", rich_help_panel=options.OUTPUT, help="No word on sizes.", show_default=False)
+]
+
+
+@options.expand
+def encode(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to encode: PNG, JPEG, WebP ….")],
+    *,
+    model: options.Model = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", rich_help_panel=options.OUTPUT,
+            help="Where the latents go.", show_default="IMAGE's name with .safetensors, here",
+        ),
+    ] = None,
+    force: options.Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: options.Debug = False,
+    machine: options.Machine,
+) -> None:  # fmt: skip
+    """Encode a picture: write its latents z(x) to a .safetensors file, and print the file's path.
+
+    The tensor `latents`, (1, C, h, w) in float32, is z as the U-Net sees it: the encoder's mean times scaling_factor.
+
+    sdcli encode photo.png -o z.safetensors && sdcli decode z.safetensors -o again.png
+    """
+
+    def work(loaded: LatentDiffusionModel, digest: str) -> tuple[bytes, tuple[int, int], tuple[int, ...]]:
+        from sdcli import inputs, latents
+        from sdcli.metadata import file_bytes
+
+        picture = inputs.decode(file_bytes(image), image)
+        z = latents.encode(loaded, picture, image)
+        return latents.file_of(loaded, z, digest), picture.size, tuple(z.shape)
+
+    path = output or f"{PurePath(image).stem}.safetensors"
+    vae_orders.carry_out(work, options.given(machine, model=model), path, force=force, json=json, quiet=quiet)
+
+
+@options.expand
+def decode(
+    latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A .safetensors file of `sdcli encode`.")],
+    *,
+    model: options.Model = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.png", rich_help_panel=options.OUTPUT,
+            help="Where the picture goes.", show_default="LATENTS' name with .png, here",
+        ),
+    ] = None,
+    force: options.Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: options.Debug = False,
+    machine: options.Machine,
+) -> None:  # fmt: skip
+    """Decode latents: write the picture that they are of as a PNG, and print its path.
+
+    sdcli decode z.safetensors -o again.png
+    """
+
+    def work(loaded: LatentDiffusionModel, digest: str) -> tuple[bytes, tuple[int, int], tuple[int, ...]]:
+        from io import BytesIO
+
+        from sdcli import latents as files
+
+        decoded = files.decode(loaded, latents)
+        buffer = BytesIO()
+        decoded.image.save(buffer, "PNG")
+        return buffer.getvalue(), decoded.image.size, decoded.shape
+
+    path = output or f"{PurePath(latents).stem}.png"
+    vae_orders.carry_out(work, options.given(machine, model=model), path, force=force, json=json, quiet=quiet)

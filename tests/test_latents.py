@@ -1,0 +1,95 @@
+"""Pictures through the autoencoder and back, and latents as files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sdcli import latents, loading, pipeline, registry
+from sdcli.digest import model_digest
+from sdcli.errors import InputError
+from sdcli.source import Source
+from tests.conftest import Run
+
+KIT = Source(registry.PACKAGE / "kit")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(sd15):
+    return loading.load(Source(sd15), name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_there_and_back_on_the_shell(run: Run, sd15, tmp_path):
+    Image.effect_noise((64, 128), 60).convert("RGB").save(tmp_path / "x.png")
+    done = run("encode", "x.png", "-m", sd15, "-o", "z.safetensors", "--dtype", "float32")
+    assert (done.status, done.lines) == (0, ["z.safetensors"])
+    assert "64×128×3 numbers of the picture, 8×16×4 of the latents: 48 times fewer" in done.stderr
+    with safe_open(tmp_path / "z.safetensors", framework="pt") as opened:
+        z, said = opened.get_tensor("latents"), opened.metadata()
+    assert (tuple(z.shape), z.dtype) == ((1, 4, 16, 8), torch.float32)
+    assert said == {"model": str(sd15), "model_digest": model_digest(Source(sd15)), "scaling_factor": "0.18215"}
+    back = run("decode", "z.safetensors", "-m", sd15, "--json", "--quiet", "--dtype", "float32")
+    line = json.loads(back.stdout)
+    assert back.stderr == ""
+    assert (line["status"], line["path"], line["width"], line["height"]) == ("done", "z.png", 64, 128)
+    assert (line["shape"], line["ratio"], line["error"]) == ([1, 4, 16, 8], 48.0, None)
+    with Image.open(tmp_path / "z.png") as picture:
+        assert picture.size == (64, 128)
+    again = run("decode", "z.safetensors", "-m", sd15)
+    assert (again.status, again.lines) == (8, [])
+
+
+def test_latents_are_diffusers_own_mean_scaled(tiny_model):
+    picture = Image.effect_noise((64, 64), 60).convert("RGB")
+    pixels = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float().permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = tiny_model.vae.encode(pixels).latent_dist.mean * 0.18215
+    torch.testing.assert_close(latents.encode(tiny_model, picture, "x"), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said", "words"),
+    [
+        ({"z": torch.zeros(1, 4, 8, 8)}, {}, "holds no tensor 'latents', only z"),
+        ({"latents": torch.zeros(1, 3, 8, 8)}, {}, r"shape \[1, 3, 8, 8\], and this model's are \[1, 4, h, w\]"),
+        ({"latents": torch.zeros(4, 8, 8)}, {}, r"shape \[4, 8, 8\]"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, {}, r"shape \[2, 4, 8, 8\]"),
+        ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int32)}, {}, "torch.int32"),
+        ({"latents": torch.full((1, 4, 8, 8), float("nan"))}, {}, "not numbers"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, {"scaling_factor": "0.13025"}, "scaled by 0.13025"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(tiny_model, tmp_path, tensors, said, words):
+    save_file(tensors, tmp_path / "z.safetensors", said)
+    with pytest.raises(InputError, match=words):
+        latents.read(tiny_model, str(tmp_path / "z.safetensors"))
+
+
+def test_what_is_no_file_of_latents_is_refused(tiny_model, tmp_path):
+    (tmp_path / "z.safetensors").write_bytes(b"nothing of the kind")
+    for name in ("z.safetensors", "none.safetensors"):
+        with pytest.raises(InputError):
+            latents.read(tiny_model, str(tmp_path / name))
+
+
+def test_a_picture_of_no_whole_latents_is_refused_with_the_nearest_sizes(tiny_model):
+    with pytest.raises(InputError, match="x is 65×71") as caught:
+        latents.encode(tiny_model, Image.new("RGB", (65, 71)), "x")
+    assert "64×64 and 72×72" in caught.value.hint
+
+
+def test_kit_keeps_its_own_pictures(tmp_path):
+    """decode(encode(x)) of a picture that kit has drawn, at 30 dB or more."""
+    model = loading.load(KIT, name="kit", device=torch.device("cpu"), dtype=torch.float32)
+    flat = {"model": "kit", "prompt": "arctic fox", "seed": 7, "steps": 8}
+    recipe = registry.resolve_recipe(registry.find("kit"), flat, user=False)
+    picture = pipeline.run(model, [recipe])[0].image
+    z = latents.encode(model, picture, "x")
+    (tmp_path / "z.safetensors").write_bytes(latents.file_of(model, z, "0" * 64))
+    again = latents.decode(model, str(tmp_path / "z.safetensors")).image
+    error = np.mean((np.asarray(picture, dtype=float) - np.asarray(again, dtype=float)) ** 2)
+    assert 10 * np.log10(255**2 / error) >= 30
