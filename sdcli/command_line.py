@@ -13,7 +13,7 @@ from sdcli.recipe import Initial, Recipe
 
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
 _NO_OPTIONS = (
-    *("model", "prompt", "label", "image", "image_sha256", "mask_sha256"),
+    *("model", "prompt", "label", "image", "image_sha256", "mask_sha256", "init_latents_sha256"),
     *("segmentation_map", "segmentation_sha256", "control_sha256"),
 )
 

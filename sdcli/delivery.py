@@ -37,6 +37,8 @@ class Order:
     strict: bool = False
     remarks: tuple[Remark, ...] = ()
     """What is known to deserve a word before a picture is made; an error at once where `strict`."""
+    save_latents: str | None = None
+    """Where the pictures' latents go, a file, directory or template; None keeps none."""
 
     @property
     def to_stdout(self) -> bool:
@@ -53,13 +55,30 @@ def deliver(order: Order) -> None:
     check_stdout(order)
     announce(order)
     destinations = () if order.to_stdout else outputs.plan(order.output, order.recipes, force=order.force)
+    beside = plan_latents(order)
+    _check_apart(destinations, beside)
     show_picture = not (order.quiet or order.json or order.to_stdout) and sys.stdout.isatty() and sys.stderr.isatty()
     prepare_libraries()
     with streams.results() as out:
         for index, result in enumerate(pictures(order, out, maker(order))):
-            hand_over(order, out, result, None if order.to_stdout else destinations[index])
+            place = None if order.to_stdout else destinations[index]
+            hand_over(order, out, result, place, beside[index] if beside else None)
             if show_picture:
                 display.preview(result.image)
+
+
+def plan_latents(order: Order) -> tuple[outputs.Destination, ...]:
+    """Where the latents of each picture go; nowhere, unless that was asked. Raises what `outputs.plan` raises."""
+    if order.save_latents is None:
+        return ()
+    return outputs.plan(order.save_latents, order.recipes, force=order.force, kind=outputs.LATENTS)
+
+
+def _check_apart(pictures: Sequence[outputs.Destination], latents: Sequence[outputs.Destination]) -> None:
+    taken = {each.final.absolute() for each in pictures}
+    for each in latents:
+        if each.final.absolute() in taken:
+            raise UsageError(f"-o and --save-latents both name {each.path}", "give each a name of its own")
 
 
 def announce(order: Order) -> None:
@@ -74,7 +93,7 @@ def forecast(order: Order) -> None:
     """Say what `deliver` would do, or raise what it would, without torch and without writing anything."""
     check_stdout(order)
     announce(order)
-    plan = dry_run.plan(order.entry, order.recipes, order.output, force=order.force)
+    plan = dry_run.plan(order.entry, order.recipes, order.output, force=order.force, save_latents=order.save_latents)
     if order.json:
         warnings = [remark.message for remark in order.remarks]
         print(streams.to_json({**plan, "warnings": warnings, "error": None}))
@@ -83,9 +102,13 @@ def forecast(order: Order) -> None:
 
 
 def hand_over(
-    order: Order, out: BinaryIO, result: Result | remote.Picture, destination: outputs.Destination | None
+    order: Order,
+    out: BinaryIO,
+    result: Result | remote.Picture,
+    destination: outputs.Destination | None,
+    latents: outputs.Destination | None = None,
 ) -> None:
-    """Write one picture and its line, or its bytes alone to `out` where it has no destination.
+    """Write one picture and its line, or its bytes alone to `out` where it has no destination; first its latents.
 
     Raises InvalidPicture, with nothing written, for a flat picture where the order is strict.
     """
@@ -97,12 +120,13 @@ def hand_over(
     digest = digest_of(locate(order.entry))
     timings.record(result.recipe, digest, result.seconds)
     data = png_bytes(result, digest)
+    kept = None if latents is None else outputs.write(latents, latents_bytes(result, digest))
     if destination is None:
         for warning in result.warnings:
             streams.warn(warning)
         streams.write_bytes(out, data)
         return
-    _report(out, order, result, outputs.write(destination, data), data)
+    _report(out, order, result, outputs.write(destination, data), data, kept)
 
 
 def pictures(order: Order, out: BinaryIO, make: remote.Make) -> Iterator[Any]:
@@ -173,6 +197,16 @@ def png_bytes(result: Result | remote.Picture, digest: str) -> bytes:
     return metadata.png_bytes(result.image, result.recipe, extra={key: value for key, value in extra.items() if value})
 
 
+def latents_bytes(result: Result | remote.Picture, digest: str) -> bytes:
+    """The file of a finished picture's latents, with its recipe; `digest` is its model's."""
+    if isinstance(result, remote.Picture):
+        return result.latents
+    from sdcli import latents
+
+    recipe, scaling = result.recipe, result.scaling_factor
+    return latents.file_of(result.latents, digest, model=recipe.model, scaling_factor=scaling, recipe=recipe)
+
+
 @cache
 def digest_of(source: Source) -> str:
     """The digest of a model, as it is when first asked for by this process."""
@@ -187,11 +221,15 @@ def _pixels_sha256(result: Result | remote.Picture) -> str:
     return pixels_sha256(result.image)
 
 
-def _report(out: BinaryIO, order: Order, result: Result | remote.Picture, path: str, data: bytes) -> None:
+def _report(
+    out: BinaryIO, order: Order, result: Result | remote.Picture, path: str, data: bytes, latents: str | None
+) -> None:
     for warning in result.warnings:
         streams.warn(warning)
-    line = streams.to_json(done_line(result, path, data, order.remarks)) if order.json else path
-    streams.write_line(out, line)
+    if order.json:
+        said = done_line(result, path, data, order.remarks)
+        path = streams.to_json(said if latents is None else {**said, "latents": latents})
+    streams.write_line(out, path)
 
 
 def done_line(result: Result | remote.Picture, path: str, data: bytes, found: Sequence[Remark] = ()) -> dict[str, Any]:

@@ -40,10 +40,17 @@ class Parts:
     """The name of each ControlNet beside the model, where it is, and its files of weights."""
 
 
-def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, force: bool = False) -> dict[str, Any]:
+def plan(
+    entry: ModelEntry,
+    recipes: Sequence[Recipe],
+    output: str | None,
+    *,
+    force: bool = False,
+    save_latents: str | None = None,
+) -> dict[str, Any]:
     """What a run would do, as JSON: `recipe` (of the first picture), `seeds`, `model` with files and digests,
-    `tokens` (None where the model takes a label), `paths`, `memory` in bytes, and `seconds`, None where no like run has
-    been measured.
+    `tokens` (None where the model takes a label), `paths`, `latents` (their paths, where they are saved), `memory` in
+    bytes, and `seconds`, None where no like run has been measured.
 
     Raises InvalidRecipe, ModelError and OutputError as the run would.
     """
@@ -60,9 +67,14 @@ def plan(entry: ModelEntry, recipes: Sequence[Recipe], output: str | None, *, fo
         **({"controls": [_described(*each) for each in parts.controls]} if parts.controls else {}),
         "tokens": cost["tokens"],
         "paths": ["-"] if output == "-" else outputs.foresee(output, recipes, force=force),
+        **({} if save_latents is None else {"latents": _latent_paths(save_latents, recipes, force)}),
         "memory": cost["memory"],
         "seconds": None if seconds is None else round(seconds * len(recipes), 3),
     }
+
+
+def _latent_paths(save_latents: str, recipes: Sequence[Recipe], force: bool) -> list[str]:
+    return outputs.foresee(save_latents, recipes, force=force, kind=outputs.LATENTS)
 
 
 def model_of(entry: ModelEntry, parts: Parts) -> dict[str, Any]:
@@ -262,6 +274,7 @@ def lines(said: Mapping[str, Any]) -> Iterable[str]:
         **_tokens(said["tokens"]),
         "seeds": ", ".join(map(str, said["seeds"])),
         "paths": ", ".join(said["paths"]),
+        **({"latents": ", ".join(said["latents"])} if "latents" in said else {}),
         "memory": memory_in_words(memory),
         "seconds": "unknown: none like it was made here" if said["seconds"] is None else f"about {said['seconds']:g}",
     }

@@ -2,26 +2,23 @@
 
 The tensor `latents`, (1, C, h, w) in float32, is scaled by the VAE's scaling_factor: z as the U-Net sees it, which is
 also what diffusers' pipelines return for `output_type="latent"`. The file's metadata say `model`, `model_digest` and
-`scaling_factor`. Knows nothing of prompts or of the loop.
+`scaling_factor`, and of a picture that was made the `recipe` as JSON. Knows nothing of prompts or of the loop.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sdcli import images, pipeline
+from sdcli import images, latent_files, pipeline
 from sdcli.errors import InputError
-from sdcli.metadata import file_bytes
 from sdcli.model import LatentDiffusionModel
-
-KEY = "latents"
+from sdcli.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -57,55 +54,29 @@ def encode(model: LatentDiffusionModel, picture: Image.Image, name: str) -> Tens
 
 @torch.inference_mode()
 def decode(model: LatentDiffusionModel, file: str) -> Decoded:
-    """The picture of the latents in `file`. Raises what `read` raises, and InvalidPicture where the VAE gives NaN."""
-    latents = read(model, file)
-    pixels = pipeline.decode(model, latents.to(model.device))
-    images.check_picture(pixels)
+    """The picture of the latents in `file`, as the command that saved them made it.
+
+    Raises what `latent_files.read` raises, and InvalidPicture where the VAE gives NaN.
+    """
+    found = latent_files.read(file, model.latent_channels, model.vae.config["scaling_factor"])
+    latents = torch.from_numpy(found.latents)
+    pixels, _ = pipeline.decode_finite(model, latents.to(model.device))
     return Decoded(images.to_image(pixels[0]), tuple(latents.shape))
 
 
-def file_of(model: LatentDiffusionModel, latents: Tensor, digest: str) -> bytes:
-    """The file that holds `latents` of a model with this digest."""
-    said = {"model": model.name, "model_digest": digest, "scaling_factor": str(model.vae.config["scaling_factor"])}
-    return save({KEY: latents.contiguous()}, said)
+def file_of(latents: Tensor, digest: str, *, model: str, scaling_factor: float, recipe: Recipe | None = None) -> bytes:
+    """The file of `latents` (1, C, h, w), of the model of that name and digest; with the recipe, if they have one."""
+    said = {"model": model, "model_digest": digest, "scaling_factor": str(scaling_factor)}
+    if recipe is not None:
+        said["recipe"] = json.dumps(recipe.to_dict(), allow_nan=False)
+    return _in_order(save({latent_files.KEY: latents.contiguous()}, said))
 
 
-def read(model: LatentDiffusionModel, file: str) -> Tensor:
-    """The latents in `file`, (1, C, h, w) in float32.
-
-    Raises InputError where it is no such file, holds numbers that are none, or latents of another shape or scale than
-    this model's.
-    """
-    file_bytes(file)  # the errors of a missing or unreadable file
-    try:
-        with safe_open(Path(file), framework="pt") as opened:
-            keys, said = list(opened.keys()), opened.metadata() or {}
-            latents = opened.get_tensor(KEY) if KEY in keys else None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is no safetensors file, or is cut short: {error}", _HINT) from error
-    if latents is None:
-        raise InputError(f"{file} holds no tensor {KEY!r}, only {', '.join(keys[:3]) or 'nothing'}", _HINT)
-    channels, shape = model.latent_channels, list(latents.shape)
-    if latents.ndim != 4 or shape[:2] != [1, channels] or 0 in shape or not latents.is_floating_point():
-        raise InputError(
-            f"{file} holds {latents.dtype} latents of the shape {shape}, and this model's are [1, {channels}, h, w]",
-            f"choose the model that made them with -m{_said_by(said)}",
-        )
-    if not latents.isfinite().all():
-        raise InputError(f"{file} holds latents that are not numbers (NaN or infinity)", _HINT)
-    scaling, recorded = model.vae.config["scaling_factor"], said.get("scaling_factor", "")
-    if recorded and recorded != str(scaling):
-        raise InputError(
-            f"{file} holds latents scaled by {recorded}, and this model scales by {scaling}",
-            f"choose the model that made them with -m{_said_by(said)}",
-        )
-    read: Tensor = latents.float()
-    return read
-
-
-def _said_by(metadata: dict[str, str]) -> str:
-    """` NAME`, of the model that a file says it is of, or nothing."""
-    return f" {metadata['model']}" if metadata.get("model") else ""
-
-
-_HINT = "give a file that sdcli encode has written"
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library shuffles them, and equal latents make equal files."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]

@@ -21,7 +21,7 @@ def complete(
     """The flat keys of `options` and those that a layout decides: the ControlNet for a map, sums, and the size.
 
     `unet` is the config of the model's U-Net, and `home` the size it is at home with. The picture takes the shape of
-    the map, or of the first control picture, unless it starts from an image, which decides that.
+    the map, or of the first control picture, unless it starts from an image or latents, which decide that.
 
     Raises InputError for pictures that cannot be read, InvalidRecipe for ControlNets that do not fit the model, and
     for a map where nothing takes one, and what `controlnets.find` raises.
@@ -41,7 +41,7 @@ def complete(
     pictures = [inputs.open_picture(*each) for each in _control_images(layout)]
     said["control_sha256"] = [sha256 for _, sha256 in pictures]
     sizes += [picture.size for picture, _ in pictures]
-    if options.get("image") is None:
+    if options.get("image") is None and options.get("init_latents") is None:
         size = inputs.good_size(sizes[0], options, home, facts.size_multiple)
         said |= {key: value for key, value in size.items() if options.get(key) is None}
     return {**options, **said}

@@ -70,6 +70,13 @@ Strength = Annotated[
         help="The share of the steps to take; 1 starts from pure noise, less keeps more of the image.",
     ),
 ]  # fmt: skip
+InitLatents = Annotated[
+    str | None,
+    typer.Option(
+        "--init-latents", metavar="FILE", rich_help_panel=PICTURE, show_default=False,
+        help="Start from the latents in FILE, of `sdcli encode` or --save-latents, noised up to --strength.",
+    ),
+]  # fmt: skip
 MaskBlur = Annotated[
     float | None,
     typer.Option(
@@ -284,6 +291,13 @@ class Handover:
 class Output(Handover):
     """Pictures to hand over, or to say beforehand what they would be."""
 
+    save_latents: Annotated[
+        str | None,
+        typer.Option(
+            "--save-latents", metavar="PATH", rich_help_panel=OUTPUT, show_default=False,
+            help="Write z too, before it is decoded: to a file.safetensors, a directory or a template as for -o.",
+        ),
+    ] = None  # fmt: skip
     dry_run: DryRun = False
     debug: Debug = False
     num_images: Annotated[

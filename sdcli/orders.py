@@ -36,6 +36,7 @@ def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
         json=output.json,
         quiet=output.quiet,
         strict=output.strict,
+        save_latents=output.save_latents,
         remarks=remarks.of(entry, facts, recipe, count=output.num_images),
     )
     if output.dry_run:

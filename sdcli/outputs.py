@@ -25,6 +25,17 @@ FIELDS = ("seed", "index", "prompt", "model")
 MAX_SLUG_BYTES = 80
 FALLBACK_SLUG = "picture"
 
+
+@dataclass(frozen=True)
+class Kind:
+    """What is written: the option that says where, and how its files end where they are named for the user."""
+
+    option: str
+    suffix: str
+
+
+PICTURES, LATENTS = Kind("-o", ".png"), Kind("--save-latents", ".safetensors")
+
 _OTHER_FORMATS = re.compile(
     r"\.(apng|avif|bmp|gif|hei[cf]|ico|jfif|jp2|jpe|jpe?g|jxl|pdf|ppm|svg|tga|tiff?|webp)", re.IGNORECASE
 )
@@ -39,6 +50,7 @@ class Destination:
     path: str
     unique: bool = False
     force: bool = False
+    kind: Kind = PICTURES
 
     @property
     def final(self) -> Path:
@@ -62,15 +74,17 @@ def slug(text: str) -> str:
     return kept
 
 
-def default_name(recipe: Recipe) -> str:
-    """The name of a picture for which none was asked."""
-    return f"{slug(recipe.condition.words)}-{recipe.seed}.png"
+def default_name(recipe: Recipe, suffix: str = PICTURES.suffix) -> str:
+    """The name of a picture, or what goes with it, for which none was asked."""
+    return f"{slug(recipe.condition.words)}-{recipe.seed}{suffix}"
 
 
-def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> tuple[Destination, ...]:
+def plan(
+    output: str | None, recipes: Sequence[Recipe], *, force: bool = False, kind: Kind = PICTURES
+) -> tuple[Destination, ...]:
     """One destination for each of `recipes`, checked before any is made: it can be written, and is free.
 
-    `output` (the `-o` option, but for `-`) is
+    `output` (the option of this `kind`, but for `-o -`) is
 
     - None: `<slug of the prompt or label>-<seed>.png` here, or with `-2`, `-3` … where that exists, `force` or not;
     - a directory that exists, or any path that ends in a slash, which is made with its parents where it is missing:
@@ -81,10 +95,10 @@ def plan(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) 
     Raises UsageError for a name that cannot be meant, OutputExists and OutputError for a place that cannot be
     written. Nothing is left behind but directories asked for by a slash.
     """
-    found = tuple(_destination(output, recipe, index, force) for index, recipe in enumerate(recipes, start=1))
+    found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
     _check_distinct(output, found)
     for directory in dict.fromkeys(each.final.parent for each in found):
-        _check_writable(directory, make=output is not None and output.endswith("/"))
+        _check_writable(directory, make=output is not None and output.endswith("/"), option=kind.option)
     for each in found:
         if not each.unique:
             _check_free(each)
@@ -98,23 +112,23 @@ def check(path: str, *, force: bool) -> None:
     _check_free(destination)
 
 
-def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = False) -> list[str]:
+def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = False, kind: Kind = PICTURES) -> list[str]:
     """The names that `plan` and `write` would give, and the errors they would raise, with nothing touched.
 
     Whether a directory can be written is told from its permissions alone.
     """
-    found = tuple(_destination(output, recipe, index, force) for index, recipe in enumerate(recipes, start=1))
+    found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
     _check_distinct(output, found)
     names: list[str] = []
     for each in found:
-        check_directory(each.final.parent, make=output is not None and output.endswith("/"))
+        check_directory(each.final.parent, make=output is not None and output.endswith("/"), option=kind.option)
         if not each.unique:
             _check_free(each)
-        names.append(_next_name(each.path, names) if each.unique else each.path)
+        names.append(_next_name(each.path, names, kind.suffix) if each.unique else each.path)
     return names
 
 
-def check_directory(directory: Path, *, make: bool) -> None:
+def check_directory(directory: Path, *, make: bool, option: str = PICTURES.option) -> None:
     """Raise OutputError where pictures could not be written into `directory`, or `make` could not make it.
 
     Told from permissions alone, and nothing is touched.
@@ -129,7 +143,7 @@ def check_directory(directory: Path, *, make: bool) -> None:
     elif not os.access(directory, os.W_OK | os.X_OK):
         problem = errno.EACCES
     if problem is not None:
-        raise cannot_write(str(directory), directory, OSError(problem, os.strerror(problem)))
+        raise cannot_write(str(directory), directory, OSError(problem, os.strerror(problem)), option)
 
 
 def write(destination: Destination, data: bytes, *, staging: str | None = None) -> str:
@@ -141,11 +155,11 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
     moment. `force` follows a symbolic link and replaces the file it names. `staging` names the hidden file, for a
     writer that clears away what an earlier one, killed, has left. Raises OutputError where writing fails.
     """
-    path, directory = destination.path, destination.final.parent
+    path, directory, kind = destination.path, destination.final.parent, destination.kind
     try:
         with _staged(directory, data, staging) as temporary:
             if destination.unique:
-                path = _first_free(temporary, path)
+                path = _first_free(temporary, path, kind.suffix)
             elif destination.force:
                 _check_free(destination)
                 temporary.replace(destination.final)
@@ -153,9 +167,9 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
                 _link(temporary, destination.final)
         _sync_directory(directory)
     except FileExistsError as error:
-        raise _exists(path) from error
+        raise _exists(path, kind.option) from error
     except OSError as error:
-        raise cannot_write(path, directory, error) from error
+        raise cannot_write(path, directory, error, kind.option) from error
     return path
 
 
@@ -178,19 +192,26 @@ def _plain(text: str) -> Iterator[str]:
             yield " "
 
 
-def _destination(output: str | None, recipe: Recipe, index: int, force: bool) -> Destination:
-    name = default_name(recipe)
+def _destination(output: str | None, recipe: Recipe, index: int, force: bool, kind: Kind) -> Destination:
+    name = default_name(recipe, kind.suffix)
     if output is None:
-        return Destination(name, unique=True)
+        return Destination(name, unique=True, kind=kind)
     if not output or "\0" in output or not _encodable(output):
-        raise UsageError(f"-o {output!r} is no file name", "give a file.png, a directory or a template")
-    path = output if _is_directory(output) else fill(output, recipe, index)
+        hint = f"give a file{kind.suffix}, a directory or a template"
+        raise UsageError(f"{kind.option} {output!r} is no file name", hint)
+    path = output if _is_directory(output) else fill(output, recipe, index, kind.option)
     if path.endswith("/"):
-        return Destination(path + name, unique=True)
+        return Destination(path + name, unique=True, kind=kind)
     if _is_directory(path):
-        return Destination(f"{path}/{name}", unique=True)
-    check_suffix(output, path)
-    return Destination(path, force=force)
+        return Destination(f"{path}/{name}", unique=True, kind=kind)
+    if kind == PICTURES:
+        check_suffix(output, path)
+    elif PurePath(path).suffix != kind.suffix:
+        raise UsageError(
+            f"{kind.option} {output}: latents are written as {kind.suffix}",
+            f"name it {output.removesuffix(PurePath(path).suffix)}{kind.suffix}, or give a directory",
+        )
+    return Destination(path, force=force, kind=kind)
 
 
 def check_suffix(output: str, path: str, option: str = "-o") -> None:
@@ -254,14 +275,15 @@ def _check_distinct(output: str | None, found: Sequence[Destination]) -> None:
     named = [each.path for each in found if not each.unique]
     if len(set(named)) < len(named):
         assert output is not None
-        stem, suffix = (output[:-4], output[-4:]) if output.lower().endswith(".png") else (output, "")
+        kind = found[0].kind
+        cut = len(output) - len(kind.suffix) if output.lower().endswith(kind.suffix) else len(output)
         raise UsageError(
-            f"-o {output} is one name for {len(named)} pictures",
-            f"put the number or the seed of the picture in it: -o '{stem}-{{index}}{suffix}'",
+            f"{kind.option} {output} is one name for {len(named)} pictures",
+            f"put the number or the seed of the picture in it: {kind.option} '{output[:cut]}-{{index}}{output[cut:]}'",
         )
 
 
-def _check_writable(directory: Path, *, make: bool) -> None:
+def _check_writable(directory: Path, *, make: bool, option: str = PICTURES.option) -> None:
     """Try it: permissions alone do not tell what a read-only, full or virtual file system takes."""
     try:
         if make:
@@ -269,21 +291,21 @@ def _check_writable(directory: Path, *, make: bool) -> None:
         with _staged(directory, b""):
             pass
     except OSError as error:
-        raise cannot_write(str(directory), directory, error) from error
+        raise cannot_write(str(directory), directory, error, option) from error
 
 
 def _check_free(destination: Destination) -> None:
-    path = destination.path
+    path, option = destination.path, destination.kind.option
     try:
         mode = os.lstat(destination.final).st_mode
     except FileNotFoundError:
         return
     except OSError as error:
-        raise cannot_write(path, destination.final.parent, error) from error
+        raise cannot_write(path, destination.final.parent, error, option) from error
     if stat.S_ISDIR(mode):
         raise OutputExists(f"{path} is a directory", f"write {path}/ for a picture inside it, or choose another name")
     if not destination.force:
-        raise _exists(path)
+        raise _exists(path, option)
     if not stat.S_ISREG(mode):
         raise OutputExists(f"{path} is no regular file", "for PNG bytes on stdout use -o -, else choose another name")
 
@@ -303,24 +325,24 @@ def _staged(directory: Path, data: bytes, name: str | None = None) -> Iterator[P
             temporary.unlink()
 
 
-def _first_free(temporary: Path, path: str) -> str:
-    stem, candidate, number = path.removesuffix(".png"), path, 1
+def _first_free(temporary: Path, path: str, suffix: str) -> str:
+    stem, candidate, number = path.removesuffix(suffix), path, 1
     while True:
         try:
             _link(temporary, Path(candidate))
         except FileExistsError:
             number += 1
-            candidate = f"{stem}-{number}.png"
+            candidate = f"{stem}-{number}{suffix}"
         else:
             return candidate
 
 
-def _next_name(path: str, taken: Sequence[str]) -> str:
+def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
     """What `_first_free` will find, if nobody else writes in between."""
-    stem, candidate, number = path.removesuffix(".png"), path, 1
+    stem, candidate, number = path.removesuffix(suffix), path, 1
     while candidate in taken or os.path.lexists(candidate):
         number += 1
-        candidate = f"{stem}-{number}.png"
+        candidate = f"{stem}-{number}{suffix}"
     return candidate
 
 
@@ -349,19 +371,19 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _exists(path: str) -> OutputExists:
-    return OutputExists(f"{path} exists already", "choose another name with -o, or replace it with --force")
+def _exists(path: str, option: str) -> OutputExists:
+    return OutputExists(f"{path} exists already", f"choose another name with {option}, or replace it with --force")
 
 
-def cannot_write(path: str, directory: Path, error: OSError) -> OutputError:
+def cannot_write(path: str, directory: Path, error: OSError, option: str = PICTURES.option) -> OutputError:
     """The error to raise where writing `path`, in `directory`, failed with `error`."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            hint = "free some space, or choose another place with -o"
+            hint = f"free some space, or choose another place with {option}"
         case errno.ENOENT:
             hint = f"make the directory first: mkdir -p {shlex.quote(str(directory))}"
         case errno.ENAMETOOLONG:
-            hint = "choose a shorter name with -o"
+            hint = f"choose a shorter name with {option}"
         case _:
-            hint = "choose a directory you can write to with -o"
+            hint = f"choose a directory you can write to with {option}"
     return OutputError(f"cannot write {path}: {error.strerror}", hint)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import controlnets, images, inputs, loading, maps, registry, schedulers
+from sdcli import controlnets, images, inputs, latent_files, loading, maps, registry, schedulers
 from sdcli.context import Context, Residuals, control, label, masked_image, segmentation, text
 from sdcli.denoise import Step, denoise, draw_noise, initial_latents, start_at
 from sdcli.errors import InvalidRecipe, OutOfMemory
@@ -36,6 +36,9 @@ class Result:
     image: Image.Image
     recipe: Recipe
     seconds: float
+    latents: Tensor
+    """(1, C, h, w), float32, on the CPU: what the picture was decoded from, times `scaling_factor`, the VAE's."""
+    scaling_factor: float
     warnings: tuple[str, ...] = ()
     flat: str | None = None
     """What is to be said of a picture that is of one colour, or nearly so; also among the warnings."""
@@ -86,20 +89,16 @@ def run(
     """Make the pictures of `recipes`, which differ in nothing but their seeds, in one batch.
 
     The image and the mask they start from are read from the recipe's paths, unless they are `given`; without an image
-    it is pure noise. A picture whose pixels are not numbers though its latents are is decoded once more in float32,
-    with a warning; the others of its batch stay as they are. Raises InputError where an image cannot be read,
-    InvalidPicture where the model gives NaN all the same, OutOfMemory where the device has too little.
+    or latents it is pure noise. A picture whose pixels are not numbers though its latents are is decoded once more in
+    float32, with a warning; the others of its batch stay as they are. Raises InputError where an image or latents
+    cannot be read, InvalidPicture where the model gives NaN all the same, OutOfMemory where the device has too little.
     """
     started = time.perf_counter()
     with _memory_of(recipes[0]):
         if given is None and recipes[0].initial.image is not None:
             given = inputs.read(recipes[0].initial)
         latents = sample(model, recipes, on_step, given=given)
-        pixels = decode(model, latents)
-        broken = _overflowed(model, latents, pixels)
-        if broken:
-            pixels[broken] = decode_in_float32(model, latents[broken])
-        images.check_picture(pixels)
+        pixels, broken = decode_finite(model, latents)
     pictures = [images.to_image(each) for each in pixels]
     flatness = [images.flatness(each) for each in pictures]
     if given is not None:
@@ -107,13 +106,15 @@ def run(
     seconds = (time.perf_counter() - started) / len(recipes)
     seeds = [recipe.seed for recipe in recipes]
     controls = tuple(model.controlnets[each.name].source for each in recipes[0].layout.controls)
+    scaling, on_cpu = model.vae.config["scaling_factor"], latents.cpu()
     results = []
     for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
         flat = flatness[index]
         warnings = (RETRIED,) if index in broken else ()
         batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
         said = (*warnings, *filter(None, [flat]))
-        results.append(Result(picture, recipe, seconds, said, flat, controls, batch))
+        z = on_cpu[index : index + 1]
+        results.append(Result(picture, recipe, seconds, z, scaling, said, flat, controls, batch))
     return results
 
 
@@ -185,7 +186,7 @@ def _start(
     generators: Sequence[torch.Generator],
     given: Inputs | None,
 ) -> _Start:
-    """Pure noise; or, of an image, z(x) with noise up to the level that `strength` of the steps takes away again.
+    """Pure noise; or z(x), of an image or a file, noised up to the level that `strength` of the steps takes away again.
 
     The generators are drawn from in diffusers' order: the image's latents, noise, the masked image's latents.
     """
@@ -194,11 +195,15 @@ def _start(
     in_channels = model.latent_channels + model.concat_channels
     registry.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
     shape = model.latent_channels, *(side // model.vae_scale_factor for side in (recipe.height, recipe.width))
-    if given is None:
+    if given is None and recipe.initial.init_latents is None:
         latents = initial_latents(generators, shape, scheduler, model.device)
         return _Start(latents, scheduler.timesteps, _map_channels(model, recipe))
     strength = 1.0 if recipe.initial.strength is None else recipe.initial.strength
     timesteps = start_at(scheduler, strength)
+    if given is None:
+        known = _read_latents(model, recipe).expand(len(generators), -1, -1, -1)
+        noise = draw_noise(generators, shape).to(model.device)
+        return _Start(scheduler.add_noise(known, noise, timesteps[:1]), timesteps)
     size, padding = (recipe.width, recipe.height), recipe.initial.padding
     pixels = images.to_pixels(inputs.working(given, padding, size))
     from_noise = masked and strength == 1
@@ -219,6 +224,14 @@ def _start(
     draw_noise(generators, shape)  # diffusers encodes the masked image here too, for stochastic steps to come
     on_grid = masked_image.mask_latents(model, mask)
     return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
+
+
+def _read_latents(model: LatentDiffusionModel, recipe: Recipe) -> Tensor:
+    """The latents (1, C, h, w), float32, that the recipe starts from."""
+    initial, scaling = recipe.initial, model.vae.config["scaling_factor"]
+    file = str(initial.init_latents)
+    found = latent_files.read(file, model.latent_channels, scaling, initial.init_latents_sha256)
+    return torch.from_numpy(found.latents).to(model.device)
 
 
 def _map_channels(model: LatentDiffusionModel, recipe: Recipe) -> Tensor | None:
@@ -259,6 +272,19 @@ def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
     scaled = latents / model.vae.config["scaling_factor"]
     pixels: Tensor = model.vae.decode(scaled.to(model.vae.dtype), return_dict=False)[0].float().cpu()
     return pixels
+
+
+def decode_finite(model: LatentDiffusionModel, latents: Tensor) -> tuple[Tensor, list[int]]:
+    """`decode`, and which pictures had to be decoded once more, in float32, as their pixels were none.
+
+    Raises InvalidPicture where they are none all the same.
+    """
+    pixels = decode(model, latents)
+    broken = _overflowed(model, latents, pixels)
+    if broken:
+        pixels[broken] = decode_in_float32(model, latents[broken])
+    images.check_picture(pixels)
+    return pixels, broken
 
 
 def decode_in_float32(model: LatentDiffusionModel, latents: Tensor) -> Tensor:

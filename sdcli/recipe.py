@@ -83,7 +83,8 @@ class Execution:
 class Initial:
     """The image a picture starts from, and what of it is to be repainted; without `image`, pure noise and all of it.
 
-    Paths are as they were given. With a mask or new borders the picture is inpainted.
+    Paths are as they were given. With a mask or new borders the picture is inpainted. `init_latents` stand in an
+    image's place as they are, and only `strength` is said beside them.
     """
 
     image: str | None = None
@@ -92,6 +93,9 @@ class Initial:
     mask_image: str | None = None
     """A picture whose white is repainted, or `alpha`: the transparent parts of the image itself."""
     mask_sha256: str | None = None
+    init_latents: str | None = None
+    """A file of latents, z(x), to start from."""
+    init_latents_sha256: str | None = None
     strength: float | None = field(default=None, metadata=_within(0, 1))
     """The share of the steps that is taken: 1 starts from pure noise, less keeps more of the image."""
     invert_mask: bool = False
@@ -115,6 +119,15 @@ class Initial:
     def repaints(self) -> bool:
         """Whether a part of the image is repainted, rather than all of it redrawn."""
         return self.mask_image is not None or any(self.borders)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The keys that say something of this start: none of pure noise."""
+        if self.init_latents is not None:
+            return LATENTS_KEYS
+        if self.image is not None:
+            return tuple(key for key in INITIAL_KEYS if key not in ("init_latents", "init_latents_sha256"))
+        return ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,8 @@ class Layout:
         return tuple(dict.fromkeys(each.name for each in self.controls))
 
 
+LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
+"""Those of `Initial` that go together where a picture starts from latents."""
 INITIAL_KEYS = tuple(each.name for each in fields(Initial))
 LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
 INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS)
@@ -184,12 +199,11 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The flat keys and values, in declared order; `from_dict` of it is the same recipe.
 
-        The keys of `initial` are left out where there is no image, those of `layout` that say nothing, and `label`
-        where there is none. With a label it is the prompt that is left out, and what else is said of prompts, unless
-        it is something.
+        The keys of `initial` and `layout` that say nothing are left out, and `label` where there is none. With a label
+        it is the prompt that is left out, and what else is said of prompts, unless it is something.
         """
         flat = dict(_flatten(self))
-        needless = [] if self.initial.image is not None else [each.name for each in fields(Initial)]
+        needless = [key for key in INITIAL_KEYS if key not in self.initial.said]
         needless += [each.name for each in fields(Layout) if getattr(self.layout, each.name) == each.default]
         if self.condition.label is None:
             needless.append("label")
@@ -337,11 +351,18 @@ def initial_of(flat: Mapping[str, Any]) -> Initial:
 
 def check_initial(initial: Initial, steps: int | None = None) -> None:
     """Raise InvalidRecipe where the parts of `initial` do not go together, or its strength takes none of `steps`."""
-    if initial.image is None:
+    if initial.init_latents is not None:
+        for each in fields(Initial):
+            if each.name not in LATENTS_KEYS and getattr(initial, each.name) != each.default:
+                hint = "leave one of them away; latents stand in the place of an image, and all of them are redrawn"
+                raise InvalidRecipe(f"{each.name} and init_latents at once", hint, each.name)
+    elif initial.init_latents_sha256 is not None:
+        hint = "give init_latents too"
+        raise InvalidRecipe("init_latents_sha256 is of no use without latents", hint, "init_latents_sha256")
+    elif initial.image is None:
         for each in fields(Initial):
             if getattr(initial, each.name) != each.default:
                 raise InvalidRecipe(f"{each.name} is of no use without an image", "give image too", each.name)
-        return
     if initial.mask_image is not None and any(initial.borders):
         raise InvalidRecipe("new borders and a mask at once", "extend the image first, then inpaint it", "mask_image")
     if steps is not None and initial.strength is not None and int(steps * initial.strength) < 1:
@@ -371,6 +392,8 @@ def check_layout(layout: Layout, initial: Initial) -> None:
                 raise InvalidRecipe(f"control {each} names no picture", f"write it as {FORM}", "control")
     elif initial.image is not None:
         raise InvalidRecipe("a segmentation map and an image at once", "leave one of them away", "segmentation_map")
+    elif initial.init_latents is not None:
+        raise InvalidRecipe("a segmentation map and latents at once", "leave one of them away", "segmentation_map")
     if layout.control_sha256 and len(layout.control_sha256) != sum(each.image is not None for each in layout.controls):
         raise InvalidRecipe(
             f"control_sha256 has {len(layout.control_sha256)} entries", "it must have one for each image", "control"

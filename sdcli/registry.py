@@ -85,6 +85,8 @@ class ModelFacts:
     """The classes of a model that takes a class label, None for one that takes a text."""
     square: bool = False
     """Whether it makes squares only, as diffusers' transformer does."""
+    scaling_factor: float = 0.18215
+    """What the VAE's latents are multiplied by for the U-Net; unsaid, as diffusers has it."""
 
 
 def entries() -> Mapping[str, ModelEntry]:
@@ -241,6 +243,7 @@ def read_facts(source: Source) -> ModelFacts:
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
             square=is_transformer,
+            scaling_factor=vae.get("scaling_factor", ModelFacts.scaling_factor),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
@@ -318,6 +321,8 @@ def resolve_recipe(
     check_channels(facts.in_channels, facts.latent_channels, len(facts.classes), masked=masked, mapped=mapped)
     if options.get("image") is not None:
         options = _with_inputs(entry, options, facts, given, user=user)
+    elif options.get("init_latents") is not None:
+        options = _with_latents(options, facts)
     if any(options.get(key) for key in recipe.LAYOUT_KEYS):
         options = _with_layout(entry, options, facts, user=user)
     settled = settings(entry, options, facts, user=user)
@@ -346,6 +351,25 @@ def _with_inputs(
         side = options.get("width") or options.get("height") or size[0]
         options = {"width": side, "height": side, **options}
     return inputs.complete(given or inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
+
+
+def _with_latents(options: Mapping[str, Any], facts: ModelFacts) -> dict[str, Any]:
+    """The options with what their latents decide: the picture's size, the strength, the file's sum."""
+    from sdcli import inputs, latent_files  # numpy
+
+    initial = initial_of(options)
+    file = str(initial.init_latents)
+    found = latent_files.read(file, facts.latent_channels, facts.scaling_factor, initial.init_latents_sha256)
+    height, width = (side * facts.size_multiple for side in found.latents.shape[2:])
+    for key, own in (("width", width), ("height", height)):
+        if options.get(key) not in (None, own):
+            raise InvalidRecipe(
+                f"{key} is {options[key]}, and the latents in {file} are a picture's of {width}×{height}",
+                f"leave {key} away",
+                key,
+            )
+    said = {"width": width, "height": height, "strength": inputs.STRENGTH, "init_latents_sha256": found.sha256}
+    return {**said, **{key: value for key, value in options.items() if value is not None}}
 
 
 def _with_layout(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts, *, user: bool) -> Mapping[str, Any]:

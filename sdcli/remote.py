@@ -46,6 +46,8 @@ class Picture:
     seconds: float
     warnings: tuple[str, ...] = ()
     flat: str | None = None
+    latents: bytes = b""
+    """The file of what it was decoded from, as --save-latents writes it."""
 
     @property
     def image(self) -> Image.Image:
@@ -115,6 +117,7 @@ def _picture_to_wire(picture: Picture) -> dict[str, Any]:
         "seconds": picture.seconds,
         "warnings": picture.warnings,
         "flat": picture.flat,
+        "latents": b64encode(picture.latents).decode(),
     }
 
 
@@ -126,6 +129,7 @@ def _picture_from_wire(said: Mapping[str, Any]) -> Picture:
         seconds=said["seconds"],
         warnings=tuple(said["warnings"]),
         flat=said["flat"],
+        latents=b64decode(said["latents"]),
     )
 
 

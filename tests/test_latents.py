@@ -55,10 +55,14 @@ def test_latents_are_diffusers_own_mean_scaled(tiny_model):
     ("tensors", "said", "words"),
     [
         ({"z": torch.zeros(1, 4, 8, 8)}, {}, "holds no tensor 'latents', only z"),
-        ({"latents": torch.zeros(1, 3, 8, 8)}, {}, r"shape \[1, 3, 8, 8\], and this model's are \[1, 4, h, w\]"),
+        (
+            {"latents": torch.zeros(1, 3, 8, 8)},
+            {},
+            r"shape \[1, 3, 8, 8\], and this model's are floats of \[1, 4, h, w\]",
+        ),
         ({"latents": torch.zeros(4, 8, 8)}, {}, r"shape \[4, 8, 8\]"),
         ({"latents": torch.zeros(2, 4, 8, 8)}, {}, r"shape \[2, 4, 8, 8\]"),
-        ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int32)}, {}, "torch.int32"),
+        ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int32)}, {}, "I32"),
         ({"latents": torch.full((1, 4, 8, 8), float("nan"))}, {}, "not numbers"),
         ({"latents": torch.zeros(1, 4, 8, 8)}, {"scaling_factor": "0.13025"}, "scaled by 0.13025"),
     ],
@@ -66,14 +70,14 @@ def test_latents_are_diffusers_own_mean_scaled(tiny_model):
 def test_latents_that_do_not_fit_are_refused(tiny_model, tmp_path, tensors, said, words):
     save_file(tensors, tmp_path / "z.safetensors", said)
     with pytest.raises(InputError, match=words):
-        latents.read(tiny_model, str(tmp_path / "z.safetensors"))
+        latents.decode(tiny_model, str(tmp_path / "z.safetensors"))
 
 
 def test_what_is_no_file_of_latents_is_refused(tiny_model, tmp_path):
     (tmp_path / "z.safetensors").write_bytes(b"nothing of the kind")
     for name in ("z.safetensors", "none.safetensors"):
         with pytest.raises(InputError):
-            latents.read(tiny_model, str(tmp_path / name))
+            latents.decode(tiny_model, str(tmp_path / name))
 
 
 def test_a_picture_of_no_whole_latents_is_refused_with_the_nearest_sizes(tiny_model):
@@ -89,7 +93,9 @@ def test_kit_keeps_its_own_pictures(tmp_path):
     recipe = registry.resolve_recipe(registry.find("kit"), flat, user=False)
     picture = pipeline.run(model, [recipe])[0].image
     z = latents.encode(model, picture, "x")
-    (tmp_path / "z.safetensors").write_bytes(latents.file_of(model, z, "0" * 64))
+    (tmp_path / "z.safetensors").write_bytes(
+        latents.file_of(z, "0" * 64, model="kit", scaling_factor=model.vae.config["scaling_factor"])
+    )
     again = latents.decode(model, str(tmp_path / "z.safetensors")).image
     error = np.mean((np.asarray(picture, dtype=float) - np.asarray(again, dtype=float)) ** 2)
     assert 10 * np.log10(255**2 / error) >= 30

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from sdcli import options, recipe
 from sdcli.cli import app
 
-NO_OPTIONS = {"image_sha256", "mask_sha256"}  # what files say of themselves
+# what files say of themselves
+NO_OPTIONS = {f"{key}_sha256" for key in ("image", "mask", "init_latents", "segmentation", "control")}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def parameters_of(*commands: str) -> set[str]:
 
 
 def test_every_key_of_a_recipe_can_be_said_to_some_command():
-    said = parameters_of("generate", "img2img", "inpaint", "outpaint")
+    said = parameters_of("generate", "img2img", "inpaint", "outpaint", "synthesize")
     assert set(recipe.keys()) - NO_OPTIONS <= said
 
 
@@ -34,8 +35,10 @@ def test_a_group_of_recipe_keys_holds_nothing_else(group):
     assert {each.name for each in fields(group)} <= set(recipe.keys())
 
 
-def test_an_image_s_command_has_all_that_generate_has():
-    assert parameters_of("generate") <= parameters_of("img2img") & parameters_of("inpaint") & parameters_of("outpaint")
+def test_an_image_s_command_has_all_that_generate_has_but_another_start():
+    assert parameters_of("generate") - {"init_latents"} <= parameters_of("img2img") & parameters_of(
+        "inpaint"
+    ) & parameters_of("outpaint")
 
 
 def test_a_group_becomes_options_and_the_options_a_group():

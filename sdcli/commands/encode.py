@@ -52,7 +52,9 @@ def encode(
 
         picture = inputs.decode(file_bytes(image), image)
         z = latents.encode(loaded, picture, image)
-        return latents.file_of(loaded, z, digest), picture.size, tuple(z.shape)
+        scaling = loaded.vae.config["scaling_factor"]
+        data = latents.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
+        return data, picture.size, tuple(z.shape)
 
     path = output or f"{PurePath(image).stem}.safetensors"
     vae_orders.carry_out(work, options.given(machine, model=model), path, force=force, json=json, quiet=quiet)
@@ -60,7 +62,7 @@ def encode(
 
 @options.expand
 def decode(
-    latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A .safetensors file of `sdcli encode`.")],
+    latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A file of `sdcli encode` or --save-latents.")],
     *,
     model: options.Model = None,
     output: Annotated[

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from sdcli import options, orders
+
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength", metavar="0…1", rich_help_panel=options.PICTURE, show_default="with --init-latents 0.6",
+        help="The share of the steps to take from --init-latents; less keeps more of them.",
+    ),
+]  # fmt: skip
 
 
 @options.expand
@@ -10,6 +22,8 @@ def generate(
     prompt: options.Prompt = None,
     *,
     label: options.Label = None,
+    init_latents: options.InitLatents = None,
+    strength: Strength = None,
     picture: options.Picture,
     output: options.Output,
     execution: options.Execution,
@@ -24,4 +38,5 @@ def generate(
 
     sdcli generate --label "arctic fox" -m dit-256
     """
-    orders.carry_out(options.given(picture, execution, prompt=prompt, label=label), output)
+    asked = options.given(picture, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength)
+    orders.carry_out(asked, output)

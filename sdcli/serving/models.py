@@ -126,6 +126,7 @@ class Models:
                 each.seconds,
                 each.warnings,
                 each.flat,
+                delivery.latents_bytes(each, digest),
             )
             for each in results
         )

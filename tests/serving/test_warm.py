@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,16 @@ def test_pictures_that_start_from_pictures_and_replays_are_those_of_a_cold_run(r
     assert statuses == [0, 0, 0, 0]
     assert lines[2] == ["again.png", "inpainted.png"]
     assert files["replayed.png"] == files["again.png"]
+
+
+def test_latents_are_saved_and_started_from_as_by_a_cold_run(run, warmly, sd15, tmp_path):
+    for name, runner in (("cold", run), ("warm", warmly)):
+        (tmp_path / name).mkdir()
+        make = partial(runner, "generate", "a fox", "-m", sd15, "-s", 1, *FAST, cwd=tmp_path / name)
+        assert make("-o", "x.png", "--save-latents", "z.safetensors").status == 0
+        assert make("-o", "y.png", "--init-latents", "z.safetensors", "--strength", 1).status == 0
+    for file in ("x.png", "z.safetensors", "y.png"):
+        assert (tmp_path / "warm" / file).read_bytes() == (tmp_path / "cold" / file).read_bytes()
 
 
 def test_pictures_that_follow_pictures_are_those_of_a_cold_run(run, warmly, sd15, tmp_path):
