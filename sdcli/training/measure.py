@@ -5,8 +5,10 @@ otherwise, so that what is judged is what any user gets.
 """
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,6 +177,28 @@ def measure_inpaint(
         pictures.append(draw(asked, given))
         answers.append(answer)
     return {"pictures": count, **accuracy(judge, to_tensor(pictures), answers)}
+
+
+def measure_semantic(
+    draw: Draw, judge: Judge, segmenter: Segmenter, sprites: Sprites, *, vocabulary: Vocabulary = KIT, count: int = 100
+) -> dict[str, float]:
+    """How well the pictures of a model for segmentation maps follow their maps, and their prompts.
+
+    The maps are those of scenes of one subject; `mean_iou` is between them and what the segmenter reads back.
+    """
+    source = (scene for scene in scenes(112_233, vocabulary) if len(scene.placements) == 1 and scene.time == "day")
+    drawn = list(itertools.islice((scene for scene in source if scene.place in vocabulary.places), count))
+    given, pictures = [render(scene, sprites).segmentation for scene in drawn], []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, (scene, indices) in enumerate(zip(drawn, given, strict=True)):
+            file = Path(folder) / f"{seed}.png"
+            Image.fromarray(indices).save(file)
+            only = scene.placements[0]
+            prompt = trial_of((only.subject, only.colour, scene.place)).prompt
+            pictures.append(draw({"prompt": prompt, "seed": seed, "segmentation_map": str(file)}, None))
+    mean, _ = compare_maps(segmenter, pictures, given)
+    shares = accuracy(judge, to_tensor(pictures), [answers_of(scene) for scene in drawn])
+    return {"pictures": count, "mean_iou": mean, **shares}
 
 
 @torch.no_grad()

@@ -1,19 +1,22 @@
+from itertools import islice
+
 import numpy as np
 from PIL import Image
 
-from sdcli.training.judge import Answers
+from sdcli.training.judge import Answers, Judge, Segmenter
 from sdcli.training.measure import (
     compare_maps,
     drawer,
     inpaint_trials,
     judged,
+    measure_semantic,
     measure_text,
     spread,
     text_trials,
     trial_of,
     trial_of_two,
 )
-from sdcli.training.world import KIT, compose, compose_row, is_held_out, render
+from sdcli.training.world import KIT, compose, compose_row, is_held_out, render, scenes
 from tests.training.test_judge import Oracle
 
 
@@ -64,9 +67,27 @@ def test_an_inpainting_trial_hides_a_subject_and_asks_for_another(sprites):
         assert given.image.size == (256, 256)
 
 
-def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
-    from sdcli.training.judge import Segmenter
+def test_a_semantic_model_is_given_the_maps_of_scenes_and_judged_by_them(sprites):
+    class Perfect:
+        """Draws each scene itself, told apart by its seed."""
 
+        def __init__(self):
+            source = (s for s in scenes(112_233, KIT) if len(s.placements) == 1 and s.time == "day")
+            self.scenes = list(islice((s for s in source if s.place in KIT.places), 3))
+
+        def __call__(self, wanted, given):
+            rendering = render(self.scenes[wanted["seed"]], sprites)
+            assert np.array_equal(np.asarray(Image.open(wanted["segmentation_map"])), rendering.segmentation)
+            assert self.scenes[wanted["seed"]].placements[0].subject in wanted["prompt"]
+            return rendering.image
+
+    judge, segmenter = Judge().eval(), Segmenter().eval()
+    table = measure_semantic(Perfect(), judge, segmenter, sprites, count=3)
+    assert set(table) == {"pictures", "mean_iou", "subject", "colour", "place", "all"}
+    assert 0 <= table["mean_iou"] < 0.5
+
+
+def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
     rng = np.random.default_rng(3)
     rendering = render(compose(("fox", "red", "snow"), rng), sprites)
     mean, table = compare_maps(Segmenter().eval(), [rendering.image], [rendering.segmentation])
@@ -87,8 +108,6 @@ def test_the_table_has_a_row_a_kind(sprites):
             return render(
                 compose_row([("fox", "red"), ("owl", "red")], "snow", np.random.default_rng(1)), sprites
             ).image
-
-    from sdcli.training.judge import Judge
 
     table = measure_text(Blind(), Judge().eval(), seen=10, held_out=5)
     assert table["seen"]["pictures"] == 10
