@@ -68,7 +68,7 @@ def test_a_general_default_beats_what_is_good_for_a_model_but_not_what_it_needs(
     classic, turbo, kit = settled("sd15"), settled("sdxl-turbo"), settled("kit")
     assert (classic["steps"].value, classic["guidance_scale"].value, classic["scheduler"].value) == (40, 9.0, "euler")
     assert (turbo["steps"].value, turbo["guidance_scale"].value, turbo["scheduler"].value) == (2, 0.0, "euler-a")
-    assert (kit["steps"].value, kit["scheduler"].value) == (40, "ddim")
+    assert (kit["steps"].value, kit["scheduler"].value) == (40, "dpm++-2m")
     assert turbo["steps"].place == "models.toml"
     assert classic["steps"].place == f"{home / 'config.toml'}:2"
     with (home / "config.toml").open("a") as file:
@@ -97,7 +97,7 @@ def test_sigmas_stay_with_the_schedulers_that_take_them(scheduler, sigmas):
 
 def test_eta_stays_with_the_schedulers_that_take_it(monkeypatch):
     monkeypatch.setenv("SDCLI_ETA", "0.5")
-    assert settled("kit")["eta"].value == 0.5
+    assert settled("kit", scheduler="ddim")["eta"].value == 0.5
     assert settled("kit", scheduler="euler")["eta"].value == 0.0
 
 
