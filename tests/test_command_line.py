@@ -56,8 +56,8 @@ def test_what_a_user_s_settings_would_change_is_said_too(tmp_path, monkeypatch):
     monkeypatch.setenv("SDCLI_CONFIG", str(tmp_path / "config.toml"))
     (tmp_path / "config.toml").write_text('[defaults]\nmodel = "sd15"\nsteps = 40\n')
     changed = recipe()
-    assert (plain.sampling.steps, changed.sampling.steps) == (20, 40)
-    assert command_of([plain]) == "sdcli generate 'an arctic fox' -m kit --steps 20 -s 7"
+    assert (plain.sampling.steps, changed.sampling.steps) == (12, 40)
+    assert command_of([plain]) == "sdcli generate 'an arctic fox' -m kit --steps 12 -s 7"
     assert command_of([changed]) == "sdcli generate 'an arctic fox' -m kit --steps 40 -s 7"
 
 

@@ -295,7 +295,7 @@ def test_config_show_says_every_value_and_where_it_comes_from(run, tmp_path):
     assert rows["output"] == ("out/", f"{path}:2")
     assert rows["guidance_scale"] == (3.5, f"{path}:5")
     assert rows["seed"] == (7, "SDCLI_SEED")
-    assert rows["scheduler"] == ("ddim", "models.toml")
+    assert rows["scheduler"] == ("dpm++-2m", "models.toml")
     assert rows["width"] == (256, "model")
     assert rows["eta"] == (0.0, "built-in")
     assert done.stderr == "warning: nothing reads the variable SDCLI_STPES; did you mean SDCLI_STEPS?\n"

@@ -97,7 +97,7 @@ def test_painted_over_pixels_are_told(capsys, fox):
 
 
 def test_a_hostile_prompt_cannot_talk_to_the_terminal(capsys, tmp_path):
-    prompt = "fox\x1b]0;owned\x07\x9b31m\udcff\r\nsecond"
+    prompt = "fox\x1b]0;owned\x07\x9b31m\r\nsecond"
     (tmp_path / "ours.png").write_bytes(png_bytes(IMAGE, recipe(prompt=prompt)))
     theirs = a1111(tmp_path / "theirs.png", "fox\x1b]0;owned\x07\x9b31m\nSteps: 1, Sampler: Euler, Seed: \x1b[2J")
     for out in (shown(capsys, tmp_path / "ours.png"), shown(capsys, theirs)):

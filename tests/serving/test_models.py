@@ -26,9 +26,9 @@ def loads(monkeypatch):
     paths = []
     load = pipeline.load
 
-    def counted(source, recipe):
+    def counted(source, recipe, *controls):
         paths.append((source.path.name, recipe.execution.dtype))
-        return load(source, recipe)
+        return load(source, recipe, *controls)
 
     monkeypatch.setattr(pipeline, "load", counted)
     return paths
