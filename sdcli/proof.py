@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageChops, ImageStat
 
 from sdcli import __version__, controlnets, foreign, registry
+from sdcli.digest import model_digest
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.metadata import SOFTWARE, PictureInfo, installed_version, read
 from sdcli.recipe import MAX_SEED, Recipe, keys
@@ -20,6 +22,7 @@ from sdcli.remarks import Remark
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_HASH = re.compile(r"[0-9a-f]{10,64}")  # the first digits of a file's SHA-256
 _EXECUTION = ("device", "dtype", "threads", "batch_size")
 
 
@@ -132,6 +135,22 @@ def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str,
     return recipe, [Remark(each, "it cannot be followed", each.partition(":")[0]) for each in said.unhonoured]
 
 
+def other_weights(origin: Source) -> Iterator[Remark]:
+    """Remarks on what goes by the name in the picture, or by `-m`, and is not what the picture was made with.
+
+    Apart from `source`, for it reads the model's files where their digest is not known yet.
+    """
+    found, place, hint = origin.found, registry.locate(origin.entry), "say with -m which model it was made with"
+    now, then = model_digest(place), found.chunk.get("model_digest")
+    if isinstance(then, str) and then != now:
+        yield Remark(_changed("the model", then, now), hint, "model")
+    said = foreign.translate(found) if found.recipe is None else None
+    if said is not None and place.is_file and _HASH.fullmatch(said.model_hash) and not now.startswith(said.model_hash):
+        yield Remark(f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {now[:12]}…", hint, "model")
+    for each in _changed_controls(origin.recipe, found.chunk.get("control_digests")):
+        yield Remark(each, "bring back the one that it was made with", "control")
+
+
 def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
     """The seeds of the batch that the picture was made in, and its place there; alone where that is not known."""
     said = found.chunk.get("batch")
@@ -144,13 +163,17 @@ def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
     return [recipe.seed], 0
 
 
+def _changed(what: str, then: object, now: str) -> str:
+    return f"{what} is not what the picture was made with: sha256 {str(then)[:12]}… then, {now[:12]}… now"
+
+
 def _changed_controls(made: Recipe, then: Any) -> Iterator[str]:
     """A word on each ControlNet that is not what it was when the picture was made, of which the digests are `then`."""
     names = [each.name for each in made.layout.controls]
     if isinstance(then, list) and len(then) == len(names):
         for name, before, now in zip(names, then, controlnets.digests(made), strict=True):
             if before != now:
-                yield f"the ControlNet {name}: sha256 {str(before)[:12]}… then, {now[:12]}… now"
+                yield _changed(f"the ControlNet {name}", before, now)
 
 
 def difference(before: Image.Image, after: Image.Image) -> Difference | None:
@@ -175,7 +198,7 @@ def difference(before: Image.Image, after: Image.Image) -> Difference | None:
     return Difference(total - histogram[0], total, highest, psnr)
 
 
-def reasons(origin: Source, made: Recipe, model_digest: str, pixels_sha256: str) -> list[str]:
+def reasons(origin: Source, made: Recipe, digest: str, pixels_sha256: str) -> list[str]:
     """Why the replay of `origin`, with `made` as its recipe, may differ: what was other when the picture was made."""
     found = origin.found
     chunk = found.chunk
@@ -186,13 +209,13 @@ def reasons(origin: Source, made: Recipe, model_digest: str, pixels_sha256: str)
         told.append("the file's pixels are not those that were written")
     if found.recipe is None:
         told.append(f"{found.writer} made it, with arithmetic and noise of its own")
-        told += [remark.message for remark in origin.remarks]
+        told += [remark.message for remark in (*origin.remarks, *other_weights(origin))]
     if found.format not in ("PNG", "TIFF", "BMP"):
         told.append(f"{found.format} does not keep pixels as they were")
     then, now = dict(found.recipe or {}), made.to_dict()
     told += [f"{key}: {then[key]} then, {now[key]} now" for key in _EXECUTION if key in then and then[key] != now[key]]
-    if chunk.get("model_digest", model_digest) != model_digest:
-        told.append(f"the model: sha256 {chunk['model_digest'][:12]}… then, {model_digest[:12]}… now")
+    if chunk.get("model_digest", digest) != digest:
+        told.append(_changed("the model", chunk["model_digest"], digest))
     told += _changed_controls(made, chunk.get("control_digests"))
     here = {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}}
     told += [

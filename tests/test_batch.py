@@ -358,6 +358,52 @@ def test_interrupted_once_the_picture_in_hand_is_finished_twice_it_is_not(
     assert sorted(line["status"] for line in lines_of(again)) == ["cached"] * finished + ["done"] * (2 - finished)
 
 
+def test_interrupted_where_nobody_reads_stderr_any_more_the_picture_in_hand_is_finished(batch, tmp_path, monkeypatch):
+    run = pipeline.run
+    stderr = os.dup(2)
+
+    def interrupted(model, recipes, on_step):
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 2)
+        os.close(writer)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.dup2(stderr, 2)
+        return run(model, recipes, on_step)
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    done = batch([{"prompt": "a"}, {"prompt": "b"}])
+    os.close(stderr)
+    assert done.status == 130
+    assert [line["status"] for line in lines_of(done)] == ["done"]
+    assert len(pictures(tmp_path / "out")) == 1
+
+
+def test_what_the_user_has_set_counts_for_jobs_too(sdcli, tmp_path, monkeypatch):
+    (tmp_path / "jobs").write_text('{"prompt": "a fox"}\n{"prompt": "a cat", "seed": 5}\n')
+    monkeypatch.setenv("SDCLI_SEED", "9")
+    monkeypatch.setenv("SDCLI_OUTPUT", "pictures/")
+    planned = [line.split()[1] for line in sdcli("batch", "jobs", "--dry-run").lines if line.startswith("planned")]
+    assert planned == ["pictures/a-fox-9.png", "pictures/a-cat-5.png"]
+    assert "elsewhere/a-fox-8.png" in sdcli("batch", "jobs", "-o", "elsewhere", "-s", 8, "--dry-run").stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("SDCLI_STEPS", "zero", "SDCLI_STEPS is 'zero'"),
+        ("SDCLI_OUTPUT", "fox-{seed}.png", "SDCLI_OUTPUT: output 'fox-{seed}.png' names single pictures"),
+        ("SDCLI_OUTPUT", "jobs", "SDCLI_OUTPUT: output 'jobs' is no directory"),
+    ],
+)
+def test_what_the_user_has_set_wrongly_is_no_job_s_fault(sdcli, tmp_path, monkeypatch, variable, value, words):
+    (tmp_path / "jobs").write_text("a fox\n")
+    monkeypatch.setenv(variable, value)
+    done = sdcli("batch", "jobs", "-m", "kit", "--dry-run")
+    assert (done.status, done.stdout) == (2, b"")
+    assert words in done.stderr
+
+
 def test_no_jobs_are_done_at_once(batch, tmp_path):
     done = batch("\n\n")
     assert (done.status, done.stdout, done.stderr) == (0, b"", "warning: there are no jobs in jobs\n")

@@ -1,5 +1,6 @@
 """How pictures differ and why they may: numbers against numpy's, reasons one by one."""
 
+import hashlib
 import json
 import math
 
@@ -12,8 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdcli import __version__, proof
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound
-from sdcli.metadata import png_bytes
+from sdcli.metadata import png_bytes, read
 from sdcli.recipe import Recipe
+from sdcli.registry import ModelEntry
+from tests.test_foreign import A1111
 
 BASE = {
     "model": "kit", "prompt": "fox", "steps": 2, "guidance_scale": 4.0, "scheduler": "ddim", "width": 256,
@@ -129,11 +132,32 @@ def test_each_reason_is_told(picture):
         "device: cuda then, cpu now",
         "dtype: float32 then, bfloat16 now",
         "threads: 1 then, 4 now",
-        f"the model: sha256 {'a' * 12}… then, {'b' * 12}… now",
+        f"the model is not what the picture was made with: sha256 {'a' * 12}… then, {'b' * 12}… now",
         f"sdcli: 0.0 then, {__version__} now",
         *[reason for reason in told if reason.startswith("torch: 1.0 then")],
     ]
     assert len(told) == 6
+
+
+def test_another_file_under_the_name_in_a_picture_of_a1111_is_said(tmp_path):
+    file = tmp_path / "dream.safetensors"
+    file.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    entry = ModelEntry(name="dream", folder=str(file))
+
+    def said(model_hash):
+        chunks = PngInfo()
+        chunks.add_text("parameters", A1111.replace("6ce0161689", model_hash))
+        IMAGE.save(tmp_path / "theirs.png", pnginfo=chunks)
+        found = read(tmp_path / "theirs.png")
+        origin = proof.Source("theirs.png", found, entry, [RECIPE.replace(model="dream")], 0, ())
+        told = [remark.message for remark in proof.other_weights(origin)]
+        assert set(told) <= set(proof.reasons(origin, RECIPE, digest, "0" * 64))
+        return told
+
+    assert said(digest[:10]) == said(digest) == []
+    assert said("6ce01616") == []  # eight digits are of another sum
+    assert said("6ce0161689") == [f"Model hash: 6ce0161689 is not that of dream, {digest[:12]}…"]
 
 
 def test_a_file_changed_afterwards_is_told_from_one_that_comes_out_otherwise(picture):

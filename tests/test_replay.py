@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from sdcli import cli
 from sdcli.metadata import read
 from sdcli.source import Source
+from tests import tiny
 from tests.test_foreign import A1111
 
 FAST = ["--steps", "2", "--dtype", "float32", "--threads", "1"]
@@ -135,6 +136,25 @@ def test_an_unknown_key_is_said_and_strict_refuses_it(capfd, fox):
     assert ran(capfd, "--verify", "--strict", picture)[0] == 2
     assert cli.run(["info", picture, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["warnings"] == ["unknown metadata key 'cleverness' is not heeded"]
+
+
+def test_weights_that_are_not_the_picture_s_are_said_and_strict_refuses_them(capfd, fox, tmp_path):
+    other = str(tiny.make_folder("sd15", tmp_path / "other", seed=1))
+    capfd.readouterr()
+    status, out, err = ran(capfd, fox, "-m", other)
+    assert (status, out) == (0, "a-fox-7.png\n")
+    assert err.startswith("warning: the model is not what the picture was made with: sha256 ")
+    status, out, err = ran(capfd, fox, "-m", other, "--strict")
+    assert (status, out) == (2, "")
+    assert "hint: say with -m which model it was made with" in err
+
+
+def test_pictures_go_where_the_user_has_set_and_verify_writes_none(capfd, fox, monkeypatch, tmp_path):
+    monkeypatch.setenv("SDCLI_OUTPUT", "again/")
+    assert ran(capfd, fox) == (0, "again/a-fox-7.png\n", "")
+    monkeypatch.setenv("SDCLI_OUTPUT", "more/")
+    assert ran(capfd, fox, "--verify") == (0, "fox.png\n", "")
+    assert not (tmp_path / "more").exists()
 
 
 def test_a_picture_of_a1111_is_made_as_far_as_it_says(capfd, fox, sd15):

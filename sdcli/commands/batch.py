@@ -21,9 +21,12 @@ class BatchOutput:
     """Where the pictures of a batch go, and what is said of them."""
 
     directory: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="DIR", rich_help_panel=options.OUTPUT, help="Made where it is missing."),
-    ] = "."
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", rich_help_panel=options.OUTPUT,
+            help="Made where it is missing.", show_default="here",
+        ),
+    ] = None  # fmt: skip
     force: options.Force = False
     json: Annotated[
         bool,
@@ -91,7 +94,7 @@ def batch(
     given = options.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
         recipe.check_value(key, value)
-    registry.find(given["model"])
+    registry.settings(registry.find(given["model"]), given, None)  # whatever is wrong there is no job's fault
     asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
     planned = plan.plan(asked, given, strict=output.strict)
     if not planned:
@@ -121,9 +124,18 @@ def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]
     return axes
 
 
-def _directory(output: str) -> str:
+def _directory(given: str | None) -> str:
+    """Where the pictures go: `given`, which is made if need be, or the directory that the user's settings name."""
+    said = config.general("output", given, ".")
+    output, named = str(said.value), "-o" if given is not None else f"{said.place}: output"
     if not output or "\0" in output or (Path(output).exists() and not Path(output).is_dir()):
-        raise UsageError(f"-o {output!r} is no directory", "a batch writes into a directory, which it makes if need be")
+        raise UsageError(
+            f"{named} {output!r} is no directory", "a batch writes into a directory, which it makes if need be"
+        )
+    if given is None and not (output.endswith("/") or Path(output).is_dir()):
+        raise UsageError(
+            f"{named} {output!r} names single pictures, and a batch takes a directory", "give it one with -o"
+        )
     return output
 
 

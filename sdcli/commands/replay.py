@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from sdcli import delivery, options, outputs, registry, remote, streams
+from sdcli import config, delivery, options, outputs, registry, remote, streams
 from sdcli.errors import PictureDiffers, UsageError
 from sdcli.remarks import Remark
 
@@ -51,14 +51,13 @@ def replay(
     from sdcli import proof
 
     execution = options.given(machine)
-    output = handover.path
+    output = handover.path if verify else config.output(handover.path)
     shared = {key: getattr(handover, key) for key in ("force", "json", "quiet", "strict")}
     jobs = []
     for path in images:
         source = proof.source(path, model, **execution)
-        order = delivery.Order(
-            entry=source.entry, recipes=source.recipes, output=output, remarks=source.remarks, **shared
-        )
+        remarks = (*source.remarks, *proof.other_weights(source))
+        order = delivery.Order(entry=source.entry, recipes=source.recipes, output=output, remarks=remarks, **shared)
         jobs.append((source, order))
     destinations = _plan(jobs, output, verify)
     for _, order in jobs:

@@ -6,7 +6,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -291,7 +291,8 @@ def _interrupts_deferred() -> Iterator[None]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        os.write(2, told)  # print may be at work
+        with suppress(OSError):  # nobody reads stderr any more: Ctrl-C has ended the other end of the pipe too
+            os.write(2, told)  # print may be at work
 
     before = signal.getsignal(signal.SIGINT)
     if before != signal.SIG_IGN:

@@ -65,10 +65,10 @@ def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: b
 
     What deserves a word is among a job's remarks, or where `strict` its fault.
 
-    A job's seed, unless it or `defaults` say one, and the choices of its wildcards are drawn from a hash of what it
-    says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but for the
-    model's name), of the digests of the model and its ControlNets, of sdcli's numerics and of its output's name; the
-    n-th of jobs that agree in all of that is distinct from the others.
+    A job's seed, unless it, `defaults` or the user's settings say one, and the choices of its wildcards are drawn from
+    a hash of what it says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but
+    for the model's name), of the digests of the model and its ControlNets, of sdcli's numerics and of its output's
+    name; the n-th of jobs that agree in all of that is distinct from the others.
     """
     seen = _Seen()
     return [
@@ -84,8 +84,11 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         asked = _canonical({"output": job.output, **job.values})
         seen.asked[asked] += 1
         draw = drawing(f"{_hash(asked)} {seen.asked[asked]}")
-        options = {**defaults, "seed": draw(MAX_SEED + 1), **_seed_of(defaults), **job.values, **_choices(job, draw)}
+        seed = draw(MAX_SEED + 1)
+        options = {**defaults, **job.values, **_choices(job, draw)}
         entry = _entry(options["model"])
+        if "seed" not in registry.settings(entry, options, None):
+            options["seed"] = seed
         recipe = registry.resolve_recipe(entry, options)
         # how many jobs may share a call is not known yet, so that no batch size is too large
         found = remarks.of(entry, registry.facts_of(entry), recipe, count=recipe.execution.batch_size)
@@ -102,10 +105,6 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
     if name is not None:
         seen.names[name] = job.line
     return Planned(job.line, key[:16] if job.id is None else job.id, key, entry, source, recipe, name, found)
-
-
-def _seed_of(defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {key: value for key, value in defaults.items() if key == "seed"}
 
 
 def _choices(job: Job, draw: Draw) -> dict[str, str]:

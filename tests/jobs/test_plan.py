@@ -43,6 +43,16 @@ def test_a_job_is_filled_from_the_options_and_the_model(model):
     assert first.id == first.key[:16] != second.id
 
 
+def test_a_seed_that_the_user_has_set_is_drawn_for_no_job(model, monkeypatch):
+    drawn, said = planned(model, {"prompt": "a {red|blue} fox"}, {"prompt": "b", "seed": 5})
+    monkeypatch.setenv("SDCLI_SEED", "9")
+    set_, still_said = planned(model, {"prompt": "a {red|blue} fox"}, {"prompt": "b", "seed": 5})
+    assert (set_.recipe.seed, set_.recipe.condition) == (9, drawn.recipe.condition)
+    assert drawn.recipe.seed != 9
+    assert still_said.key == said.key
+    assert planned(model, {"prompt": "a"}, seed=8)[0].recipe.seed == 8
+
+
 def test_jobs_are_the_same_whatever_their_place(model):
     jobs = [{"prompt": f"a {{red|blue}} fox {number % 7}", "steps": number % 3 + 1} for number in range(40)]
     first = {job.key: job.recipe for job in planned(model, *jobs)}
