@@ -1,6 +1,7 @@
 """Pictures through the autoencoder and back, and latents as files."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sdcli import latents, loading, pipeline, registry
+from sdcli import cli, latents, loading, pipeline, registry
 from sdcli.digest import model_digest
 from sdcli.errors import InputError
 from sdcli.source import Source
@@ -41,6 +42,20 @@ def test_there_and_back_on_the_shell(run: Run, sd15, tmp_path):
         assert picture.size == (64, 128)
     again = run("decode", "z.safetensors", "-m", sd15)
     assert (again.status, again.lines) == (8, [])
+
+
+def test_stdout_is_one_line_whatever_libraries_print_and_files_are_called(sd15, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # which the command sets, and pytest then restores
+    load = pipeline.load
+    monkeypatch.setattr(pipeline, "load", lambda *given: os.write(1, b"chatter\n") and load(*given))
+    Image.effect_noise((64, 64), 60).convert("RGB").save("x.png")
+    name = os.fsdecode(b"\xff.safetensors")
+    assert cli.run(["encode", "x.png", "-m", str(sd15), "-o", name, "--json", "--quiet", "--dtype", "float32"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["path"] == name
+    assert err == "chatter\n"
 
 
 def test_latents_are_diffusers_own_mean_scaled(tiny_model):

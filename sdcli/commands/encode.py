@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,31 @@ from sdcli import options, vae_orders
 if TYPE_CHECKING:
     from sdcli.model import LatentDiffusionModel
 
-Json = Annotated[
-    bool,
-    typer.Option("--json", rich_help_panel=options.OUTPUT, help="One JSON object, not the path.", show_default=False),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", rich_help_panel=options.OUTPUT, help="No word on sizes.", show_default=False)
-]
+
+@dataclass(frozen=True)
+class Latents(vae_orders.Output):
+    """Latents to hand over."""
+
+    path: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", rich_help_panel=options.OUTPUT,
+            help="Where the latents go.", show_default="IMAGE's name with .safetensors, here",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decoded(vae_orders.Output):
+    """A decoded picture to hand over."""
+
+    path: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.png", rich_help_panel=options.OUTPUT,
+            help="Where the picture goes.", show_default="LATENTS' name with .png, here",
+        ),
+    ] = None  # fmt: skip
 
 
 @options.expand
@@ -26,19 +45,9 @@ def encode(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to encode: PNG, JPEG, WebP ….")],
     *,
     model: options.Model = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", rich_help_panel=options.OUTPUT,
-            help="Where the latents go.", show_default="IMAGE's name with .safetensors, here",
-        ),
-    ] = None,
-    force: options.Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: options.Debug = False,
+    output: Latents,
     machine: options.Machine,
-) -> None:  # fmt: skip
+) -> None:
     """Encode a picture: write its latents z(x) to a .safetensors file, and print the file's path.
 
     The tensor `latents`, (1, C, h, w) in float32, is z as the U-Net sees it: the encoder's mean times scaling_factor.
@@ -56,8 +65,8 @@ def encode(
         data = latents.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
         return data, picture.size, tuple(z.shape)
 
-    path = output or f"{PurePath(image).stem}.safetensors"
-    vae_orders.carry_out(work, options.given(machine, model=model), path, force=force, json=json, quiet=quiet)
+    path = output.path or f"{PurePath(image).stem}.safetensors"
+    vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))
 
 
 @options.expand
@@ -65,19 +74,9 @@ def decode(
     latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A file of `sdcli encode` or --save-latents.")],
     *,
     model: options.Model = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE.png", rich_help_panel=options.OUTPUT,
-            help="Where the picture goes.", show_default="LATENTS' name with .png, here",
-        ),
-    ] = None,
-    force: options.Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: options.Debug = False,
+    output: Decoded,
     machine: options.Machine,
-) -> None:  # fmt: skip
+) -> None:
     """Decode latents: write the picture that they are of as a PNG, and print its path.
 
     sdcli decode z.safetensors -o again.png
@@ -93,5 +92,5 @@ def decode(
         decoded.image.save(buffer, "PNG")
         return buffer.getvalue(), decoded.image.size, decoded.shape
 
-    path = output or f"{PurePath(latents).stem}.png"
-    vae_orders.carry_out(work, options.given(machine, model=model), path, force=force, json=json, quiet=quiet)
+    path = output.path or f"{PurePath(latents).stem}.png"
+    vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))

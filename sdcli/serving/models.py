@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,30 +78,22 @@ class Models:
         `controls` where their ControlNets are.
 
         `processors` is the number that a cold run could use, which bounds the number of threads that torch would
-        take by itself. Raises what `pipeline.load` and `pipeline.run` raise.
+        take by itself. Where memory runs out, all models are put away and it is tried once more. Raises what
+        `pipeline.load` and `pipeline.run` raise.
         """
         from sdcli import metadata
 
+        work = partial(
+            self._make, source, tuple((controls or {}).items()), recipes, on_step, processors=processors, given=given
+        )
         with metadata.relative_to(directory):
-            return self._try_twice(source, tuple((controls or {}).items()), recipes, on_step, processors, given)
-
-    def _try_twice(
-        self,
-        source: Source,
-        controls: Controls,
-        recipes: Sequence[Recipe],
-        on_step: Callable[[Any], None],
-        processors: int | None,
-        given: Inputs | None,
-    ) -> tuple[Picture, ...]:
-        """`_make`; and where memory runs out, once more with all models put away."""
-        try:
-            return self._make(source, controls, recipes, on_step, processors, given)
-        except OutOfMemory:
-            if not self._kept:
-                raise
-        self._put_away_all()  # only here, for the exception holds on to what it met
-        return self._make(source, controls, recipes, on_step, processors, given)
+            try:
+                return work()
+            except OutOfMemory:
+                if not self._kept:
+                    raise
+            self._put_away_all()  # only here, for the exception holds on to what it met
+            return work()
 
     def _make(
         self,
@@ -108,6 +101,7 @@ class Models:
         controls: Controls,
         recipes: Sequence[Recipe],
         on_step: Callable[[Any], None],
+        *,
         processors: int | None,
         given: Inputs | None,
     ) -> tuple[Picture, ...]:
