@@ -5,6 +5,7 @@ in the wrong half of guidance or at the wrong place gives another picture. Guida
 the picture to be recovered is x_u + s (x_c − x_u).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from sdcli import pipeline, schedulers
+from sdcli import loading, pipeline, schedulers
 from sdcli.inputs import Inputs
 from sdcli.model import ControlNet, LatentDiffusionModel
 from sdcli.palette import Class
 from sdcli.recipe import Recipe
 from sdcli.source import Source
-from tests import pairs
+from tests import pairs, tiny
 from tests.test_denoise import CONFIG, Recorder, levels
 
 SEEDS = (7, 8)
@@ -34,6 +36,9 @@ STAYS_NOISY = ("deis", "tcd")
 """Schedulers whose last step ends at the least noise level of training, not at none."""
 LEANS_BACK = ("lms", "pndm")
 """Schedulers of diffusers that start midway as though there had been steps before, and so err in few steps."""
+CAN_STAY_NOISY = ("ddim", "pndm", "euler", "dpm++-2m", "dpm++-2m-sde", "dpm++-2s", "dpm++-3m-sde", "unipc")
+"""Schedulers that end there too where a model's config says so, in one of these ways."""
+STAY_NOISY = {"set_alpha_to_one": False, "final_sigmas_type": "sigma_min"}
 BETWEEN_LEVELS = ("dpm2", "dpm++-sde")
 """Schedulers of diffusers that add noise at a whole step's level in their rounds between two levels."""
 
@@ -44,9 +49,14 @@ def fixed(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=Generator().manual_seed(seed))
 
 
-def of_text(embeds: Tensor) -> Tensor:
-    """A picture for each of the prompts' embeddings (B, L, 32)."""
-    return (embeds.mean(1) @ fixed(32, 256)).reshape(-1, *SHAPE)
+def of_text(embeds: Tensor, shape: Sequence[int] = SHAPE) -> Tensor:
+    """A picture for each of the prompts' embeddings, or of the one token of a class's, (B, L, D)."""
+    return (embeds.mean(1) @ fixed(embeds.shape[2], math.prod(shape))).reshape(-1, *shape)
+
+
+def of_labels(labels: Tensor) -> Tensor:
+    """A picture for each of the classes (B,), and one for none of them, the 1001st."""
+    return fixed(1001, math.prod(SHAPE))[labels].reshape(-1, *SHAPE)
 
 
 def of_channels(channels: Tensor, seed: int = 2) -> Tensor:
@@ -88,16 +98,22 @@ class Case:
     beside: Tensor = field(default_factory=lambda: torch.zeros(1))
     text_share: Tensor = field(default_factory=lambda: torch.ones(1))
     noise: Tensor = field(default_factory=lambda: drawn(0))
+    draws: int = 1
+    """How often each seed has been drawn from before the first step."""
     image_latents: Tensor | None = None
     known: Tensor = field(default_factory=lambda: torch.zeros(1))
     classes: tuple[Class, ...] = ()
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
+    model: LatentDiffusionModel | None = None
+    """The model that the U-Net is put into, where it is no tiny SD 1.5; `halves` then say what its contexts tell."""
+    halves: tuple[Tensor, Tensor] | None = None
+    """The pictures of the conditional and the unconditional half."""
 
 
-def drawn(before: int) -> Tensor:
+def drawn(before: int, shape: Sequence[int] = SHAPE) -> Tensor:
     """Each seed's noise after as many draws before it."""
     each = [Generator().manual_seed(seed) for seed in SEEDS]
-    return torch.stack([[torch.randn(SHAPE, generator=one) for _ in range(before + 1)][-1] for one in each])
+    return torch.stack([[torch.randn(shape, generator=one) for _ in range(before + 1)][-1] for one in each])
 
 
 def random_image(seed: int = 3) -> Image.Image:
@@ -128,14 +144,14 @@ def text_alone(model: LatentDiffusionModel, folder: Path) -> Case:
 def image_to_image(model: LatentDiffusionModel, folder: Path) -> Case:
     image = random_image()
     z = z_of(model, pixels_of(image), 0)
-    return Case({"image": "given", "strength": STRENGTH}, Inputs(image), noise=drawn(1), image_latents=z)
+    return Case({"image": "given", "strength": STRENGTH}, Inputs(image), noise=drawn(1), draws=2, image_latents=z)
 
 
 def held(model: LatentDiffusionModel, folder: Path) -> Case:
     image = random_image()
     z = z_of(model, pixels_of(image), 0)
     said = {"image": "given", "mask_image": "given", "strength": STRENGTH}
-    return Case(said, Inputs(image, MASK, MASK), noise=drawn(1), image_latents=z, known=1 - PAINTED)
+    return Case(said, Inputs(image, MASK, MASK), noise=drawn(1), draws=3, image_latents=z, known=1 - PAINTED)
 
 
 def held_from_noise(model: LatentDiffusionModel, folder: Path) -> Case:
@@ -155,14 +171,14 @@ def concatenated(model: LatentDiffusionModel, folder: Path) -> Case:
     z, before = z_of(model, pixels_of(image), 0), z_of(model, shown, 2)
     said = {"image": "given", "mask_image": "given", "strength": STRENGTH}
     told = {"told": by_mask, "channels": 9, "beside": (1 - PAINTED) * before, "text_share": PAINTED}
-    return Case(said, Inputs(image, MASK, MASK), noise=drawn(1), image_latents=z, **told)
+    return Case(said, Inputs(image, MASK, MASK), noise=drawn(1), draws=3, image_latents=z, **told)
 
 
 def concatenated_from_noise(model: LatentDiffusionModel, folder: Path) -> Case:
     case = concatenated(model, folder)
     shown = pixels_of(random_image()) * torch.from_numpy(np.asarray(MASK) < 128)
     beside = (1 - PAINTED) * z_of(model, shown, 1)
-    return replace(case, said={**case.said, "strength": 1.0}, noise=drawn(0), beside=beside)
+    return replace(case, said={**case.said, "strength": 1.0}, noise=drawn(0), draws=2, beside=beside)
 
 
 def segmentation_map(model: LatentDiffusionModel, folder: Path) -> Case:
@@ -212,6 +228,48 @@ def controlled(model: LatentDiffusionModel, folder: Path) -> Case:
     )
 
 
+FOX = 279
+
+
+def label_attended_to(model: LatentDiffusionModel, folder: Path) -> Case:
+    """A class as the one token of an LDM, whose latents are 16×16 of 3 channels; the 1001st token is none's."""
+    model = load(tiny.make_ldm(folder / "ldm"))
+    shape = (3, 16, 16)
+    table = load_file(folder / "ldm" / "class_embedder" / "diffusion_pytorch_model.safetensors")["weight"]
+    return Case(
+        {"prompt": "", "label": "Arctic fox"},
+        told=lambda beside, conditions: of_text(conditions["encoder_hidden_states"], shape),
+        channels=3,
+        noise=drawn(0, shape),
+        model=model,
+        halves=(of_text(table[FOX][None, None], shape), of_text(table[1000][None, None], shape)),
+    )
+
+
+def image_to_label(model: LatentDiffusionModel, folder: Path) -> Case:
+    """The encoder of a VQModel gives latents, not a Gaussian: nothing is drawn but the noise."""
+    case = label_attended_to(model, folder)
+    assert case.model is not None
+    with torch.no_grad():
+        z = case.model.vae.encode(pixels_of(random_image())).latents
+    said = {**case.said, "image": "given", "strength": STRENGTH}
+    return replace(case, said=said, given=Inputs(random_image()), image_latents=z)
+
+
+def label_in_the_norms(model: LatentDiffusionModel, folder: Path) -> Case:
+    """A class as its number, which DiT's norms look up; 1000 is none."""
+    return Case(
+        {"prompt": "", "label": "white fox"},
+        told=lambda beside, conditions: of_labels(conditions["class_labels"]),
+        model=load(tiny.make_dit(folder / "dit")),
+        halves=(of_labels(torch.tensor([FOX])), of_labels(torch.tensor([1000]))),
+    )
+
+
+def load(folder: Path) -> LatentDiffusionModel:
+    return loading.load(Source(folder), name="", device=torch.device("cpu"), dtype=torch.float32)
+
+
 CONTEXTS = (
     text_alone,
     image_to_image,
@@ -221,11 +279,15 @@ CONTEXTS = (
     concatenated_from_noise,
     segmentation_map,
     controlled,
+    label_attended_to,
+    image_to_label,
+    label_in_the_norms,
 )
 
 
 def sampled(model: LatentDiffusionModel, case: Case, oracle: Oracle, scheduler: str, config: dict[str, Any]) -> Tensor:
-    model = replace(model, unet=oracle, scheduler_config=config, classes=case.classes, controlnets=case.controlnets)
+    parts = {"classes": case.classes, "controlnets": case.controlnets}
+    model = replace(case.model or model, unet=oracle, scheduler_config=config, **parts)
     asked = {**pairs.DEFAULTS, "steps": STEPS, "guidance_scale": SCALE, "scheduler": scheduler, **case.said}
     recipes = [Recipe.from_dict({"model": "", **asked, "seed": seed}) for seed in SEEDS]
     return pipeline.sample(model, recipes, given=case.given)
@@ -233,9 +295,12 @@ def sampled(model: LatentDiffusionModel, case: Case, oracle: Oracle, scheduler: 
 
 def guided_picture(pair: pairs.Pair, case: Case) -> Tensor:
     """x_u + s (x_c − x_u), with the embeddings that diffusers' pipeline makes."""
-    with torch.no_grad():
-        conditional, unconditional = pair.pipe.encode_prompt(pairs.DEFAULTS["prompt"], "cpu", 1, True)
-    of_prompt, of_none = of_text(conditional), of_text(unconditional)
+    if case.halves is not None:
+        of_prompt, of_none = case.halves
+    else:
+        with torch.no_grad():
+            embeds = pair.pipe.encode_prompt(pairs.DEFAULTS["prompt"], "cpu", 1, True)
+        of_prompt, of_none = map(of_text, embeds)
     return case.text_share * (of_none + SCALE * (of_prompt - of_none)) + case.beside
 
 
@@ -257,6 +322,13 @@ def check_known(case: Case, call: Mapping[str, Any]) -> None:
     assert (case.known * (call["sample"][: len(SEEDS), :4] - expected)).abs().max() <= 2e-3
 
 
+def noise_over(x_0: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """What lies over x_0 in the latents of a call, in units of its timestep's level."""
+    alpha, sigma = levels(call["timestep"])
+    noise: Tensor = (call["sample"][: len(SEEDS), :4] - alpha * x_0) / sigma
+    return noise
+
+
 @pytest.mark.parametrize(
     ("scheduler", "prediction_type"),
     [*((name, "epsilon") for name in schedulers.NAMES), *((name, "v_prediction") for name in ("ddim", "euler-a"))],
@@ -275,13 +347,42 @@ def test_the_picture_that_a_context_tells_is_recovered(pair, tmp_path, context, 
         return  # the next test has these
     expected = x_0 = guided_picture(made, case)
     if scheduler in STAYS_NOISY:
-        alpha, sigma = levels(oracle.calls[0]["timestep"])
-        noise = (oracle.calls[0]["sample"][: len(SEEDS), :4] - alpha * x_0) / sigma
         alpha, sigma = levels(0)
-        expected = alpha * x_0 + sigma * noise
+        expected = alpha * x_0 + sigma * noise_over(x_0, oracle.calls[0])
     if case.image_latents is not None:
         expected = case.known * case.image_latents + (1 - case.known) * expected
     assert (final - expected).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("scheduler", CAN_STAY_NOISY)
+@pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.__name__)
+def test_the_noise_that_is_left_of_it_is_known(pair, tmp_path, context, scheduler):
+    """The first noise, at the least level; of SDE-DPM-Solver++ what each step's own has left of it.
+
+    That solver goes from noise n to r n + √(1 − r²) z with fresh z, where r is the ratio of σ/α behind and before the
+    step (Lu et al. 2022, "DPM-Solver++", eq. 18, where every x_0 is the same). Euler's latents are x_0 + (σ/α) n.
+    """
+    made = pair("sd15")
+    case = context(made.model, tmp_path)
+    if scheduler in LEANS_BACK and case.said.get("strength", 1) < 1:
+        pytest.skip("diffusers' own error is greater than what is left")
+    oracle = Oracle(told=case.told, channels=case.channels)
+    final = sampled(made.model, case, oracle, scheduler, CONFIG | STAY_NOISY)
+    x_0, last = guided_picture(made, case), oracle.calls[-1]
+    alpha, sigma = levels(0)
+    noise = noise_over(x_0, oracle.calls[0])
+    if scheduler.endswith("-sde"):
+        alpha_before, sigma_before = levels(last["timestep"])
+        ratio = (sigma / alpha) / (sigma_before / alpha_before)
+        fresh = drawn(case.draws + len(oracle.calls) - 1, final.shape[1:])
+        noise = ratio * noise_over(x_0, last) + (1 - ratio**2) ** 0.5 * fresh
+    if scheduler == "euler":
+        alpha, sigma = 1.0, sigma / alpha
+    expected = alpha * x_0 + sigma * noise
+    if case.image_latents is not None:
+        expected = case.known * case.image_latents + (1 - case.known) * expected
+    assert (final - expected).abs().max() <= 1e-3
+    assert ((1 - case.known) * sigma * noise).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("scheduler", LEANS_BACK)
