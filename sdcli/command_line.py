@@ -34,7 +34,8 @@ def command_of(recipes: Sequence[Recipe]) -> str:
     command = _command(first)
     if command != "generate" or first.layout.control:  # their usual sizes are the image's
         del usual["width"], usual["height"]
-    options = [] if said["model"] == config.DEFAULT_MODEL == config.model(None) else [*_option("model", said["model"])]
+    needless = command != "synthesize" and said["model"] == config.DEFAULT_MODEL == config.model(None)
+    options = [] if needless else [*_option("model", said["model"])]
     for key, value in said.items():
         if key not in _NO_OPTIONS and (key not in usual or usual[key] != value):
             options += _option(key, value)

@@ -77,8 +77,8 @@ def classes(source: Source | None) -> tuple[Class, ...]:
     return (() if source is None else palette.read(source.path)) or palette.shipped(palette.ADE20K)
 
 
-def for_maps(unet: Mapping[str, Any]) -> str:
-    """The shipped ControlNet that reads maps for models with this U-Net, by name, where nobody says which.
+def for_maps(unet: Mapping[str, Any], facts: ModelFacts) -> str:
+    """The shipped ControlNet that reads maps for the model of this U-Net config, by name, where nobody says which.
 
     Raises InvalidRecipe, saying what the model takes, where there is none.
     """
@@ -87,10 +87,12 @@ def for_maps(unet: Mapping[str, Any]) -> str:
         if each.classes and each.family == family:
             return name
     taking = registry.for_maps()
-    hint = f"use -m {taking}, or name" if registry.facts_of(registry.find(taking)).classes else "name"
+    hints = [f"use -m {taking}"] if registry.facts_of(registry.find(taking)).classes else []
+    if not facts.is_transformer:
+        hints.append(f"name with --control a ControlNet that reads maps; {_taken(unet)}")
     raise InvalidRecipe(
-        "this model's U-Net takes text beside its latents, and no segmentation map",
-        f"{hint} with --control a ControlNet that reads maps; {_taken(unet)}",
+        f"this model takes a {'text' if facts.labels is None else 'class label'}, and no segmentation map",
+        ", or ".join(hints) or "use another model",
         "segmentation_map",
     )
 
@@ -98,6 +100,9 @@ def for_maps(unet: Mapping[str, Any]) -> str:
 def check_fit(name: str, unet: Mapping[str, Any], facts: ModelFacts) -> None:
     """Raise InvalidRecipe, saying what the model takes, unless a ControlNet fits the model of this U-Net config."""
     config = families.read_json(locate(name).path / "config.json")
+    if facts.is_transformer:
+        hint = "leave --control away, or use a model with a U-Net, such as sd15"
+        raise InvalidRecipe("this model is a transformer, and takes no ControlNet", hint, "control")
     for key, (default, words) in _ALIKE.items():
         theirs, ours = (_plain(each.get(key, default)) for each in (config, unet))
         if theirs != ours:
@@ -105,7 +110,7 @@ def check_fit(name: str, unet: Mapping[str, Any], facts: ModelFacts) -> None:
             raise InvalidRecipe(f"the ControlNet {name} does not fit this model: {said}", _taken(unet), "control")
     cell = 2 ** (len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
     theirs = config.get("in_channels", 4), config.get("conditioning_channels", 3), cell
-    ours = facts.latent_channels, 3, facts.size_multiple
+    ours = facts.latent_channels, 3, facts.cell
     if theirs != ours:
         said = "it takes latents of {} channels and pictures of {} channels, {} pixels a latent".format(*theirs)
         hint = "this model has latents of {} channels, and pictures {} channels, {} pixels a latent".format(*ours)

@@ -29,7 +29,7 @@ def complete(
     layout = layout_of(options)
     control = list(layout.control)
     if layout.segmentation_map is not None and not facts.classes and not _has_reader(layout):
-        control.insert(0, controlnets.for_maps(unet))
+        control.insert(0, controlnets.for_maps(unet, facts))
     layout = layout_of({**options, "control": control})
     for each in layout.controls:
         controlnets.check_fit(each.name, unet, facts)

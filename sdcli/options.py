@@ -47,15 +47,19 @@ Prompt = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.", show_default=False)
 ]
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to start from: PNG, JPEG, WebP ….")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", metavar="MODEL", rich_help_panel=PICTURE, show_default=DEFAULT_MODEL,
+
+
+def model_option(default: str) -> Any:
+    """-m, whose help names the model that is taken where nobody says which."""
+    return typer.Option(
+        "--model", "-m", metavar="MODEL", rich_help_panel=PICTURE, show_default=default,
         autocompletion=_completer(registry.names),
         help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, "
         "or OWNER/NAME in the hub cache.",
-    ),
-]  # fmt: skip
+    )  # fmt: skip
+
+
+Model = Annotated[str | None, model_option(DEFAULT_MODEL)]
 Label = Annotated[
     str | None,
     typer.Option(

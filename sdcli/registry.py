@@ -83,8 +83,10 @@ class ModelFacts:
     """Those of the segmentation maps that the U-Net takes, a channel each."""
     labels: Labels | None = None
     """The classes of a model that takes a class label, None for one that takes a text."""
-    square: bool = False
-    """Whether it makes squares only, as diffusers' transformer does."""
+    cell: int = 8
+    """Pixels a side that one latent stands for."""
+    is_transformer: bool = False
+    """Whether a transformer takes the U-Net's place: diffusers' makes squares only, and no ControlNet goes with it."""
     scaling_factor: float = 0.18215
     """What the VAE's latents are multiplied by for the U-Net; unsaid, as diffusers has it."""
 
@@ -242,7 +244,8 @@ def read_facts(source: Source) -> ModelFacts:
             knows_sizes=unet.get("addition_embed_type") == "text_time",
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
-            square=is_transformer,
+            cell=multiple,
+            is_transformer=is_transformer,
             scaling_factor=vae.get("scaling_factor", ModelFacts.scaling_factor),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -331,7 +334,7 @@ def resolve_recipe(
     index = check_condition(facts.labels, made.condition)
     if facts.labels is not None and index is not None:
         made = made.replace(label=facts.labels.name(index))
-    check_size(made.width, made.height, facts.size_multiple, square=facts.square)
+    check_size(made.width, made.height, facts.size_multiple, square=facts.is_transformer)
     sampling = made.sampling
     check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
     return made
@@ -347,7 +350,7 @@ def _with_inputs(
     said = {key: each.value for key, each in settings(entry, options, facts, user=user).items()}
     kept = {key: said.get(key) for key in ("padding", "strength")}
     size = home["width"].value, home["height"].value
-    if facts.square:
+    if facts.is_transformer:
         side = options.get("width") or options.get("height") or size[0]
         options = {"width": side, "height": side, **options}
     return inputs.complete(given or inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
@@ -360,7 +363,7 @@ def _with_latents(options: Mapping[str, Any], facts: ModelFacts) -> dict[str, An
     initial = initial_of(options)
     file = str(initial.init_latents)
     found = latent_files.read(file, facts.latent_channels, facts.scaling_factor, initial.init_latents_sha256)
-    height, width = (side * facts.size_multiple for side in found.latents.shape[2:])
+    height, width = (side * facts.cell for side in found.latents.shape[2:])
     for key, own in (("width", width), ("height", height)):
         if options.get(key) not in (None, own):
             raise InvalidRecipe(

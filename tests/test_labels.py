@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
 
 from sdcli import families, labels, metadata, outputs, registry
 from sdcli.errors import InvalidRecipe, ModelNotFound
@@ -90,6 +92,38 @@ def test_the_name_of_a_class_leads_back_to_it(imagenet):
     assert all(imagenet.names)
     assert all(imagenet.find(imagenet.name(index)) == index for index in range(1000))
     assert [imagenet.name(index) for index in (279, 517, 388)] == ["Arctic fox", "517", "giant panda"]
+
+
+def test_latents_of_a_class_start_a_picture_of_their_size(run: Run, dit: Path, ldm: Path, tmp_path: Path):
+    """Whatever multiples the model makes: a DiT's patches are of 2×2 latents."""
+    for model, shape in ((dit, (1, 4, 8, 8)), (ldm, (1, 3, 16, 16))):
+        save_file({"latents": torch.randn(shape)}, tmp_path / "z.safetensors")
+        said = {"label": "279", "model": "m", "init_latents": str(tmp_path / "z.safetensors")}
+        made = registry.resolve_recipe(ModelEntry("m", folder=str(model)), said)
+        assert (made.width, made.height) == (64, 64)
+    save_file({"latents": torch.randn((1, 4, 8, 8))}, tmp_path / "z.safetensors")
+    done = run("generate", "--label", "279", "-m", dit, "--init-latents", "z.safetensors", "--json", *FAST)
+    assert done.status == 0, done.stderr
+    line = json.loads(done.stdout)
+    assert (line["width"], line["height"], line["warnings"]) == (64, 64, [])
+
+
+def test_what_a_transformer_takes_is_said(run: Run, dit: Path, ldm: Path, tmp_path: Path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    tiny.make_controlnet("sd15", tmp_path / "net")
+    for said, hint, arguments in (
+        (
+            "is a transformer, and takes no ControlNet",
+            "such as sd15",
+            ["generate", "--label", "fox", "--control", "net=x.png"],
+        ),
+        ("takes a class label, and no segmentation map", "use -m kit-semantic", ["synthesize", "x.png"]),
+    ):
+        done = run(*arguments, "-m", dit)
+        assert (done.status, done.stdout) == (2, b"")
+        assert said in done.stderr.splitlines()[0]
+        assert done.stderr.splitlines()[1].endswith(hint)
+    assert "takes a class label, and no segmentation map" in run("synthesize", "x.png", "-m", ldm).stderr
 
 
 NAMES = st.text(st.characters(categories=["L", "Nd", "Zs", "Pd"]), max_size=8).map(str.strip).filter(bool)

@@ -120,7 +120,7 @@ def test_facts_are_those_of_the_file(tmp_path):
     assert (facts.native_size, facts.size_multiple, facts.in_channels, facts.latent_channels) == (256, 4, 3, 3)
     assert facts.labels is not None
     assert facts.labels.names[279] == ("Arctic fox", "white fox", "Alopex lagopus")
-    assert not facts.square
+    assert not facts.is_transformer
 
 
 def test_a_file_gives_the_weights_of_its_folder(ldm, tmp_path):

@@ -211,14 +211,25 @@ def test_what_a_u_net_takes_is_said(tmp_path: Path, folder: Path):
         registry.resolve_recipe(ModelEntry("m", folder=str(nine)), said)
 
 
-def test_an_sd15_gets_the_controlnet_that_reads_maps(tmp_path: Path, monkeypatch):
+def test_an_sd15_gets_the_controlnet_that_reads_maps(sd15: Path):
     """Told from the features of a token, 768; which one it is stands in the recipe."""
+    facts = registry.facts_of(ModelEntry("m", folder=str(sd15)))
     config = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
     from sdcli import controlnets
 
-    assert controlnets.for_maps(config) == "seg-sd15"
-    with pytest.raises(InvalidRecipe, match="no segmentation map"):
-        controlnets.for_maps({**config, "cross_attention_dim": 1024})
+    assert controlnets.for_maps(config, facts) == "seg-sd15"
+    with pytest.raises(InvalidRecipe, match="takes a text, and no segmentation map") as refused:
+        controlnets.for_maps({**config, "cross_attention_dim": 1024}, facts)
+    assert "use -m kit-semantic, or name with --control a ControlNet" in refused.value.hint
+    assert "cross_attention_dim 1024" in refused.value.hint
+
+
+def test_the_help_names_the_model_that_is_taken(run: Run, tmp_path: Path):
+    write_map(tmp_path / "map.png", random_map())
+    shown = run("synthesize", "--help", env={"COLUMNS": "200"}).stdout.decode()
+    taken = json.loads(run("synthesize", "map.png", "--snap", "--dry-run", "--json").stdout)["recipe"]["model"]
+    assert f"[default: ({taken})]" in shown
+    assert taken == "kit-semantic"
 
 
 def test_the_model_for_maps_is_the_first_that_is_shipped(monkeypatch, folder: Path):
@@ -258,5 +269,5 @@ def test_a_recipe_with_a_map_is_shown_as_its_command():
     plain = registry.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
     made = plain.replace(segmentation_map="m.png", snap=True, control=["seg:0.5", "canny=e.png"], width=64, height=64)
     assert command_of([made]) == (
-        "sdcli synthesize m.png 'a fox' -W 64 -H 64 -s 1 --snap --control seg:0.5 --control canny=e.png"
+        "sdcli synthesize m.png 'a fox' -m kit -W 64 -H 64 -s 1 --snap --control seg:0.5 --control canny=e.png"
     )

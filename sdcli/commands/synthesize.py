@@ -20,6 +20,7 @@ from sdcli.palette import Class
 class Mapped(options.Picture):
     """A picture that follows a map, and takes its shape."""
 
+    model: Annotated[str | None, options.model_option(registry.for_maps())] = None
     width: Annotated[
         int | None,
         typer.Option(
@@ -96,10 +97,10 @@ def _classes(model: str, control: Sequence[str]) -> Sequence[Class]:
     name = next((each.name for each in said if each.image is None), None)
     if name is None:
         entry = registry.find(model)
-        own = registry.facts_of(entry).classes
-        if own:
-            return own
-        name = controlnets.for_maps(registry.unet_config(entry))
+        facts = registry.facts_of(entry)
+        if facts.classes:
+            return facts.classes
+        name = controlnets.for_maps(registry.unet_config(entry), facts)
     beside = registry.find(name)
     return controlnets.classes(registry.locate(beside) if registry.is_present(beside) else None)
 
