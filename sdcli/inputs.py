@@ -255,6 +255,17 @@ def decode(data: bytes, name: str, convert: Callable[[Image.Image], Image.Image]
         ) from error
 
 
+def check_whole(picture: Image.Image, cell: int, name: str) -> None:
+    """Raise InputError, naming the nearest sizes, for sides that are no multiples of a latent's `cell` of pixels."""
+    sizes = {tuple(max(steps(side / cell), 1) * cell for side in picture.size) for steps in (math.floor, math.ceil)}
+    if sizes != {picture.size}:
+        nearest = " and ".join(f"{width}×{height}" for width, height in sorted(sizes))
+        raise InputError(
+            f"{name} is {picture.width}×{picture.height}, and this model's latents stand for {cell} pixels a side",
+            f"crop or scale it; the nearest sizes are {nearest}",
+        )
+
+
 def good_size(
     own: tuple[int, int], asked: Mapping[str, Any], home: tuple[int, int], multiple: int, *, exact: bool = False
 ) -> dict[str, int]:

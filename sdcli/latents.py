@@ -8,42 +8,25 @@ also what diffusers' pipelines return for `output_type="latent"`. The file's met
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
 from sdcli import images, latent_files, pipeline
-from sdcli.errors import InputError
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A picture, and the shape (1, C, h, w) of the latents that it was decoded from."""
-
-    image: Image.Image
-    shape: tuple[int, ...]
-
-
 @torch.inference_mode()
-def encode(model: LatentDiffusionModel, picture: Image.Image, name: str) -> Tensor:
-    """z(x), scaled, (1, C, h, w) in float32, of an upright picture; what is transparent in it shows white.
+def encode(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
+    """z(x), scaled, (1, C, h, w) in float32, of an upright picture of whole latents; what is transparent shows white.
 
-    It is the mean of the encoder's Gaussian: nothing is drawn, and the same picture gives the same latents. Raises
-    InputError, naming the nearest sizes, for sides that are no multiples of a latent's.
+    It is the mean of the encoder's Gaussian: nothing is drawn, and the same picture gives the same latents.
     """
-    cell = model.vae_scale_factor
-    if picture.width % cell or picture.height % cell:
-        below = f"{picture.width // cell * cell}×{picture.height // cell * cell}"
-        above = f"{-(-picture.width // cell) * cell}×{-(-picture.height // cell) * cell}"
-        raise InputError(
-            f"{name} is {picture.width}×{picture.height}, and this model's latents stand for {cell} pixels a side",
-            f"crop or scale it; the nearest sizes are {below} and {above}",
-        )
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     encoded = model.vae.encode(images.to_pixels(picture).to(model.device, model.vae.dtype))
@@ -53,15 +36,13 @@ def encode(model: LatentDiffusionModel, picture: Image.Image, name: str) -> Tens
 
 
 @torch.inference_mode()
-def decode(model: LatentDiffusionModel, file: str) -> Decoded:
-    """The picture of the latents in `file`, as the command that saved them made it.
+def decode(model: LatentDiffusionModel, latents: NDArray[np.float32]) -> Image.Image:
+    """The picture of scaled `latents` (1, C, h, w), as the command that saved them made it.
 
-    Raises what `latent_files.read` raises, and InvalidPicture where the VAE gives NaN.
+    Raises InvalidPicture where the VAE gives NaN.
     """
-    found = latent_files.read(file, model.latent_channels, model.vae.config["scaling_factor"])
-    latents = torch.from_numpy(found.latents)
-    pixels, _ = pipeline.decode_finite(model, latents.to(model.device))
-    return Decoded(images.to_image(pixels[0]), tuple(latents.shape))
+    pixels, _ = pipeline.decode_finite(model, torch.from_numpy(latents).to(model.device))
+    return images.to_image(pixels[0])
 
 
 def file_of(latents: Tensor, digest: str, *, model: str, scaling_factor: float, recipe: Recipe | None = None) -> bytes:

@@ -6,18 +6,32 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
 from sdcli import config, delivery, options, outputs, registry, streams
 from sdcli.recipe import Recipe
+from sdcli.registry import ModelFacts
 
 if TYPE_CHECKING:
     from sdcli.model import LatentDiffusionModel
 
-Work = Callable[["LatentDiffusionModel", str], tuple[bytes, tuple[int, int], tuple[int, ...]]]
-"""From a model and its digest to a file's bytes, the picture's width and height, and the latents' shape."""
+Given = TypeVar("Given")
+Made = tuple[bytes, tuple[int, int], tuple[int, ...]]
+"""A file's bytes, the picture's width and height, and the latents' shape."""
+
+
+@dataclass(frozen=True)
+class Work(Generic[Given]):
+    """What a command does.
+
+    `read` gets what it is given from a file, for a model of these facts, before any of it is loaded. `make` is from the
+    model, its digest and what was given to the file to write.
+    """
+
+    read: Callable[[ModelFacts], Given]
+    make: Callable[[LatentDiffusionModel, str, Given], Made]
 
 
 @dataclass(frozen=True)
@@ -39,18 +53,20 @@ class Output:
     debug: options.Debug = False
 
 
-def carry_out(work: Work, asked: Mapping[str, Any], output: Output) -> None:
+def carry_out(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
     """Do `work` with the model of `asked` (flat keys), write what comes of it to the output's path, and print that.
 
-    Says on stderr, unless quiet, what became how much smaller or larger. Raises OutputError before the model is loaded
-    where nothing can be written there.
+    Says on stderr, unless quiet, what became how much smaller or larger. Raises OutputError where nothing can be
+    written there, and what the work raises of its input, before the model is loaded.
     """
     path = str(output.path)
     name = config.model(asked.get("model"))
     entry = registry.find(name)
-    known = registry.settings(entry, {**asked, "model": name}, registry.facts_of(entry))
+    facts = registry.facts_of(entry)
+    known = registry.settings(entry, {**asked, "model": name}, facts)
     recipe = Recipe.from_dict({"seed": 0, "prompt": "", **{key: each.value for key, each in known.items()}})
     outputs.check(path, force=output.force)
+    given = work.read(facts)
     delivery.prepare_libraries()
     from sdcli import pipeline
 
@@ -58,7 +74,7 @@ def carry_out(work: Work, asked: Mapping[str, Any], output: Output) -> None:
     with streams.results():  # whatever libraries print goes to stderr
         model = pipeline.load(source, pipeline.resolve_execution(recipe))
         started = time.perf_counter()
-        data, (width, height), shape = work(model, delivery.digest_of(source))
+        data, (width, height), shape = work.make(model, delivery.digest_of(source), given)
         seconds = time.perf_counter() - started
     outputs.write(outputs.Destination(path, force=output.force), data)
     ratio = 3 * width * height / (shape[1] * shape[2] * shape[3])

@@ -74,6 +74,7 @@ def test_a_file_that_is_no_whole_picture(run: Run, place: Path, sd15: Path, argu
         ("cut.jpg", ["outpaint", "cut.jpg", "a fox", "--left", "8"]),
         ("empty.png", ["inpaint", "empty.png", "a fox", "--mask", "white.png"]),
         ("cut.jpg", ["generate", "a fox", "--control", "net=cut.jpg"]),
+        *((bad, ["encode", bad]) for bad in BAD),
     ],
 )
 def test_wherever_a_picture_is_read(run: Run, place: Path, sd15: Path, bad, arguments):

@@ -10,11 +10,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sdcli import cli, latents, loading, pipeline, registry
+from sdcli import cli, inputs, latent_files, latents, loading, pipeline, registry
 from sdcli.digest import model_digest
 from sdcli.errors import InputError
 from sdcli.source import Source
 from tests.conftest import Run
+from tests.test_light import HEAVY, modules_of
 
 KIT = Source(registry.PACKAGE / "kit")
 
@@ -63,7 +64,7 @@ def test_latents_are_diffusers_own_mean_scaled(tiny_model):
     pixels = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float().permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = tiny_model.vae.encode(pixels).latent_dist.mean * 0.18215
-    torch.testing.assert_close(latents.encode(tiny_model, picture, "x"), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents.encode(tiny_model, picture), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -82,23 +83,39 @@ def test_latents_are_diffusers_own_mean_scaled(tiny_model):
         ({"latents": torch.zeros(1, 4, 8, 8)}, {"scaling_factor": "0.13025"}, "scaled by 0.13025"),
     ],
 )
-def test_latents_that_do_not_fit_are_refused(tiny_model, tmp_path, tensors, said, words):
+def test_latents_that_do_not_fit_are_refused(tmp_path, tensors, said, words):
     save_file(tensors, tmp_path / "z.safetensors", said)
     with pytest.raises(InputError, match=words):
-        latents.decode(tiny_model, str(tmp_path / "z.safetensors"))
+        latent_files.read(str(tmp_path / "z.safetensors"), 4, 0.18215)
 
 
-def test_what_is_no_file_of_latents_is_refused(tiny_model, tmp_path):
+def test_what_is_no_file_of_latents_is_refused(tmp_path):
     (tmp_path / "z.safetensors").write_bytes(b"nothing of the kind")
     for name in ("z.safetensors", "none.safetensors"):
         with pytest.raises(InputError):
-            latents.decode(tiny_model, str(tmp_path / name))
+            latent_files.read(str(tmp_path / name), 4, 0.18215)
 
 
-def test_a_picture_of_no_whole_latents_is_refused_with_the_nearest_sizes(tiny_model):
-    with pytest.raises(InputError, match="x is 65×71") as caught:
-        latents.encode(tiny_model, Image.new("RGB", (65, 71)), "x")
-    assert "64×64 and 72×72" in caught.value.hint
+@pytest.mark.parametrize(
+    ("size", "hint"),
+    [
+        ((65, 71), "the nearest sizes are 64×64 and 72×72"),
+        ((64, 71), "the nearest sizes are 64×64 and 64×72"),
+        ((5, 64), "the nearest sizes are 8×64"),
+    ],
+)
+def test_a_picture_of_no_whole_latents_is_refused_with_the_nearest_sizes(size, hint):
+    with pytest.raises(InputError, match=f"x is {size[0]}×{size[1]}") as caught:
+        inputs.check_whole(Image.new("RGB", size), 8, "x")
+    assert caught.value.hint.endswith(hint)
+    inputs.check_whole(Image.new("RGB", (64, 72)), 8, "x")
+
+
+def test_what_does_not_fit_is_refused_before_torch(sd15, tmp_path):
+    Image.new("RGB", (65, 71)).save(tmp_path / "x.png")
+    (tmp_path / "cut.safetensors").write_bytes(b"nothing of the kind")
+    for arguments in (["encode", "x.png"], ["decode", "cut.safetensors"]):
+        assert modules_of([*arguments, "-m", str(sd15)], tmp_path, 4) & HEAVY <= {"PIL", "numpy", "safetensors"}
 
 
 def test_kit_keeps_its_own_pictures(tmp_path):
@@ -107,10 +124,13 @@ def test_kit_keeps_its_own_pictures(tmp_path):
     flat = {"model": "kit", "prompt": "arctic fox", "seed": 7, "steps": 8}
     recipe = registry.resolve_recipe(registry.find("kit"), flat, user=False)
     picture = pipeline.run(model, [recipe])[0].image
-    z = latents.encode(model, picture, "x")
+    z = latents.encode(model, picture)
     (tmp_path / "z.safetensors").write_bytes(
         latents.file_of(z, "0" * 64, model="kit", scaling_factor=model.vae.config["scaling_factor"])
     )
-    again = latents.decode(model, str(tmp_path / "z.safetensors")).image
+    found = latent_files.read(
+        str(tmp_path / "z.safetensors"), model.latent_channels, model.vae.config["scaling_factor"]
+    )
+    again = latents.decode(model, found.latents)
     error = np.mean((np.asarray(picture, dtype=float) - np.asarray(again, dtype=float)) ** 2)
     assert 10 * np.log10(255**2 / error) >= 30

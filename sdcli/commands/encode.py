@@ -11,7 +11,11 @@ import typer
 from sdcli import options, vae_orders
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from sdcli.latent_files import LatentFile
     from sdcli.model import LatentDiffusionModel
+    from sdcli.registry import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,23 @@ def encode(
     sdcli encode photo.png -o z.safetensors && sdcli decode z.safetensors -o again.png
     """
 
-    def work(loaded: LatentDiffusionModel, digest: str) -> tuple[bytes, tuple[int, int], tuple[int, ...]]:
-        from sdcli import inputs, latents
-        from sdcli.metadata import file_bytes
+    def read(facts: ModelFacts) -> Picture:
+        from sdcli import inputs
 
-        picture = inputs.decode(file_bytes(image), image)
-        z = latents.encode(loaded, picture, image)
+        picture, _ = inputs.open_picture(image, None)
+        inputs.check_whole(picture, facts.cell, image)
+        return picture
+
+    def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> vae_orders.Made:
+        from sdcli import latents
+
+        z = latents.encode(loaded, picture)
         scaling = loaded.vae.config["scaling_factor"]
         data = latents.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
         return data, picture.size, tuple(z.shape)
 
     path = output.path or f"{PurePath(image).stem}.safetensors"
+    work = vae_orders.Work(read, make)
     vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))
 
 
@@ -82,15 +92,21 @@ def decode(
     sdcli decode z.safetensors -o again.png
     """
 
-    def work(loaded: LatentDiffusionModel, digest: str) -> tuple[bytes, tuple[int, int], tuple[int, ...]]:
+    def read(facts: ModelFacts) -> LatentFile:
+        from sdcli import latent_files
+
+        return latent_files.read(latents, facts.latent_channels, facts.scaling_factor)
+
+    def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> vae_orders.Made:
         from io import BytesIO
 
         from sdcli import latents as files
 
-        decoded = files.decode(loaded, latents)
+        picture = files.decode(loaded, found.latents)
         buffer = BytesIO()
-        decoded.image.save(buffer, "PNG")
-        return buffer.getvalue(), decoded.image.size, decoded.shape
+        picture.save(buffer, "PNG")
+        return buffer.getvalue(), picture.size, found.latents.shape
 
     path = output.path or f"{PurePath(latents).stem}.png"
+    work = vae_orders.Work(read, make)
     vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))
