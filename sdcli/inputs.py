@@ -23,6 +23,7 @@ from sdcli.recipe import Initial
 ALPHA = "alpha"
 STRENGTH = 0.6
 MOST_TIMES_HOME = 2.0
+MOST_ASPECT = 2.0
 MIN_SIDE = 64
 MAX_PIXELS = 178_956_970
 """Where Pillow takes a picture for a decompression bomb: twice its MAX_IMAGE_PIXELS."""
@@ -97,6 +98,11 @@ def prepare(
             "paint white what is to be repainted, or turn the mask round with --invert-mask",
         )
     soft = mask.filter(ImageFilter.GaussianBlur(initial.mask_blur)) if initial.mask_blur else mask
+    if soft.getbbox() is None:
+        raise InputError(
+            f"the mask has nothing to repaint: softened by {initial.mask_blur:g} pixels, no part of it is left",
+            "paint more of it white, or soften it less with --mask-blur",
+        )
     return Inputs(image, soft, mask, image_sha256, mask_sha256)
 
 
@@ -118,14 +124,28 @@ def complete(inputs: Inputs, asked: Mapping[str, Any], home: tuple[int, int], mu
 
 
 def box(inputs: Inputs, padding: int | None) -> Box:
-    """The part of the image that is worked on: all of it, or what the mask shows and `padding` pixels around it."""
+    """The part of the image that is worked on: all of it, or what the mask shows and `padding` pixels around it.
+
+    Models are not at home with shapes longer than 1:2: where the image has room, a longer part is made so wide.
+    """
     if padding is None or inputs.mask is None:
         return (0, 0, *inputs.image.size)
     shown = inputs.mask.getbbox()
     assert shown is not None
     left, top, right, bottom = shown
     width, height = inputs.image.size
-    return max(left - padding, 0), max(top - padding, 0), min(right + padding, width), min(bottom + padding, height)
+    left, right = max(left - padding, 0), min(right + padding, width)
+    top, bottom = max(top - padding, 0), min(bottom + padding, height)
+    least = math.ceil(max(right - left, bottom - top) / MOST_ASPECT)
+    (left, right), (top, bottom) = _widened(left, right, least, width), _widened(top, bottom, least, height)
+    return left, top, right, bottom
+
+
+def _widened(low: int, high: int, least: int, most: int) -> tuple[int, int]:
+    """`low` … `high`, at least `least` long where 0 … `most` has room for that, and about its middle."""
+    length = max(high - low, min(least, most))
+    start = min(max(low - (length - (high - low)) // 2, 0), most - length)
+    return start, start + length
 
 
 def working(inputs: Inputs, padding: int | None, size: tuple[int, int]) -> Image.Image:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from sdcli import inputs
 from sdcli.errors import InputError
@@ -52,7 +52,12 @@ def test_nothing_changes_where_the_mask_is_zero(data):
     before = noise(width, height, bands, seed=width)
     blur, padding = data.draw(st.sampled_from([0.0, 1.5, 4.0, 20.0])), data.draw(st.sampled_from([None, 0, 37]))
     mask = data.draw(soft_masks(width, height))
-    given_ = inputs.prepare(Image.fromarray(before), mask, Initial(image="x", mask_image="m", mask_blur=blur))
+    initial = Initial(image="x", mask_image="m", mask_blur=blur)
+    if blur and not np.asarray(mask.filter(ImageFilter.GaussianBlur(blur))).any():
+        with pytest.raises(InputError, match="no part of it is left"):
+            inputs.prepare(Image.fromarray(before), mask, initial)
+        return
+    given_ = inputs.prepare(Image.fromarray(before), mask, initial)
     asked = inputs.complete(given_, {"padding": padding}, HOME, 8)
     picture = Image.fromarray(noise(asked["width"], asked["height"], seed=1))
     after = np.asarray(inputs.put_back(picture, given_, padding))
@@ -61,6 +66,15 @@ def test_nothing_changes_where_the_mask_is_zero(data):
     assert (after == before)[outside].all()
     repainted = np.asarray(given_.mask) == 255
     assert not repainted.any() or (after != before)[repainted].any()
+
+
+def test_a_mask_that_softening_leaves_nothing_of_is_refused():
+    mask = Image.new("L", (64, 64))
+    mask.putpixel((30, 30), 255)
+    initial = Initial(image="x", mask_image="m", mask_blur=20.0)
+    with pytest.raises(InputError, match="softened by 20 pixels, no part of it is left") as refused:
+        inputs.prepare(mask.convert("RGB"), mask, initial)
+    assert "--mask-blur" in refused.value.hint
 
 
 def test_what_is_fully_masked_is_the_picture():
@@ -245,6 +259,31 @@ def test_padding_works_on_the_masked_part_alone():
     assert inputs.box(given_, None) == (0, 0, 800, 600)
     done = inputs.complete(given_, {"padding": 10}, HOME, 8)
     assert (done["width"], done["height"]) == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ((100, 200, 101, 600), (1, 200, 201, 600)),
+        ((790, 200, 791, 600), (600, 200, 800, 600)),
+        ((0, 300, 800, 301), (0, 101, 800, 501)),
+        ((0, 599, 300, 600), (0, 450, 300, 600)),
+        ((7, 7, 8, 8), (7, 7, 8, 8)),
+    ],
+)
+def test_a_thin_part_is_worked_on_at_a_shape_that_models_know(line, box):
+    mask = Image.new("L", (800, 600))
+    mask.paste(255, line)
+    given_ = inputs.Inputs(Image.new("RGB", (800, 600)), mask, mask)
+    assert inputs.box(given_, 0) == box
+    done = inputs.complete(given_, {"padding": 0}, HOME, 8)
+    assert 0.5 <= done["width"] / done["height"] <= 2
+    assert done["width"] * done["height"] <= 1.1 * 256 * 256
+
+
+def test_a_part_cannot_be_wider_than_the_image():
+    mask = Image.new("L", (300, 20), 255)
+    assert inputs.box(inputs.Inputs(mask.convert("RGB"), mask, mask), 5) == (0, 0, 300, 20)
 
 
 def test_a_thin_line_still_repaints_its_cells():

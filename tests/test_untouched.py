@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from sdcli import loading, pipeline, registry
+from sdcli.errors import InputError
 from sdcli.model import LatentDiffusionModel
 from sdcli.registry import ModelEntry
 from sdcli.source import Source
@@ -183,7 +184,12 @@ def check_untouched(models: dict[int, Model], folder: Path, example: Example) ->
     model = models[example.channels]
     said |= {"prompt": "a fox", "model": "tiny", "seed": 7, "steps": 1, "guidance_scale": 1.0, "scheduler": "euler"}
     said |= {"image": str(path), "mask_blur": example.mask_blur, "padding": example.padding}
-    recipe = registry.resolve_recipe(ModelEntry("tiny", folder=str(model.folder)), said | {"dtype": "float32"})
+    entry, said = ModelEntry("tiny", folder=str(model.folder)), said | {"dtype": "float32"}
+    if not blurred.any():
+        with pytest.raises(InputError, match="no part of it is left"):
+            registry.resolve_recipe(entry, said)
+        return
+    recipe = registry.resolve_recipe(entry, said)
     after = np.asarray(pipeline.run(model.loaded, [pipeline.resolve_execution(recipe)])[0].image)
     assert after.shape == before.shape
     assert np.count_nonzero((after != before)[blurred == 0]) == 0

@@ -37,7 +37,7 @@ class Repainting:
             metavar="PIXELS",
             rich_help_panel=options.PICTURE,
             show_default="the whole image",
-            help="Work on the masked area alone and so many pixels around it, at the model's own resolution.",
+            help="Work on the masked area and at least so many pixels around it alone, at the model's own resolution.",
         ),
     ] = None
     strength: options.Strength = None
