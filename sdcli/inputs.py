@@ -225,8 +225,10 @@ def upright(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InputError("the picture's pixels are floating-point numbers", "save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
-        greys = np.asarray(image).astype(np.float64)
+        greys, clear = np.asarray(image).astype(np.float64), image.info.get("transparency")
         image = Image.fromarray((greys.clip(0, 65535) / 257).round().astype(np.uint8))
+        if transparent:
+            image.putalpha(Image.fromarray(np.uint8(255) * (greys != clear)))
     return image.convert("RGBA" if transparent else "RGB")
 
 

@@ -129,6 +129,10 @@ def test_sixteen_bits_keep_their_range(tmp_path):
     ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     assert (np.asarray(read(tmp_path / "deep.png").image)[..., 1].ravel() == np.arange(256)).all()
+    Image.fromarray(ramp).save(tmp_path / "clear.png", transparency=257 * 7)
+    clear = read(tmp_path / "clear.png").image
+    assert clear.mode == "RGBA"
+    assert (np.asarray(clear)[..., 3].ravel() == np.where(np.arange(256) == 7, 0, 255)).all()
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
