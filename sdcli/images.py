@@ -49,7 +49,7 @@ def check_picture(pixels: Tensor) -> None:
     if not pixels.isfinite().all():
         raise InvalidPicture(
             "the model produced pixels that are not numbers (NaN or infinity)",
-            "try --dtype float32; float16 overflows in some models",
+            "try --dtype float32, for float16 overflows in some models; if that is no help, the weights are damaged",
         )
     brightest = pixels.float().flatten(-3).amax(-1)
     if ((brightest * 0.5 + 0.5) * 255).round().le(0).any():
