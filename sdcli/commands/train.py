@@ -19,6 +19,7 @@ from sdcli.training.settings import (
     AutoencoderTraining,
     InpaintTraining,
     SemanticTraining,
+    TextEncoderTraining,
     TextToImageTraining,
     Training,
 )
@@ -198,6 +199,19 @@ def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Execut
     _carry_out("autoencoder", run, execution, settings, {"size": size})
 
 
+@train.command("text-encoder")
+@options.expand
+@_with_settings(TextEncoderTraining)
+def text_encoder(*, run: Run, base: Base = None, settings: Any, execution: Execution) -> None:
+    """Teach a model's text encoder to read captions of the world: what stands where. Prints the whole model's folder.
+
+    Its U-Net stays as it is; go on with text-to-image --from, so that it learns to draw what is now read.
+
+    sdcli train text-encoder --from runs/text/model --world kit-rows --out runs/reading
+    """
+    _carry_out("text-encoder", run, execution, settings, {"base": base})
+
+
 @train.command("text-to-image")
 @options.expand
 @_with_settings(TextToImageTraining)
@@ -263,32 +277,49 @@ def kit(*, out: Out, sprites: Sprites = None, execution: Execution) -> None:
 
 @train.command("measure")
 def measure(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `sdcli models list`, or a folder.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Names from `sdcli models list`, or folders.")
+    ],
     judge: Annotated[
         Path, typer.Option("--judge", metavar="FILE", help="The judge; trained and kept there if there is none.")
     ],
-    seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts of combinations trained on.")] = 500,
+    seen: Annotated[int, typer.Option("--seen", metavar="N", min=5, help="Prompts of combinations trained on.")] = 500,
     held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts of others.")] = 200,
+    masks: Annotated[int, typer.Option("--masks", metavar="N", min=1, help="Masks, for an inpainting model.")] = 100,
+    maps: Annotated[int, typer.Option("--maps", metavar="N", min=1, help="Maps, for a model that takes them.")] = 100,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="NAME", show_default="the model's", help="What draws.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, show_default="the model's", help="In how many steps.")
+    ] = None,
     world: Annotated[
         str, typer.Option("--world", metavar="NAME", help=f"{', '.join(ordering.WORLDS)}.")
     ] = "kit",
     sprites: Sprites = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON, an object a row, instead.", show_default=False)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", show_default=False)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
 ) -> None:  # fmt: skip
-    """Measure how often a model trained on the world draws what it is asked, and print the table as JSON.
+    """Measure how often models trained on the world draw what they are asked, and print the table.
 
     A small classifier, trained on the world's renderings alone, says what the pictures show; its own accuracy on unseen
-    renderings comes first. Seeds are fixed, and nothing is picked.
+    renderings comes first. Seeds are fixed, and nothing is picked. A model that inpaints is given masks, one that takes
+    segmentation maps those.
 
-    sdcli train measure kit --judge judge.pt
+    sdcli train measure kit kit-inpaint kit-semantic --judge judge.pt
     """
     if world not in ordering.WORLDS:
         raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
     _prepare_libraries()
     from sdcli.training import session
 
-    for table in session.measure(model, judge, seen, held_out, world, sprites):
-        typer.echo(jsonlib.dumps(table))
+    counts = {"seen": seen, "held_out": held_out, "masks": masks, "maps": maps}
+    chosen = options.given(scheduler=scheduler, steps=steps)
+    for index, row in enumerate(session.measure(models, judge, counts, chosen, world, sprites, quiet)):
+        if not json and index == 0:
+            typer.echo(session.heading())
+        typer.echo(jsonlib.dumps(row) if json else session.line_of(row))
 
 
 @train.command("export")

@@ -5,10 +5,14 @@ otherwise, so that what is judged is what any user gets.
 """
 
 import itertools
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,8 @@ from sdcli import inputs, pipeline, registry
 from sdcli.inputs import Inputs
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Initial, Recipe
-from sdcli.training.autoencoder import to_tensor
+from sdcli.registry import ModelFacts
+from sdcli.training.autoencoder import measure_psnr, to_tensor
 from sdcli.training.captions import PLACE_PHRASES, article
 from sdcli.training.judge import (
     Answers,
@@ -36,16 +41,36 @@ from sdcli.training.world import KIT, SIZE, Sprites, Triple, Vocabulary, combina
 
 ARCTIC_PROMPTS = ("arctic fox", "an arctic fox", "an arctic fox in the snow")
 
-Draw = Callable[[Mapping[str, Any], Inputs | None], np.ndarray]
-"""One picture, uint8 (h, w, 3), of the flat keys of a recipe and the image it starts from."""
+Shown = Callable[[str, int, int], None]
+"""Told after each picture: the kind of trials, how many there are of it, and how many have been drawn."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A prompt, and what its picture is to show."""
+    """What is asked for, and what its picture is to show.
+
+    `asked` are keys of the recipe beside prompt and seed; `segmentation`, uint8 (256, 256), is the map it is to follow.
+    """
 
     prompt: str
     answers: Answers
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    given: Inputs | None = None
+    segmentation: np.ndarray | None = None
+
+
+Draw = Callable[[Trial, int], np.ndarray]
+"""The picture of a trial, uint8 (h, w, 3), of a seed."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many pictures are drawn of each kind of trial."""
+
+    seen: int = 500
+    held_out: int = 200
+    masks: int = 100
+    maps: int = 100
 
 
 def noun_of(subject: str, colour: str) -> str:
@@ -95,31 +120,30 @@ def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, l
     }
 
 
-def drawer(model: str, options: Mapping[str, Any]) -> Draw:
-    """What draws with a model, by name or path; `options` are flat recipe keys beside each trial's own."""
-    entry = registry.find(model)
-    loaded: LatentDiffusionModel | None = None
+def recipe_of(model: str, options: Mapping[str, Any], trial: Trial, seed: int) -> Recipe:
+    """The recipe of a trial's picture; `options` are flat keys beside the trial's own."""
+    keys = {"model": model, **options, "prompt": trial.prompt, "seed": seed, **trial.asked}
+    wanted = registry.resolve_recipe(registry.find(model), keys, user=False, given=trial.given)
+    return pipeline.resolve_execution(wanted)
 
-    def draw(asked: Mapping[str, Any], given: Inputs | None) -> np.ndarray:
-        nonlocal loaded
-        wanted = registry.resolve_recipe(entry, {"model": model, **options, **asked}, user=False, given=given)
-        recipe: Recipe = pipeline.resolve_execution(wanted)
-        if loaded is None:
-            loaded = pipeline.load(registry.locate(entry), recipe)
-        return np.asarray(pipeline.run(loaded, [recipe], given=given)[0].image)
+
+def drawer(loaded: LatentDiffusionModel, model: str, options: Mapping[str, Any]) -> Draw:
+    """What draws the pictures of trials with a loaded model."""
+
+    def draw(trial: Trial, seed: int) -> np.ndarray:
+        result = pipeline.run(loaded, [recipe_of(model, options, trial, seed)], given=trial.given)[0]
+        return np.asarray(result.image)
 
     return draw
 
 
-def judged(
-    judge: Judge, draw: Draw, trials: Sequence[Trial], shown: Callable[[int], None] = lambda count: None
-) -> dict[str, float]:
-    """What the judge makes of the pictures of these trials; picture i has seed i. `shown` hears of each picture."""
+def drawn(draw: Draw, trials: Sequence[Trial], shown: Callable[[int], None] = lambda count: None) -> list[np.ndarray]:
+    """The pictures of these trials; picture i has seed i."""
     pictures = []
     for seed, trial in enumerate(trials):
-        pictures.append(draw({"prompt": trial.prompt, "seed": seed}, None))
+        pictures.append(draw(trial, seed))
         shown(seed + 1)
-    return accuracy(judge, to_tensor(pictures), [trial.answers for trial in trials])
+    return pictures
 
 
 def judge_itself(
@@ -131,10 +155,10 @@ def judge_itself(
     table = accuracy(judge, to_images(renderings), [answers_of(scene) for scene in drawn])
     some = renderings[:128]
     given = shrink_maps(np.stack([rendering.segmentation for rendering in some]))
-    return {**table, "mean_iou": mean_iou(read_maps(segmenter, to_images(some)), given)[0]}
+    return {"pictures": count, **table, "mean_iou": mean_iou(read_maps(segmenter, to_images(some)), given)[0]}
 
 
-def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iterable[tuple[str, Answers, Inputs]]:
+def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iterator[Trial]:
     """Scenes of one subject, a mask over it, and a prompt for another subject there in the same place."""
     rng = np.random.default_rng(24_680)
     wanted = spread(combinations(False, vocabulary), 4 * count)
@@ -149,56 +173,75 @@ def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iter
         left, top, right, bottom = (int(edge) for edge in (columns[0], rows[0], columns[-1], rows[-1]))
         mask.paste(255, (left - 14, top - 14, right + 15, bottom + 15))
         given = inputs.prepare(Image.fromarray(rendering.image), mask, Initial(image="scene", mask_image="mask"))
-        trial = trial_of(triple)
-        yield trial.prompt, Answers(triple[0], triple[1]), given
+        asked = {"image": "scene", "mask_image": "mask"}
+        yield Trial(trial_of(triple).prompt, Answers(triple[0], triple[1]), asked, given)
 
 
-def measure_text(
-    draw: Draw,
+def map_trials(sprites: Sprites, vocabulary: Vocabulary, count: int, folder: Path) -> Iterator[Trial]:
+    """The maps of scenes of one subject, written to a folder, and the scenes' prompts."""
+    source = (scene for scene in scenes(112_233, vocabulary) if len(scene.placements) == 1 and scene.time == "day")
+    some = itertools.islice((scene for scene in source if scene.place in vocabulary.places), count)
+    for number, scene in enumerate(some):
+        file = folder / f"{number}.png"
+        indices = render(scene, sprites).segmentation
+        Image.fromarray(indices).save(file)
+        only = scene.placements[0]
+        prompt = trial_of((only.subject, only.colour, scene.place)).prompt
+        yield Trial(prompt, answers_of(scene), {"segmentation_map": str(file)}, None, indices)
+
+
+@contextmanager
+def trials_of(
+    facts: ModelFacts, sprites: Sprites, vocabulary: Vocabulary, counts: Counts
+) -> Iterator[dict[str, list[Trial]]]:
+    """What a model is asked, by kind, after what its U-Net takes beside its latents."""
+    if facts.in_channels == facts.latent_channels:
+        yield text_trials(vocabulary, counts.seen, counts.held_out)
+    elif not facts.classes:
+        yield {"masks": list(inpaint_trials(sprites, vocabulary, counts.masks))}
+    else:
+        with TemporaryDirectory() as folder:
+            yield {"maps": list(map_trials(sprites, vocabulary, counts.maps, Path(folder)))}
+
+
+def measure(
+    model: str,
     judge: Judge,
+    segmenter: Segmenter,
+    sprites: Sprites,
     *,
     vocabulary: Vocabulary = KIT,
-    seen: int = 500,
-    held_out: int = 200,
-    shown: Callable[[int], None] = lambda count: None,
-) -> dict[str, dict[str, float]]:
-    """The table of a text-to-image model."""
-    kinds = text_trials(vocabulary, seen, held_out)
-    return {kind: {"pictures": len(trials), **judged(judge, draw, trials, shown)} for kind, trials in kinds.items()}
+    counts: Counts = Counts(),
+    options: Mapping[str, Any] = MappingProxyType({}),
+    shown: Shown = lambda kind, total, done: None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a model's table: for each kind of trials the shares of right answers, and seconds a picture.
 
-
-def measure_inpaint(
-    draw: Draw, judge: Judge, sprites: Sprites, *, vocabulary: Vocabulary = KIT, count: int = 200
-) -> dict[str, float]:
-    """How often the asked subject, and its colour, appear in the mask of an inpainting model's pictures."""
-    pictures, answers = [], []
-    for seed, (prompt, answer, given) in enumerate(inpaint_trials(sprites, vocabulary, count)):
-        asked = {"prompt": prompt, "seed": seed, "image": "scene", "mask_image": "mask"}
-        pictures.append(draw(asked, given))
-        answers.append(answer)
-    return {"pictures": count, **accuracy(judge, to_tensor(pictures), answers)}
-
-
-def measure_semantic(
-    draw: Draw, judge: Judge, segmenter: Segmenter, sprites: Sprites, *, vocabulary: Vocabulary = KIT, count: int = 100
-) -> dict[str, float]:
-    """How well the pictures of a model for segmentation maps follow their maps, and their prompts.
-
-    The maps are those of scenes of one subject; `mean_iou` is between them and what the segmenter reads back.
+    Of maps, `mean_iou` is between those given and those the segmenter reads back. Last, of a model that draws by text
+    alone, `psnr` in dB of its autoencoder on 64 unseen scenes.
     """
-    source = (scene for scene in scenes(112_233, vocabulary) if len(scene.placements) == 1 and scene.time == "day")
-    drawn = list(itertools.islice((scene for scene in source if scene.place in vocabulary.places), count))
-    given, pictures = [render(scene, sprites).segmentation for scene in drawn], []
-    with tempfile.TemporaryDirectory() as folder:
-        for seed, (scene, indices) in enumerate(zip(drawn, given, strict=True)):
-            file = Path(folder) / f"{seed}.png"
-            Image.fromarray(indices).save(file)
-            only = scene.placements[0]
-            prompt = trial_of((only.subject, only.colour, scene.place)).prompt
-            pictures.append(draw({"prompt": prompt, "seed": seed, "segmentation_map": str(file)}, None))
-    mean, _ = compare_maps(segmenter, pictures, given)
-    shares = accuracy(judge, to_tensor(pictures), [answers_of(scene) for scene in drawn])
-    return {"pictures": count, "mean_iou": mean, **shares}
+    entry = registry.find(model)
+    with trials_of(registry.facts_of(entry), sprites, vocabulary, counts) as kinds:
+        first = next(iter(kinds.values()))[0]
+        loaded = pipeline.load(registry.locate(entry), recipe_of(model, options, first, 0))
+        draw = drawer(loaded, model, options)
+        for kind, trials in kinds.items():
+            began = time.monotonic()
+            pictures = drawn(draw, trials, partial(shown, kind, len(trials)))
+            seconds = (time.monotonic() - began) / len(trials)
+            yield {"trials": kind, **judged(judge, segmenter, trials, pictures), "seconds": round(seconds, 2)}
+    if "seen" in kinds:
+        unseen = to_images([render(scene, sprites) for scene in itertools.islice(scenes(556_677, vocabulary), 64)])
+        yield {"trials": "autoencoder", "pictures": len(unseen), "psnr": round(measure_psnr(loaded.vae, unseen), 2)}
+
+
+def judged(
+    judge: Judge, segmenter: Segmenter, trials: Sequence[Trial], pictures: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """How many pictures there are, what the judge makes of them, and how they follow their maps if they have any."""
+    found = {"pictures": len(trials), **accuracy(judge, to_tensor(pictures), [trial.answers for trial in trials])}
+    maps = [trial.segmentation for trial in trials if trial.segmentation is not None]
+    return found | ({"mean_iou": compare_maps(segmenter, pictures, maps)[0]} if maps else {})
 
 
 @torch.no_grad()
@@ -206,4 +249,4 @@ def compare_maps(
     segmenter: Segmenter, pictures: Sequence[np.ndarray], maps: Sequence[np.ndarray]
 ) -> tuple[float, dict[str, float]]:
     """Mean IoU between the maps, uint8 (256, 256), that pictures were made of and those read back from them."""
-    return mean_iou(read_maps(segmenter, to_tensor(list(pictures))), shrink_maps(np.stack(maps)))
+    return mean_iou(read_maps(segmenter, to_tensor(pictures)), shrink_maps(np.stack(maps)))

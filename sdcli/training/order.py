@@ -19,7 +19,7 @@ from sdcli.training.imagefolder import Row, read_rows
 from sdcli.training.settings import STAGES, Training, resumed
 
 RUN = "run.json"
-WORLDS = ("kit", "whole")
+WORLDS = ("kit", "kit-rows", "whole")
 MODEL = "model"
 """The folder in a run's folder that its finished model is written to."""
 
@@ -132,7 +132,10 @@ def _check(order: Order) -> None:
     begin, stage = order.begin, order.stage
     if begin.world not in WORLDS:
         raise UsageError(f"--world is {begin.world}", f"it is one of {', '.join(WORLDS)}")
-    if stage in ("inpaint", "semantic") and begin.base is None:
+    if stage == "text-encoder" and begin.data is not None:
+        hint = "pictures of your own teach it with: sdcli train text-to-image --train-text-encoder"
+        raise UsageError("text-encoder learns from captions of the synthetic world alone", hint)
+    if stage in ("text-encoder", "inpaint", "semantic") and begin.base is None:
         raise UsageError(f"{stage} needs a trained model", "name a diffusers folder with --from, such as kit's")
     if stage == "text-to-image" and (begin.base is None) == (begin.vae is None):
         hint = "--vae FOLDER trains a new model on an autoencoder, --from FOLDER goes on with a whole one"

@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,15 @@ def shown(facts: dict[str, Any]) -> str:
 
 
 def measure(
-    model: str, judge_file: Path, seen: int, held_out: int, vocabulary: str, sprites: Path | None
+    models: Sequence[str],
+    judge_file: Path,
+    counts: Mapping[str, int],
+    options: Mapping[str, Any],
+    vocabulary: str,
+    sprites: Path | None,
+    quiet: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The judge's own accuracy, and then the model's table."""
+    """The rows of a table: the judge's own accuracy on unseen renderings, and then each model's."""
     from sdcli.training import judge as judging
     from sdcli.training import measure as measuring
     from sdcli.training import sprites as drawing
@@ -177,7 +184,34 @@ def measure(
 
     known = world.VOCABULARIES[vocabulary]
     held = world.sprites_of(sprites or drawing.DEFAULT_FONT, known)
-    judge, segmenter = judging.load_or_train(judge_file, held, known)
-    yield {"judge_on_unseen_renderings": measuring.judge_itself(judge, segmenter, held, known)}
-    draw = measuring.drawer(model, {})
-    yield measuring.measure_text(draw, judge, vocabulary=known, seen=seen, held_out=held_out)
+    with display.training(quiet=quiet) as show:
+
+        def drawn(model: str, kind: str, total: int, done: int) -> None:
+            show(f"{model}, {kind}", done, total, None)
+
+        show("the judge", 0, 1, None)
+        judge, segmenter = judging.load_or_train(judge_file, held, known)
+        yield {"model": "judge", "trials": "renderings", **measuring.judge_itself(judge, segmenter, held, known)}
+        how: dict[str, Any] = {"vocabulary": known, "counts": measuring.Counts(**counts), "options": options}
+        for model in models:
+            for row in measuring.measure(model, judge, segmenter, held, **how, shown=partial(drawn, model)):
+                yield {"model": model, **row}
+
+
+COLUMNS = ("subject", "colour", "place", "order", "mean_iou", "psnr", "seconds")
+
+
+def heading() -> str:
+    """The first line of a table."""
+    names = ("subject", "colour", "place", "order", "IoU", "dB", "seconds")
+    return f"{'model':14}  {'trials':13} {'pictures':>8}" + "".join(f"  {name:>7}" for name in names)
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """One row of a table: shares in per cent, a dash where there is none."""
+    cells = []
+    for name in COLUMNS:
+        value = row.get(name)
+        share = name in COLUMNS[:4]
+        cells.append("-" if value is None else f"{100 * value:.1f} %" if share else f"{value:.2f}")
+    return f"{row['model']:14}  {row['trials']:13} {row['pictures']:8}" + "".join(f"  {cell:>7}" for cell in cells)

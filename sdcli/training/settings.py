@@ -70,6 +70,19 @@ class AutoencoderTraining(Training):
 
 
 @dataclass(frozen=True)
+class TextEncoderTraining(Training):
+    """The text encoder of a trained model learns from captions of the world, without pictures."""
+
+    steps: int = option(700, "Steps of the whole run, over all its slices.", 1)
+    batch: int = option(128, "Captions a step, over all processes.", 1)
+    lr: float = option(1e-3, "The learning rate between warm-up and cooldown.", 0)
+    warmup: int = option(20, "Steps over which the learning rate rises.", 0)
+    cooldown: int = option(230, "Steps at the end over which it falls to nothing.", 0)
+    sheet_every: int = option(0, "Of no use here: there are no pictures.", 0, 0)
+    hold: float = option(0.3, "Weight of how far hidden states move from where the model's U-Net knows them.", 0)
+
+
+@dataclass(frozen=True)
 class DiffusionTraining(Training):
     """What the three stages of diffusion have in common.
 
@@ -115,6 +128,7 @@ class SemanticTraining(DiffusionTraining):
 
 STAGES: Mapping[str, type[Training]] = {
     "autoencoder": AutoencoderTraining,
+    "text-encoder": TextEncoderTraining,
     "text-to-image": TextToImageTraining,
     "inpaint": InpaintTraining,
     "semantic": SemanticTraining,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sdcli import palette
-from sdcli.errors import InputError
+from sdcli.errors import InputError, UsageError
 from sdcli.training import autoencoder as autoencoding
 from sdcli.training import checkpoint, export, loop, parts, places, tokenizer, world
 from sdcli.training.autoencoder import AutoencoderRun
@@ -18,13 +18,20 @@ from sdcli.training.optimizers import AveragedWeights
 from sdcli.training.order import MODEL, Order
 from sdcli.training.parts import Parts
 from sdcli.training.pool import Encoder, Pool, Task
-from sdcli.training.settings import AutoencoderTraining, DiffusionTraining, InpaintTraining
+from sdcli.training.reading import TextEncoderRun
+from sdcli.training.settings import (
+    AutoencoderTraining,
+    DiffusionTraining,
+    InpaintTraining,
+    TextEncoderTraining,
+)
 from sdcli.training.sheets import Sheet
 from sdcli.training.sources import ImageFolder, Source, World
 from sdcli.training.sprites import DEFAULT_FONT
 from sdcli.training.tasks import Inpaint, Semantic, TextToImage
 from sdcli.training.team import Team
 
+AnyRun = AutoencoderRun | TextEncoderRun | DiffusionRun
 AUTOENCODER_SIDE = 256
 CAPTIONS = 20_000
 """From so many captions of the world a new tokenizer is learnt."""
@@ -59,13 +66,16 @@ def world_classes() -> tuple[palette.Class, ...]:
     return tuple(palette.Class(index, *each) for index, each in enumerate(places.CLASSES.items()))
 
 
-def begin(order: Order, team: Team) -> AutoencoderRun | DiffusionRun:
+def begin(order: Order, team: Team) -> AnyRun:
     """The run of an order, at its first step, with what it has encoded before."""
     settings = order.settings
     if isinstance(settings, AutoencoderTraining):
         return AutoencoderRun(source_of(order, order.begin.size or AUTOENCODER_SIDE), settings, team)
-    assert isinstance(settings, DiffusionTraining)
     held = parts_of(order, team)
+    if isinstance(settings, TextEncoderTraining):
+        held.text_encoder.to(team.device)
+        return TextEncoderRun(held, world.VOCABULARIES[order.begin.world], settings, team)
+    assert isinstance(settings, DiffusionTraining)
     source = source_of(order, held.side)
     task = task_of(order, int(held.unet.config.out_channels))
     parts.widen(held.unet, task.channels)
@@ -77,6 +87,8 @@ def begin(order: Order, team: Team) -> AutoencoderRun | DiffusionRun:
 
 def trains_text(order: Order) -> bool:
     """Whether the text encoder learns: where it is new, unless something else was said."""
+    if order.stage == "text-encoder":
+        return True
     return order.begin.base is None if order.begin.text is None else order.begin.text
 
 
@@ -131,6 +143,8 @@ def export_run(order: Order, folder: Path, *, averaged: bool | None, unet_only: 
     `averaged` takes the moving average of the weights: best before a cooldown, as the last are after it. None takes
     what is best. Raises ModelNotFound where there is no checkpoint yet.
     """
+    if unet_only and not isinstance(order.settings, DiffusionTraining):
+        raise UsageError(f"a run of {order.stage} trains no U-Net", "leave --unet-only away")
     team = Team(torch.device("cpu"))
     state = checkpoint.load(order.out / loop.CHECKPOINT)
     run = begin(order, team)
@@ -144,9 +158,7 @@ def export_run(order: Order, folder: Path, *, averaged: bool | None, unet_only: 
     return run.step
 
 
-def write_model(
-    order: Order, run: AutoencoderRun | DiffusionRun, folder: Path, *, unet_only: bool = False, shard_mb: int = 4000
-) -> None:
+def write_model(order: Order, run: AnyRun, folder: Path, *, unet_only: bool = False, shard_mb: int = 4000) -> None:
     """Write a run's model, with its present weights, in half precision; what was not trained is copied as it is.
 
     An autoencoder's folder is that part alone; `unet_only` gives a U-Net's alone. The run cannot go on after this.
@@ -156,12 +168,15 @@ def write_model(
         autoencoding.set_scaling_factor(run.vae, autoencoding.pictures(run.source, seed=3, count=64))
         export.export_vae(run.vae, folder)
         return
-    export.export_unet(run.parts.unet, folder if unet_only else folder / "unet", shard_mb)
-    if isinstance(run.pool.task, Semantic):
-        palette.write(folder, run.pool.task.classes)
+    base = None if order.begin.base is None else Path(order.begin.base)
+    if isinstance(run, DiffusionRun):
+        export.export_unet(run.parts.unet, folder if unet_only else folder / "unet", shard_mb)
+        if isinstance(run.pool.task, Semantic):
+            palette.write(folder, run.pool.task.classes)
+    elif base is not None:
+        export.copy_part(base / "unet", folder / "unet")
     if unet_only:
         return
-    base = None if order.begin.base is None else Path(order.begin.base)
     if base is not None:
         for part in ("vae", "tokenizer", "scheduler"):
             export.copy_part(base / part, folder / part)

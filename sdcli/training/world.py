@@ -49,7 +49,8 @@ class Vocabulary:
 
 KIT = Vocabulary(tuple(s.name for s in SUBJECTS[:24]), tuple(TINTS)[:7], tuple(PLACES)[:10])
 WHOLE = Vocabulary(tuple(s.name for s in SUBJECTS), tuple(TINTS), tuple(PLACES))
-VOCABULARIES: Mapping[str, Vocabulary] = {"kit": KIT, "whole": WHOLE}
+KIT_ROWS = replace(KIT, pairs=0.5, threes=0.05, sized=0.12)
+VOCABULARIES: Mapping[str, Vocabulary] = {"kit": KIT, "kit-rows": KIT_ROWS, "whole": WHOLE}
 
 
 def sprites_of(source: Path, vocabulary: Vocabulary = KIT) -> Sprites:

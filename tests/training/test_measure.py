@@ -1,22 +1,33 @@
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
-from sdcli.training.judge import Answers, Judge, Segmenter
+import sdcli
+from sdcli import pipeline, registry
+from sdcli.training import measure as measuring
+from sdcli.training.judge import Answers, Judge, Segmenter, answers_of, to_images
 from sdcli.training.measure import (
+    Counts,
+    Trial,
     compare_maps,
     drawer,
+    drawn,
     inpaint_trials,
     judged,
-    measure_semantic,
-    measure_text,
+    map_trials,
+    measure,
+    recipe_of,
     spread,
     text_trials,
     trial_of,
     trial_of_two,
 )
-from sdcli.training.world import KIT, compose, compose_row, is_held_out, render, scenes
+from sdcli.training.world import KIT, compose, is_held_out, render, scenes
 from tests.training.test_judge import Oracle
 
 
@@ -47,44 +58,43 @@ def test_spread_repeats_where_there_are_fewer():
 
 def test_pictures_are_drawn_with_a_seed_each_and_judged():
     trials = [trial_of(("fox", "red", "snow")), trial_of(("cat", "red", "snow"))]
-    asked = []
+    asked, heard = [], []
 
-    def draw(wanted, given):
-        asked.append((wanted["prompt"], wanted["seed"], given))
+    def draw(trial, seed):
+        asked.append((trial.prompt, seed))
         return np.zeros((256, 256, 3), dtype=np.uint8)
 
-    shares = judged(Oracle([Answers("fox", "red", "snow")] * 2), draw, trials)
-    assert asked == [("a red fox in the snow", 0, None), ("a red cat in the snow", 1, None)]
-    assert shares == {"subject": 0.5, "colour": 1.0, "place": 1.0, "all": 0.5}
+    pictures = drawn(draw, trials, heard.append)
+    assert asked == [("a red fox in the snow", 0), ("a red cat in the snow", 1)]
+    assert heard == [1, 2]
+    shares = judged(Oracle([Answers("fox", "red", "snow")] * 2), None, trials, pictures)
+    assert shares == {"pictures": 2, "subject": 0.5, "colour": 1.0, "place": 1.0, "all": 0.5}
 
 
 def test_an_inpainting_trial_hides_a_subject_and_asks_for_another(sprites):
-    for prompt, answers, given in inpaint_trials(sprites, KIT, 4):
-        mask = np.asarray(given.core) > 0
+    for trial in inpaint_trials(sprites, KIT, 4):
+        mask = np.asarray(trial.given.core) > 0
         assert 0.05 < mask.mean() < 0.7
-        assert answers.subject in prompt
-        assert answers.place is None
-        assert given.image.size == (256, 256)
+        assert trial.answers.subject in trial.prompt
+        assert trial.answers.place is None
+        assert trial.given.image.size == (256, 256)
+        assert trial.asked == {"image": "scene", "mask_image": "mask"}
 
 
-def test_a_semantic_model_is_given_the_maps_of_scenes_and_judged_by_them(sprites):
-    class Perfect:
-        """Draws each scene itself, told apart by its seed."""
-
-        def __init__(self):
-            source = (s for s in scenes(112_233, KIT) if len(s.placements) == 1 and s.time == "day")
-            self.scenes = list(islice((s for s in source if s.place in KIT.places), 3))
-
-        def __call__(self, wanted, given):
-            rendering = render(self.scenes[wanted["seed"]], sprites)
-            assert np.array_equal(np.asarray(Image.open(wanted["segmentation_map"])), rendering.segmentation)
-            assert self.scenes[wanted["seed"]].placements[0].subject in wanted["prompt"]
-            return rendering.image
-
-    judge, segmenter = Judge().eval(), Segmenter().eval()
-    table = measure_semantic(Perfect(), judge, segmenter, sprites, count=3)
-    assert set(table) == {"pictures", "mean_iou", "subject", "colour", "place", "all"}
-    assert 0 <= table["mean_iou"] < 0.5
+def test_a_map_trial_asks_for_the_scene_whose_map_it_gives(sprites, tmp_path):
+    source = (s for s in scenes(112_233, KIT) if len(s.placements) == 1 and s.time == "day")
+    expected = list(islice((s for s in source if s.place in KIT.places), 3))
+    trials = list(map_trials(sprites, KIT, 3, tmp_path))
+    for scene, trial in zip(expected, trials, strict=True):
+        segmentation = render(scene, sprites).segmentation
+        assert np.array_equal(np.asarray(Image.open(trial.asked["segmentation_map"])), segmentation)
+        assert np.array_equal(trial.segmentation, segmentation)
+        assert scene.placements[0].subject in trial.prompt
+        assert trial.answers == answers_of(scene)
+    perfect = [render(scene, sprites).image for scene in expected]
+    row = judged(Judge().eval(), Segmenter().eval(), trials, perfect)
+    assert set(row) == {"pictures", "mean_iou", "subject", "colour", "place", "all"}
+    assert 0 <= row["mean_iou"] < 0.5
 
 
 def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
@@ -95,21 +105,41 @@ def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
     assert "animal" in table
 
 
-def test_the_drawer_draws_what_the_command_draws(tmp_path, run):
+def test_a_trial_is_drawn_as_the_command_draws_it(tmp_path, run):
     options = {"steps": 2, "threads": 1, "device": "cpu"}
-    drawn = drawer("kit", options)({"prompt": "arctic fox", "seed": 7}, None)
+    trial = Trial("arctic fox", Answers())
+    loaded = pipeline.load(registry.locate(registry.find("kit")), recipe_of("kit", options, trial, 7))
+    picture = drawer(loaded, "kit", options)(trial, 7)
     run("generate", "arctic fox", "--seed", "7", "--steps", "2", "--threads", "1", "-o", "fox.png")
-    assert np.array_equal(drawn, np.asarray(Image.open(tmp_path / "fox.png")))
+    assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "fox.png")))
 
 
-def test_the_table_has_a_row_a_kind(sprites):
-    class Blind:
-        def __call__(self, wanted, given):
-            return render(
-                compose_row([("fox", "red"), ("owl", "red")], "snow", np.random.default_rng(1)), sprites
-            ).image
+KINDS = ["seen", "held_out", "two_subjects", "subject_alone", "arctic_fox", "autoencoder"]
 
-    table = measure_text(Blind(), Judge().eval(), seen=10, held_out=5)
-    assert table["seen"]["pictures"] == 10
-    assert set(table["two_subjects"]) == {"pictures", "place", "left", "right", "order"}
-    assert set(table["subject_alone"]) == {"pictures", "subject", "colour"}
+
+@pytest.mark.parametrize(("model", "kinds"), [("kit", KINDS), ("kit-inpaint", ["masks"]), ("kit-semantic", ["maps"])])
+def test_the_table_of_each_model_of_the_package(model, kinds, sprites, monkeypatch):
+    """On one step a picture, and no more pictures than there must be: the rows and not the shares."""
+    monkeypatch.setattr(measuring, "drawn", lambda draw, trials, shown: drawn(draw, trials[:1], shown) * len(trials))
+    counts = Counts(seen=5, held_out=2, masks=2, maps=2)
+    heard = []
+    rows = list(
+        measure(
+            model, Judge().eval(), Segmenter().eval(), sprites,
+            counts=counts, options={"steps": 1, "threads": 1}, shown=lambda *said: heard.append(said),
+        )
+    )  # fmt: skip
+    assert [row["trials"] for row in rows] == kinds
+    assert [said[0] for said in heard] == [kind for kind in kinds if kind != "autoencoder"]
+    if model == "kit":
+        assert (rows[0]["pictures"], rows[1]["pictures"]) == (5, 2)
+        assert {"place", "left", "right", "order"} < set(rows[2])
+        assert rows[-1]["psnr"] > 28
+        vae = AutoencoderKL.from_pretrained(Path(sdcli.__file__).parent / "kit" / "vae", torch_dtype=torch.float32)
+        unseen = to_images([render(scene, sprites) for scene in islice(scenes(556_677, KIT), 64)])
+        with torch.no_grad():
+            error = (vae(unseen).sample.clamp(-1, 1) - unseen).square().mean().item()
+        assert rows[-1]["psnr"] == pytest.approx(10 * np.log10(4 / error), abs=0.02)
+    else:
+        assert rows[0]["pictures"] == 2
+        assert ("mean_iou" in rows[0]) is (model == "kit-semantic")

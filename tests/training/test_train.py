@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sdcli import palette
 from sdcli.palette import Class
 from sdcli.training import kit, session
 from sdcli.training.imagefolder import read_rows
+from sdcli.training.judge import Judge, Segmenter
 from tests.conftest import clean_environment
 from tests.training.conftest import SPRITES
 
@@ -251,11 +253,61 @@ def test_progress_is_for_terminals(sd15, data, tmp_path):
     assert "left" in text
 
 
+def test_a_table_has_a_row_for_the_judge_and_those_of_each_model(run, tmp_path):
+    unlearnt = {"judge": Judge().state_dict(), "segmenter": Segmenter().state_dict()}
+    torch.save(unlearnt, tmp_path / "judge.pt")
+    few = ["--judge", "judge.pt", "--sprites", SPRITES, "--masks", "1", "--maps", "1", "--steps", "1"]
+    done = run("train", "measure", "kit-inpaint", "kit-semantic", *few)
+    assert done.status == 0, done.stderr
+    assert done.stderr == ""
+    heading, *rows = done.lines
+    assert [row.split()[:3] for row in rows] == [
+        ["judge", "renderings", "768"],
+        ["kit-inpaint", "masks", "1"],
+        ["kit-semantic", "maps", "1"],
+    ]
+    assert {len(row) for row in rows} == {len(heading)}
+    told = run("train", "measure", "kit-semantic", *few, "--json")
+    last = json.loads(told.lines[-1])
+    assert (last["model"], last["trials"], last["pictures"]) == ("kit-semantic", "maps", 1)
+    assert 0 <= last["mean_iou"] < 0.5
+    refused = run("train", "measure", "kit", *few, "--world", "nowhere")
+    assert refused.status == 2
+
+
+def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_path):
+    """On kit's own weights, which read well: a few steps leave the log and the model, and pictures are refused."""
+    kit_folder = ROOT / "sdcli" / "kit"
+    short = [*SHORT, "--batch", "16"]
+    done = run("train", "text-encoder", "--from", kit_folder, "--world", "kit-rows", "--out", "run", *short)
+    assert done.status == 0, done.stderr
+    assert done.lines == ["run/model"]
+    log = log_of(tmp_path / "run")
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert set(log[0]) == {"step", "loss", "samples", "read"}
+    model = tmp_path / "run" / "model"
+    for part in ("unet", "vae", "tokenizer", "scheduler"):
+        for file in (kit_folder / part).iterdir():
+            assert (model / part / file.name).read_bytes() == file.read_bytes()
+    before, after = (load_file(folder / "text_encoder" / "model.safetensors") for folder in (kit_folder, model))
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) > 0.9 * len(before)
+    refused = run("train", "text-encoder", "--from", kit_folder, "--data", ".", "--out", "other")
+    assert refused.status == 2
+    assert "synthetic world alone" in refused.stderr
+    nothing = run("train", "export", "run", "--to", "alone", "--unet-only")
+    assert nothing.status == 2
+    assert not (tmp_path / "alone").exists()
+
+
 def test_kit_is_made_stage_by_stage_and_put_together(capfd, monkeypatch, tmp_path):
     few = {"steps": 1, "batch": 1, "sheet_every": 0}
-    quick = {**few, "scenes": 1, "fresh": 0}
-    stages = {"autoencoder": {**few, "crop": 32, "teacher_scenes": 4}, **dict.fromkeys(list(kit.RECIPE)[1:], quick)}
-    monkeypatch.setattr(kit, "RECIPE", stages)
+    quick = {"autoencoder": {"crop": 32, "teacher_scenes": 4}, "text-encoder": {}}
+    steps = {
+        name: replace(step, settings={**few, **quick.get(step.stage, {"scenes": 1, "fresh": 0})})
+        for name, step in kit.RECIPE.items()
+    }
+    monkeypatch.setattr(kit, "RECIPE", steps)
     over = session.How(device="cpu", threads=1, deadline=time.monotonic(), quiet=True)
     assert session.carry_out_kit(tmp_path, SPRITES, over) == 0
     out, err = capfd.readouterr()
