@@ -293,6 +293,9 @@ def measure(
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, show_default="the model's", help="In how many steps.")
     ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance-scale", metavar="X", show_default="the model's", help="How strictly.")
+    ] = None,
     world: Annotated[
         str, typer.Option("--world", metavar="NAME", help=f"{', '.join(ordering.WORLDS)}.")
     ] = "kit",
@@ -308,6 +311,8 @@ def measure(
     segmentation maps those.
 
     sdcli train measure kit kit-inpaint kit-semantic --judge judge.pt
+
+    sdcli train measure runs/text/model --judge judge.pt --scheduler dpm++-2m --steps 12 --guidance-scale 3
     """
     if world not in ordering.WORLDS:
         raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
@@ -315,7 +320,7 @@ def measure(
     from sdcli.training import session
 
     counts = {"seen": seen, "held_out": held_out, "masks": masks, "maps": maps}
-    chosen = options.given(scheduler=scheduler, steps=steps)
+    chosen = options.given(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
     for index, row in enumerate(session.measure(models, judge, counts, chosen, world, sprites, quiet)):
         if not json and index == 0:
             typer.echo(session.heading())
