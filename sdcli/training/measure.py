@@ -37,7 +37,18 @@ from sdcli.training.judge import (
     shrink_maps,
     to_images,
 )
-from sdcli.training.world import KIT, SIZE, Sprites, Triple, Vocabulary, combinations, exists, render, scenes
+from sdcli.training.world import (
+    KIT,
+    SIZE,
+    Sprites,
+    Triple,
+    Vocabulary,
+    combinations,
+    exists,
+    is_held_out,
+    render,
+    scenes,
+)
 
 ARCTIC_PROMPTS = ("arctic fox", "an arctic fox", "an arctic fox in the snow")
 
@@ -84,11 +95,12 @@ def trial_of(triple: Triple) -> Trial:
     return Trial(f"{noun_of(subject, colour)} {PLACE_PHRASES[place][0]}", Answers(subject, colour, place))
 
 
-def trial_of_two(left: Triple, right: Triple) -> Trial:
-    """One subject left of another, in the place of the first."""
+def trial_of_two(left: Triple, right: Triple, *, turned: bool = False) -> Trial:
+    """One subject left of another, in the place of the first; `turned` says it as the other right of the one."""
     (one, colour, place), (other, second, _) = left, right
-    words = f"{noun_of(one, colour)} left of {noun_of(other, second)} {PLACE_PHRASES[place][0]}"
-    return Trial(words, Answers(place=place, left=one, right=other))
+    nouns = noun_of(one, colour), noun_of(other, second)
+    words = f"{nouns[1]} right of {nouns[0]}" if turned else f"{nouns[0]} left of {nouns[1]}"
+    return Trial(f"{words} {PLACE_PHRASES[place][0]}", Answers(place=place, left=one, right=other))
 
 
 def spread(triples: Sequence[Triple], count: int) -> list[Triple]:
@@ -101,13 +113,15 @@ def spread(triples: Sequence[Triple], count: int) -> list[Triple]:
 
 def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, list[Trial]]:
     """What a text-to-image model is asked: combinations seen and held out, two subjects, subjects alone, the arctic
-    fox. There are `seen` / 5 of two subjects.
+    fox. There are nearly `seen` / 5 of two subjects, half of them with the one on the right first.
     """
     kept = combinations(False, vocabulary)
+    some = spread(kept, seen // 5)
+    others = [some[index] for index in np.random.default_rng(97_531).permutation(len(some))]
     pairs = [
-        trial_of_two(one, other)
-        for one, other in zip(spread(kept, seen // 5), reversed(spread(kept, seen // 5 + 1)), strict=False)
-        if one[0] != other[0] and exists(other[0], other[1], one[2])
+        trial_of_two(one, other, turned=index % 2 == 1)
+        for index, (one, other) in enumerate(zip(some, others, strict=True))
+        if one[0] != other[0] and exists(*other[:2], one[2]) and not is_held_out(*other[:2], one[2])
     ]
     alone = [Trial(article(name), Answers(name, "natural")) for name in vocabulary.subjects]
     white_fox = Answers("fox", "white", "snow")

@@ -36,6 +36,9 @@ def test_a_trial_asks_in_plain_words_for_what_is_judged():
     two = trial_of_two(("castle", "natural", "sunset"), ("dragon", "red", "night"))
     assert two.prompt == "a castle left of a red dragon at sunset"
     assert two.answers == Answers(place="sunset", left="castle", right="dragon")
+    turned = trial_of_two(("castle", "natural", "sunset"), ("dragon", "red", "night"), turned=True)
+    assert turned.prompt == "a red dragon right of a castle at sunset"
+    assert turned.answers == two.answers
 
 
 def test_trials_are_many_distinct_and_of_what_they_say():
@@ -49,6 +52,8 @@ def test_trials_are_many_distinct_and_of_what_they_say():
         assert len(set(answers)) == len(answers)
     assert len(kinds["two_subjects"]) > 80
     assert all(trial.answers.left != trial.answers.right for trial in kinds["two_subjects"])
+    turned = [trial.prompt.index(trial.answers.left) > trial.prompt.index(" of ") for trial in kinds["two_subjects"]]
+    assert 0.4 < np.mean(turned) < 0.6
 
 
 def test_spread_repeats_where_there_are_fewer():
