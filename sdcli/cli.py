@@ -29,6 +29,7 @@ from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
 from sdcli.commands.synthesize import synthesize
 from sdcli.commands.train import train
+from sdcli.commands.trained import export, measure
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
 from sdcli.streams import complain, warn
@@ -52,6 +53,8 @@ app.command()(info)
 app.command()(replay)
 app.command()(serve)
 app.add_typer(models, name="models")
+for command in (measure, export):
+    train.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(config, name="config")
 

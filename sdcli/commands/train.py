@@ -269,100 +269,17 @@ def kit(*, out: Out, sprites: Sprites = None, execution: Execution) -> None:
     if execution.dry_run:
         raise UsageError("train kit has no --dry-run", "ask each stage: sdcli train autoencoder --dry-run --out FOLDER")
     how = _how(execution)
-    _prepare_libraries()
+    prepare_libraries()
     from sdcli.training import session
 
     raise typer.Exit(session.carry_out_kit(out, sprites, session.How(**how)))
-
-
-@train.command("measure")
-def measure(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Names from `sdcli models list`, or folders.")
-    ],
-    judge: Annotated[
-        Path, typer.Option("--judge", metavar="FILE", help="The judge; trained and kept there if there is none.")
-    ],
-    seen: Annotated[int, typer.Option("--seen", metavar="N", min=5, help="Prompts of combinations trained on.")] = 500,
-    held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts of others.")] = 200,
-    masks: Annotated[int, typer.Option("--masks", metavar="N", min=1, help="Masks, for an inpainting model.")] = 100,
-    maps: Annotated[int, typer.Option("--maps", metavar="N", min=1, help="Maps, for a model that takes them.")] = 100,
-    scheduler: Annotated[
-        str | None, typer.Option("--scheduler", metavar="NAME", show_default="the model's", help="What draws.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, show_default="the model's", help="In how many steps.")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option("--guidance-scale", metavar="X", show_default="the model's", help="How strictly.")
-    ] = None,
-    world: Annotated[
-        str, typer.Option("--world", metavar="NAME", help=f"{', '.join(ordering.WORLDS)}.")
-    ] = "kit",
-    sprites: Sprites = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON, an object a row, instead.", show_default=False)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", show_default=False)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
-) -> None:  # fmt: skip
-    """Measure how often models trained on the world draw what they are asked, and print the table.
-
-    A small classifier, trained on the world's renderings alone, says what the pictures show; its own accuracy on unseen
-    renderings comes first. Seeds are fixed, and nothing is picked. A model that inpaints is given masks, one that takes
-    segmentation maps those.
-
-    sdcli train measure kit kit-inpaint kit-semantic --judge judge.pt
-
-    sdcli train measure runs/text/model --judge judge.pt --scheduler dpm++-2m --steps 12 --guidance-scale 3
-    """
-    if world not in ordering.WORLDS:
-        raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
-    _prepare_libraries()
-    from sdcli.training import session
-
-    counts = {"seen": seen, "held_out": held_out, "masks": masks, "maps": maps}
-    chosen = options.given(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
-    for index, row in enumerate(session.measure(models, judge, counts, chosen, world, sprites, quiet)):
-        if not json and index == 0:
-            typer.echo(session.heading())
-        typer.echo(jsonlib.dumps(row) if json else session.line_of(row))
-
-
-@train.command("export")
-def export(
-    out: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write.")],
-    averaged: Annotated[
-        bool | None,
-        typer.Option(
-            "--average/--last", show_default="the last ones of a finished run",
-            help="The moving average of the weights, or those of the last step.",
-        ),
-    ] = None,
-    unet_only: Annotated[
-        bool, typer.Option("--unet-only", help="The U-Net's folder alone.", show_default=False)
-    ] = False,
-    shard: Annotated[
-        int, typer.Option("--shard", metavar="MB", min=1, help="The most that a file of the U-Net holds.")
-    ] = 4000,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
-) -> None:  # fmt: skip
-    """Write the model of a run's last checkpoint as a diffusers folder in half precision, and print that folder.
-
-    sdcli train export runs/text --to model --average
-    """
-    order = ordering.read(out)
-    _prepare_libraries()
-    from sdcli.training import stages
-
-    stages.export_run(order, to, averaged=averaged, unet_only=unet_only, shard_mb=shard)
-    typer.echo(str(to))
 
 
 def _carry_out(stage: str, run: Run, execution: Execution, settings: Any, begin: Mapping[str, Any]) -> None:
     how = _how(execution)
     said = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
     order = ordering.plan(stage, run.out, said, options.given(settings))
-    _prepare_libraries()
+    prepare_libraries()
     from sdcli.training import session
 
     if execution.dry_run:
@@ -382,8 +299,9 @@ def _how(execution: Execution) -> dict[str, Any]:
     return {key: getattr(execution, key) for key in taken} | {"deadline": deadline}
 
 
-def _prepare_libraries() -> None:
-    from sdcli.delivery import prepare_libraries
+def prepare_libraries() -> None:
+    """Keep the libraries' own talk and bars off the terminal."""
+    from sdcli import delivery
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    prepare_libraries()
+    delivery.prepare_libraries()

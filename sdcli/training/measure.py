@@ -119,9 +119,9 @@ def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, l
     some = spread(kept, seen // 5)
     others = [some[index] for index in np.random.default_rng(97_531).permutation(len(some))]
     pairs = [
-        trial_of_two(one, other, turned=index % 2 == 1)
-        for index, (one, other) in enumerate(zip(some, others, strict=True))
-        if one[0] != other[0] and exists(*other[:2], one[2]) and not is_held_out(*other[:2], one[2])
+        trial_of_two(one, (subject, colour, one[2]), turned=index % 2 == 1)
+        for index, (one, (subject, colour, _)) in enumerate(zip(some, others, strict=True))
+        if one[0] != subject and exists(subject, colour, one[2]) and not is_held_out(subject, colour, one[2])
     ]
     alone = [Trial(article(name), Answers(name, "natural")) for name in vocabulary.subjects]
     white_fox = Answers("fox", "white", "snow")
