@@ -275,7 +275,7 @@ def test_a_table_has_a_row_for_the_judge_and_those_of_each_model(run, tmp_path):
     assert refused.status == 2
 
 
-def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_path):
+def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, data, tmp_path):
     """On kit's own weights, which read well: a few steps leave the log and the model, and pictures are refused."""
     kit_folder = ROOT / "sdcli" / "kit"
     short = [*SHORT, "--batch", "16"]
@@ -292,7 +292,7 @@ def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_
     before, after = (load_file(folder / "text_encoder" / "model.safetensors") for folder in (kit_folder, model))
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(before)
-    refused = run("train", "text-encoder", "--from", kit_folder, "--data", ".", "--out", "other")
+    refused = run("train", "text-encoder", "--from", kit_folder, "--data", data, "--out", "other")
     assert refused.status == 2
     assert "synthetic world alone" in refused.stderr
     nothing = run("train", "export", "run", "--to", "alone", "--unet-only")
