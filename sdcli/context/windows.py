@@ -33,11 +33,6 @@ def windows(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> l
     return result
 
 
-def token_count(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> int:
-    """How many tokens `prompt` has, special ones left out."""
-    return sum(len(window) for window in windows(tokenizer, prompt, prompt_weights))
-
-
 def _words(tokenizer: Tokenizer, part: Sequence[weights.Weighted]) -> Iterator[Window]:
     """The tokens of each word; CLIP marks a word's last with `</w>`."""
     for text, weight in part:
