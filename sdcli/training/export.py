@@ -29,6 +29,7 @@ def export_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
     """Config and weights, keys with the `text_model.` prefix: without it transformers 4 would load random weights."""
     text_encoder.config.architectures = ["CLIPTextModel"]
     text_encoder.config.save_pretrained(folder)
+    forget_origin(folder)
     tensors = {
         f"text_model.{name.removeprefix('text_model.')}": value.to("cpu", torch.float16).contiguous()
         for name, value in text_encoder.state_dict().items()
@@ -42,11 +43,21 @@ def export_unet(unet: UNet2DConditionModel, folder: Path, shard_mb: int) -> None
     for old in folder.glob("*.safetensors*"):
         old.unlink()
     unet.half().save_pretrained(folder, max_shard_size=f"{shard_mb}MB")
+    forget_origin(folder)
 
 
 def export_vae(vae: Any, folder: Path) -> None:
     """Config and weights; the autoencoder becomes half precision."""
     vae.half().save_pretrained(folder)
+    forget_origin(folder)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of a part's config where its first weights came from, and in what precision they were trained."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "dtype", "torch_dtype")}
+    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_part(source: Path, folder: Path) -> None:

@@ -83,6 +83,7 @@ def test_inpainting_learns_and_its_unet_is_exported_alone(run, sd15, data, tmp_p
     assert [entry["loss"] for entry in said[:-1]] == [entry["loss"] for entry in log_of(tmp_path / "run")]
     pipe = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "run" / "model", local_files_only=True)
     assert pipe.unet.config.in_channels == 9
+    assert str(sd15) not in (tmp_path / "run" / "model" / "unet" / "config.json").read_text()
     exported = run("train", "export", "run", "--to", "alone", "--unet-only", "--shard", "1")
     assert exported.lines == ["alone"], exported.stderr
     shards = list((tmp_path / "alone").glob("*.safetensors"))
@@ -290,6 +291,7 @@ def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, data
         for file in (kit_folder / part).iterdir():
             assert (model / part / file.name).read_bytes() == file.read_bytes()
     before, after = (load_file(folder / "text_encoder" / "model.safetensors") for folder in (kit_folder, model))
+    assert str(ROOT) not in (model / "text_encoder" / "config.json").read_text()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(before)
     refused = run("train", "text-encoder", "--from", kit_folder, "--data", data, "--out", "other")
