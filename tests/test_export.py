@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from sdcli import export, folders, loading, pipeline, registry
@@ -33,15 +32,9 @@ def write(source: Source, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def kit_inpaint(tmp_path_factory) -> Source:
-    """kit with a U-Net of 9 channels, a fraction of its size: they share everything else."""
-    folder = tmp_path_factory.mktemp("inpaint") / "unet"
-    config = UNet2DConditionModel.load_config(KIT / "unet")
-    channels = {"in_channels": 9, "block_out_channels": [32, 32, 64], "attention_head_dim": 2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        UNet2DConditionModel.from_config({**config, **channels}).save_pretrained(folder)
-    return Source(KIT, parts=(("unet", folder),))
+def kit_inpaint() -> Source:
+    """kit with a U-Net of 9 channels: they share everything else."""
+    return registry.locate(registry.find("kit-inpaint"))
 
 
 def ours(source: Source) -> torch.Tensor:
