@@ -16,7 +16,7 @@ from sdcli.training import order as ordering
 
 def measure(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Names from `sdcli models list`, or folders.")
+        list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
     ],
     judge: Annotated[
         Path, typer.Option("--judge", metavar="FILE", help="The judge; trained and kept there if there is none.")
