@@ -21,7 +21,7 @@ def measure(
     judge: Annotated[
         Path, typer.Option("--judge", metavar="FILE", help="The judge; trained and kept there if there is none.")
     ],
-    seen: Annotated[int, typer.Option("--seen", metavar="N", min=5, help="Prompts of combinations trained on.")] = 500,
+    seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts of combinations trained on.")] = 500,
     held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts of others.")] = 200,
     masks: Annotated[int, typer.Option("--masks", metavar="N", min=1, help="Masks, for an inpainting model.")] = 100,
     maps: Annotated[int, typer.Option("--maps", metavar="N", min=1, help="Maps, for a model that takes them.")] = 100,

@@ -76,12 +76,13 @@ Draw = Callable[[Trial, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Counts:
-    """How many pictures are drawn of each kind of trial."""
+    """How many pictures are drawn of each kind of trial, and how many scenes the autoencoder gives back."""
 
     seen: int = 500
     held_out: int = 200
     masks: int = 100
     maps: int = 100
+    scenes: int = 64
 
 
 def noun_of(subject: str, colour: str) -> str:
@@ -125,13 +126,14 @@ def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, l
     ]
     alone = [Trial(article(name), Answers(name, "natural")) for name in vocabulary.subjects]
     white_fox = Answers("fox", "white", "snow")
-    return {
+    kinds = {
         "seen": [trial_of(triple) for triple in spread(kept, seen)],
         "held_out": [trial_of(triple) for triple in spread(combinations(True, vocabulary), held_out)],
         "two_subjects": pairs,
         "subject_alone": alone,
         "arctic_fox": [Trial(ARCTIC_PROMPTS[index % len(ARCTIC_PROMPTS)], white_fox) for index in range(12)],
     }
+    return {kind: trials for kind, trials in kinds.items() if trials}
 
 
 def recipe_of(model: str, options: Mapping[str, Any], trial: Trial, seed: int) -> Recipe:
@@ -232,7 +234,7 @@ def measure(
     """The rows of a model's table: for each kind of trials the shares of right answers, and seconds a picture.
 
     Of maps, `mean_iou` is between those given and those the segmenter reads back. Last, of a model that draws by text
-    alone, `psnr` in dB of its autoencoder on 64 unseen scenes.
+    alone, `psnr` in dB of its autoencoder on unseen scenes.
     """
     entry = registry.find(model)
     with trials_of(registry.facts_of(entry), sprites, vocabulary, counts) as kinds:
@@ -245,7 +247,9 @@ def measure(
             seconds = (time.monotonic() - began) / len(trials)
             yield {"trials": kind, **judged(judge, segmenter, trials, pictures), "seconds": round(seconds, 2)}
     if "seen" in kinds:
-        unseen = to_images([render(scene, sprites) for scene in itertools.islice(scenes(556_677, vocabulary), 64)])
+        unseen = to_images(
+            [render(scene, sprites) for scene in itertools.islice(scenes(556_677, vocabulary), counts.scenes)]
+        )
         yield {"trials": "autoencoder", "pictures": len(unseen), "psnr": round(measure_psnr(loaded.vae, unseen), 2)}
 
 

@@ -56,6 +56,10 @@ def test_trials_are_many_distinct_and_of_what_they_say():
     assert 0.4 < np.mean(turned) < 0.6
 
 
+def test_of_few_prompts_none_may_be_of_two_subjects():
+    assert "two_subjects" not in text_trials(KIT, 5, 1)
+
+
 def test_spread_repeats_where_there_are_fewer():
     assert spread([1, 2], 5) == [1, 2, 1, 2, 1]
     assert spread(list(range(10)), 5) == [0, 2, 4, 6, 8]
@@ -126,7 +130,7 @@ KINDS = ["seen", "held_out", "two_subjects", "subject_alone", "arctic_fox", "aut
 def test_the_table_of_each_model_of_the_package(model, kinds, sprites, monkeypatch):
     """On one step a picture, and no more pictures than there must be: the rows and not the shares."""
     monkeypatch.setattr(measuring, "drawn", lambda draw, trials, shown: drawn(draw, trials[:1], shown) * len(trials))
-    counts = Counts(seen=5, held_out=2, masks=2, maps=2)
+    counts = Counts(seen=25, held_out=2, masks=2, maps=2, scenes=4)
     heard = []
     rows = list(
         measure(
@@ -137,11 +141,11 @@ def test_the_table_of_each_model_of_the_package(model, kinds, sprites, monkeypat
     assert [row["trials"] for row in rows] == kinds
     assert [said[0] for said in heard] == [kind for kind in kinds if kind != "autoencoder"]
     if model == "kit":
-        assert (rows[0]["pictures"], rows[1]["pictures"]) == (5, 2)
+        assert (rows[0]["pictures"], rows[1]["pictures"]) == (25, 2)
         assert {"place", "left", "right", "order"} < set(rows[2])
         assert rows[-1]["psnr"] > 28
         vae = AutoencoderKL.from_pretrained(Path(sdcli.__file__).parent / "kit" / "vae", torch_dtype=torch.float32)
-        unseen = to_images([render(scene, sprites) for scene in islice(scenes(556_677, KIT), 64)])
+        unseen = to_images([render(scene, sprites) for scene in islice(scenes(556_677, KIT), 4)])
         with torch.no_grad():
             error = (vae(unseen).sample.clamp(-1, 1) - unseen).square().mean().item()
         assert rows[-1]["psnr"] == pytest.approx(10 * np.log10(4 / error), abs=0.02)
