@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sdcli import config, registry
+from sdcli import config, registry, resolve
 from sdcli.recipe import Initial, Recipe
 
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
@@ -66,7 +66,7 @@ def _defaults(model: str) -> dict[str, Any]:
     """What a recipe for `model` holds where nothing is said, with a user's settings and without; never the seed."""
     entry = registry.find(model)
     facts = registry.facts_of(entry)
-    here, anywhere = (registry.settings(entry, {"model": model}, facts, user=user) for user in (True, False))
+    here, anywhere = (resolve.settings(entry, {"model": model}, facts, user=user) for user in (True, False))
     return {
         key: each.value
         for key, each in here.items()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli import config, delivery, options, registry, remarks, streams
+from sdcli import config, delivery, options, registry, remarks, resolve, streams
 from sdcli.errors import InputError, UsageError
 from sdcli.recipe import Layout, Recipe
 from sdcli.registry import ModelFacts
@@ -17,14 +17,14 @@ def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
 
     Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where a
     picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a label is
-    there, and what `registry.resolve_recipe` and `delivery.deliver` raise.
+    there, and what `resolve.resolve_recipe` and `delivery.deliver` raise.
     """
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a model that takes a class; see --help"
         raise UsageError("neither PROMPT nor --label says what to draw", hint)
     model = config.model(asked.get("model"))
     entry = registry.find(model)
-    recipe = registry.resolve_recipe(entry, {**asked, "model": model, **_prompt(asked.get("prompt"))})
+    recipe = resolve.resolve_recipe(entry, {**asked, "model": model, **_prompt(asked.get("prompt"))})
     facts = registry.facts_of(entry)
     if not output.quiet:
         _say_sizes(recipe, facts)

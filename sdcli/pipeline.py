@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import controlnets, images, inputs, latent_files, loading, maps, registry, schedulers
+from sdcli import controlnets, images, inputs, latent_files, loading, maps, resolve, schedulers
 from sdcli.context import Context, Residuals, control, label, masked_image, segmentation, text
 from sdcli.denoise import Step, denoise, draw_noise, initial_latents, start_at
 from sdcli.errors import InvalidRecipe, OutOfMemory
@@ -153,7 +153,7 @@ def sample(
 def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:
     """y, of what the recipe says is to be drawn: a class label or a text, whichever the model takes."""
     condition, guidance_scale = recipe.condition, recipe.sampling.guidance_scale
-    index = registry.check_condition(model.labels, condition)
+    index = resolve.check_condition(model.labels, condition)
     if index is not None:
         return label.encode(model, index, guidance=guidance_scale > 1)
     return text.encode(
@@ -193,7 +193,7 @@ def _start(
     masked = given is not None and given.mask is not None
     mapped = recipe.layout.segmentation_map is not None
     in_channels = model.latent_channels + model.concat_channels
-    registry.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
+    resolve.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
     shape = model.latent_channels, *(side // model.vae_scale_factor for side in (recipe.height, recipe.width))
     if given is None and recipe.initial.init_latents is None:
         latents = initial_latents(generators, shape, scheduler, model.device)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageChops, ImageStat
 
-from sdcli import __version__, controlnets, foreign, registry
+from sdcli import __version__, controlnets, foreign, registry, resolve
 from sdcli.digest import model_digest
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.metadata import SOFTWARE, PictureInfo, installed_version, read
@@ -73,7 +73,7 @@ def source(path: str, model: str | None = None, **execution: Any) -> Source:
     recipe |= execution
     entry = registry.find(recipe["model"])
     try:
-        resolved = registry.resolve_recipe(entry, recipe, user=False)
+        resolved = resolve.resolve_recipe(entry, recipe, user=False)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or say with -m which model it is") from error
     seeds, index = _batch(found, resolved)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
-from sdcli import config, delivery, options, outputs, registry, streams
+from sdcli import config, delivery, options, outputs, registry, resolve, streams
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelFacts
 
@@ -63,7 +63,7 @@ def carry_out(work: Work[Given], asked: Mapping[str, Any], output: Output) -> No
     name = config.model(asked.get("model"))
     entry = registry.find(name)
     facts = registry.facts_of(entry)
-    known = registry.settings(entry, {**asked, "model": name}, facts)
+    known = resolve.settings(entry, {**asked, "model": name}, facts)
     recipe = Recipe.from_dict({"seed": 0, "prompt": "", **{key: each.value for key, each in known.items()}})
     outputs.check(path, force=output.force)
     given = work.read(facts)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sdcli import cli, delivery, registry, schedulers
+from sdcli import cli, delivery, registry, resolve, schedulers
 from sdcli.command_line import command_of, quote
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import Recipe
@@ -29,7 +29,7 @@ PLAIN = {
 
 
 def recipe(**options) -> Recipe:
-    return registry.resolve_recipe(KIT, {"prompt": "an arctic fox", "model": "kit", "seed": 7, **options})
+    return resolve.resolve_recipe(KIT, {"prompt": "an arctic fox", "model": "kit", "seed": 7, **options})
 
 
 def read_back(command: str) -> list[Recipe]:

@@ -9,7 +9,7 @@ import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli import config, files, recipe, registry, schedulers
+from sdcli import config, files, recipe, registry, resolve, schedulers
 from sdcli.errors import OutputError, UsageError
 
 
@@ -21,7 +21,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 def settled(model: str, **options):
-    return registry.settings(registry.find(model), options, None)
+    return resolve.settings(registry.find(model), options, None)
 
 
 def complaint(home: Path, text: str | bytes, file: str = "config.toml") -> UsageError:
@@ -81,7 +81,7 @@ def test_a_general_default_beats_what_is_good_for_a_model_but_not_what_it_needs(
 def test_settings_of_the_user_can_be_left_out(home, monkeypatch):
     (home / "config.toml").write_text("[defaults]\nsteps = 40\n[models.sd15.defaults]\neta = 0.5\n")
     monkeypatch.setenv("SDCLI_SEED", "7")
-    plain = registry.settings(registry.find("sd15"), {}, None, user=False)
+    plain = resolve.settings(registry.find("sd15"), {}, None, user=False)
     assert (plain["steps"].value, plain["eta"].value, "seed" in plain) == (25, 0.0, False)
 
 

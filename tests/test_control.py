@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdcli import controlnets, inputs, metadata, recipe, registry, remarks
+from sdcli import controlnets, inputs, metadata, recipe, registry, remarks, resolve
 from sdcli.command_line import command_of
 from sdcli.control import Control
 from sdcli.errors import InputError, InvalidRecipe, ModelError, ModelNotFound
@@ -293,7 +293,7 @@ def test_a1111_s_fields_name_the_controlnet():
 
 
 def test_a_recipe_is_shown_as_its_command():
-    plain = registry.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
+    plain = resolve.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
     made = plain.replace(control=["canny=e.png:0.5", "depth=d d.png"])
     assert command_of([made]) == (
         "sdcli generate 'a fox' -W 256 -H 256 -s 1 --control canny=e.png:0.5 --control 'depth=d d.png'"
@@ -303,7 +303,7 @@ def test_a_recipe_is_shown_as_its_command():
 def test_a_changed_picture_is_refused(here: Path, sd15: Path):
     said = {"prompt": "x", "model": "m", "control": f"{here}/edges={here}/a.png", "control_sha256": ["0" * 64]}
     with pytest.raises(InputError, match="another file"):
-        registry.resolve_recipe(ModelEntry("m", folder=str(sd15)), said)
+        resolve.resolve_recipe(ModelEntry("m", folder=str(sd15)), said)
 
 
 def test_only_controlnets_are_found(nets: Path, sd15: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from sdcli import cli, digest, dry_run, outputs, registry, timings
+from sdcli import cli, digest, dry_run, outputs, registry, resolve, timings
 from sdcli.errors import InvalidRecipe, ModelCorrupt, OutputError, SdcliError
 from sdcli.source import Source
 from tests import tiny
@@ -27,7 +27,7 @@ def in_an_empty_directory(tmp_path, monkeypatch):
 def recipe(folder: Path, **options):
     entry = registry.find(str(folder))
     options = {"prompt": "arctic fox", "model": str(folder), "seed": 7, **options}
-    return entry, registry.resolve_recipe(entry, options)
+    return entry, resolve.resolve_recipe(entry, options)
 
 
 def test_a_plan_on_the_shell(capfd, sd15):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sdcli import recipe, registry
+from sdcli import recipe, registry, resolve
 from sdcli.command_line import command_of
 from sdcli.errors import InputError, InvalidRecipe
 from sdcli.recipe import Recipe
@@ -59,7 +59,7 @@ def test_inpaint_returns_what_is_not_masked_to_the_bit(run: Run, sd15: Path, pho
     said = recipe_in(tmp_path / "out.png")
     assert (said["image"], said["mask_image"], said["strength"]) == ("photo.png", "mask.png", 1.0)
     assert (said["width"], said["height"]) == (72, 64)
-    again = registry.resolve_recipe(
+    again = resolve.resolve_recipe(
         ModelEntry("m", folder=str(sd15)),
         {**said, "image": str(tmp_path / "photo.png"), "mask_image": str(tmp_path / "mask.png")},
     )
@@ -161,7 +161,7 @@ def test_a_strength_that_the_hint_names_is_taken():
     ],
 )
 def test_a_recipe_is_shown_as_its_command(said, command):
-    plain = registry.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
+    plain = resolve.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
     shown = command_of([plain.replace(image="i.png", image_sha256="0" * 64, width=64, height=64, **said)])
     assert shown == command
 
@@ -185,13 +185,13 @@ def test_u_nets_take_what_they_take(tmp_path: Path, photo):
     nine = ModelEntry("nine", folder=str(tiny.make_folder("sd15", tmp_path / "nine", in_channels=9)))
     for said in ({}, {"image": str(tmp_path / "photo.png")}):
         with pytest.raises(InvalidRecipe, match="mask and a masked image") as refused:
-            registry.resolve_recipe(nine, {"prompt": "x", "model": "nine", **said})
+            resolve.resolve_recipe(nine, {"prompt": "x", "model": "nine", **said})
         assert "sdcli inpaint" in refused.value.hint
     with pytest.raises(InvalidRecipe, match="8 channels, 4 beside"):
-        registry.check_channels(8, 4, masked=True)
+        resolve.check_channels(8, 4, masked=True)
 
 
 def test_a_changed_image_is_not_taken_for_the_recipe_s(photo, sd15: Path, tmp_path: Path):
     said = {"prompt": "x", "model": "m", "image": str(tmp_path / "photo.png"), "image_sha256": "0" * 64}
     with pytest.raises(InputError, match="another file"):
-        registry.resolve_recipe(ModelEntry("m", folder=str(sd15)), said)
+        resolve.resolve_recipe(ModelEntry("m", folder=str(sd15)), said)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from sdcli import families, labels, metadata, outputs, registry
+from sdcli import families, labels, metadata, outputs, registry, resolve
 from sdcli.errors import InvalidRecipe, ModelNotFound
 from sdcli.labels import Labels
 from sdcli.recipe import Recipe
@@ -99,7 +99,7 @@ def test_latents_of_a_class_start_a_picture_of_their_size(run: Run, dit: Path, l
     for model, shape in ((dit, (1, 4, 8, 8)), (ldm, (1, 3, 16, 16))):
         save_file({"latents": torch.randn(shape)}, tmp_path / "z.safetensors")
         said = {"label": "279", "model": "m", "init_latents": str(tmp_path / "z.safetensors")}
-        made = registry.resolve_recipe(ModelEntry("m", folder=str(model)), said)
+        made = resolve.resolve_recipe(ModelEntry("m", folder=str(model)), said)
         assert (made.width, made.height) == (64, 64)
     save_file({"latents": torch.randn((1, 4, 8, 8))}, tmp_path / "z.safetensors")
     done = run("generate", "--label", "279", "-m", dit, "--init-latents", "z.safetensors", "--json", *FAST)
@@ -180,24 +180,24 @@ def test_the_a1111_chunk_has_a_label_and_no_prompt():
 def test_what_a_model_takes_is_read_from_its_configs(make, tmp_path, sd15):
     """Whatever its folder is called."""
     entry = ModelEntry("sd15", folder=str(make(tmp_path / "sd15")))
-    recipe = registry.resolve_recipe(entry, {"model": "m", "label": "279"})
+    recipe = resolve.resolve_recipe(entry, {"model": "m", "label": "279"})
     assert (recipe.condition.label, recipe.width, recipe.height) == ("Arctic fox", 64, 64)
     with pytest.raises(InvalidRecipe, match="takes a class label, and no text") as caught:
-        registry.resolve_recipe(entry, {"model": "m", "prompt": "a fox"})
+        resolve.resolve_recipe(entry, {"model": "m", "prompt": "a fox"})
     assert "--label 'Arctic fox'" in caught.value.hint
     with pytest.raises(InvalidRecipe, match="takes a text, and no label"):
-        registry.resolve_recipe(ModelEntry("ldm-imagenet", folder=str(sd15)), {"model": "m", "label": "279"})
+        resolve.resolve_recipe(ModelEntry("ldm-imagenet", folder=str(sd15)), {"model": "m", "label": "279"})
 
 
 def test_a_transformer_makes_squares_of_whole_patches(dit):
     entry = ModelEntry("dit", folder=str(dit))
     said = {"model": "m", "label": "279"}
     with pytest.raises(InvalidRecipe, match="makes squares only") as caught:
-        registry.resolve_recipe(entry, {**said, "width": 128})
+        resolve.resolve_recipe(entry, {**said, "width": 128})
     assert "64×64 and 128×128" in caught.value.hint
     with pytest.raises(InvalidRecipe, match="multiples of 16 pixels"):
-        registry.resolve_recipe(entry, {**said, "width": 72, "height": 72})
-    assert registry.resolve_recipe(entry, {**said, "width": 128, "height": 128}).width == 128
+        resolve.resolve_recipe(entry, {**said, "width": 72, "height": 72})
+    assert resolve.resolve_recipe(entry, {**said, "width": 128, "height": 128}).width == 128
 
 
 def recipe_in(path: Path) -> dict[str, object]:

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sdcli import cli, inputs, latent_files, latents, loading, pipeline, registry
+from sdcli import cli, inputs, latent_files, latents, loading, pipeline, registry, resolve
 from sdcli.digest import model_digest
 from sdcli.errors import InputError
 from sdcli.source import Source
@@ -122,7 +122,7 @@ def test_kit_keeps_its_own_pictures(tmp_path):
     """decode(encode(x)) of a picture that kit has drawn, at 30 dB or more."""
     model = loading.load(KIT, name="kit", device=torch.device("cpu"), dtype=torch.float32)
     flat = {"model": "kit", "prompt": "arctic fox", "seed": 7, "steps": 8}
-    recipe = registry.resolve_recipe(registry.find("kit"), flat, user=False)
+    recipe = resolve.resolve_recipe(registry.find("kit"), flat, user=False)
     picture = pipeline.run(model, [recipe])[0].image
     z = latents.encode(model, picture)
     (tmp_path / "z.safetensors").write_bytes(

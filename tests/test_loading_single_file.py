@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdcli import families, loading, pipeline, registry
+from sdcli import families, loading, pipeline, registry, resolve
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError
 from sdcli.inputs import Inputs
 from sdcli.loading import weights
@@ -196,10 +196,10 @@ def test_an_inpainting_file_is_taken_to_inpaint_and_for_nothing_else(family, tmp
     Image.new("L", (512, 512), "white").save(tmp_path / "mask.png")
     entry = registry.find(str(tmp_path / "model.safetensors"))
     inputs = {"image": str(tmp_path / "photo.png"), "mask_image": str(tmp_path / "mask.png")}
-    made = registry.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox", **inputs})
+    made = resolve.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox", **inputs})
     assert (made.width, made.height) == ((1024, 1024) if family == "sdxl-inpaint" else (512, 512))
     with pytest.raises(InvalidRecipe, match="it inpaints, and does nothing else"):
-        registry.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox"})
+        resolve.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox"})
 
 
 def test_an_inpainting_file_inpaints_as_its_folder_does(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from sdcli import images, pipeline, registry
+from sdcli import images, pipeline, registry, resolve
 from sdcli.errors import InvalidPicture, InvalidRecipe, OutOfMemory
 from sdcli.recipe import Recipe
 from sdcli.source import Source
@@ -17,7 +17,7 @@ from sdcli.source import Source
 def recipe_for(folder: Path | str, **options) -> Recipe:
     entry = registry.find(str(folder))
     defaults = {"prompt": "arctic fox", "model": str(folder), "seed": 7, "steps": 3, "scheduler": "ddim"}
-    return registry.resolve_recipe(entry, {**defaults, "dtype": "float32", "device": "cpu", **options})
+    return resolve.resolve_recipe(entry, {**defaults, "dtype": "float32", "device": "cpu", **options})
 
 
 def made(folder: Path | str, **options) -> list[pipeline.Result]:

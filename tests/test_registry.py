@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from sdcli import registry
+from sdcli import registry, resolve
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound
 from sdcli.recipe import keys
 from sdcli.source import Source
@@ -50,7 +50,7 @@ def test_every_entry_s_defaults_make_a_recipe(sd15, hub_cache):
     for entry in (registry.entries()[name] for name in registry.names()):
         if entry.repo:
             put_into_cache(hub_cache, entry.repo, sd15)
-            recipe = registry.resolve_recipe(entry, {"prompt": "a fox", "model": entry.name})
+            recipe = resolve.resolve_recipe(entry, {"prompt": "a fox", "model": entry.name})
             usual = {**entry.defaults, **entry.needs}
             assert {key: recipe.to_dict()[key] for key in usual} == usual
 
@@ -84,17 +84,17 @@ def test_a_repository_is_found_in_the_cache_or_said_to_be_absent(sd15, hub_cache
 
 def test_options_come_before_entry_defaults_and_those_before_the_model_s_own(sd15):
     entry = registry.ModelEntry(name="x", folder=str(sd15), defaults={"steps": 3, "width": 128, "scheduler": "ddim"})
-    recipe = registry.resolve_recipe(entry, {"prompt": "a", "model": "x", "steps": 5})
+    recipe = resolve.resolve_recipe(entry, {"prompt": "a", "model": "x", "steps": 5})
     assert recipe.sampling.steps == 5
     assert recipe.sampling.scheduler == "ddim"
     assert (recipe.width, recipe.height) == (128, 64)
-    assert recipe.sampling.guidance_scale == registry.DEFAULTS["guidance_scale"]
+    assert recipe.sampling.guidance_scale == resolve.DEFAULTS["guidance_scale"]
 
 
 def test_a_size_the_model_cannot_make_is_refused(sd15):
     entry = registry.find(str(sd15))
     with pytest.raises(InvalidRecipe) as caught:
-        registry.resolve_recipe(entry, {"prompt": "a", "model": "x", "width": 250})
+        resolve.resolve_recipe(entry, {"prompt": "a", "model": "x", "width": 250})
     assert "248 and 256" in caught.value.hint
 
 

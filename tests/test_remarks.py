@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli import registry, remarks
+from sdcli import registry, remarks, resolve
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe import Recipe
 from sdcli.registry import ModelEntry, ModelFacts
@@ -77,7 +77,7 @@ def test_the_rule_for_sizes_is_half_to_twice_the_area_and_sides_up_to_one_to_two
 
 def test_every_model_is_at_home_with_its_own_size():
     entry = registry.find("kit")
-    recipe = registry.resolve_recipe(entry, {"prompt": "fox", "model": "kit"})
+    recipe = resolve.resolve_recipe(entry, {"prompt": "fox", "model": "kit"})
     assert remarks.of(entry, registry.facts_of(entry), recipe) == ()
     entry = ModelEntry(name="some", needs={"width": 256, "height": 256})
     assert fields_of(entry=entry, width=256, height=256) == []

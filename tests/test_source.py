@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-from sdcli import config, delivery, dry_run, loading, pipeline, registry, user_models
+from sdcli import config, delivery, dry_run, loading, pipeline, registry, resolve, user_models
 from sdcli.digest import model_digest
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.recipe import Recipe
@@ -211,7 +211,7 @@ def test_a_plan_names_the_files_in_use(home, run, sd15, other):
 def test_cold_warm_and_batch_pictures_are_those_of_the_folder_put_together(home, run, sd15, other, tmp_path):
     parts = {"vae": other / "vae"}
     user_models.add("soft", str(sd15), [f"vae={other / 'vae'}"])
-    recipe = registry.resolve_recipe(
+    recipe = resolve.resolve_recipe(
         registry.find("soft"),
         {"prompt": "a fox", "model": "soft", "steps": 1, "seed": 7, "dtype": "float32", "threads": 1},
     )
@@ -236,7 +236,7 @@ def picture_of(source: Source, recipe: Recipe) -> str:
 def test_the_warm_process_sees_a_part_change(home, sd15, other, tmp_path):
     vae = Path(shutil.copytree(sd15 / "vae", tmp_path / "vae"))
     user_models.add("soft", str(sd15), [f"vae={vae}"])
-    recipe = registry.resolve_recipe(registry.find("soft"), {"prompt": "a fox", "model": "soft", "steps": 1, "seed": 7})
+    recipe = resolve.resolve_recipe(registry.find("soft"), {"prompt": "a fox", "model": "soft", "steps": 1, "seed": 7})
     models = Models(1)
     (first,) = models.make(source_of(registry.find("soft")), [recipe])
     shutil.rmtree(vae)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdcli import loading, palette, pipeline, registry
+from sdcli import loading, palette, pipeline, registry, resolve
 from sdcli.command_line import command_of
 from sdcli.digest import model_digest
 from sdcli.errors import InvalidRecipe, ModelCorrupt
@@ -205,10 +205,10 @@ def test_what_a_u_net_takes_is_said(tmp_path: Path, folder: Path):
     said = {"prompt": "x", "model": "m", "segmentation_map": str(tmp_path / "map.png")}
     nine = tiny.make_folder("sd15", tmp_path / "nine", in_channels=9)
     with pytest.raises(InvalidRecipe, match="a mask and a masked image"):
-        registry.resolve_recipe(ModelEntry("m", folder=str(nine)), said)
+        resolve.resolve_recipe(ModelEntry("m", folder=str(nine)), said)
     (nine / "classes.json").write_text((folder / "classes.json").read_text())
     with pytest.raises(ModelCorrupt, match="lists 3 classes, and its U-Net takes 5"):
-        registry.resolve_recipe(ModelEntry("m", folder=str(nine)), said)
+        resolve.resolve_recipe(ModelEntry("m", folder=str(nine)), said)
 
 
 def test_an_sd15_gets_the_controlnet_that_reads_maps(sd15: Path):
@@ -266,7 +266,7 @@ def test_an_export_takes_the_classes_along(run: Run, folder: Path, tmp_path: Pat
 
 
 def test_a_recipe_with_a_map_is_shown_as_its_command():
-    plain = registry.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
+    plain = resolve.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
     made = plain.replace(segmentation_map="m.png", snap=True, control=["seg:0.5", "canny=e.png"], width=64, height=64)
     assert command_of([made]) == (
         "sdcli synthesize m.png 'a fox' -m kit -W 64 -H 64 -s 1 --snap --control seg:0.5 --control canny=e.png"

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from sdcli import loading, pipeline, registry
+from sdcli import loading, pipeline, resolve
 from sdcli.errors import InputError
 from sdcli.model import LatentDiffusionModel
 from sdcli.registry import ModelEntry
@@ -187,9 +187,9 @@ def check_untouched(models: dict[int, Model], folder: Path, example: Example) ->
     entry, said = ModelEntry("tiny", folder=str(model.folder)), said | {"dtype": "float32"}
     if not blurred.any():
         with pytest.raises(InputError, match="no part of it is left"):
-            registry.resolve_recipe(entry, said)
+            resolve.resolve_recipe(entry, said)
         return
-    recipe = registry.resolve_recipe(entry, said)
+    recipe = resolve.resolve_recipe(entry, said)
     after = np.asarray(pipeline.run(model.loaded, [pipeline.resolve_execution(recipe)])[0].image)
     assert after.shape == before.shape
     assert np.count_nonzero((after != before)[blurred == 0]) == 0

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdcli import config, options, recipe, registry, streams
+from sdcli import config, options, recipe, registry, resolve, streams
 from sdcli.errors import InputError, JobsFailed, UsageError
 from sdcli.jobs import expand, forecast, making, plan, read
 
@@ -94,7 +94,7 @@ def batch(
     given = options.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
         recipe.check_value(key, value)
-    registry.settings(registry.find(given["model"]), given, None)  # whatever is wrong there is no job's fault
+    resolve.settings(registry.find(given["model"]), given, None)  # whatever is wrong there is no job's fault
     asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
     planned = plan.plan(asked, given, strict=output.strict)
     if not planned:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import config as user_config
-from sdcli import options, registry, streams
+from sdcli import options, registry, resolve, streams
 from sdcli.config import Setting
 from sdcli.errors import ModelNotFound
 from sdcli.recipe import keys
@@ -55,7 +55,7 @@ def _settings(given: str | None) -> dict[str, Setting]:
         facts = registry.facts_of(entry)
     except ModelNotFound:
         facts = None
-    found = registry.settings(entry, {}, facts)
+    found = resolve.settings(entry, {}, facts)
     unknown = {"seed": Setting(None, "drawn for each picture")}
     unknown |= {side: Setting(None, "model (not on this machine)") for side in ("width", "height")}
     found = {**unknown, **found}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort
 
-from sdcli import config, controlnets, display, dry_run, folders, palette, registry, streams, user_models
+from sdcli import config, controlnets, display, dry_run, folders, palette, registry, resolve, streams, user_models
 from sdcli.digest import model_digest
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.hub import lock
@@ -101,7 +101,7 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
     if entry.parts:
         described["parts"] = dict(entry.parts)
     own = {key: each.value for key, each in entry.user_defaults.items()}
-    return described | {"defaults": {**registry.DEFAULTS, **entry.defaults, **entry.needs, **own}}
+    return described | {"defaults": {**resolve.DEFAULTS, **entry.defaults, **entry.needs, **own}}
 
 
 def _of_configs(source: Source) -> dict[str, Any]:

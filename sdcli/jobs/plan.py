@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from sdcli import NUMERICS_VERSION, controlnets, outputs, registry, remarks
+from sdcli import NUMERICS_VERSION, controlnets, outputs, registry, remarks, resolve
 from sdcli.digest import model_digest
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
@@ -87,9 +87,9 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         seed = draw(MAX_SEED + 1)
         options = {**defaults, **job.values, **_choices(job, draw)}
         entry = _entry(options["model"])
-        if "seed" not in registry.settings(entry, options, None):
+        if "seed" not in resolve.settings(entry, options, None):
             options["seed"] = seed
-        recipe = registry.resolve_recipe(entry, options)
+        recipe = resolve.resolve_recipe(entry, options)
         # how many jobs may share a call is not known yet, so that no batch size is too large
         found = remarks.of(entry, registry.facts_of(entry), recipe, count=recipe.execution.batch_size)
         if strict:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from sdcli import recipe, registry
+from sdcli import recipe, registry, resolve
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
 from sdcli.remote import Picture
 from sdcli.serving import edits as edits_form
@@ -91,7 +91,7 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
     async def generations(asked: Generation, request: Request) -> Any:
         name = asked.model or next(iter(served), "kit")
         entry = _entry(served, name)
-        first = registry.resolve_recipe(entry, {**_options(asked), "model": name})
+        first = resolve.resolve_recipe(entry, {**_options(asked), "model": name})
         source = source_of(entry)
         recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
         works: list[Work] = [partial(models.make, source, [each]) for each in recipes]
@@ -109,7 +109,7 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
         name = asked.model or next(iter(served), "kit")
         entry = _entry(served, name)
         said = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
-        first = registry.resolve_recipe(entry, said, given=given)
+        first = resolve.resolve_recipe(entry, said, given=given)
         source = source_of(entry)
         recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
         works: list[Work] = [partial(models.make, source, [each], given=given) for each in recipes]

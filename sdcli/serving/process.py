@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import uvicorn
 from fastapi import FastAPI
 
-from sdcli import delivery, registry, streams
+from sdcli import delivery, registry, resolve, streams
 from sdcli.errors import ExitStatus
 from sdcli.recipe import Recipe
 from sdcli.serving import native, openai, sockets
@@ -58,7 +58,7 @@ def run(service: Service) -> ExitStatus:
     """
     entries = {name: registry.find(name) for name in service.models}
     recipes = {
-        name: registry.resolve_recipe(entry, {**registry.any_words(entry), "model": name})
+        name: resolve.resolve_recipe(entry, {**resolve.any_words(entry), "model": name})
         for name, entry in entries.items()
     }
     to_load = [(source_of(entries[name]), recipe) for name, recipe in recipes.items()]

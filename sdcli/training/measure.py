@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sdcli import inputs, pipeline, registry
+from sdcli import inputs, pipeline, registry, resolve
 from sdcli.inputs import Inputs
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Initial, Recipe
@@ -139,7 +139,7 @@ def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, l
 def recipe_of(model: str, options: Mapping[str, Any], trial: Trial, seed: int) -> Recipe:
     """The recipe of a trial's picture; `options` are flat keys beside the trial's own."""
     keys = {"model": model, **options, "prompt": trial.prompt, "seed": seed, **trial.asked}
-    wanted = registry.resolve_recipe(registry.find(model), keys, user=False, given=trial.given)
+    wanted = resolve.resolve_recipe(registry.find(model), keys, user=False, given=trial.given)
     return pipeline.resolve_execution(wanted)
 
 

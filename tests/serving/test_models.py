@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from sdcli import delivery, pipeline, registry
+from sdcli import delivery, pipeline, registry, resolve
 from sdcli.digest import model_digest
 from sdcli.errors import ModelCorrupt, OutOfMemory
 from sdcli.serving.models import Models, source_of
@@ -37,7 +37,7 @@ def loads(monkeypatch):
 def asked(folder, **options):
     entry = registry.find(str(folder))
     flat = {"prompt": "a fox", "model": str(folder), "steps": 1, "seed": 7, "dtype": "float32", "threads": 1}
-    return source_of(entry), [registry.resolve_recipe(entry, {**flat, **options})]
+    return source_of(entry), [resolve.resolve_recipe(entry, {**flat, **options})]
 
 
 def test_a_picture_is_what_the_pipeline_makes(sd15):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import __version__, registry, remote
+from sdcli import __version__, registry, remote, resolve
 from sdcli.errors import InvalidPicture, InvalidRecipe, ServerBusy, ServerUnavailable, UsageError
 from tests import tiny
 from tests.conftest import clean_environment
@@ -41,7 +41,7 @@ def ask(warm):
     def ask_warm(folder, on_step=lambda step: None, *, path=warm.socket, count=1, **options):
         entry = registry.find(str(folder))
         flat = {"prompt": "a fox", "model": str(folder), "steps": 2, "seed": 7, "dtype": "float32", **options}
-        first = registry.resolve_recipe(entry, flat)
+        first = resolve.resolve_recipe(entry, flat)
         make = remote.maker(path, entry)
         return [make([first.replace(seed=first.seed + index)], on_step)[0] for index in range(count)]
 
@@ -362,7 +362,7 @@ def test_errors_are_raised_as_what_they_were(ask, sd15, nan):
 
 def test_the_environment_s_threads_are_asked_for(ask, sd15, monkeypatch):
     def threads(**options):
-        recipe = registry.resolve_recipe(registry.find(str(sd15)), {"prompt": "", "model": "x", **options})
+        recipe = resolve.resolve_recipe(registry.find(str(sd15)), {"prompt": "", "model": "x", **options})
         return remote._with_threads(recipe).execution.threads
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
