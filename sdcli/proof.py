@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageChops, ImageStat
 
 from sdcli import __version__, controlnets, foreign, registry, resolve
-from sdcli.digest import model_digest
+from sdcli.digest import file_sha256, model_digest
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.metadata import SOFTWARE, PictureInfo, installed_version, read
 from sdcli.recipe import MAX_SEED, Recipe, keys
@@ -145,8 +145,11 @@ def other_weights(origin: Source) -> Iterator[Remark]:
     if isinstance(then, str) and then != now:
         yield Remark(_changed("the model", then, now), hint, "model")
     said = foreign.translate(found) if found.recipe is None else None
-    if said is not None and place.is_file and _HASH.fullmatch(said.model_hash) and not now.startswith(said.model_hash):
-        yield Remark(f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {now[:12]}…", hint, "model")
+    if said is not None and place.is_file and _HASH.fullmatch(said.model_hash):
+        own = file_sha256(place.path)  # of the file alone, whatever parts stand in for some of it
+        if not own.startswith(said.model_hash):
+            problem = f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {own[:12]}…"
+            yield Remark(problem, hint, "model")
     for each in _changed_controls(origin.recipe, found.chunk.get("control_digests")):
         yield Remark(each, "bring back the one that it was made with", "control")
 

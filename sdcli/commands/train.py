@@ -25,7 +25,8 @@ from sdcli.training.settings import (
 )
 
 train = typer.Typer(
-    help="Train models: an autoencoder, text to image, inpainting, segmentation maps.", no_args_is_help=True
+    help="Train models for text, masks and segmentation maps, part by part; measure them, and export them.",
+    no_args_is_help=True,
 )
 
 _RUN, _SETTINGS, _EXECUTION = "The run", "Settings", "Execution"
@@ -49,6 +50,15 @@ Sprites = Annotated[
 ]  # fmt: skip
 
 
+World = Annotated[
+    str | None,
+    typer.Option(
+        "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
+        help=f"What the synthetic world holds: {', '.join(ordering.WORLDS)}.",
+    ),
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Run:
     """Where a run is, and what it learns from."""
@@ -61,13 +71,7 @@ class Run:
             help="Pictures of your own, listed in metadata.jsonl.",
         ),
     ] = None  # fmt: skip
-    world: Annotated[
-        str | None,
-        typer.Option(
-            "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
-            help=f"What the synthetic world holds: {', '.join(ordering.WORLDS)}.",
-        ),
-    ] = None  # fmt: skip
+    world: World = None
     sprites: Sprites = None
 
 
@@ -202,14 +206,14 @@ def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Execut
 @train.command("text-encoder")
 @options.expand
 @_with_settings(TextEncoderTraining)
-def text_encoder(*, run: Run, base: Base = None, settings: Any, execution: Execution) -> None:
+def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: Any, execution: Execution) -> None:
     """Teach a model's text encoder to read captions of the world: what stands where. Prints the whole model's folder.
 
     Its U-Net stays as it is; go on with text-to-image --from, so that it learns to draw what is now read.
 
     sdcli train text-encoder --from runs/text/model --world kit-rows --out runs/reading
     """
-    _carry_out("text-encoder", run, execution, settings, {"base": base})
+    _carry_out("text-encoder", Run(out, world=world), execution, settings, {"base": base})
 
 
 @train.command("text-to-image")

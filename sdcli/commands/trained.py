@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli import options
+from sdcli import folders, options
 from sdcli.commands.train import Sprites, prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.training import order as ordering
@@ -59,15 +59,16 @@ def measure(
 
     counts = {"seen": seen, "held_out": held_out, "masks": masks, "maps": maps}
     chosen = options.given(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
+    width = max(map(len, ("judge", *models)))
     for index, row in enumerate(session.measure(models, judge, counts, chosen, world, sprites, quiet)):
         if not json and index == 0:
-            typer.echo(session.heading())
-        typer.echo(jsonlib.dumps(row) if json else session.line_of(row))
+            typer.echo(session.heading(width))
+        typer.echo(jsonlib.dumps(row) if json else session.line_of(row, width))
 
 
 def export(
     out: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write.")],
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="The folder to write.")],
     averaged: Annotated[
         bool | None,
         typer.Option(
@@ -81,6 +82,9 @@ def export(
     shard: Annotated[
         int, typer.Option("--shard", metavar="MB", min=1, help="The most that a file of the U-Net holds.")
     ] = 4000,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a model that is there already.", show_default=False)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
 ) -> None:  # fmt: skip
     """Write the model of a run's last checkpoint as a diffusers folder in half precision, and print that folder.
@@ -88,8 +92,10 @@ def export(
     sdcli train export runs/text --to model --average
     """
     order = ordering.read(out)
+    folders.check(to, force=force, known=order.written(Path(to)))
     prepare_libraries()
     from sdcli.training import stages
 
-    stages.export_run(order, to, averaged=averaged, unet_only=unet_only, shard_mb=shard)
-    typer.echo(str(to))
+    with folders.written(to, force=force) as folder:
+        stages.export_run(order, folder, averaged=averaged, unet_only=unet_only, shard_mb=shard)
+    typer.echo(to)

@@ -40,8 +40,6 @@ def export_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
 
 def export_unet(unet: UNet2DConditionModel, folder: Path, shard_mb: int) -> None:
     """Config and weights in files of at most `shard_mb` million bytes; the U-Net becomes half precision."""
-    for old in folder.glob("*.safetensors*"):
-        old.unlink()
     unet.half().save_pretrained(folder, max_shard_size=f"{shard_mb}MB")
     forget_origin(folder)
 

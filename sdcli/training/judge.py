@@ -6,7 +6,7 @@ of the model that made it. Their own accuracy on unseen renderings is part of ev
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sdcli.errors import ModelCorrupt
 from sdcli.training import checkpoint
 from sdcli.training.autoencoder import to_tensor
 from sdcli.training.optimizers import MatrixOptimizer, learning_rate
@@ -141,8 +142,13 @@ def to_images(renderings: Sequence[Rendering]) -> Tensor:
     return to_tensor([rendering.image for rendering in renderings])
 
 
-def train(vocabulary: Vocabulary, sprites: Sprites, seed: int, steps: int, batch: int) -> tuple[Judge, Segmenter]:
-    """Judge and segmenter, trained on the same endless renderings; no combination is held out from them."""
+def train(
+    vocabulary: Vocabulary, sprites: Sprites, seed: int, steps: int, batch: int, on_step: Callable[[int, int], None]
+) -> tuple[Judge, Segmenter]:
+    """Judge and segmenter, trained on the same endless renderings; no combination is held out from them.
+
+    `on_step` hears of each step: how many are done, and of how many.
+    """
     torch.manual_seed(seed)
     judge, segmenter = Judge(vocabulary), Segmenter()
     optimizer = MatrixOptimizer([judge, segmenter], 2e-3, weight_decay=0.01)
@@ -164,6 +170,7 @@ def train(vocabulary: Vocabulary, sprites: Sprites, seed: int, steps: int, batch
         losses.append(F.cross_entropy(segmenter(disturb(shrink(images[part], MAP_SIDE), rng)), maps))
         torch.stack(losses).sum().backward()
         optimizer.step(learning_rate(step, 2e-3, steps, 20, steps // 2))
+        on_step(step + 1, steps)
     return judge.eval(), segmenter.eval()
 
 
@@ -208,14 +215,30 @@ def mean_iou(found: Tensor, given: Tensor) -> tuple[float, dict[str, float]]:
 
 
 def load_or_train(
-    file: Path, sprites: Sprites, vocabulary: Vocabulary = KIT, *, seed: int = 1, steps: int = 1400, batch: int = 48
+    file: Path,
+    sprites: Sprites,
+    vocabulary: Vocabulary = KIT,
+    *,
+    seed: int = 1,
+    steps: int = 1400,
+    batch: int = 48,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Judge, Segmenter]:
-    """Judge and segmenter in a file; if there is none they are trained and kept there."""
+    """Judge and segmenter in a file; if there is none they are trained and kept there.
+
+    Raises OutputError where they could not be kept, and ModelCorrupt where the file holds something else, or a judge
+    of another vocabulary.
+    """
     if not file.exists():
-        judge, segmenter = train(vocabulary, sprites, seed, steps, batch)
+        checkpoint.check(file)
+        judge, segmenter = train(vocabulary, sprites, seed, steps, batch, on_step)
         checkpoint.save(file, {"judge": judge.state_dict(), "segmenter": segmenter.state_dict()})
         return judge, segmenter
     judge, segmenter, state = Judge(vocabulary), Segmenter(), checkpoint.load(file)
-    judge.load_state_dict(state["judge"])
-    segmenter.load_state_dict(state["segmenter"])
+    try:
+        judge.load_state_dict(state["judge"])
+        segmenter.load_state_dict(state["segmenter"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        hint = "name another file with --judge: if there is none, one is trained"
+        raise ModelCorrupt(f"{file} holds no judge of this world", hint) from error
     return judge.eval(), segmenter.eval()

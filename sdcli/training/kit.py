@@ -7,49 +7,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdcli import folders
+from sdcli.errors import UsageError
 from sdcli.training import order as ordering
 from sdcli.training.order import MODEL, Order
 
 
 @dataclass(frozen=True)
-class Step:
-    """One stage: what it trains, the step whose model it goes on from, what of the world it sees, and its settings."""
+class Stage:
+    """What is trained, the stage whose model it goes on from, what of the world it sees, and its settings."""
 
-    stage: str
+    kind: str
     after: str | None = None
     world: str = "kit"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-RECIPE: Mapping[str, Step] = {
-    "autoencoder": Step("autoencoder", settings={"steps": 1800, "cooldown": 900}),
-    "text-to-image": Step("text-to-image", "autoencoder", settings={"steps": 4000, "cooldown": 1300}),
-    "text-encoder": Step("text-encoder", "text-to-image", "kit-rows"),
-    "rows": Step(
+STAGES: Mapping[str, Stage] = {
+    "autoencoder": Stage("autoencoder", settings={"steps": 1800, "cooldown": 900}),
+    "text-to-image": Stage("text-to-image", "autoencoder", settings={"steps": 4000, "cooldown": 1300}),
+    "text-encoder": Stage("text-encoder", "text-to-image", "kit-rows"),
+    "rows": Stage(
         "text-to-image", "text-encoder", "kit-rows", {"steps": 2600, "cooldown": 1000, "lr": 1.2e-3, "warmup": 30}
     ),
-    "inpaint": Step("inpaint", "rows"),
-    "semantic": Step("semantic", "rows"),
+    "inpaint": Stage("inpaint", "rows"),
+    "semantic": Stage("semantic", "rows"),
 }
-"""The steps by the names of their folders, in order, with what differs from the stages' defaults."""
-KIT = {"rows": "", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}
-"""The steps whose models kit is put together of, and where in its folder: a whole one, and two U-Nets."""
+"""By the names of their folders, in order, with what differs from the defaults of their kinds."""
+PARTS = {"rows": "", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}
+"""The stages whose models kit is put together of, and where in its folder: a whole one, and two U-Nets."""
 
 
 def plan(name: str, out: Path, sprites: Path | None) -> Order:
-    """The order of one step, once those before it are done."""
-    step = RECIPE[name]
-    begin: dict[str, Any] = {"world": step.world} | ({} if sprites is None else {"sprites": sprites})
-    if step.after is not None:
-        begin["vae" if step.after == "autoencoder" else "base"] = out / step.after / MODEL
-    return ordering.plan(step.stage, out / name, begin, step.settings)
+    """The order of one stage, once those before it are done. Raises UsageError where `out` holds others' runs."""
+    stage = STAGES[name]
+    begin: dict[str, Any] = {"world": stage.world}
+    if sprites is not None and stage.kind != "text-encoder":
+        begin["sprites"] = sprites
+    if stage.after is not None:
+        begin["vae" if stage.after == "autoencoder" else "base"] = out / stage.after / MODEL
+    try:
+        return ordering.plan(stage.kind, out / name, begin, stage.settings)
+    except UsageError as error:
+        raise UsageError(f"{out / name} was begun otherwise: {error}", "name another folder with --out") from error
 
 
 def compose(out: Path) -> Path:
     """Put kit's folder together: one model, and beside its U-Net those of inpainting and of maps."""
     from sdcli.training import stages
 
-    kit = out / "kit"
-    for name, folder in KIT.items():
-        stages.export_run(ordering.read(out / name), kit / folder, averaged=None, unet_only=bool(folder), shard_mb=12)
-    return kit
+    with folders.written(str(out / "kit"), force=True) as kit:
+        for name, part in PARTS.items():
+            order = ordering.read(out / name)
+            stages.export_run(order, kit / part, averaged=None, unet_only=bool(part), shard_mb=12)
+    return out / "kit"

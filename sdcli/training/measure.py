@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from sdcli import inputs, pipeline, registry, resolve
+from sdcli.errors import UsageError
 from sdcli.inputs import Inputs
 from sdcli.model import LatentDiffusionModel
 from sdcli.recipe import Initial, Recipe
@@ -37,6 +38,7 @@ from sdcli.training.judge import (
     shrink_maps,
     to_images,
 )
+from sdcli.training.places import CLASSES
 from sdcli.training.world import (
     KIT,
     SIZE,
@@ -181,7 +183,10 @@ def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iter
     source = (scene for scene in scenes(13_579, vocabulary) if scene.place in vocabulary.places)
     for _ in range(count):
         scene = next(s for s in source if len(s.placements) == 1 and s.time == "day" and not s.placements[0].size)
-        options = [triple for triple in wanted if triple[2] == scene.place and triple[0] != scene.placements[0].subject]
+        for known in (wanted, combinations(False, vocabulary)):  # of few, none may be in this place
+            options = [each for each in known if each[2] == scene.place and each[0] != scene.placements[0].subject]
+            if options:
+                break
         triple = options[rng.integers(len(options))]
         rendering = render(scene, sprites)
         mask = Image.new("L", (SIZE, SIZE))
@@ -204,6 +209,16 @@ def map_trials(sprites: Sprites, vocabulary: Vocabulary, count: int, folder: Pat
         only = scene.placements[0]
         prompt = trial_of((only.subject, only.colour, scene.place)).prompt
         yield Trial(prompt, answers_of(scene), {"segmentation_map": str(file)}, None, indices)
+
+
+def check(model: str, options: Mapping[str, Any]) -> None:
+    """Raise, before anything is drawn, what `measure` would: for the model, its classes of maps, and the options."""
+    entry = registry.find(model)
+    facts = registry.facts_of(entry)
+    settled = resolve.settings(entry, {"prompt": "", "seed": 0, **options, "model": model}, facts, user=False)
+    Recipe.from_dict({key: each.value for key, each in settled.items()})
+    if facts.classes and tuple((each.name, each.color) for each in facts.classes) != tuple(CLASSES.items()):
+        raise UsageError(f"{model} takes maps of classes that are not the world's", "measure a model of the world")
 
 
 @contextmanager

@@ -69,6 +69,13 @@ class Order:
             )
         return found
 
+    @staticmethod
+    def written(folder: Path) -> set[str]:
+        """The names in a folder that are such as a run's model has: those of its parts, or of the files of one."""
+        names = ("model_index.json", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
+        files = ("config.json", "classes.json", "diffusion_pytorch_model*.safetensors*")
+        return {each.name for pattern in (*names, *files) for each in folder.glob(pattern)}
+
     def write(self) -> None:
         """Make the run's folder and write `run.json` into it. Raises OutputError."""
         said = {"stage": self.stage, "settings": asdict(self.settings), "begin": asdict(self.begin)}
@@ -132,9 +139,6 @@ def _check(order: Order) -> None:
     begin, stage = order.begin, order.stage
     if begin.world not in WORLDS:
         raise UsageError(f"--world is {begin.world}", f"it is one of {', '.join(WORLDS)}")
-    if stage == "text-encoder" and begin.data is not None:
-        hint = "pictures of your own teach it with: sdcli train text-to-image --train-text-encoder"
-        raise UsageError("text-encoder learns from captions of the synthetic world alone", hint)
     if stage in ("text-encoder", "inpaint", "semantic") and begin.base is None:
         raise UsageError(f"{stage} needs a trained model", "name a diffusers folder with --from, such as kit's")
     if stage == "text-to-image" and (begin.base is None) == (begin.vae is None):

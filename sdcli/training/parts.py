@@ -78,19 +78,30 @@ class Parts:
 
 def read(folder: Path) -> Parts:
     """The parts of a diffusers folder with one CLIP text encoder. Raises ModelNotFound or ModelCorrupt."""
+    text_encoder, tokenizer = read_text(folder)
+    return Parts(
+        read_vae(folder / "vae"),
+        _loaded(UNet2DConditionModel, folder / "unet"),
+        text_encoder,
+        tokenizer,
+        DDIMScheduler.from_config(_loaded_config(folder / "scheduler")),
+    )
+
+
+def read_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """The text encoder of such a folder, in float32, and its tokenizer; raises what `read` raises."""
     for library in (diffusers, transformers):  # their bars would cross ours
         library.utils.logging.disable_progress_bar()
     if not (folder / "model_index.json").is_file():
         raise ModelNotFound(f"{folder} is no diffusers folder: it has no model_index.json", "name one with --from")
     if (folder / "text_encoder_2").exists():
         raise ModelCorrupt(f"{folder} has two text encoders", "models of one, like kit and Stable Diffusion 1 and 2")
-    return Parts(
-        read_vae(folder / "vae"),
-        _loaded(UNet2DConditionModel, folder / "unet"),
-        _loaded(CLIPTextModel, folder / "text_encoder"),
-        _read_tokenizer(folder / "tokenizer"),
-        DDIMScheduler.from_config(_loaded_config(folder / "scheduler")),
-    )
+    text_encoder, tokenizer = _loaded(CLIPTextModel, folder / "text_encoder"), _read_tokenizer(folder / "tokenizer")
+    known = text_encoder.config.vocab_size
+    if len(tokenizer) > known:
+        problem = f"the tokenizer of {folder} has {len(tokenizer)} tokens, and its text encoder knows {known}"
+        raise ModelCorrupt(problem, "get the model's folder anew; both must come from the same place")
+    return text_encoder, tokenizer
 
 
 def read_vae(folder: Path) -> Any:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdcli.training import checkpoint
 from sdcli.training.captions import caption
 from sdcli.training.optimizers import MatrixOptimizer, learning_rate
-from sdcli.training.parts import Parts, tokenize
+from sdcli.training.parts import tokenize
 from sdcli.training.places import BACKGROUNDS
 from sdcli.training.settings import TextEncoderTraining
 from sdcli.training.team import Team
@@ -29,7 +30,7 @@ from sdcli.training.world import Scene, Vocabulary, scenes
 
 STRIPS = 8
 TOKENS = 32
-"""Of 77: the world's captions and some padding. A causal encoder's states do not depend on what comes after them."""
+"""Of 77, at the least: captions and some padding. A causal encoder's states do not depend on what comes after them."""
 PLACE_WEIGHT = 0.3
 NOTHING = 0
 
@@ -80,12 +81,20 @@ class Readout(nn.Module):
 class TextEncoderRun:
     """A run in memory: text encoder, readout, optimizer and step. `state` and `load_state` are exact."""
 
-    def __init__(self, parts: Parts, vocabulary: Vocabulary, settings: TextEncoderTraining, team: Team) -> None:
-        self.parts, self.vocabulary, self.settings, self.team = parts, vocabulary, settings, team
-        self.before = copy.deepcopy(parts.text_encoder).eval().requires_grad_(False)
-        config = parts.text_encoder.config
+    def __init__(
+        self,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        vocabulary: Vocabulary,
+        settings: TextEncoderTraining,
+        team: Team,
+    ) -> None:
+        self.text_encoder, self.tokenizer = text_encoder.to(team.device), tokenizer
+        self.vocabulary, self.settings, self.team = vocabulary, settings, team
+        self.before = copy.deepcopy(self.text_encoder).eval().requires_grad_(False)
+        config = text_encoder.config
         readout = Readout(config.hidden_size, config.num_attention_heads, vocabulary).to(team.device)
-        self.modules: dict[str, nn.Module] = {"text_encoder": parts.text_encoder.train(), "readout": readout}
+        self.modules: dict[str, nn.Module] = {"text_encoder": self.text_encoder.train(), "readout": readout}
         self.optimizer = MatrixOptimizer(self.modules.values(), settings.lr, weight_decay=0.01)
         self.step = 0
         self.read = 0.0
@@ -109,23 +118,27 @@ class TextEncoderRun:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def draw(self) -> tuple[Tensor, Layout]:
-        """This process' captions of the present step as token ids (n, TOKENS), and what they speak of."""
+        """This process' captions of the present step as token ids (n, tokens), and what they speak of.
+
+        There are TOKENS of each, or as many as the longest caption has.
+        """
         settings, team = self.settings, self.team
         rng = np.random.default_rng([settings.seed, self.step, team.process])
         drawn = list(islice(scenes(int(rng.integers(2**62)), self.vocabulary), settings.batch // team.processes))
-        ids = tokenize(self.parts.tokenizer, [caption(scene, rng) for scene in drawn])
-        return ids[:, :TOKENS].to(team.device), layout_of(drawn, self.vocabulary)
+        ids = tokenize(self.tokenizer, [caption(scene, rng) for scene in drawn])
+        longest = 1 + int((ids == self.tokenizer.eos_token_id).int().argmax(1).max())
+        return ids[:, : max(TOKENS, longest)].to(team.device), layout_of(drawn, self.vocabulary)
 
     def loss_of(self, ids: Tensor, layout: Layout) -> Tensor:
         """Cross-entropies of what is read, and how far the states have moved; `read` becomes the share read right."""
         device = self.team.device
         with self.team.autocast():
-            states = self.parts.text_encoder(ids).last_hidden_state
+            states = self.text_encoder(ids).last_hidden_state
             with torch.no_grad():
                 before = self.before(ids).last_hidden_state
             subjects, colours, places = (logits.float() for logits in self.modules["readout"](states))
         wanted = layout.subjects.to(device)
-        self.read = (subjects.argmax(-1) == wanted).float().mean().item()
+        self.read = self.team.mean((subjects.argmax(-1) == wanted).float().mean().item())
         moved = (states.float() - before.float()).square().mean()
         loss: Tensor = (
             F.cross_entropy(subjects.flatten(0, 1), wanted.flatten())

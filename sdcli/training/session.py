@@ -8,10 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,10 +53,10 @@ def carry_out(order: Order, how: How) -> int:
 
 def carry_out_kit(out: Path, sprites: Path | None, how: How) -> int:
     """Train all stages of kit as far as there is time, and say where kit is once they are done."""
-    first = kit.plan(next(iter(kit.RECIPE)), out, sprites)
+    first = kit.plan(next(iter(kit.STAGES)), out, sprites)
     with streams.results() as results, others(first, how), loop.stop_requests(how.deadline) as stop:
         here, done = _join(how), True
-        for stage in kit.RECIPE:
+        for stage in kit.STAGES:
             order = kit.plan(stage, out, sprites)
             done = _train(order, how, here, stop, results)
             if not done:
@@ -176,42 +175,63 @@ def measure(
     sprites: Path | None,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a table: the judge's own accuracy on unseen renderings, and then each model's."""
+    """The rows of a table: the judge's own accuracy on unseen renderings, and then each model's.
+
+    A bar stands on stderr while a row is made, and is gone when it is there.
+    """
     from sdcli.training import judge as judging
     from sdcli.training import measure as measuring
     from sdcli.training import sprites as drawing
     from sdcli.training import world
 
+    for model in models:
+        measuring.check(model, options)
     known = world.VOCABULARIES[vocabulary]
     held = world.sprites_of(sprites or drawing.DEFAULT_FONT, known)
     with display.training(quiet=quiet) as show:
-
-        def drawn(model: str, kind: str, total: int, done: int) -> None:
-            show(f"{model}, {kind}", done, total, None)
-
-        show("the judge", 0, 1, None)
-        judge, segmenter = judging.load_or_train(judge_file, held, known)
-        yield {"model": "judge", "trials": "renderings", **measuring.judge_itself(judge, segmenter, held, known)}
-        how: dict[str, Any] = {"vocabulary": known, "counts": measuring.Counts(**counts), "options": options}
-        for model in models:
-            for row in measuring.measure(model, judge, segmenter, held, **how, shown=partial(drawn, model)):
+        judge, segmenter = judging.load_or_train(
+            judge_file, held, known, on_step=lambda done, total: show("the judge", done, total, None)
+        )
+    yield {"model": "judge", "trials": "renderings", **measuring.judge_itself(judge, segmenter, held, known)}
+    how: dict[str, Any] = {"vocabulary": known, "counts": measuring.Counts(**counts), "options": options}
+    for model in models:
+        with row_bars(model, quiet) as shown:
+            for row in measuring.measure(model, judge, segmenter, held, **how, shown=shown):
                 yield {"model": model, **row}
 
 
+@contextmanager
+def row_bars(model: str, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """What is told of each picture (see `measure.Shown`): a bar for each kind of them, gone with its last."""
+    show: display.OnTraining | None = None
+    with ExitStack() as bars:
+
+        def shown(kind: str, total: int, done: int) -> None:
+            nonlocal show
+            show = show or bars.enter_context(display.training(quiet=quiet))
+            show(f"{model}, {kind}", done, total, None)
+            if done == total:
+                bars.close()
+                show = None
+
+        yield shown
+
+
 COLUMNS = ("subject", "colour", "place", "order", "mean_iou", "psnr", "seconds")
+NAMES = ("subject", "colour", "place", "order", "IoU", "dB", "seconds")
 
 
-def heading() -> str:
-    """The first line of a table."""
-    names = ("subject", "colour", "place", "order", "IoU", "dB", "seconds")
-    return f"{'model':14}  {'trials':13} {'pictures':>8}" + "".join(f"  {name:>7}" for name in names)
+def heading(width: int) -> str:
+    """The first line of a table whose models' names have up to `width` characters."""
+    return f"{'model':{width}}  {'trials':13} {'pictures':>8}" + "".join(f"  {name:>7}" for name in NAMES)
 
 
-def line_of(row: Mapping[str, Any]) -> str:
+def line_of(row: Mapping[str, Any], width: int) -> str:
     """One row of a table: shares in per cent, a dash where there is none."""
     cells = []
     for name in COLUMNS:
         value = row.get(name)
         share = name in COLUMNS[:4]
         cells.append("-" if value is None else f"{100 * value:.1f} %" if share else f"{value:.2f}")
-    return f"{row['model']:14}  {row['trials']:13} {row['pictures']:8}" + "".join(f"  {cell:>7}" for cell in cells)
+    numbers = "".join(f"  {cell:>7}" for cell in cells)
+    return f"{row['model']:{width}}  {row['trials']:13} {row['pictures']:8}{numbers}"

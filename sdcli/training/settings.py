@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from sdcli.errors import UsageError
 
@@ -32,7 +32,6 @@ class Training:
     cooldown: int = option(1000, "Steps at the end over which it falls to nothing.", 0)
     save_every: int = option(100, "Steps between checkpoints.", 1)
     log_every: int = option(10, "Steps between lines of the log.", 1)
-    sheet_every: int = option(250, "Steps between sheets of pictures; 0 is none.", 0)
 
     def __post_init__(self) -> None:
         """Check every field against its range."""
@@ -78,8 +77,9 @@ class TextEncoderTraining(Training):
     lr: float = option(1e-3, "The learning rate between warm-up and cooldown.", 0)
     warmup: int = option(20, "Steps over which the learning rate rises.", 0)
     cooldown: int = option(230, "Steps at the end over which it falls to nothing.", 0)
-    sheet_every: int = option(0, "Of no use here: there are no pictures.", 0, 0)
-    hold: float = option(0.3, "Weight of how far hidden states move from where the model's U-Net knows them.", 0)
+    hold: float = option(0.3, "Weight of how far states move from where the model's U-Net knows them.", 0)
+    sheet_every: ClassVar[int] = 0
+    """There are no pictures."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class DiffusionTraining(Training):
     `most_scenes`, or as many as there are.
     """
 
+    sheet_every: int = option(250, "Steps between sheets of pictures; 0 is none.", 0)
     scenes: int = option(3072, "Pictures encoded before the first step.", 1)
     fresh: int = option(2, "Pictures encoded at each step.", 0)
     most_scenes: int = option(24576, "Pictures encoded in all.", 1)

@@ -1,6 +1,5 @@
 """The stages of training, from an order to a run and from a run to a model's folder."""
 
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdcli import palette
+from sdcli import folders, palette
 from sdcli.errors import InputError, UsageError
 from sdcli.training import autoencoder as autoencoding
 from sdcli.training import checkpoint, export, loop, parts, places, tokenizer, world
@@ -71,11 +70,13 @@ def begin(order: Order, team: Team) -> AnyRun:
     settings = order.settings
     if isinstance(settings, AutoencoderTraining):
         return AutoencoderRun(source_of(order, order.begin.size or AUTOENCODER_SIDE), settings, team)
-    held = parts_of(order, team)
     if isinstance(settings, TextEncoderTraining):
-        held.text_encoder.to(team.device)
-        return TextEncoderRun(held, world.VOCABULARIES[order.begin.world], settings, team)
+        assert order.begin.base is not None
+        torch.manual_seed(settings.seed)
+        text_encoder, tokenizer = parts.read_text(Path(order.begin.base))
+        return TextEncoderRun(text_encoder, tokenizer, world.VOCABULARIES[order.begin.world], settings, team)
     assert isinstance(settings, DiffusionTraining)
+    held = parts_of(order, team)
     source = source_of(order, held.side)
     task = task_of(order, int(held.unet.config.out_channels))
     parts.widen(held.unet, task.channels)
@@ -86,9 +87,7 @@ def begin(order: Order, team: Team) -> AnyRun:
 
 
 def trains_text(order: Order) -> bool:
-    """Whether the text encoder learns: where it is new, unless something else was said."""
-    if order.stage == "text-encoder":
-        return True
+    """Whether the text encoder learns beside a U-Net: where it is new, unless something else was said."""
     return order.begin.base is None if order.begin.text is None else order.begin.text
 
 
@@ -124,15 +123,12 @@ def train(order: Order, team: Team, stop: loop.Stop, watcher: loop.Watcher) -> b
         order.write()
     team.wait()
     run = begin(order, team)
-    if isinstance(run, DiffusionRun) and order.settings.sheet_every and team.leads:
+    if isinstance(run, DiffusionRun) and run.settings.sheet_every and team.leads:
         run.preview = Sheet(run.parts, run.pool, order.settings.seed, team)
     done = loop.train(run, order.out, stop, watcher)
     if done and team.leads:
-        partial = order.out / (MODEL + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        write_model(order, run, partial)
-        shutil.rmtree(order.out / MODEL, ignore_errors=True)
-        partial.rename(order.out / MODEL)
+        with folders.written(str(order.out / MODEL), force=True) as folder:
+            write_model(order, run, folder)
     team.wait()
     return done
 
@@ -152,6 +148,8 @@ def export_run(order: Order, folder: Path, *, averaged: bool | None, unet_only: 
     run.step = state["step"]
     wants_average = run.step < order.settings.steps if averaged is None else averaged
     average: AveragedWeights | None = getattr(run, "average", None)
+    if averaged and average is None:
+        raise UsageError(f"a run of {order.stage} keeps no average of its weights", "leave --average away")
     if wants_average and average is not None:
         average.swap()
     write_model(order, run, folder, unet_only=unet_only, shard_mb=shard_mb)
@@ -169,12 +167,16 @@ def write_model(order: Order, run: AnyRun, folder: Path, *, unet_only: bool = Fa
         export.export_vae(run.vae, folder)
         return
     base = None if order.begin.base is None else Path(order.begin.base)
-    if isinstance(run, DiffusionRun):
-        export.export_unet(run.parts.unet, folder if unet_only else folder / "unet", shard_mb)
-        if isinstance(run.pool.task, Semantic):
-            palette.write(folder, run.pool.task.classes)
-    elif base is not None:
-        export.copy_part(base / "unet", folder / "unet")
+    if isinstance(run, TextEncoderRun):
+        assert base is not None
+        for part in ("unet", "vae", "tokenizer", "scheduler"):
+            export.copy_part(base / part, folder / part)
+        export.export_text_encoder(run.text_encoder, folder / "text_encoder")
+        export.write_index(folder, order.stage, base)
+        return
+    export.export_unet(run.parts.unet, folder if unet_only else folder / "unet", shard_mb)
+    if isinstance(run.pool.task, Semantic):
+        palette.write(folder, run.pool.task.classes)
     if unet_only:
         return
     if base is not None:

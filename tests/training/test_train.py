@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,15 +269,35 @@ def test_a_table_has_a_row_for_the_judge_and_those_of_each_model(run, tmp_path):
         ["kit-semantic", "maps", "1"],
     ]
     assert {len(row) for row in rows} == {len(heading)}
-    told = run("train", "measure", "kit-semantic", *few, "--json")
+    told = run("train", "measure", "kit-semantic", *few, "--scheduler", "ddim", "--guidance-scale", "2", "--json")
     last = json.loads(told.lines[-1])
     assert (last["model"], last["trials"], last["pictures"]) == ("kit-semantic", "maps", 1)
     assert 0 <= last["mean_iou"] < 0.5
-    refused = run("train", "measure", "kit", *few, "--world", "nowhere")
-    assert refused.status == 2
 
 
-def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, data, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["kit", "--world", "nowhere"], 2, "--world is nowhere"),
+        (["kit", "no-such-model"], 3, "no-such-model"),
+        (["kit", "--scheduler", "foo"], 2, "foo"),
+        (["kit", "--guidance-scale", "nan"], 2, "guidance_scale"),
+        (["kit", "--judge", "no.pt"], 3, "cannot read the checkpoint no.pt"),
+        (["kit", "--judge", "other.pt"], 3, "holds no judge of this world"),
+        (["kit", "--judge", "/proc/none/judge.pt"], 8, "cannot write /proc/none/judge.pt"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(run, tmp_path, words, status, said):
+    (tmp_path / "no.pt").write_text("no judge")
+    torch.save({"step": 1}, tmp_path / "other.pt")
+    done = run("train", "measure", "--judge", "judge.pt", "--sprites", SPRITES, *words)
+    assert (done.status, done.stdout) == (status, b"")
+    error, hint = done.stderr.splitlines()
+    assert said in error
+    assert hint.startswith("hint: ")
+
+
+def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_path):
     """On kit's own weights, which read well: a few steps leave the log and the model, and pictures are refused."""
     kit_folder = ROOT / "sdcli" / "kit"
     short = [*SHORT, "--batch", "16"]
@@ -294,22 +315,53 @@ def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, data
     assert str(ROOT) not in (model / "text_encoder" / "config.json").read_text()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(before)
-    refused = run("train", "text-encoder", "--from", kit_folder, "--data", data, "--out", "other")
-    assert refused.status == 2
-    assert "synthetic world alone" in refused.stderr
-    nothing = run("train", "export", "run", "--to", "alone", "--unet-only")
-    assert nothing.status == 2
-    assert not (tmp_path / "alone").exists()
+    for option, said in (("--unet-only", "trains no U-Net"), ("--average", "keeps no average")):
+        refused = run("train", "export", "run", "--to", "alone", option)
+        assert (refused.status, said in refused.stderr) == (2, True)
+        assert not (tmp_path / "alone").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(run, sd15, tmp_path):
+    shutil.copytree(sd15, tmp_path / "mixed")
+    config = tmp_path / "mixed" / "text_encoder" / "config.json"
+    assert len(json.loads((sd15 / "tokenizer" / "vocab.json").read_text())) < 49408
+    shutil.rmtree(tmp_path / "mixed" / "tokenizer")
+    shutil.copytree(ROOT / "sdcli" / "kit" / "tokenizer", tmp_path / "mixed" / "tokenizer")
+    known = json.loads(config.read_text())["vocab_size"]
+    done = run("train", "text-encoder", "--from", "mixed", "--out", "run", *SHORT)
+    if known < 1275:
+        assert done.status == 3
+        assert f"has 1275 tokens, and its text encoder knows {known}" in done.stderr
+    else:
+        pytest.fail(f"this text encoder knows {known} tokens")
+
+
+def test_an_export_replaces_a_model_only_when_told_to(run, sd15, data, tmp_path):
+    done = run("train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *SHORT, *FEW, "--sheet-every", "0")
+    assert done.status == 0, done.stderr
+    for _ in range(2):
+        exported = run("train", "export", "run", "--to", "model", "--force")
+        assert exported.lines == ["model"], exported.stderr
+    refused = run("train", "export", "run", "--to", "model")
+    assert refused.status == 8
+    assert "--force" in refused.stderr
+    (tmp_path / "model" / "letter.txt").write_text("dear")
+    kept = run("train", "export", "run", "--to", "model", "--force")
+    assert kept.status == 8
+    assert "letter.txt" in kept.stderr
+    nowhere = run("train", "export", "run", "--to", "no/such/folder")
+    assert nowhere.status == 8
+    assert len(nowhere.stderr.splitlines()) == 2
 
 
 def test_kit_is_made_stage_by_stage_and_put_together(capfd, monkeypatch, tmp_path):
-    few = {"steps": 1, "batch": 1, "sheet_every": 0}
-    quick = {"autoencoder": {"crop": 32, "teacher_scenes": 4}, "text-encoder": {}}
+    few = {"steps": 1, "batch": 1}
+    quick = {"autoencoder": {"crop": 32, "teacher_scenes": 4, "sheet_every": 0}, "text-encoder": {}}
     steps = {
-        name: replace(step, settings={**few, **quick.get(step.stage, {"scenes": 1, "fresh": 0})})
-        for name, step in kit.RECIPE.items()
+        name: replace(stage, settings={**few, **quick.get(stage.kind, {"scenes": 1, "fresh": 0, "sheet_every": 0})})
+        for name, stage in kit.STAGES.items()
     }
-    monkeypatch.setattr(kit, "RECIPE", steps)
+    monkeypatch.setattr(kit, "STAGES", steps)
     over = session.How(device="cpu", threads=1, deadline=time.monotonic(), quiet=True)
     assert session.carry_out_kit(tmp_path, SPRITES, over) == 0
     out, err = capfd.readouterr()
