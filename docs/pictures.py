@@ -107,7 +107,7 @@ def contexts(folder: Path) -> Image.Image:
     rows.append(None)
     sdcli("generate", "a dog on the beach", "--seed", "5", "-o", "dog.png", folder=folder)
     mask = Image.new("L", (256, 256))
-    mask.paste(255, (40, 60, 216, 240))
+    mask.paste(255, (16, 50, 240, 246))
     mask.save(folder / "hole.png")
     hidden = Image.open(folder / "dog.png").convert("RGB")
     hidden.paste((128, 128, 128), (0, 0), mask)

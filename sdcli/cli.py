@@ -160,7 +160,10 @@ def _usage_error(error: TyperException) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # the help itself is the message
         print(message, file=sys.stderr)
     else:
-        complain(message.rstrip("."), f"see {command} --help")
+        hint = f"see {command} --help"
+        if "unexpected extra argument" in message:
+            hint = f'quote a prompt of several words, as in "arctic fox"; {hint}'
+        complain(message.rstrip("."), hint)
     return ExitStatus.USAGE
 
 

@@ -362,7 +362,9 @@ def check_initial(initial: Initial, steps: int | None = None) -> None:
     elif initial.image is None:
         for each in fields(Initial):
             if getattr(initial, each.name) != each.default:
-                raise InvalidRecipe(f"{each.name} is of no use without an image", "give image too", each.name)
+                hint = "give an image (sdcli img2img, inpaint …)"
+                hint += ", or init_latents" if each.name in LATENTS_KEYS else ""
+                raise InvalidRecipe(f"{each.name} is of no use without an image", hint, each.name)
     if initial.mask_image is not None and any(initial.borders):
         raise InvalidRecipe("new borders and a mask at once", "extend the image first, then inpaint it", "mask_image")
     if steps is not None and initial.strength is not None and int(steps * initial.strength) < 1:

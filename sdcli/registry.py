@@ -146,6 +146,8 @@ def find(model: str) -> ModelEntry:
         return ModelEntry(name=path.stem if path.is_file() else path.resolve().name, folder=str(path), origin="")
     if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith(("/", ".safetensors")):
         return ModelEntry(name=model, repo=model, origin="")
+    if model.startswith((".", "/", "~")) or model.endswith(".safetensors"):
+        raise ModelNotFound(f"there is no file or folder {model}", "check the path, or use a name of sdcli models list")
     near = difflib.get_close_matches(model, named, n=1)
     known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
     raise ModelNotFound(f"no model {model!r}", f"did you mean {near[0]!r}?" if near else known)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import TEXT_KEYS, Condition, Recipe, Sampling
+from sdcli.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe, Sampling
 from sdcli.registry import ModelEntry, ModelFacts
 
 MAX_AREA_RATIO = 2.0
@@ -80,11 +80,13 @@ def _idle_controls(recipe: Recipe) -> Iterable[Remark]:
 
 
 def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
-    """What is said of a prompt where there is none."""
+    """What is said of a prompt where the model takes none, and where it is empty and nothing else is there to draw."""
     if facts.labels is not None:
         for each in fields(Condition):
             if each.name in TEXT_KEYS and getattr(recipe.condition, each.name) != each.default:
                 yield Remark(f"{each.name} has no effect: this model takes a class label", "leave it away", each.name)
+    elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
+        yield Remark("the prompt is empty", "say what to draw", "prompt")
 
 
 def _is_final(sampling: Sampling, facts: ModelFacts) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sdcli import options
+from sdcli import options, registry
 from sdcli.errors import UsageError
 from sdcli.training import order as ordering
 from sdcli.training.settings import (
@@ -78,8 +78,8 @@ class Run:
 Base = Annotated[
     Path | None,
     typer.Option(
-        "--from", metavar="FOLDER", rich_help_panel=_RUN, show_default=False,
-        help="A diffusers folder to go on from.",
+        "--from", metavar="MODEL", rich_help_panel=_RUN, show_default=False,
+        help="A model to go on from: a diffusers folder, or the name of one.",
     ),
 ]  # fmt: skip
 Vae = Annotated[
@@ -107,7 +107,7 @@ Size = Annotated[
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out: nothing of this changes what it comes to."""
+    """How runs are carried out: nothing of this changes what they come to."""
 
     slice: Annotated[
         float | None,
@@ -116,13 +116,6 @@ class Execution:
             help="Stop with a checkpoint after so long; the same command goes on.",
         ),
     ] = None  # fmt: skip
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", rich_help_panel=_EXECUTION, show_default=False,
-            help="Time a few steps, say what the run would cost, and write nothing.",
-        ),
-    ] = False  # fmt: skip
     device: Annotated[
         str,
         typer.Option("--device", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DEVICES)}."),
@@ -163,6 +156,19 @@ class Execution:
     ] = False
 
 
+@dataclass(frozen=True)
+class Once(Execution):
+    """The same of one run, which can be tried first."""
+
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=_EXECUTION, show_default=False,
+            help="Time a few steps, say what the run would cost, and write nothing.",
+        ),
+    ] = False  # fmt: skip
+
+
 def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
     """Let the parameter `settings` of a command be a group with an option for each field of `kind`, or None."""
     types: Mapping[str, Any] = {"int": int, "float": float}
@@ -195,7 +201,7 @@ def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
 @train.command("autoencoder")
 @options.expand
 @_with_settings(AutoencoderTraining)
-def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Execution) -> None:
+def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) -> None:
     """Train an autoencoder of 8×8 pixels to 4 numbers, from nothing, and print its folder.
 
     sdcli train autoencoder --out runs/autoencoder --slice 10
@@ -206,7 +212,7 @@ def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Execut
 @train.command("text-encoder")
 @options.expand
 @_with_settings(TextEncoderTraining)
-def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: Any, execution: Execution) -> None:
+def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: Any, execution: Once) -> None:
     """Teach a model's text encoder to read captions of the world: what stands where. Prints the whole model's folder.
 
     Its U-Net stays as it is; go on with text-to-image --from, so that it learns to draw what is now read.
@@ -220,7 +226,7 @@ def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: 
 @options.expand
 @_with_settings(TextToImageTraining)
 def text_to_image(
-    *, run: Run, vae: Vae = None, base: Base = None, text: Text = None, settings: Any, execution: Execution
+    *, run: Run, vae: Vae = None, base: Base = None, text: Text = None, settings: Any, execution: Once
 ) -> None:
     """Train a U-Net to draw after a text, and print the folder of the whole model.
 
@@ -237,7 +243,7 @@ def text_to_image(
 @train.command("inpaint")
 @options.expand
 @_with_settings(InpaintTraining)
-def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Execution) -> None:
+def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
     """Train a text-to-image model's U-Net to fill masks, and print the folder of the whole model.
 
     It takes the mask and the masked image beside its latents, as Stable Diffusion's inpainting models do.
@@ -250,7 +256,7 @@ def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, ex
 @train.command("semantic")
 @options.expand
 @_with_settings(SemanticTraining)
-def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Execution) -> None:
+def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
     """Train a text-to-image model's U-Net to draw after segmentation maps, and print the folder of the whole model.
 
     It takes a channel for each class beside its latents. Your own maps are images of class indices, named as
@@ -270,8 +276,6 @@ def kit(*, out: Out, sprites: Sprites = None, execution: Execution) -> None:
 
     sdcli train kit --out runs --slice 10
     """
-    if execution.dry_run:
-        raise UsageError("train kit has no --dry-run", "ask each stage: sdcli train autoencoder --dry-run --out FOLDER")
     how = _how(execution)
     prepare_libraries()
     from sdcli.training import session
@@ -279,8 +283,9 @@ def kit(*, out: Out, sprites: Sprites = None, execution: Execution) -> None:
     raise typer.Exit(session.carry_out_kit(out, sprites, session.How(**how)))
 
 
-def _carry_out(stage: str, run: Run, execution: Execution, settings: Any, begin: Mapping[str, Any]) -> None:
+def _carry_out(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:
     how = _how(execution)
+    begin = {key: _folder_of(value) if key == "base" else value for key, value in begin.items()}
     said = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
     order = ordering.plan(stage, run.out, said, options.given(settings))
     prepare_libraries()
@@ -291,6 +296,16 @@ def _carry_out(stage: str, run: Run, execution: Execution, settings: Any, begin:
         typer.echo(jsonlib.dumps(facts) if execution.json else session.shown(facts))
     else:
         raise typer.Exit(session.carry_out(order, session.How(**how)))
+
+
+def _folder_of(base: Path | None) -> Path | None:
+    """The folder of a model that goes by a name, as in `sdcli models list`; any path as it is."""
+    if base is None or base.exists() or str(base) not in registry.entries():
+        return base
+    source = registry.locate(registry.find(str(base)))
+    if source.is_file or source.parts:
+        raise UsageError(f"{base} is not one diffusers folder", f"make it one: sdcli models export {base} FOLDER")
+    return source.path
 
 
 def _how(execution: Execution) -> dict[str, Any]:
