@@ -214,6 +214,23 @@ def test_a_model_of_nan_is_an_invalid_picture(run, sd15, tmp_path):
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "error", "hint"),
+    [
+        (["a", "fox"], 2, "unexpected extra argument", 'quote a prompt of several words, as in "arctic fox"; see'),
+        (["fox", "-m", "./none.safetensors"], 3, "there is no file or folder ./none.safetensors", "check the path"),
+        (["fox", "--strength", "0.5"], 2, "strength is of no use without an image", "init_latents"),
+        (["", "--strict"], 2, "the prompt is empty", "say what to draw"),
+    ],
+)
+def test_slips_of_the_hand_are_told_with_the_way_out(run, words, status, error, hint):
+    done = run("generate", *words)
+    assert (done.status, done.stdout) == (status, b"")
+    first, second = done.stderr.splitlines()
+    assert error in first
+    assert hint in second
+
+
 def test_debug_adds_the_traceback(run):
     done = run("generate", "x", "-m", "no-such-model", "--debug")
     assert done.status == 3

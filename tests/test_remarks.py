@@ -84,6 +84,13 @@ def test_every_model_is_at_home_with_its_own_size():
     assert fields_of(entry=entry, width=1024, height=1024) == ["height"]
 
 
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_is_worth_a_word_where_nothing_else_is_there_to_draw(prompt):
+    assert fields_of(prompt=prompt) == ["prompt"]
+    assert fields_of(prompt=prompt, image="fox.png", strength=0.5) == []
+    assert fields_of(prompt=prompt, control=["edges=fox.png"]) == []
+
+
 def test_strict_makes_an_error_of_the_first():
     remarks.insist(())
     said = (remarks.Remark("one", "do this", "eta"), remarks.Remark("two", "do that", "sigmas"))

@@ -321,6 +321,16 @@ def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_
         assert not (tmp_path / "alone").exists()
 
 
+def test_a_model_to_go_on_from_may_go_by_its_name(run, tmp_path):
+    dry = run("train", "text-encoder", "--from", "kit", "--out", "run", *SHORT, "--dry-run", "--json")
+    assert dry.status == 0, dry.stderr
+    assert json.loads(dry.lines[0])["samples"] == 12
+    refused = run("train", "inpaint", "--from", "kit-inpaint", "--out", "run")
+    assert refused.status == 2
+    assert "sdcli models export kit-inpaint FOLDER" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tokenizer_of_another_model_is_refused(run, sd15, tmp_path):
     shutil.copytree(sd15, tmp_path / "mixed")
     config = tmp_path / "mixed" / "text_encoder" / "config.json"
