@@ -44,8 +44,8 @@ Out = Annotated[
 Sprites = Annotated[
     Path | None,
     typer.Option(
-        "--sprites", metavar="PATH", rich_help_panel=_RUN, show_default="Noto Color Emoji",
-        help="The world's subjects: a colour emoji font, or a folder of PNGs.",
+        "--sprites", metavar="PATH", rich_help_panel=_RUN, show_default="Fluent Emoji 3D, by npm",
+        help="The world's subjects: a folder or zip archive of <code>.webp, or the npm package's tarball.",
     ),
 ]  # fmt: skip
 

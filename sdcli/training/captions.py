@@ -1,53 +1,114 @@
 """Captions: a scene in words, in one of many phrasings. Knows nothing of pixels."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from sdcli.training.places import BACKGROUNDS
-from sdcli.training.sprites import BY_NAME
-from sdcli.training.world import Placement, Scene
+from sdcli.training.layout import Placement
+from sdcli.training.places import BACKGROUNDS, PLACES, TIMED_PLACES, TIMES, parts_of
+from sdcli.training.sprites import TINTS
+from sdcli.training.subjects import BY_NAME, SUBJECTS
+from sdcli.training.world import Scene
 
-PLACE_PHRASES = {
-    "snow": (
-        "in the snow",
-        "in the snow",
-        "in snow",
-        "in a snowy landscape",
-        "in winter",
-        "in front of snowy mountains",
-    ),
-    "night": ("at night", "at night", "in the night", "under the moon", "by night", "under the stars"),
-    "beach": ("on the beach", "at the beach", "on a beach", "by the sea", "at the seaside"),
-    "forest": ("in the forest", "in the forest", "in a forest", "in the woods", "among trees"),
-    "desert": ("in the desert", "in the desert", "in a desert", "on a dune", "in the sand"),
-    "meadow": ("in a meadow", "in the meadow", "in a field", "on the grass", "among flowers"),
+Rng = np.random.Generator
+PLACE_PHRASES: Mapping[str, tuple[str, ...]] = {
+    "snow": ("in the snow", "in the snow", "in snow", "in a snowy landscape", "in winter", "on snow"),
+    "beach": ("on the beach", "on the beach", "at the beach", "on a beach", "by the sea", "at the seaside", "by the ocean"),
+    "forest": ("in the forest", "in the forest", "in a forest", "in the woods", "among trees", "in the jungle"),
+    "desert": ("in the desert", "in the desert", "in a desert", "among dunes", "on a dune"),
+    "meadow": ("in a meadow", "in the meadow", "in a field", "on the grass", "among flowers", "in the park", "in a garden"),
+    "city": ("in the city", "in the city", "in a city", "in town", "on the street", "in front of a skyline", "downtown"),
+    "underwater": ("under water", "underwater", "underwater", "in the sea", "at the bottom of the sea", "in the ocean"),
+    "mountains": ("in the mountains", "in the mountains", "in a valley", "in front of mountains", "in the alps"),
+    "space": ("in space", "in space", "in outer space", "on the moon", "on another planet", "on mars"),
+    "autumn": ("in autumn", "in autumn", "in fall", "in an autumn forest", "among autumn leaves", "in the autumn"),
+    "night": ("at night", "at night", "in the night", "under the moon", "by night", "in the moonlight"),
     "sunset": ("at sunset", "at sunset", "at dusk", "in the evening", "in front of a sunset", "in the setting sun"),
-    "city": ("in the city", "in the city", "in a city", "in town", "on the street", "in front of a skyline"),
-    "underwater": ("under water", "underwater", "under water", "in the sea", "at the bottom of the sea"),
-    "mountains": ("in the mountains", "in the mountains", "in a valley", "in front of mountains"),
-    "autumn": ("in autumn", "in autumn", "in fall", "in an autumn forest", "among autumn leaves"),
-    "space": ("in space", "in space", "in outer space", "on the moon", "on another planet"),
-    **{name: (f"on a {name}", f"on a {name}", f"on a plain {name}", f"on {name.split()[0]}") for name in BACKGROUNDS},
+    "room": ("in a room", "in a living room", "in the living room", "at home", "indoors", "inside", "in the house"),
+    "village": ("in a village", "in the village", "in a small town", "on a village path", "in the countryside"),
+    "farm": ("on a farm", "on the farm", "at the farm", "in front of a barn", "by a fence"),
+    **{
+        name: (f"on a {name}", f"on a {name}", f"on a plain {name}", f"on {name}", f"against a {name}")
+        for name in BACKGROUNDS
+    },
+}  # fmt: skip
+TIME_PHRASES: Mapping[str, tuple[str, ...]] = {
+    "day": ("by day", "during the day", "on a sunny day", "in daylight"),
+    "night": ("at night", "at night", "by night", "under the stars", "in the dark"),
+    "sunset": ("at sunset", "at sunset", "at dusk", "in the evening"),
 }
-TIME_PHRASES = {"night": ("at night", "by night", "under the stars"), "sunset": ("at sunset", "at dusk")}
-COLOUR_WORDS = {"red": ("red", "red", "red", "crimson"), "purple": ("purple", "purple", "purple", "violet")}
-SIZE_WORDS = {"big": ("big", "big", "large", "huge"), "small": ("small", "small", "little", "tiny")}
-PLURALS = {"fox": "foxes", "wolf": "wolves", "mouse": "mice", "sheep": "sheep", "deer": "deer", "fish": "fish"}
-OPENINGS = ("", "", "", "", "", "", "a picture of ", "a drawing of ", "an illustration of ")
+COLOUR_WORDS: Mapping[str, tuple[str, ...]] = {
+    **{colour: (colour,) for colour in TINTS if colour != "natural"},
+    "red": ("red", "red", "red", "red", "crimson"),
+    "purple": ("purple", "purple", "purple", "violet"),
+    "grey": ("grey", "grey", "gray"),
+    "yellow": ("yellow", "yellow", "yellow", "golden"),
+}
+SIZE_WORDS: Mapping[str, tuple[str, ...]] = {
+    "big": ("big", "big", "large", "huge", "giant"),
+    "small": ("small", "small", "little", "tiny"),
+}
+COUNT_WORDS = {
+    2: ("two", "two", "two", "2", "a pair of"),
+    3: ("three", "three", "three", "3"),
+    4: ("four", "four", "4"),
+}
+PLURALS = {
+    "wolf": "wolves", "mouse": "mice", "sheep": "sheep", "deer": "deer", "fish": "fish", "goose": "geese", "ox": "oxen",
+    "bison": "bison", "squid": "squid", "leaf": "leaves", "fireman": "firemen", "policeman": "policemen", "elk": "elk",
+    "spaceman": "spacemen", "man": "men", "woman": "women", "elf": "elves", "sushi": "sushi", "ramen": "ramen",
+    "spaghetti": "spaghetti", "bread": "loaves of bread", "popcorn": "popcorn", "corn": "corn", "broccoli": "broccoli",
+    "glass": "glasses", "moose": "moose", "cherries": "cherries", "grapes": "grapes", "fries": "fries", "coral": "coral",
+    "pancakes": "pancakes", "noodles": "noodles", "luggage": "luggage", "pasta": "pasta", "lotus": "lotuses",
+    "shrimp": "shrimp", "buffalo": "buffalo", "reindeer": "reindeer", "boba": "boba", "toast": "toast",
+    "tomato": "tomatoes", "potato": "potatoes", "hero": "heroes", "superhero": "superheroes",
+}  # fmt: skip
+MANY = {"cherries", "grapes", "french fries", "fries", "pancakes", "noodles", "sushi", "ramen", "spaghetti", "pasta", "bread",
+        "popcorn", "corn", "broccoli", "luggage", "coral", "santa claus", "santa", "boba", "father christmas", "dracula",
+        "earth", "saturn"}  # fmt: skip
+"""What takes no "a"."""
+SILENT = ("hour",)
+LONG_U = ("unicorn", "ufo", "uni")
+OPENINGS = (
+    "a photo of ", "a photo of ", "photo of ", "a picture of ", "a picture of ", "picture of ", "an image of ",
+    "a 3d render of ", "3d render of ", "a drawing of ", "an illustration of ", "a painting of ", "an icon of ",
+)  # fmt: skip
+ADJECTIVES = ("cute", "cute", "cute", "beautiful", "lovely", "nice", "adorable", "happy", "funny")
+ENDINGS = (", 3d", ", 3d render", ", cute", ", high quality", ", detailed", ", digital art", ", soft light", ", 4k")
+RIGHTWARDS = ("facing right", "looking right", "looking to the right", "facing to the right")
+LEFTWARDS = ("facing left", "looking left", "looking to the left")
+ROW_PHRASES = (
+    "{left} left of {right}", "{left} to the left of {right}", "{right} right of {left}", "{right} to the right of {left}",
+    "{left} on the left and {right} on the right", "{one} and {other}", "{one} next to {other}", "{one} beside {other}",
+    "{one} with {other}", "{one} near {other}",
+)  # fmt: skip
+ON_PHRASES = (
+    "{upper} on {lower}", "{upper} on {lower}", "{upper} on top of {lower}", "{upper} standing on {lower}",
+    "{upper} sitting on {lower}", "{lower} with {upper} on top", "{lower} under {upper}",
+)  # fmt: skip
+RIDING_PHRASES = (
+    "{upper} riding {lower}", "{upper} riding {lower}", "{upper} riding {lower}", "{upper} rides {lower}",
+    "{upper} riding on {lower}", "{upper} on the back of {lower}", "{lower} with {upper} on its back", "{upper} on {lower}",
+)  # fmt: skip
 
 
-def pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+def pick(choices: Sequence[str], rng: Rng) -> str:
     """One of the choices."""
     return choices[rng.integers(len(choices))]
 
 
 def article(noun: str) -> str:
-    """The noun with its indefinite article."""
-    return f"{'an' if noun[0] in 'aeio' or noun.startswith('umbrella') else 'a'} {noun}"
+    """The noun with its indefinite article, if it takes one."""
+    if any(noun == bare or noun.endswith(f" {bare}") for bare in MANY):
+        return noun
+    vowel = noun[0] in "aeiou" and not noun.startswith(LONG_U)
+    return f"{'an' if vowel else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:
-    """More than one of it; the last word takes the ending."""
-    *before, last = noun.split()
+    """More than one of it; the last word takes the ending, or the first of "cup of tea"."""
+    head, of, rest = noun.partition(" of ")
+    *before, last = head.split(" ")
     if last in PLURALS:
         last = PLURALS[last]
     elif last.endswith(("s", "ch", "sh", "x")):
@@ -56,64 +117,131 @@ def plural(noun: str) -> str:
         last = last[:-1] + "ies"
     else:
         last += "s"
-    return " ".join([*before, last])
+    return " ".join([*before, last]) + of + rest
 
 
-def noun_of(placement: Placement, place: str, rng: np.random.Generator) -> str:
+def noun_of(placement: Placement, place: str, rng: Rng) -> str:
     """The subject with its size and colour; white in the snow may be called arctic."""
     subject = BY_NAME[placement.subject]
     noun = subject.name
-    if subject.synonyms and rng.uniform() < 0.12:
+    if subject.synonyms and rng.uniform() < 0.15:
         noun = pick(subject.synonyms, rng)
-    if (placement.colour, place) == ("white", "snow") and rng.uniform() < 0.6:
+    if (placement.colour, place, subject.kind) == ("white", "snow", "animal") and rng.uniform() < 0.6:
         noun = f"arctic {noun}"
     elif placement.colour != "natural":
-        noun = f"{pick(COLOUR_WORDS.get(placement.colour, (placement.colour,)), rng)} {noun}"
-    elif subject.own and rng.uniform() < 0.25:
-        noun = f"{subject.own} {noun}"
-    if placement.size and rng.uniform() < 0.8:
+        noun = f"{pick(COLOUR_WORDS[placement.colour], rng)} {noun}"
+    elif subject.own and rng.uniform() < 0.2:
+        noun = f"{pick(COLOUR_WORDS.get(subject.own, (subject.own,)), rng)} {noun}"
+    if placement.size and rng.uniform() < 0.85:
         noun = f"{pick(SIZE_WORDS[placement.size], rng)} {noun}"
-    return noun
+    return f"{pick(ADJECTIVES, rng)} {noun}" if rng.uniform() < 0.05 else noun
 
 
-def subjects_of(scene: Scene, rng: np.random.Generator) -> str:
+def counted(count: int, noun: str, rng: Rng) -> str:
+    """So many of it."""
+    return f"{pick(COUNT_WORDS[count], rng)} {plural(noun)}"
+
+
+def related(phrases: Sequence[str], bare: bool, rng: Rng, **nouns: str) -> str:
+    """A phrase of nouns with articles, or bare."""
+    return pick(phrases, rng).format(**{role: noun if bare else article(noun) for role, noun in nouns.items()})
+
+
+def one_subject(placement: Placement, noun: str, rng: Rng) -> str:
+    """One subject, with the side it looks to where that is worth saying."""
+    said = pick((noun, article(noun), article(noun), article(noun), f"the {noun}"), rng)
+    if placement.mirrored:
+        return f"{said} {pick(RIGHTWARDS, rng)}"
+    if BY_NAME[placement.subject].kind in ("animal", "vehicle") and rng.uniform() < 0.04:
+        return f"{said} {pick(LEFTWARDS, rng)}"
+    return said
+
+
+def subjects_of(scene: Scene, rng: Rng) -> str:
     """The subjects in words, with how many there are and where they are to each other."""
-    placements = scene.placements
+    placements, bare = scene.placements, rng.uniform() < 0.18
     nouns = [noun_of(placement, scene.place, rng) for placement in placements]
-    if len(placements) == 1:
-        return (nouns[0], article(nouns[0]), article(nouns[0]), f"the {nouns[0]}")[rng.integers(4)]
-    if len({placement.subject for placement in placements}) == 1:
-        return f"{('two', 'three')[len(placements) - 2]} {plural(nouns[0])}"
-    bare = rng.uniform() < 0.2
-    left, *middle, right = nouns if bare else [article(noun) for noun in nouns]
-    if middle:
-        between = f"{middle[0]} between {left} and {right}"
-        return f"{left}, {middle[0]} and {right}" if rng.uniform() < 0.8 else between
-    one, other = (left, right) if rng.uniform() < 0.5 else (right, left)
+    if len(nouns) == 1:
+        return one_subject(placements[0], nouns[0], rng)
+    if scene.relation == "count":
+        return counted(len(nouns), nouns[0], rng)
+    if scene.relation == "next":
+        some, other = counted(len(nouns) - 1, nouns[0], rng), nouns[-1] if bare else article(nouns[-1])
+        between = (" next to ", " next to ", " beside ", " and ", " near ")
+        return some + pick(between, rng) + other if rng.uniform() < 0.75 else other + pick(between, rng) + some
+    if scene.relation == "on":
+        return related(ON_PHRASES, bare, rng, lower=nouns[0], upper=nouns[1])
+    if scene.relation == "riding":
+        return related(RIDING_PHRASES, bare, rng, upper=nouns[0], lower=nouns[1])
+    if len(nouns) == 2:
+        one, other = nouns if rng.uniform() < 0.5 else reversed(nouns)
+        return related(ROW_PHRASES, bare, rng, left=nouns[0], right=nouns[1], one=one, other=other)
+    left, middle, right = nouns if bare else [article(noun) for noun in nouns]
     return pick(
-        (
-            f"{left} left of {right}",
-            f"{left} to the left of {right}",
-            f"{right} right of {left}",
-            f"{right} to the right of {left}",
-            f"{left} and {right}",
-            f"{one} next to {other}",
-            f"{one} beside {other}",
-        ),
-        rng,
+        (f"{left}, {middle} and {right}", f"{left}, {middle}, and {right}", f"{middle} between {left} and {right}"), rng
     )
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def place_of(scene: Scene, rng: Rng) -> str:
+    """The name of the scene's place; of one made of several, most often the ground's, or "" for none."""
+    sky, far, ground = parts_of(scene.place)
+    if sky == far == ground:
+        return ground
+    return pick((ground, ground, far, sky, ""), rng)
+
+
+def setting(scene: Scene, rng: Rng) -> str:
+    """Where and when."""
+    place = place_of(scene, rng)
+    words = [pick(PLACE_PHRASES[place], rng)] if place else []
+    if scene.time != TIMES[0]:
+        words.append(pick(TIME_PHRASES[scene.time], rng))
+        if rng.uniform() < 0.1:
+            words.reverse()
+    elif place in TIMED_PLACES and rng.uniform() < 0.03:
+        words.append(pick(TIME_PHRASES["day"], rng))
+    return " ".join(words)
+
+
+def caption(scene: Scene, rng: Rng) -> str:
     """One of the many captions of a scene, as a user might type it."""
-    subjects = subjects_of(scene, rng)
-    opening = pick(OPENINGS, rng)
-    phrase = pick(PLACE_PHRASES[scene.place], rng)
-    if scene.time != "day":
-        phrase = f"{phrase} {pick(TIME_PHRASES[scene.time], rng)}"
-    form = rng.uniform()
-    if scene.time == "day" and form < (0.4 if "arctic" in subjects else 0.1):  # the place is the model's to choose
-        return f"{opening}{subjects}"
-    if form > 0.95 and scene.place not in BACKGROUNDS:
-        return f"{subjects}, {scene.place}" if scene.time == "day" else f"{subjects}, {scene.place}, {scene.time}"
-    return f"{opening}{subjects} {phrase}"
+    subjects, form = subjects_of(scene, rng), rng.uniform()
+    opening = pick(OPENINGS, rng) if rng.uniform() < 0.3 else ""
+    ending = pick(ENDINGS, rng) if rng.uniform() < 0.06 else ""
+    if scene.time == TIMES[0] and form < (0.4 if "arctic" in subjects else 0.07):  # the place is the model's to choose
+        return f"{opening}{subjects}{ending}"
+    place = place_of(scene, rng)
+    if form > 0.94 and place:
+        return ", ".join([subjects, place, *([] if scene.time == TIMES[0] else [scene.time])]) + ending
+    where = setting(scene, rng)
+    if form > 0.9:
+        return f"{opening}{subjects}, {where}{ending}"
+    return f"{opening}{subjects} {where}{ending}".strip()
+
+
+def vocabulary() -> dict[str, dict[str, list[str]]]:
+    """All words that captions use: for each group, what is meant and the ways to say it."""
+
+    def table(phrases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        return {name: list(dict.fromkeys(ways)) for name, ways in phrases.items()}
+
+    own = {subject.own: (subject.own,) for subject in SUBJECTS if subject.own}
+    fill = {"left": "", "right": "", "one": "", "other": "", "upper": "", "lower": ""}
+    return {
+        "subjects": table({subject.name: subject.words for subject in SUBJECTS}),
+        "colours": table(own | dict(COLOUR_WORDS)),
+        "places": table({name: PLACE_PHRASES[name] for name in PLACES}),
+        "backgrounds": table({name: PLACE_PHRASES[name] for name in BACKGROUNDS}),
+        "times": table(TIME_PHRASES),
+        "sizes": table(SIZE_WORDS),
+        "counts": table({str(count): words for count, words in COUNT_WORDS.items()}),
+        "relations": table(
+            {
+                name: [" ".join(phrase.format(**fill).split()) for phrase in phrases]
+                for name, phrases in (("row", ROW_PHRASES), ("on", ON_PHRASES), ("riding", RIDING_PHRASES))
+            }
+        ),
+        "other": table(
+            {"looks": (*ADJECTIVES, "arctic"), "styles": (*OPENINGS, *ENDINGS), "sides": (*RIGHTWARDS, *LEFTWARDS)}
+        ),
+    }

@@ -28,9 +28,9 @@ MODEL = "model"
 class Begin:
     """How a run begins, beside its settings; paths are absolute. None of `data` is the synthetic world.
 
-    `sprites` is the font or folder of the world's subjects, None the font where Debian has it, and `world` what it
-    holds. `base` is a diffusers folder to go on from, `vae` an autoencoder to build a new model on. `size` is the side
-    of the autoencoder's pictures. `text` says whether the text encoder is trained too; None: where it is new.
+    `sprites` is the folder or archive of the world's subjects, None the npm package, and `world` what it holds. `base`
+    is a diffusers folder to go on from, `vae` an autoencoder to build a new model on. `size` is the side of the
+    autoencoder's pictures. `text` says whether the text encoder is trained too; None: where it is new.
     """
 
     data: str | None = None

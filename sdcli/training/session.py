@@ -187,7 +187,7 @@ def measure(
     for model in models:
         measuring.check(model, options)
     known = world.VOCABULARIES[vocabulary]
-    held = world.sprites_of(sprites or drawing.DEFAULT_FONT, known)
+    held = world.sprites_of(drawing.find_sprites(sprites), known)
     with display.training(quiet=quiet) as show:
         judge, segmenter = judging.load_or_train(
             judge_file, held, known, on_step=lambda done, total: show("the judge", done, total, None)

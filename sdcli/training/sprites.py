@@ -1,231 +1,203 @@
-"""Subjects as sprites: RGBA pictures with exact alpha, cut from a colour emoji font, and their tints.
+"""Sprites: the RGBA pictures of subjects, read from Fluent Emoji 3D, and their tints.
 
 Knows nothing of places, scenes or captions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from sdcli.digest import _cache_directory
 from sdcli.errors import InputError
+from sdcli.training.subjects import BY_NAME, SUBJECTS, Subject
 
-DEFAULT_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-GLYPH_SIZE = 109  # the one size of Noto Color Emoji's bitmaps
+PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
+ARCHIVE = "lobehub-fluent-emoji-3d-1.1.0.tgz"  # what `npm pack` calls it
+
+# A tint maps luminance to a ramp of colours: dark stays dark, so that eyes and outlines survive.
+RAMP_LUMINANCE = (0.0, 0.14, 0.32, 0.58, 0.82, 1.0)
+Colour = tuple[int, int, int]
+TINTS: Mapping[str, tuple[Colour, ...] | None] = {
+    "natural": None,
+    "white": ((30, 32, 44), (86, 92, 112), (176, 184, 206), (232, 236, 246), (248, 250, 254), (255, 255, 255)),
+    "red": ((38, 4, 10), (92, 8, 20), (164, 14, 30), (224, 34, 44), (250, 88, 84), (255, 214, 206)),
+    "blue": ((6, 10, 48), (12, 26, 104), (22, 60, 178), (46, 112, 236), (104, 164, 252), (214, 232, 255)),
+    "green": ((4, 30, 14), (8, 66, 28), (20, 118, 48), (52, 176, 76), (122, 218, 120), (222, 248, 214)),
+    "purple": ((26, 6, 46), (62, 18, 104), (106, 38, 166), (150, 76, 218), (190, 136, 246), (238, 222, 255)),
+    "black": ((6, 6, 10), (16, 16, 22), (28, 29, 36), (48, 50, 60), (84, 87, 100), (206, 208, 218)),
+    "yellow": ((64, 38, 0), (136, 92, 4), (214, 160, 10), (252, 208, 40), (255, 230, 104), (255, 250, 214)),
+    "orange": ((56, 18, 0), (128, 48, 4), (204, 88, 8), (248, 132, 28), (255, 174, 84), (255, 232, 206)),
+    "pink": ((70, 10, 40), (142, 30, 88), (212, 76, 140), (250, 128, 182), (255, 176, 210), (255, 230, 242)),
+}
+MIDDLE = 0.56
+"""The luminance that a sprite's body gets before it is tinted."""
+Read = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Something to depict.
+class Tone:
+    """What a tint needs to know of a sprite: levelled luminance, and how much of each pixel keeps its own colour."""
 
-    `name`: in captions, with `synonyms` beside it. `mirror`: whether its mirror image is as good. `kind`: its class in
-    segmentation maps. `own`: the colour of `TINTS` it has by nature, in which it is not tinted.
-    """
-
-    name: str
-    glyph: str
-    mirror: bool = False
-    kind: str = "animal"
-    own: str = ""
-    synonyms: tuple[str, ...] = ()
+    luminance: Image.Image
+    kept: Image.Image
 
 
-# The first 24 are the world of kit as it is shipped; all of them are the whole world.
-SUBJECTS = (
-    Subject("fox", "🦊"),
-    Subject("cat", "🐱", synonyms=("kitten",)),
-    Subject("bear", "🐻"),
-    Subject("panda", "🐼", synonyms=("panda bear",)),
-    Subject("rabbit", "🐰", synonyms=("bunny",)),
-    Subject("owl", "🦉"),
-    Subject("penguin", "🐧"),
-    Subject("whale", "🐋", mirror=True),
-    Subject("unicorn", "🦄", mirror=True),
-    Subject("castle", "🏰", kind="building"),
-    Subject("house", "🏠", kind="building", synonyms=("home", "cottage")),
-    Subject("tree", "🌳", kind="tree", own="green"),
-    Subject("mushroom", "🍄", kind="object", synonyms=("toadstool",)),
-    Subject("rocket", "🚀", kind="object", synonyms=("spaceship",)),
-    Subject("sailboat", "⛵", kind="object", synonyms=("boat", "sailing boat")),
-    Subject("robot", "🤖", kind="object"),
-    Subject("dragon", "🐉", mirror=True, own="green"),
-    Subject("dog", "🐶", synonyms=("puppy",)),
-    Subject("lion", "🦁"),
-    Subject("elephant", "🐘", mirror=True),
-    Subject("turtle", "🐢", mirror=True, own="green", synonyms=("tortoise",)),
-    Subject("frog", "🐸", own="green", synonyms=("toad",)),
-    Subject("car", "🚗", mirror=True, kind="object", own="red", synonyms=("automobile",)),
-    Subject("pumpkin", "🎃", kind="object", own="orange"),
-    Subject("cow", "🐮"),
-    Subject("pig", "🐷", own="pink", synonyms=("piglet",)),
-    Subject("mouse", "🐭"),
-    Subject("koala", "🐨"),
-    Subject("tiger", "🐯", own="orange"),
-    Subject("monkey", "🐵"),
-    Subject("chick", "🐥", own="yellow"),
-    Subject("duck", "🦆", mirror=True),
-    Subject("eagle", "🦅", mirror=True),
-    Subject("parrot", "🦜", mirror=True, own="green"),
-    Subject("flamingo", "🦩", mirror=True, own="pink"),
-    Subject("swan", "🦢", mirror=True, own="white"),
-    Subject("peacock", "🦚"),
-    Subject("rooster", "🐓", mirror=True, synonyms=("cock",)),
-    Subject("bat", "🦇"),
-    Subject("wolf", "🐺"),
-    Subject("boar", "🐗", mirror=True),
-    Subject("horse", "🐎", mirror=True),
-    Subject("zebra", "🦓", mirror=True),
-    Subject("giraffe", "🦒", mirror=True),
-    Subject("deer", "🦌", mirror=True),
-    Subject("camel", "🐫", mirror=True),
-    Subject("kangaroo", "🦘", mirror=True),
-    Subject("hippo", "🦛", mirror=True, synonyms=("hippopotamus",)),
-    Subject("rhino", "🦏", mirror=True, synonyms=("rhinoceros",)),
-    Subject("otter", "🦦", mirror=True),
-    Subject("skunk", "🦨", mirror=True),
-    Subject("badger", "🦡", mirror=True),
-    Subject("hedgehog", "🦔", mirror=True),
-    Subject("squirrel", "🐿", mirror=True),
-    Subject("crocodile", "🐊", mirror=True, own="green", synonyms=("alligator",)),
-    Subject("snake", "🐍", mirror=True, own="green"),
-    Subject("lizard", "🦎", mirror=True, own="green"),
-    Subject("dinosaur", "🦕", mirror=True, own="green"),
-    Subject("dolphin", "🐬", mirror=True, own="blue"),
-    Subject("fish", "🐟", mirror=True, own="blue"),
-    Subject("shark", "🦈", mirror=True),
-    Subject("octopus", "🐙", own="pink"),
-    Subject("snail", "🐌", mirror=True),
-    Subject("butterfly", "🦋", own="blue"),
-    Subject("bee", "🐝", mirror=True, own="yellow"),
-    Subject("ladybug", "🐞", own="red", synonyms=("ladybird",)),
-    Subject("crab", "🦀", own="red"),
-    Subject("lobster", "🦞", own="red"),
-    Subject("squid", "🦑", own="pink"),
-    Subject("raccoon", "🦝"),
-    Subject("hamster", "🐹"),
-    Subject("sheep", "🐑", mirror=True, own="white", synonyms=("lamb",)),
-    Subject("goat", "🐐", mirror=True),
-    Subject("llama", "🦙", mirror=True, own="white"),
-    Subject("beaver", "🦫", mirror=True),
-    Subject("teddy", "🧸", kind="object", synonyms=("teddy bear",)),
-    Subject("cactus", "🌵", kind="object", own="green"),
-    Subject("sunflower", "🌻", kind="object", own="yellow"),
-    Subject("tulip", "🌷", kind="object", own="pink"),
-    Subject("rose", "🌹", kind="object", own="red"),
-    Subject("pizza", "🍕", kind="object"),
-    Subject("cake", "🎂", kind="object"),
-    Subject("apple", "🍎", kind="object", own="red"),
-    Subject("strawberry", "🍓", kind="object", own="red"),
-    Subject("banana", "🍌", mirror=True, kind="object", own="yellow"),
-    Subject("bus", "🚌", mirror=True, kind="object"),
-    Subject("train", "🚂", mirror=True, kind="object", synonyms=("locomotive", "steam engine")),
-    Subject("bicycle", "🚲", mirror=True, kind="object", synonyms=("bike",)),
-    Subject("helicopter", "🚁", mirror=True, kind="object", own="yellow"),
-    Subject("tractor", "🚜", mirror=True, kind="object", own="green"),
-    Subject("balloon", "🎈", kind="object", own="red"),
-    Subject("umbrella", "☂", kind="object", own="purple"),
-    Subject("guitar", "🎸", kind="object", own="red"),
-    Subject("teapot", "🫖", kind="object", own="red"),
-    Subject("ghost", "👻", kind="object", own="white"),
-    Subject("snowman", "⛄", kind="object", own="white"),
-    Subject("crown", "👑", kind="object", own="yellow"),
-    Subject("tent", "⛺", kind="building", own="orange"),
-)
-BY_NAME: Mapping[str, Subject] = {subject.name: subject for subject in SUBJECTS}
-
-# A tint maps luminance to a ramp of colours: dark stays dark, so that eyes and outlines survive.
-RAMP_LUMINANCE = (0.0, 0.16, 0.34, 0.62, 1.0)
-TINTS: Mapping[str, tuple[tuple[int, int, int], ...] | None] = {
-    "natural": None,
-    "white": ((22, 26, 38), (52, 60, 78), (188, 202, 222), (238, 243, 250), (255, 255, 255)),
-    "red": ((28, 4, 8), (70, 8, 16), (176, 22, 34), (226, 48, 48), (255, 214, 200)),
-    "blue": ((4, 10, 40), (10, 24, 92), (26, 68, 190), (60, 118, 236), (208, 228, 255)),
-    "green": ((4, 22, 10), (8, 56, 24), (24, 122, 50), (62, 176, 78), (214, 246, 208)),
-    "purple": ((22, 4, 38), (54, 14, 90), (112, 42, 168), (156, 84, 214), (236, 214, 255)),
-    "black": ((4, 4, 8), (12, 12, 18), (26, 27, 34), (48, 50, 60), (220, 222, 230)),
-    "yellow": ((40, 26, 0), (110, 76, 4), (214, 166, 18), (250, 214, 58), (255, 248, 206)),
-    "orange": ((38, 14, 0), (108, 44, 4), (214, 98, 14), (248, 142, 44), (255, 228, 198)),
-    "pink": ((44, 6, 24), (120, 24, 72), (222, 88, 150), (250, 146, 192), (255, 226, 240)),
-}
-# The first 6 tints, besides the natural look, are those of kit as it is shipped.
+def tone_of(sprite: Image.Image) -> Tone:
+    """Luminance with the body at MIDDLE; accents (a beak, a window) and what is darkest (eyes, tyres) are kept."""
+    pixels = np.asarray(sprite).astype(np.float32)
+    rgb, opaque = pixels[..., :3] / 255, pixels[..., 3] > 128
+    luminance = rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # ITU-R BT.709
+    body = np.median(luminance[opaque]).clip(0.05, 0.9)
+    power = np.log(MIDDLE) / np.log(body)
+    levelled = Image.fromarray((luminance ** power.clip(0.5, 2.2) * 255).round().astype(np.uint8))
+    dark = ((0.42 * body - luminance) / (0.12 * body)).clip(0, 1)
+    kept = np.maximum(accents(rgb, opaque), few(dark, opaque))
+    return Tone(levelled, Image.fromarray((kept * 255).round().astype(np.uint8)))
 
 
-def tint(sprite: Image.Image, colour: str) -> Image.Image:
+def few(kept: np.ndarray, opaque: np.ndarray) -> np.ndarray:
+    """Details as they are, or none where they are no details but much of the sprite."""
+    return kept if kept[opaque].mean() < 0.3 else np.zeros_like(kept)
+
+
+def accents(rgb: np.ndarray, opaque: np.ndarray) -> np.ndarray:
+    """How far each pixel is of another hue than the sprite's main one, 0 … 1; none is where there is too much of it."""
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    across, along = red - (green + blue) / 2, 0.866 * (green - blue)
+    chroma = np.hypot(across, along)
+    weights = np.where(opaque, chroma, 0)
+    main = np.array([(weights * across).sum(), (weights * along).sum()]) / max(1e-6, weights.sum())
+    if np.median(chroma[opaque]) < 0.16:  # a grey body: what has a colour is an accent
+        kept = ((chroma - 0.3) / 0.12).clip(0, 1)
+    else:
+        along_main = (across * main[0] + along * main[1]) / max(1e-6, float(np.hypot(*main)))
+        kept = ((0.35 - along_main / np.maximum(chroma, 1e-6)) / 0.3).clip(0, 1) * ((chroma - 0.22) / 0.1).clip(0, 1)
+    return few(kept, opaque)
+
+
+def tint(sprite: Image.Image, colour: str, tone: Tone | None = None) -> Image.Image:
     """An RGBA sprite in another colour of `TINTS`; its alpha is untouched."""
     ramp = TINTS[colour]
     if ramp is None:
         return sprite
-    pixels = np.asarray(sprite)
-    luminance = pixels[..., :3] @ np.array([0.2126, 0.7152, 0.0722]) / 255  # ITU-R BT.709
-    tinted = pixels.copy()
+    tone = tone or tone_of(sprite)
+    levels = np.linspace(0, 1, 256)
+    channels = []
     for channel in range(3):
-        tinted[..., channel] = np.interp(luminance, RAMP_LUMINANCE, [stop[channel] for stop in ramp]).round()
-    return Image.fromarray(tinted)
+        table = np.interp(levels, RAMP_LUMINANCE, [stop[channel] for stop in ramp]).round().astype(int)
+        channels.append(tone.luminance.point(table.tolist()))
+    alpha = sprite.getchannel("A")
+    tinted = Image.merge("RGB", channels)
+    tinted.paste(sprite.convert("RGB"), mask=tone.kept)
+    tinted.putalpha(alpha)
+    return tinted
 
 
-def draw_glyph(glyph: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """One colour glyph as an RGBA image with straight alpha, cropped to what is visible."""
-    drawn = []
-    for ground in ("black", "white"):
-        canvas = Image.new("RGB", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE), ground)
-        ImageDraw.Draw(canvas).text((GLYPH_SIZE // 4, GLYPH_SIZE // 4), glyph, font=font, embedded_color=True)
-        drawn.append(canvas)
-    sprite = matte(*drawn)
-    return sprite.crop(sprite.getchannel("A").getbbox())
+def find_sprites(source: Path | None = None) -> Path:
+    """The source given, or the package in the user's cache, which npm fetches when it is not there.
 
-
-def matte(on_black: Image.Image, on_white: Image.Image) -> Image.Image:
-    """The RGBA picture that gives these two RGB pictures when put on black and on white.
-
-    From on_black = alpha colour and on_white = alpha colour + (1 - alpha) 255.
+    Raises InputError where npm is missing or fails.
     """
-    black, white = np.asarray(on_black, dtype=float), np.asarray(on_white, dtype=float)
-    alpha = np.clip(1 - (white - black).mean(-1, keepdims=True) / 255, 0, 1)
-    colour = np.clip(black / np.maximum(alpha, 1 / 255), 0, 255)
-    return Image.fromarray(np.concatenate([colour, 255 * alpha], -1).round().astype(np.uint8))
+    if source is not None:
+        return source
+    kept = _cache_directory().parent / "sprites" / ARCHIVE
+    if not kept.exists():
+        fetch_package(kept)
+    return kept
+
+
+def fetch_package(to: Path) -> None:
+    """The package from the npm registry."""
+    hint = f"get it elsewhere with `npm pack {PACKAGE}` and name the file with --sprites"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise InputError("the sprites of the world come with npm, which is not installed", hint)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([npm, "pack", PACKAGE], cwd=folder, capture_output=True, text=True, check=False)
+        fetched = Path(folder) / ARCHIVE
+        if done.returncode or not fetched.exists():
+            last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            raise InputError(f"npm cannot fetch {PACKAGE}: {last}", hint)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(fetched, to)
+
+
+def reader_of(source: Path) -> Read:
+    """What reads a sprite's file by code: from a folder, a zip archive, or the npm package's tarball."""
+    if source.is_dir():
+        return lambda code: (source / f"{code}.webp").read_bytes()
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            files = {name.rsplit("/", 1)[-1]: archive.read(name) for name in archive.namelist()}
+    else:
+        with tarfile.open(source) as package:
+            members = [member for member in package if member.isfile() and member.name.endswith(".webp")]
+            files = {Path(m.name).name: read.read() for m in members if (read := package.extractfile(m))}
+    return lambda code: files[f"{code}.webp"]
+
+
+def read_sprite(subject: Subject, read: Read) -> Image.Image:
+    """A subject's sprite, looking to the left, cropped to what is visible."""
+    sprite = Image.open(BytesIO(read(subject.code))).convert("RGBA")
+    if subject.flip:
+        sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return sprite.crop(sprite.getchannel("A").point(lambda level: 255 * (level > 40)).getbbox())
 
 
 def load_sprites(source: Path, subjects: Sequence[Subject] = SUBJECTS) -> dict[str, Image.Image]:
-    """The natural sprites of subjects, by name, from a colour emoji font or a folder of `<subject>.png` (RGBA).
+    """The natural sprites of subjects, by name, from a folder of `<code>.webp`, a zip archive of them, or the tarball
+    of the npm package.
 
     Raises InputError when one cannot be read.
     """
-    if source.is_dir():
-        try:
-            return {s.name: Image.open(source / f"{s.name}.png").convert("RGBA") for s in subjects}
-        except OSError as error:
-            raise InputError(f"no sprite: {error}", "a folder of sprites holds a PNG for every subject") from error
+    hint = f"sprites are a folder or a zip archive of <code>.webp, or what `npm pack {PACKAGE}` fetches"
     try:
-        font = ImageFont.truetype(str(source), GLYPH_SIZE)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the emoji font {source}: {error}",
-            "install it (Debian: apt install fonts-noto-color-emoji) or name it with --sprites",
-        ) from error
-    return {subject.name: draw_glyph(subject.glyph, font) for subject in subjects}
+        read = reader_of(source)
+        return {subject.name: read_sprite(subject, read) for subject in subjects}
+    except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read the sprites of {source}: {error}", hint) from error
+
+
+def write_archive(source: Path, to: Path, subjects: Sequence[Subject] = SUBJECTS) -> None:
+    """A zip archive of the sprites that subjects need; it serves as a source where there is no network."""
+    read = reader_of(source)
+    with zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as archive:
+        for subject in subjects:
+            archive.writestr(zipfile.ZipInfo(f"{subject.code}.webp"), read(subject.code))
 
 
 class TintedSprites(Mapping[tuple[str, str], Image.Image]):
-    """Sprites by (subject, colour), tinted when first asked for."""
+    """Sprites by (subject, colour), tinted when asked for."""
 
     def __init__(self, sprites: Mapping[str, Image.Image]) -> None:
         self.natural = sprites
-        self.tinted: dict[tuple[str, str], Image.Image] = {}
+        self.tones: dict[str, Tone] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> Image.Image:
         name, colour = key
-        if key not in self.tinted:
-            self.tinted[key] = tint(self.natural[name], colour)
-        return self.tinted[key]
+        if colour == "natural":
+            return self.natural[name]
+        if name not in self.tones:
+            self.tones[name] = tone_of(self.natural[name])
+        return tint(self.natural[name], colour, self.tones[name])
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(product(self.natural, TINTS))
+        for name, colour in product(self.natural, TINTS):
+            if colour == "natural" or BY_NAME[name].tinted:
+                yield name, colour
 
     def __len__(self) -> int:
-        return len(self.natural) * len(TINTS)
+        return sum(1 for _ in self)
 
 
 def tinted_sprites(source: Path, subjects: Sequence[Subject] = SUBJECTS) -> TintedSprites:

@@ -26,7 +26,7 @@ from sdcli.training.settings import (
 )
 from sdcli.training.sheets import Sheet
 from sdcli.training.sources import ImageFolder, Source, World
-from sdcli.training.sprites import DEFAULT_FONT
+from sdcli.training.sprites import find_sprites
 from sdcli.training.tasks import Inpaint, Semantic, TextToImage
 from sdcli.training.team import Team
 
@@ -46,8 +46,8 @@ def source_of(order: Order, side: int) -> Source:
         problem = f"the world's pictures are {world.SIZE} pixels wide, and this model's {side}"
         raise InputError(problem, "train it on pictures of your own: --data FOLDER")
     vocabulary = world.VOCABULARIES[order.begin.world]
-    font = Path(order.begin.sprites) if order.begin.sprites else DEFAULT_FONT
-    return World(world.sprites_of(font, vocabulary), seed, vocabulary)
+    sprites = find_sprites(Path(order.begin.sprites) if order.begin.sprites else None)
+    return World(world.sprites_of(sprites, vocabulary), seed, vocabulary)
 
 
 def task_of(order: Order, latent_channels: int) -> Task:

@@ -1,0 +1,222 @@
+"""A canvas for soft miniature landscapes: shapes with rounded, shaded edges, hills that fade into haze, skies.
+
+Every shape leaves its class in a segmentation map too. Lengths are fractions of the picture's side, y runs downwards.
+Knows nothing of what the places are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+Colour = tuple[float, float, float]
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""How far points (x, y) lie inside a shape; negative outside."""
+
+# What a segmentation map tells apart: the name and the colour of each class, in the order of their numbers.
+CLASSES: Mapping[str, tuple[int, int, int]] = {
+    "sky": (135, 206, 235),
+    "sun or moon": (255, 215, 0),
+    "cloud": (245, 245, 245),
+    "mountain": (112, 128, 144),
+    "snow": (200, 220, 255),
+    "sand": (237, 201, 130),
+    "grass": (124, 200, 60),
+    "ground": (139, 111, 78),
+    "water": (30, 100, 200),
+    "tree": (0, 100, 0),
+    "building": (178, 34, 34),
+    "wall": (200, 160, 220),
+    "animal": (255, 105, 0),
+    "person": (255, 190, 150),
+    "vehicle": (60, 60, 60),
+    "food": (255, 60, 90),
+    "plant": (0, 200, 150),
+    "object": (150, 0, 150),
+}
+CLASS_NAMES = tuple(CLASSES)
+NUMBERS = {name: number for number, name in enumerate(CLASS_NAMES)}
+TOWARDS_LIGHT = np.array([-0.45, -0.75], dtype=np.float32)  # from the upper left
+
+
+@cache
+def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The x and y of pixel centres, (size, size) each."""
+    line = (np.arange(size, dtype=np.float32) + 0.5) / size
+    x, y = np.broadcast_to(line, (size, size)), np.broadcast_to(line[:, None], (size, size))
+    return np.ascontiguousarray(x), np.ascontiguousarray(y)
+
+
+def ramp(stops: Sequence[Colour], at: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) of positions 0 … 1 between stops at even distances."""
+    where = np.linspace(0, 1, len(stops))
+    channels = [np.interp(at, where, [stop[channel] for stop in stops]) for channel in range(3)]
+    return np.stack(channels, -1).astype(np.float32)
+
+
+def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Soft blotches, (size, size), about -1 … 1."""
+    coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
+class Canvas:
+    """A square picture in the making, and beside it the map of what each shape is.
+
+    `light` multiplies the colours of all that does not shine; `haze` is what the distance fades into; `bright` is the
+    x of what lights the scene.
+    """
+
+    def __init__(self, size: int, light: Colour = (1, 1, 1), haze: Colour = (220, 235, 250)) -> None:
+        self.size = size
+        self.light, self.haze = np.array(light, np.float32), np.array(haze, np.float32)
+        self.bright = 0.5
+        self.image = np.zeros((size, size, 3), np.float32)
+        self.map = np.zeros((size, size), np.uint8)
+
+    def seen(self, colour: Sequence[float] | np.ndarray, far: float = 0.0) -> np.ndarray:
+        """A colour in this light, faded by distance."""
+        lit: np.ndarray = np.asarray(colour, np.float32) * self.light
+        return lit + far * (self.haze - lit)
+
+    def fill(self, stops: Sequence[Colour], kind: str, bottom: float = 1.0) -> None:
+        """All of it, from the first colour at the top to the last at `bottom`; not lit."""
+        rows = ((np.arange(self.size) + 0.5) / self.size / bottom).clip(0, 1)
+        self.image[:] = ramp(stops, rows)[:, None]
+        self.map[:] = NUMBERS[kind]
+
+    def glow(self, x: float, y: float, radius: float, colour: Colour, strength: float) -> None:
+        """Light about a point, which is no shape."""
+        xs, ys = grid(self.size)
+        near = strength * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / radius**2)[..., None]
+        self.image += near * (np.array(colour, np.float32) - self.image)
+
+    def shape(
+        self,
+        box: tuple[float, float, float, float],
+        inside: Distance,
+        stops: Sequence[Colour],
+        kind: str,
+        *,
+        bevel: float = 0.03,
+        far: float = 0.0,
+        shine: bool = False,
+        depth: float = 0.5,
+    ) -> None:
+        """What lies inside a signed distance, within a box (left, top, right, bottom), coloured from top to bottom.
+
+        Its edge is rounded over `bevel` and shaded by `depth`; without a kind it is a detail that keeps what is
+        mapped there; what shines is not lit.
+        """
+        size = self.size
+        left, top = (max(0, int(edge * size) - 1) for edge in box[:2])
+        right, bottom = (min(size, int(edge * size) + 2) for edge in box[2:])
+        if left >= right or top >= bottom:
+            return
+        xs, ys = (axis[top:bottom, left:right] for axis in grid(size))
+        distance = inside(xs, ys)
+        cover = (distance * size + 0.5).clip(0, 1)
+        down = ((ys[:, 0] - box[1]) / (box[3] - box[1])).clip(0, 1)
+        colours = ramp(stops, down)
+        body = np.broadcast_to((colours if shine else self.seen(colours, far))[:, None], (*distance.shape, 3))
+        if depth and min(distance.shape) > 1:
+            slope = (1 - distance / bevel).clip(0, 1)
+            slope = slope * slope * (3 - 2 * slope)
+            gy, gx = np.gradient(distance, 1 / size)
+            facing = -(gx * TOWARDS_LIGHT[0] + gy * TOWARDS_LIGHT[1]) * slope
+            shade = depth * (1 - 0.7 * far) * facing
+            body = body * (1 + 0.75 * shade.clip(-1, 0) + 0.2 * shade.clip(0, 1))[..., None]
+            body = body + (60 * shade.clip(0, 1))[..., None] * (1 if shine else self.light)
+        part = self.image[top:bottom, left:right]
+        part += cover[..., None] * (body - part)
+        if kind:
+            self.map[top:bottom, left:right][cover > 0.5] = NUMBERS[kind]
+
+    def hill(
+        self, line: np.ndarray, stops: Sequence[Colour], kind: str, *, far: float = 0.0, reach: float = 0.3
+    ) -> None:
+        """All below a line (a y for each column): lit at its rim, then from the first colour to the last over `reach`."""
+        ys = grid(self.size)[1]
+        below = ys - line
+        cover = (below * self.size + 0.5).clip(0, 1)
+        top = max(0, int(line.min() * self.size) - 1)
+        below, cover = below[top:], cover[top:]
+        body = self.seen(ramp(stops, (below / reach).clip(0, 1)), far)
+        rim = np.exp(-((below / 0.018) ** 2)) * (1 - 0.6 * far) * 22
+        body = body + rim[..., None] * self.light
+        part = self.image[top:]
+        part += cover[..., None] * (body - part)
+        self.map[top:][cover > 0.5] = NUMBERS[kind]
+
+    def mottle(self, rng: np.random.Generator, kind: str, amount: float, cells: int = 9) -> None:
+        """Soft blotches of light on all that is of a kind."""
+        noise = (1 + amount * smooth_noise(rng, self.size, cells))[..., None]
+        self.image = np.where((self.map == NUMBERS[kind])[..., None], self.image * noise, self.image)
+
+    def stage(self, strength: float = 0.12) -> None:
+        """A pool of light on the near ground where the subjects stand, and darker corners."""
+        xs, ys = grid(self.size)
+        pool = np.exp(-(((xs - 0.5) / 0.42) ** 2 + ((ys - 0.86) / 0.16) ** 2))
+        corners = ((xs - 0.5) ** 2 + (ys - 0.5) ** 2).clip(0.18, 1) - 0.18
+        self.image *= (1 + strength * pool - 0.22 * corners)[..., None]
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """The picture, uint8 (size, size, 3), and the map, uint8 (size, size)."""
+        return self.image.clip(0, 255).round().astype(np.uint8), self.map
+
+    # Shapes of their own.
+
+    def ball(self, x: float, y: float, radius: float, stops: Sequence[Colour], kind: str, **how: float) -> None:
+        """A sphere."""
+        how = {"bevel": radius, **how}
+        box = (x - radius, y - radius, x + radius, y + radius)
+        self.shape(box, lambda xs, ys: radius - np.hypot(xs - x, ys - y), stops, kind, **how)  # type: ignore[arg-type]
+
+    def egg(
+        self, x: float, y: float, wide: float, high: float, stops: Sequence[Colour], kind: str, **how: float
+    ) -> None:
+        """An ellipse with half axes `wide` and `high`."""
+        how = {"bevel": min(wide, high), **how}
+
+        def inside(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+            from_middle = np.hypot((xs - x) / wide, (ys - y) / high)
+            return (1 - from_middle) * min(wide, high)
+
+        self.shape((x - wide, y - high, x + wide, y + high), inside, stops, kind, **how)  # type: ignore[arg-type]
+
+    def block(
+        self, left: float, top: float, right: float, bottom: float, stops: Sequence[Colour], kind: str,
+        *, radius: float = 0.012, **how: float,
+    ) -> None:  # fmt: skip
+        """A rectangle with round corners."""
+        x, y, wide, high = (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
+        radius = min(radius, wide, high)
+
+        def inside(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+            dx, dy = np.abs(xs - x) - wide + radius, np.abs(ys - y) - high + radius
+            outside = np.hypot(dx.clip(0), dy.clip(0)) + np.minimum(np.maximum(dx, dy), 0)
+            return radius - outside
+
+        self.shape((left, top, right, bottom), inside, stops, kind, **how)  # type: ignore[arg-type]
+
+    def cone(
+        self, x: float, top: float, half: float, foot: float, stops: Sequence[Colour], kind: str,
+        *, round: float = 0.02, **how: float,
+    ) -> None:  # fmt: skip
+        """A triangle with a round top and round lower corners."""
+        high = foot - top
+        across, along = high / np.hypot(high, half), half / np.hypot(high, half)
+
+        def inside(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+            flank = along * (ys - top) - across * np.abs(xs - x)
+            floor = foot - ys
+            return soft_least(flank, floor, round)
+
+        self.shape((x - half, top, x + half, foot), inside, stops, kind, **how)  # type: ignore[arg-type]
+
+
+def soft_least(one: np.ndarray, other: np.ndarray, radius: float) -> np.ndarray:
+    """The lesser of two distances with the corner between them rounded."""
+    near = (0.5 + 0.5 * (other - one) / radius).clip(0, 1)
+    return other + near * (one - other) - radius * near * (1 - near)

@@ -1,0 +1,117 @@
+"""Where subjects stand: in the middle, in a row, on one another. Knows nothing of places, colours or pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdcli.training.subjects import BY_NAME, Subject
+
+What = tuple[str, str]
+"""A subject and its colour."""
+Rng = np.random.Generator
+BULK = {"building": 1.12, "tree": 1.1, "vehicle": 1.05, "food": 0.88, "plant": 0.92, "object": 0.92}
+"""Beside others, how large a subject of a kind is."""
+TALLEST = 0.84
+"""Of a stack, at most."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One subject of a scene: centre and side of its box are fractions of the picture; it stands on the box's bottom,
+    which hovers `lift` above the ground. `size`: "", "big" or "small". `mirrored`: it looks to the right.
+    """
+
+    subject: str
+    colour: str
+    x: float
+    y: float
+    side: float
+    mirrored: bool = False
+    size: str = ""
+    lift: float = 0.0
+
+    @property
+    def foot(self) -> float:
+        """Where its lower edge is."""
+        return self.y + self.side / 2
+
+
+def stand(what: What, x: float, side: float, foot: float, **more: object) -> Placement:
+    """A placement whose lower edge is at `foot`."""
+    return Placement(*what, x, foot - side / 2, side, **more)  # type: ignore[arg-type]
+
+
+def single(what: What, rng: Rng, size: str = "", mirrored: bool = False) -> tuple[Placement]:
+    """One subject near the middle."""
+    low, high = {"": (0.5, 0.66), "big": (0.74, 0.82), "small": (0.26, 0.34)}[size]
+    side = rng.uniform(low, high)
+    foot = rng.uniform(0.84, 0.9) if size != "big" else rng.uniform(0.9, 0.94)
+    x = 0.5 + rng.uniform(-0.08, 0.08)
+    lift = 0.0
+    if BY_NAME[what[0]].aloft:
+        lift = max(0.0, min(rng.uniform(0.06, 0.14), foot - side * BY_NAME[what[0]].height - 0.03))
+    return (stand(what, x, side, foot - lift, mirrored=mirrored, size=size, lift=lift),)
+
+
+def row(subjects: Sequence[What], rng: Rng) -> tuple[Placement, ...]:
+    """Two to four subjects side by side, in this order from left to right."""
+    count = len(subjects)
+    low, high = ((0.36, 0.44), (0.27, 0.32), (0.23, 0.27))[count - 2]
+    foot, stagger = rng.uniform(0.82, 0.88), (0.02, 0.03, 0.04)[count - 2]
+    alike = len(set(subjects)) == 1
+    common = rng.uniform(low, high)
+    placements = []
+    for index, what in enumerate(subjects):
+        x = (index + 0.5) / count + rng.uniform(-0.02, 0.02)
+        side = common * rng.uniform(0.95, 1.05) if alike else common * BULK.get(BY_NAME[what[0]].kind, 1.0)
+        placements.append(stand(what, x, side, foot + (-stagger, stagger)[index % 2] + rng.uniform(-0.01, 0.01)))
+    return tuple(placements)
+
+
+def some_next_to(what: What, count: int, other: What, rng: Rng) -> tuple[Placement, ...]:
+    """Two or three alike at one side, and last another at the other side."""
+    side = (0.27, 0.225)[count - 2] * rng.uniform(0.95, 1.06)
+    large = rng.uniform(0.38, 0.44) * min(1.1, BULK.get(BY_NAME[other[0]].kind, 1.0))
+    foot, left = rng.uniform(0.82, 0.86), bool(rng.uniform() < 0.5)
+    step = 0.56 / count
+    placements = []
+    for index in range(count):
+        x = step * (index + 0.5) + rng.uniform(-0.01, 0.01)
+        low = foot + (0.0, 0.05)[index % 2] + rng.uniform(-0.01, 0.01)
+        placements.append(stand(what, x if left else 1 - x, side, low))
+    last = stand(other, 0.78 if left else 0.22, large, foot + rng.uniform(-0.01, 0.02))
+    return (*placements, last)
+
+
+def at(subject: Subject, spot: tuple[float, float], placed: Placement) -> tuple[float, float]:
+    """Where a spot of a placed subject's sprite is in the picture."""
+    width, height = subject.width * placed.side, subject.height * placed.side
+    return placed.x + (spot[0] - 0.5) * width, placed.foot - (1 - spot[1]) * height
+
+
+def stacked(upper: What, lower: What, rng: Rng) -> tuple[Placement, Placement]:
+    """One subject, and last another that stands on top of it."""
+    above, below = BY_NAME[upper[0]], BY_NAME[lower[0]]
+    assert below.top is not None
+    large, small = rng.uniform(0.46, 0.54), rng.uniform(0.32, 0.38)
+    high = large * below.height * (1 - below.top[1]) + small * above.height
+    shrink = min(1.0, TALLEST / high)
+    large, small = large * shrink, small * shrink
+    base = stand(lower, 0.5 + rng.uniform(-0.06, 0.06), large, rng.uniform(0.87, 0.92))
+    x, y = at(below, below.top, base)
+    return base, stand(upper, x + rng.uniform(-0.01, 0.01), small, y + 0.035 * small + 0.008)
+
+
+def riding(rider: What, mount: What, rng: Rng) -> tuple[Placement, Placement]:
+    """A rider, and last the mount, which hides the rider's lower part."""
+    above, below = BY_NAME[rider[0]], BY_NAME[mount[0]]
+    assert below.seat is not None
+    large, small = rng.uniform(0.5, 0.6), rng.uniform(0.34, 0.4)
+    hidden = 0.2 if above.kind == "person" else 0.16
+    high = large * below.height * (1 - below.seat[1]) + small * above.height * (1 - hidden)
+    shrink = min(1.0, TALLEST / high)
+    large, small = large * shrink, small * shrink
+    base = stand(mount, 0.5 + rng.uniform(-0.05, 0.05), large, rng.uniform(0.87, 0.92))
+    x, y = at(below, below.seat, base)
+    return stand(rider, x, small, y + hidden * small * above.height), base
