@@ -2,8 +2,8 @@
 
 import sys
 
-from sdcli import streams
 from sdcli.cli import run
+from sdcli.terminal import streams
 
 
 def main() -> None:

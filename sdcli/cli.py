@@ -32,7 +32,7 @@ from sdcli.commands.train import train
 from sdcli.commands.trained import export, measure
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
-from sdcli.streams import complain, warn
+from sdcli.terminal.streams import complain, warn
 
 app = typer.Typer(
     name="sdcli",

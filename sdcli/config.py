@@ -27,12 +27,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sdcli import palette, recipe
 from sdcli.errors import InvalidRecipe, UsageError
-from sdcli.files import user_folder
-from sdcli.recipe import keys as _keys
-from sdcli.schedulers import TABLE
-from sdcli.source import PARTS
+from sdcli.files import palette
+from sdcli.files.user_files import user_folder
+from sdcli.recipe import recipe
+from sdcli.recipe.recipe import keys as _keys
+from sdcli.recipe.schedulers import TABLE
 
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
@@ -41,6 +41,11 @@ GENERAL = ("model", "output")
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes")
 KINDS = ("model", "controlnet")
+PARTS = (
+    *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer"),
+    *("unet", "vae"),
+)
+"""The parts of a model that may come from elsewhere, as diffusers' folders call them."""
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}
 
 

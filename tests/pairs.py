@@ -8,10 +8,11 @@ import diffusers
 import torch
 from torch import Tensor
 
-from sdcli import loading, pipeline
-from sdcli.model import LatentDiffusionModel
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.diffusion import pipeline
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.models import loading
+from sdcli.models.source import Source
+from sdcli.recipe.recipe import Recipe
 
 SEED = 7
 DEFAULTS: dict[str, Any] = {

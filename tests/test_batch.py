@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import cli, images, pipeline, timings
+from sdcli import cli
+from sdcli.diffusion import pipeline
 from sdcli.errors import InvalidPicture
-from sdcli.recipe import Recipe
+from sdcli.files import images
+from sdcli.models import assemble
+from sdcli.planning import timings
+from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import Finished, clean_environment
 
@@ -83,15 +87,15 @@ def test_each_job_is_a_line_and_the_picture_that_generate_makes(batch, sdcli, sd
 def test_run_again_everything_is_cached_but_what_is_gone_or_changed(batch, tmp_path, monkeypatch):
     jobs = [{"prompt": f"a {{red|blue}} fox {number}", "id": number} for number in range(4)]
     first = {line["id"]: line for line in lines_of(batch(jobs))}
-    load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", None)  # nothing is loaded where nothing is missing
+    load = assemble.load
+    monkeypatch.setattr(assemble, "load", None)  # nothing is loaded where nothing is missing
     jobs.reverse()
     again = lines_of(batch(jobs))
     assert [line["status"] for line in again] == ["cached"] * 4
     assert [line["id"] for line in again] == [3, 2, 1, 0]
     same = set(KEYS) - {"status", "line"}
     assert all({key: line[key] for key in same} == {key: first[line["id"]][key] for key in same} for line in again)
-    monkeypatch.setattr(pipeline, "load", load)
+    monkeypatch.setattr(assemble, "load", load)
     (tmp_path / first[1]["path"]).unlink()
     with (tmp_path / first[2]["path"]).open("ab") as file:
         file.write(b"!")
@@ -111,8 +115,8 @@ def test_run_again_everything_is_cached_but_what_is_gone_or_changed(batch, tmp_p
 def test_models_are_loaded_once_each_and_lines_come_by_model(batch, sd15, tmp_path, monkeypatch):
     other = tiny.make_folder("sd15", tmp_path / "other", seed=1)
     loaded = []
-    load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda source, recipe: loaded.append(source.path) or load(source, recipe))
+    load = assemble.load
+    monkeypatch.setattr(assemble, "load", lambda source, recipe: loaded.append(source.path) or load(source, recipe))
     models = [str(sd15), str(other)] * 2
     done = lines_of(batch([{"prompt": "a", "model": model, "seed": 1, "id": n} for n, model in enumerate(models)]))
     assert loaded == [sd15, other]
@@ -269,7 +273,7 @@ def test_a_plan_is_what_the_run_then_does(batch, tmp_path, monkeypatch):
     jobs = [{"prompt": f"a {{red|blue}} fox {number}", "id": number} for number in range(4)]
     jobs += [{"prompt": "x", "seed": 1, "id": "first"}, {"prompt": "x", "seed": 1, "output": "a/b.png"}]
     jobs += [{"prompt": "x", "seed": 1, "id": "third"}]
-    monkeypatch.setattr(pipeline, "load", None)
+    monkeypatch.setattr(assemble, "load", None)
     plan = planned(batch(jobs, "--dry-run", "--json"))
     assert not (tmp_path / "out").exists()
     assert (plan["status"], plan["planned"], plan["cached"], plan["failed"]) == ("planned", 7, 0, 0)

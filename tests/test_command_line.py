@@ -7,10 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sdcli import cli, delivery, registry, resolve, schedulers
-from sdcli.command_line import command_of, quote
+from sdcli import cli
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import Recipe
+from sdcli.making import delivery
+from sdcli.models import registry
+from sdcli.planning import resolve
+from sdcli.planning.command_line import command_of, quote
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import Recipe
 
 KIT = registry.find("kit")
 PROMPTS = st.text(st.characters(exclude_categories=["C"]), max_size=30)

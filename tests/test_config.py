@@ -9,8 +9,12 @@ import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli import config, files, recipe, registry, resolve, schedulers
+from sdcli import config
 from sdcli.errors import OutputError, UsageError
+from sdcli.files import user_files as files
+from sdcli.models import registry
+from sdcli.planning import resolve
+from sdcli.recipe import recipe, schedulers
 
 
 @pytest.fixture

@@ -10,14 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdcli import controlnets, inputs, metadata, recipe, registry, remarks, resolve
-from sdcli.command_line import command_of
-from sdcli.control import Control
 from sdcli.errors import InputError, InvalidRecipe, ModelError, ModelNotFound
-from sdcli.inputs import Inputs
-from sdcli.recipe import Recipe
-from sdcli.registry import ModelEntry
-from sdcli.source import Source
+from sdcli.files import inputs, metadata
+from sdcli.files.inputs import Inputs
+from sdcli.models import controlnets, registry
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.planning import remarks, resolve
+from sdcli.planning.command_line import command_of
+from sdcli.recipe import recipe
+from sdcli.recipe.control import Control
+from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import Run
 from tests.test_light import HEAVY, modules_of

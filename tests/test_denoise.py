@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from sdcli import schedulers
-from sdcli.context import Context
-from sdcli.denoise import denoise, guide, initial_latents
+from sdcli.diffusion import samplers
+from sdcli.diffusion.context import Context
+from sdcli.diffusion.denoise import denoise, guide
+from sdcli.diffusion.noise import initial_latents
+from sdcli.recipe import schedulers
 
 CONFIG: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -80,7 +82,7 @@ def levels(timestep: float) -> tuple[float, float]:
 
 
 def run(name: str, unet: Any, context: Context, seeds=(7,), *, steps=4, sigmas="default", config=CONFIG, **options):
-    scheduler = schedulers.make(name, sigmas, config, noise_seeds=seeds)
+    scheduler = samplers.make(name, sigmas, config, noise_seeds=seeds)
     scheduler.set_timesteps(steps)
     generators = generators_of(*seeds)
     latents = initial_latents(generators, SHAPE, scheduler)
@@ -167,7 +169,7 @@ def test_steps_are_counted_as_asked(name, steps):
 
 
 def test_a_tail_of_pndms_rounds_counts_as_steps():
-    scheduler = schedulers.make("pndm", "default", CONFIG)
+    scheduler = samplers.make("pndm", "default", CONFIG)
     scheduler.set_timesteps(4)
     seen: list[Any] = []
     options = {"timesteps": scheduler.timesteps[2:], "guidance_scale": 1.0, "generators": generators_of(3)}
@@ -184,7 +186,7 @@ def test_pndm_with_its_runge_kutta_start_counts_steps():
 
 
 def test_initial_latents_are_each_generators_first_noise():
-    scheduler = schedulers.make("euler", "default", CONFIG)
+    scheduler = samplers.make("euler", "default", CONFIG)
     scheduler.set_timesteps(4)
     latents = initial_latents(generators_of(7, 8), SHAPE, scheduler)
     sigma = ((1 - ALPHAS_CUMPROD[751]) / ALPHAS_CUMPROD[751]) ** 0.5
@@ -340,7 +342,7 @@ def test_eta_draws_noise(name):
 def test_a_tail_of_the_timesteps_starts_midway(name):
     """From latents noised to the level of the third of four steps, two steps are left, and they recover x_0."""
     x_0 = torch.randn(1, *SHAPE, generator=Generator().manual_seed(1))
-    scheduler = schedulers.make(name, "default", CONFIG)
+    scheduler = samplers.make(name, "default", CONFIG)
     scheduler.set_timesteps(4)
     tail = scheduler.timesteps[2 * scheduler.order :]
     noise = torch.randn(1, *SHAPE, generator=Generator().manual_seed(2))
@@ -358,7 +360,7 @@ def test_timesteps_that_occur_twice():
     """Beta sigmas in 50 steps round to the same first timestep twice; no step is left out."""
     seen: list[Any] = []
     x_0 = torch.ones(1, *SHAPE)
-    scheduler = schedulers.make("dpm++-2m", "beta", CONFIG)
+    scheduler = samplers.make("dpm++-2m", "beta", CONFIG)
     scheduler.set_timesteps(50)
     assert scheduler.timesteps[0] == scheduler.timesteps[1]
     final = run("dpm++-2m", Oracle(x_0=x_0), context_of(), steps=50, sigmas="beta", on_step=seen.append)

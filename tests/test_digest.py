@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import digest
-from sdcli.digest import file_sha256, model_digest
 from sdcli.errors import ModelCorrupt, ModelNotFound
-from sdcli.source import Source
+from sdcli.models import digest
+from sdcli.models.digest import file_sha256, model_digest
+from sdcli.models.source import Source
 
 HOUR_AGO = 3600
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdcli import display
-from sdcli.denoise import Step
+from sdcli.diffusion.denoise import Step
+from sdcli.terminal import display
 
 ROOT = str(Path(__file__).parent.parent)
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -207,7 +207,7 @@ def test_clock_reads_back(seconds):
 PREVIEW = """
 import sys
 from PIL import Image
-from sdcli import display
+from sdcli.terminal import display
 display.preview(Image.linear_gradient("L").convert("RGB"))
 sys.stderr.write("end")
 """

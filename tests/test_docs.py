@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from sdcli import cli, errors, schedulers
+from sdcli import cli, errors
+from sdcli.recipe import schedulers
 from tests.conftest import clean_environment
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,12 @@ import pytest
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from sdcli import cli, digest, dry_run, outputs, registry, resolve, timings
+from sdcli import cli
 from sdcli.errors import InvalidRecipe, ModelCorrupt, OutputError, SdcliError
-from sdcli.source import Source
+from sdcli.files import outputs
+from sdcli.models import digest, registry
+from sdcli.models.source import Source
+from sdcli.planning import dry_run, resolve, timings
 from tests import tiny
 
 LIKELY = {"device": "cpu", "dtype": "float32"}

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sdcli import recipe, registry, resolve
-from sdcli.command_line import command_of
 from sdcli.errors import InputError, InvalidRecipe
-from sdcli.recipe import Recipe
-from sdcli.registry import ModelEntry
+from sdcli.models import registry
+from sdcli.models.registry import ModelEntry
+from sdcli.planning import resolve
+from sdcli.planning.command_line import command_of
+from sdcli.recipe import checks, recipe
+from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import Run
 from tests.test_light import HEAVY, modules_of
@@ -188,7 +190,7 @@ def test_u_nets_take_what_they_take(tmp_path: Path, photo):
             resolve.resolve_recipe(nine, {"prompt": "x", "model": "nine", **said})
         assert "sdcli inpaint" in refused.value.hint
     with pytest.raises(InvalidRecipe, match="8 channels, 4 beside"):
-        resolve.check_channels(8, 4, masked=True)
+        checks.check_channels(8, 4, masked=True)
 
 
 def test_a_changed_image_is_not_taken_for_the_recipe_s(photo, sd15: Path, tmp_path: Path):

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdcli import export, folders, loading, pipeline, registry
-from sdcli.digest import model_digest
+from sdcli.diffusion import pipeline
 from sdcli.errors import OutputError, OutputExists
-from sdcli.inputs import Inputs
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.files import folders
+from sdcli.files.inputs import Inputs
+from sdcli.models import export, loading, registry
+from sdcli.models.digest import model_digest
+from sdcli.models.source import Source
+from sdcli.recipe.recipe import Recipe
 from tests import exported, original, tiny
 from tests.conftest import Run
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdcli import families
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
+from sdcli.models import families
 
 ATTENTION = families.UNET + "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
 CONV_IN = families.UNET + "input_blocks.0.0.weight"
@@ -179,7 +179,7 @@ def test_unknown_families_are_named():
 
 
 def test_families_are_light():
-    code = "import sys; from sdcli import families; print({'torch', 'numpy', 'safetensors'} & set(sys.modules))"
+    code = "import sys; from sdcli.models import families; print({'torch', 'numpy', 'safetensors'} & set(sys.modules))"
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout == "set()\n"

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdcli import foreign, metadata, schedulers
-from sdcli.recipe import Recipe
+from sdcli.files import foreign, metadata
+from sdcli.models import other_names
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import Recipe
 
 # AUTOMATIC1111/stable-diffusion-webui 1.9, with its setting for noise on the CPU
 A1111 = """a red fox <lora:fluffy:0.8> in (snow:1.2)
@@ -241,9 +243,9 @@ def test_models_are_found_by_name_by_file_and_by_hash(tmp_path, monkeypatch):
     (tmp_path / "beside" / "mine.safetensors").write_bytes(b"")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
-    assert foreign.find_model("kit") == "kit"
-    assert foreign.find_model("gone", "6ce0161689") == str(snapshot)
-    assert foreign.find_model("renamed") == str(snapshot)
-    assert foreign.find_model("mine", beside=tmp_path / "beside") == str(tmp_path / "beside" / "mine.safetensors")
+    assert other_names.find_model("kit") == "kit"
+    assert other_names.find_model("gone", "6ce0161689") == str(snapshot)
+    assert other_names.find_model("renamed") == str(snapshot)
+    assert other_names.find_model("mine", beside=tmp_path / "beside") == str(tmp_path / "beside" / "mine.safetensors")
     for nowhere in ("gone", "", "../beside/mine", "*", "v1-5-pruned-emaonly"):
-        assert foreign.find_model(nowhere) is None
+        assert other_names.find_model(nowhere) is None

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdcli.images import pixels_sha256
+from sdcli.files.images import pixels_sha256
 from tests.conftest import Finished, clean_environment
 
 FAST = ("--steps", "2", "--dtype", "float32", "--threads", "1")
@@ -47,12 +47,12 @@ def test_stdout_is_exactly_the_path(run, sd15, tmp_path):
 def test_libraries_that_print_and_warn_do_not_reach_stdout(sd15, tmp_path):
     noisy = """
 import os, subprocess, sys, warnings
-import sdcli.delivery
-quiet = sdcli.delivery.prepare_libraries
+from sdcli.making import delivery
+quiet = delivery.prepare_libraries
 def noisy():
     quiet()
-    import sdcli.pipeline
-    load = sdcli.pipeline.load
+    from sdcli.models import assemble
+    load = assemble.load
     def loud(*args, **kwargs):
         print("python print")
         sys.stdout.write("python write\\n")
@@ -60,8 +60,8 @@ def noisy():
         subprocess.run(["echo", "child"])
         warnings.warn("a warning")
         return load(*args, **kwargs)
-    sdcli.pipeline.load = loud
-sdcli.delivery.prepare_libraries = noisy
+    assemble.load = loud
+delivery.prepare_libraries = noisy
 from sdcli.__main__ import main
 main()
 """

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from sdcli.errors import ExitStatus, InvalidPicture
-from sdcli.images import check_picture, flatness, pixels_sha256, to_image
+from sdcli.files.images import check_picture, flatness, pixels_sha256, to_image
 
 reals = st.floats(-3, 3, width=32)
 pixel_arrays = npst.arrays(np.float32, st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 6)), elements=reals)

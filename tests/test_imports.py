@@ -37,8 +37,8 @@ def test_loading_a_model_imports_and_says_nothing_needless(folder):
     done = run(
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from sdcli import loading\n"
-        "from sdcli.source import Source\n"
+        "from sdcli.models import loading\n"
+        "from sdcli.models.source import Source\n"
         f"source = Source(Path({str(folder)!r}))\n"
         "model = loading.load(source, name='x', device=torch.device('cpu'), dtype=torch.float32)\n"
         f"print(sorted(set({UNUSED!r}) & set(sys.modules)))\n"
@@ -60,7 +60,7 @@ def test_the_same_modules_are_there_without_lean_imports():
 def test_a_deferred_package_is_itself_when_it_is_used():
     done = run(
         "import gc\n"
-        "from sdcli.imports import DEFERRED, lean_imports\n"
+        "from sdcli.models.imports import DEFERRED, lean_imports\n"
         "with lean_imports():\n"
         "    assert not gc.isenabled()\n"
         "    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel\n"
@@ -84,5 +84,5 @@ def test_a_deferred_package_is_itself_when_it_is_used():
 
 
 def test_importing_it_costs_nothing():
-    done = run("import sys, sdcli.imports; print({'torch', 'numpy', 'diffusers'} & set(sys.modules))")
+    done = run("import sys, sdcli.models.imports; print({'torch', 'numpy', 'diffusers'} & set(sys.modules))")
     assert done.stdout == "set()\n"

@@ -7,7 +7,7 @@ from PIL import Image, PngImagePlugin
 from sdcli import __version__
 from sdcli.commands.info import info
 from sdcli.errors import InputError
-from sdcli.metadata import png_bytes, read
+from sdcli.files.metadata import png_bytes, read
 from tests.test_metadata import BASE, NEW, exif_comment, recipe
 
 IMAGE = Image.new("RGB", (6, 5), (200, 100, 50))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from sdcli import inputs
 from sdcli.errors import InputError
-from sdcli.recipe import Initial
+from sdcli.files import inputs
+from sdcli.recipe.recipe import Initial
 
 HOME = (256, 256)
 

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from sdcli import families, labels, metadata, outputs, registry, resolve
 from sdcli.errors import InvalidRecipe, ModelNotFound
-from sdcli.labels import Labels
-from sdcli.recipe import Recipe
-from sdcli.registry import ModelEntry
-from sdcli.source import Source
+from sdcli.files import metadata, outputs
+from sdcli.models import families, labels, registry
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.planning import resolve
+from sdcli.recipe.labels import Labels
+from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import Run
 from tests.test_light import HEAVY, modules_of

@@ -10,10 +10,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sdcli import cli, inputs, latent_files, latents, loading, pipeline, registry, resolve
-from sdcli.digest import model_digest
+from sdcli import cli
+from sdcli.diffusion import autoencode, pipeline
 from sdcli.errors import InputError
-from sdcli.source import Source
+from sdcli.files import inputs, latent_files
+from sdcli.models import assemble, loading, registry
+from sdcli.models.digest import model_digest
+from sdcli.models.source import Source
+from sdcli.planning import resolve
 from tests.conftest import Run
 from tests.test_light import HEAVY, modules_of
 
@@ -49,8 +53,8 @@ def test_stdout_is_one_line_whatever_libraries_print_and_files_are_called(sd15, 
     monkeypatch.chdir(tmp_path)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # which the command sets, and pytest then restores
-    load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda *given: os.write(1, b"chatter\n") and load(*given))
+    load = assemble.load
+    monkeypatch.setattr(assemble, "load", lambda *given: os.write(1, b"chatter\n") and load(*given))
     Image.effect_noise((64, 64), 60).convert("RGB").save("x.png")
     name = os.fsdecode(b"\xff.safetensors")
     assert cli.run(["encode", "x.png", "-m", str(sd15), "-o", name, "--json", "--quiet", "--dtype", "float32"]) == 0
@@ -64,7 +68,7 @@ def test_latents_are_diffusers_own_mean_scaled(tiny_model):
     pixels = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float().permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = tiny_model.vae.encode(pixels).latent_dist.mean * 0.18215
-    torch.testing.assert_close(latents.encode(tiny_model, picture), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(autoencode.encode_picture(tiny_model, picture), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -124,13 +128,13 @@ def test_kit_keeps_its_own_pictures(tmp_path):
     flat = {"model": "kit", "prompt": "arctic fox", "seed": 7, "steps": 8}
     recipe = resolve.resolve_recipe(registry.find("kit"), flat, user=False)
     picture = pipeline.run(model, [recipe])[0].image
-    z = latents.encode(model, picture)
+    z = autoencode.encode_picture(model, picture)
     (tmp_path / "z.safetensors").write_bytes(
-        latents.file_of(z, "0" * 64, model="kit", scaling_factor=model.vae.config["scaling_factor"])
+        latent_files.file_of(z, "0" * 64, model="kit", scaling_factor=model.vae.config["scaling_factor"])
     )
     found = latent_files.read(
         str(tmp_path / "z.safetensors"), model.latent_channels, model.vae.config["scaling_factor"]
     )
-    again = latents.decode(model, found.latents)
+    again = autoencode.decode_picture(model, found.latents)
     error = np.mean((np.asarray(picture, dtype=float) - np.asarray(again, dtype=float)) ** 2)
     assert 10 * np.log10(255**2 / error) >= 30

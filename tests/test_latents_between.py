@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdcli import cli, latent_files, pipeline
+from sdcli import cli
+from sdcli.diffusion import pipeline
 from sdcli.errors import InputError, InvalidRecipe
-from sdcli.recipe import Recipe
+from sdcli.files import latent_files
+from sdcli.recipe.recipe import Recipe
 from tests import pairs
 
 FOX = ("arctic fox", "--steps", "2", "-s", "7", "--quiet", "--threads", "1")

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from sdcli import loading
 from sdcli.errors import ExitStatus, ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
-from sdcli.source import Source
+from sdcli.models import loading
+from sdcli.models.source import Source
 from tests import tiny
 
 CPU = torch.device("cpu")

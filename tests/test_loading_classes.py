@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdcli import export, families, loading, registry
 from sdcli.errors import ModelCorrupt, ModelError
-from sdcli.loading import weights
-from sdcli.registry import ModelEntry
-from sdcli.source import Source
+from sdcli.models import export, families, loading, registry
+from sdcli.models.loading import weights
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
 from tests import openaimodel, original, tiny
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdcli import families, loading
+from sdcli.models import families, loading
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -25,9 +25,10 @@ MEASURE = """
 import json, sys, threading, time
 from pathlib import Path
 import torch
-from sdcli import loading, pipeline
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.diffusion import device, pipeline
+from sdcli.models import loading
+from sdcli.models.source import Source
+from sdcli.recipe.recipe import Recipe
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -50,7 +51,7 @@ found = {"weights": weights, "load": (peak - baseline) / weights}
 if sys.argv[2] == "draw":
     asked = dict(prompt="arctic fox", model="sd15", steps=2, guidance_scale=7.5, scheduler="ddim")
     recipe = Recipe.from_dict({**asked, "width": 512, "height": 512, "seed": 7, "dtype": "bfloat16"})
-    pipeline.run(model, [pipeline.resolve_execution(recipe)])
+    pipeline.run(model, [device.resolve_execution(recipe)])
     found["draw"] = (peak - baseline) / weights
 done = True
 watcher.join()
@@ -77,7 +78,7 @@ def folder(tmp_path_factory):
 
 
 def clip_vocabulary():
-    from sdcli.tokenizer import read_tokenizer
+    from sdcli.models.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(families.config_folder("sd15") / "tokenizer", window=77, vocab_size=49_408)
     return tokenizer.byte_pairs.get_vocab()

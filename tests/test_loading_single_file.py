@@ -7,12 +7,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdcli import families, loading, pipeline, registry, resolve
+from sdcli.diffusion import pipeline
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError
-from sdcli.inputs import Inputs
-from sdcli.loading import weights
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.files.inputs import Inputs
+from sdcli.models import families, loading, registry
+from sdcli.models.loading import weights
+from sdcli.models.source import Source
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Recipe
 from tests import original, tiny
 
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from sdcli import families
 from sdcli.errors import ModelCorrupt
-from sdcli.tokenizer import read_tokenizer
+from sdcli.models import families
+from sdcli.models.tokenizer import read_tokenizer
 from tests import tiny
 
 CLIP_SIZE = 49_408

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdcli import layouts, maps, palette
 from sdcli.errors import InputError
-from sdcli.palette import Class
-from sdcli.recipe import Layout
+from sdcli.files import maps, palette
+from sdcli.files.palette import Class
+from sdcli.planning import layouts
+from sdcli.recipe.recipe import Layout
 
 CLASSES = (
     Class(0, "sky", (120, 180, 240)),

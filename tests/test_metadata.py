@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from sd_parsers import ParserManager
 
-from sdcli import __version__, metadata, schedulers
+from sdcli import __version__
 from sdcli.errors import ExitStatus, InputError
-from sdcli.images import pixels_sha256
-from sdcli.metadata import parameters, parse_parameters, png_bytes, read
-from sdcli.recipe import Recipe
+from sdcli.files import metadata
+from sdcli.files.images import pixels_sha256
+from sdcli.files.metadata import parameters, parse_parameters, png_bytes, read
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import Recipe
 
 BASE = {
     "model": "kit",

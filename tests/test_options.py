@@ -7,8 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sdcli import options, recipe
 from sdcli.cli import app
+from sdcli.commands import options
+from sdcli.recipe import recipe
 
 # what files say of themselves
 NO_OPTIONS = {f"{key}_sha256" for key in ("image", "mask", "init_latents", "segmentation", "control")}

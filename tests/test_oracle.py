@@ -18,12 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from sdcli import loading, pipeline, schedulers
-from sdcli.inputs import Inputs
-from sdcli.model import ControlNet, LatentDiffusionModel
-from sdcli.palette import Class
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.diffusion import pipeline
+from sdcli.diffusion.model import ControlNet, LatentDiffusionModel
+from sdcli.files.inputs import Inputs
+from sdcli.files.palette import Class
+from sdcli.models import loading
+from sdcli.models.source import Source
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
 from tests.test_denoise import CONFIG, Recorder, levels
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sdcli import outputs
 from sdcli.errors import ExitStatus, OutputError, OutputExists, UsageError
-from sdcli.outputs import MAX_SLUG_BYTES, Destination, plan, slug, write
-from sdcli.recipe import Recipe
+from sdcli.files import outputs
+from sdcli.files.outputs import MAX_SLUG_BYTES, Destination, plan, slug, write
+from sdcli.recipe.recipe import Recipe
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
 
@@ -409,7 +409,7 @@ def test_a_file_size_limit_ends_in_exit_status_8_and_no_file(here):
     code = (
         "import resource, sys\n"
         "from sdcli.errors import OutputError\n"
-        "from sdcli.outputs import Destination, write\n"
+        "from sdcli.files.outputs import Destination, write\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: write(Destination('fox.png', unique=True), bytes(10_000))\n"
         "except OutputError as error: print(error.hint); sys.exit(error.exit_status)"
@@ -428,7 +428,7 @@ mount -t tmpfs -o size=64k tmpfs disk
 "$1" -c '
 import os, sys
 from sdcli.errors import OutputError
-from sdcli.outputs import Destination, plan, write
+from sdcli.files.outputs import Destination, plan, write
 from tests.test_outputs import recipe
 try: write(Destination("disk/fox.png"), bytes(200_000))
 except OutputError as error: print(error.message, error.exit_status, os.listdir("disk"))

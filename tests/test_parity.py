@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from sdcli import pipeline, schedulers
-from sdcli.recipe import Recipe
+from sdcli.diffusion import pipeline
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning")  # of diffusers' own dpm++-sde

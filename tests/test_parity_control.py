@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import pipeline
-from sdcli.inputs import Inputs
-from sdcli.loading import controlnet
-from sdcli.model import ControlNet
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.diffusion import pipeline
+from sdcli.diffusion.model import ControlNet
+from sdcli.files.inputs import Inputs
+from sdcli.models.loading import controlnet
+from sdcli.models.source import Source
+from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
 
 TOLERANCE = 1e-4

@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import loading, pipeline, schedulers
-from sdcli.context import masked_image
-from sdcli.inputs import Inputs
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.diffusion import pipeline
+from sdcli.diffusion.context import masked_image
+from sdcli.files.inputs import Inputs
+from sdcli.models import loading
+from sdcli.models.source import Source
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning")  # of diffusers' own dpm++-sde

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sdcli import loading, pipeline
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.diffusion import autoencode, pipeline
+from sdcli.models import loading
+from sdcli.models.source import Source
+from sdcli.recipe.recipe import Recipe
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -108,7 +109,7 @@ def test_ldm_decodes_the_nearest_codes(ldm):
     with torch.inference_mode():
         theirs = vae.decode(nearest, force_not_quantize=True).sample
         unquantised = vae.decode(latents, force_not_quantize=True).sample
-    ours = pipeline.decode(model, latents)
+    ours = autoencode.decode(model, latents)
     assert (ours - theirs).abs().max() <= 1e-4
     assert (ours - unquantised).abs().max() > 0.01
 
@@ -137,7 +138,7 @@ def test_bfloat16_draws_nearly_the_same(make, tmp_path):
 @pytest.mark.parametrize("make", [tiny.make_dit, tiny.make_ldm])
 def test_an_image_is_redrawn_as_a_class(make, tmp_path):
     """The context and the latents to start from are told apart: each goes with each of the other."""
-    from sdcli.inputs import Inputs
+    from sdcli.files.inputs import Inputs
 
     given = Inputs(Image.effect_noise((64, 64), 80).convert("RGB"))
     said = {"image": "given", "steps": 5}

@@ -8,10 +8,13 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from sdcli import images, pipeline, registry, resolve
+from sdcli.diffusion import autoencode, device, pipeline
 from sdcli.errors import InvalidPicture, InvalidRecipe, OutOfMemory
-from sdcli.recipe import Recipe
-from sdcli.source import Source
+from sdcli.files import images
+from sdcli.models import assemble, registry
+from sdcli.models.source import Source
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Recipe
 
 
 def recipe_for(folder: Path | str, **options) -> Recipe:
@@ -21,8 +24,8 @@ def recipe_for(folder: Path | str, **options) -> Recipe:
 
 
 def made(folder: Path | str, **options) -> list[pipeline.Result]:
-    recipe = pipeline.resolve_execution(recipe_for(folder, **options))
-    model = pipeline.load(registry.locate(registry.find(str(folder))), recipe)
+    recipe = device.resolve_execution(recipe_for(folder, **options))
+    model = assemble.load(registry.locate(registry.find(str(folder))), recipe)
     return pipeline.run(model, [recipe])
 
 
@@ -54,8 +57,8 @@ def test_the_same_recipe_gives_the_same_bytes(sd15):
 
 
 def test_a_batch_holds_the_pictures_of_its_seeds(sd15):
-    recipes = [pipeline.resolve_execution(recipe_for(sd15, seed=seed, batch_size=2)) for seed in (7, 8)]
-    model = pipeline.load(Source(sd15), recipes[0])
+    recipes = [device.resolve_execution(recipe_for(sd15, seed=seed, batch_size=2)) for seed in (7, 8)]
+    model = assemble.load(Source(sd15), recipes[0])
     together = pipeline.run(model, recipes)
     for result, recipe in zip(together, recipes, strict=True):
         alone = pipeline.run(model, [recipe])[0]
@@ -71,7 +74,7 @@ def test_size_is_as_asked(sd15):
 
 
 def test_auto_is_resolved_to_what_runs_here(sd15):
-    recipe = pipeline.resolve_execution(recipe_for(sd15, device="auto", dtype="auto"))
+    recipe = device.resolve_execution(recipe_for(sd15, device="auto", dtype="auto"))
     execution = recipe.execution
     assert "auto" not in (execution.device, execution.dtype)
     assert execution.threads == torch.get_num_threads()
@@ -80,7 +83,7 @@ def test_auto_is_resolved_to_what_runs_here(sd15):
 def test_threads_are_set_and_recorded(sd15):
     before = torch.get_num_threads()
     try:
-        recipe = pipeline.resolve_execution(recipe_for(sd15, threads=before + 1))
+        recipe = device.resolve_execution(recipe_for(sd15, threads=before + 1))
         assert torch.get_num_threads() == recipe.execution.threads == before + 1
     finally:
         torch.set_num_threads(before)
@@ -89,12 +92,12 @@ def test_threads_are_set_and_recorded(sd15):
 def test_a_device_that_is_not_here_is_refused(sd15):
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(InvalidRecipe):
-        pipeline.resolve_execution(recipe_for(sd15, device=absent))
+        device.resolve_execution(recipe_for(sd15, device=absent))
 
 
 def test_nan_latents_are_no_picture(sd15):
-    recipe = pipeline.resolve_execution(recipe_for(sd15))
-    model = pipeline.load(Source(sd15), recipe)
+    recipe = device.resolve_execution(recipe_for(sd15))
+    model = assemble.load(Source(sd15), recipe)
     with torch.no_grad():
         model.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(InvalidPicture):
@@ -102,8 +105,8 @@ def test_nan_latents_are_no_picture(sd15):
 
 
 def test_an_allocation_beyond_the_machine_is_out_of_memory(sd15):
-    recipe = pipeline.resolve_execution(recipe_for(sd15))
-    model = pipeline.load(Source(sd15), recipe)
+    recipe = device.resolve_execution(recipe_for(sd15))
+    model = assemble.load(Source(sd15), recipe)
 
     def greedy(*args, **kwargs):
         return torch.empty(2**60)
@@ -114,8 +117,8 @@ def test_an_allocation_beyond_the_machine_is_out_of_memory(sd15):
 
 
 def test_other_runtime_errors_are_not_explained_away(sd15):
-    recipe = pipeline.resolve_execution(recipe_for(sd15))
-    model = pipeline.load(Source(sd15), recipe)
+    recipe = device.resolve_execution(recipe_for(sd15))
+    model = assemble.load(Source(sd15), recipe)
 
     def broken(*args, **kwargs):
         raise RuntimeError("shapes do not fit")
@@ -145,14 +148,14 @@ def overflowing(model, threshold):
 
 
 def test_a_decode_that_overflows_is_done_again_in_float32_alone(sd15):
-    recipes = [pipeline.resolve_execution(recipe_for(sd15, seed=seed, dtype="bfloat16")) for seed in (7, 8)]
-    model = pipeline.load(Source(sd15), recipes[0])
+    recipes = [device.resolve_execution(recipe_for(sd15, seed=seed, dtype="bfloat16")) for seed in (7, 8)]
+    model = assemble.load(Source(sd15), recipes[0])
     plain = pipeline.run(model, recipes)
     latents = pipeline.sample(model, recipes)
     means = latents.mean((1, 2, 3))
     overflowing(model, float(means.mean()))
     lost = int(means.argmax())
-    wide = pipeline.decode_in_float32(model, latents[[lost]])
+    wide = autoencode.decode_in_float32(model, latents[[lost]])
     results = pipeline.run(model, recipes)
     assert results[lost].warnings == (pipeline.RETRIED,)
     assert results[lost].image.tobytes() == images.to_image(wide[0]).tobytes()
@@ -162,8 +165,8 @@ def test_a_decode_that_overflows_is_done_again_in_float32_alone(sd15):
 
 
 def test_what_is_nan_in_float32_too_is_no_picture(sd15):
-    recipe = pipeline.resolve_execution(recipe_for(sd15, dtype="bfloat16"))
-    model = pipeline.load(Source(sd15), recipe)
+    recipe = device.resolve_execution(recipe_for(sd15, dtype="bfloat16"))
+    model = assemble.load(Source(sd15), recipe)
     model.vae.decode = lambda latents, return_dict: (torch.full((1, 3, 64, 64), float("nan")),)
     with pytest.raises(InvalidPicture):
         pipeline.run(model, [recipe])
@@ -172,7 +175,7 @@ def test_what_is_nan_in_float32_too_is_no_picture(sd15):
 def test_a_flat_picture_is_told_and_strict_refuses_it(sd15, tmp_path, capfd, monkeypatch):
     from sdcli import cli
 
-    monkeypatch.setattr(pipeline, "decode", lambda model, latents: torch.full((1, 3, 64, 64), 0.5))
+    monkeypatch.setattr(autoencode, "decode", lambda model, latents: torch.full((1, 3, 64, 64), 0.5))
     words = ["generate", "x", "-m", str(sd15), "--steps", "1", "--dtype", "float32", "-o", f"{tmp_path}/x.png"]
     assert cli.run([*words, "--strict", "--json"]) == 6
     out, err = capfd.readouterr()

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdcli import __version__, proof
+from sdcli import __version__
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound
-from sdcli.metadata import png_bytes, read
-from sdcli.recipe import Recipe
-from sdcli.registry import ModelEntry
+from sdcli.files.metadata import png_bytes, read
+from sdcli.models.registry import ModelEntry
+from sdcli.planning import proof
+from sdcli.recipe.recipe import Recipe
 from tests.test_foreign import A1111
 
 BASE = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import registry
+from sdcli.models import registry
 from tests import tiny
 from tests.conftest import clean_environment
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
-from sdcli.recipe import DEVICES, DTYPES, LAYOUT_KEYS, MAX_SEED, Recipe, check_size, draw_seed, keys
-from sdcli.schedulers import NAMES
+from sdcli.recipe.checks import check_size
+from sdcli.recipe.recipe import DEVICES, DTYPES, LAYOUT_KEYS, MAX_SEED, Recipe, draw_seed, keys
+from sdcli.recipe.schedulers import NAMES
 
 MINIMAL = {
     "model": "kit",

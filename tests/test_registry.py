@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from sdcli import registry, resolve
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound
-from sdcli.recipe import keys
-from sdcli.source import Source
+from sdcli.models import registry
+from sdcli.models.source import Source
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import keys
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli import registry, remarks, resolve
 from sdcli.errors import ExitStatus, InvalidRecipe
-from sdcli.recipe import Recipe
-from sdcli.registry import ModelEntry, ModelFacts
+from sdcli.models import registry
+from sdcli.models.registry import ModelEntry, ModelFacts
+from sdcli.planning import remarks, resolve
+from sdcli.recipe.recipe import Recipe
 
 ENTRY = ModelEntry(name="some")
 FACTS = ModelFacts(

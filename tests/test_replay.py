@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdcli import cli
-from sdcli.metadata import read
-from sdcli.source import Source
+from sdcli.files.metadata import read
+from sdcli.models.source import Source
 from tests import tiny
 from tests.test_foreign import A1111
 
@@ -110,7 +110,7 @@ def test_the_command_that_info_shows_makes_the_same_picture(capfd, fox, made):
 
 
 def test_the_digest_of_the_model_is_recorded(fox, sd15):
-    from sdcli.digest import model_digest
+    from sdcli.models.digest import model_digest
 
     assert read(fox).chunk["model_digest"] == model_digest(Source(sd15))
 

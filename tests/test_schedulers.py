@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from sdcli.diffusion.samplers import make
 from sdcli.errors import ExitStatus, InvalidRecipe
-from sdcli.schedulers import NAMES, SIGMAS, TABLE, a1111_name, check, from_a1111, make
+from sdcli.recipe.schedulers import NAMES, SIGMAS, TABLE, a1111_name, check, from_a1111
 from tests import pairs, tiny
 
 CONFIGS = {family: {**tiny.NOISE_SCHEDULE, **config} for family, config in tiny.SCHEDULERS.items()}
@@ -261,9 +262,9 @@ def test_schedule_types(sampler, schedule_type, expected):
 def test_making_one_loads_no_other():
     program = """
 import sys
-from sdcli import schedulers
+from sdcli.diffusion import samplers
 assert not {"torch", "diffusers", "numpy"} & set(sys.modules), "the table is light"
-schedulers.make("ddim", "default", {})
+samplers.make("ddim", "default", {})
 print(*(name for name in sys.modules if name.startswith("diffusers.schedulers.scheduling_")))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli import palette
-from sdcli.context import segmentation
+from sdcli.diffusion.context import segmentation
 from sdcli.errors import ModelCorrupt
-from sdcli.palette import Class
+from sdcli.files import palette
+from sdcli.files.palette import Class
 
 CLASSES = (Class(0, "sky", (120, 180, 240)), Class(1, "sand", (240, 214, 154)), Class(2, "Füchse", (255, 128, 0)))
 

@@ -8,12 +8,16 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-from sdcli import config, delivery, dry_run, loading, pipeline, registry, resolve, user_models
-from sdcli.digest import model_digest
+from sdcli import config
+from sdcli.diffusion import device, pipeline
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
-from sdcli.recipe import Recipe
+from sdcli.making import delivery
+from sdcli.models import assemble, loading, registry, user_models
+from sdcli.models.digest import model_digest
+from sdcli.models.source import Source
+from sdcli.planning import dry_run, resolve
+from sdcli.recipe.recipe import Recipe
 from sdcli.serving.models import Models, source_of
-from sdcli.source import Source
 from tests import original, tiny
 
 
@@ -228,8 +232,8 @@ def test_cold_warm_and_batch_pictures_are_those_of_the_folder_put_together(home,
 
 
 def picture_of(source: Source, recipe: Recipe) -> str:
-    resolved = pipeline.resolve_execution(recipe)
-    (result,) = pipeline.run(pipeline.load(source, resolved), [resolved])
+    resolved = device.resolve_execution(recipe)
+    (result,) = pipeline.run(assemble.load(source, resolved), [resolved])
     return delivery._pixels_sha256(result)
 
 

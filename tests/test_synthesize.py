@@ -14,16 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from sdcli import loading, palette, pipeline, registry, resolve
-from sdcli.command_line import command_of
-from sdcli.digest import model_digest
+from sdcli.diffusion import pipeline
+from sdcli.diffusion.model import ControlNet
 from sdcli.errors import InvalidRecipe, ModelCorrupt
-from sdcli.loading import controlnet
-from sdcli.model import ControlNet
-from sdcli.palette import Class
-from sdcli.recipe import Recipe
-from sdcli.registry import ModelEntry
-from sdcli.source import Source
+from sdcli.files import palette
+from sdcli.files.palette import Class
+from sdcli.models import loading, registry
+from sdcli.models.digest import model_digest
+from sdcli.models.loading import controlnet
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.planning import resolve
+from sdcli.planning.command_line import command_of
+from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
 from tests.conftest import Run, clean_environment
 from tests.test_light import HEAVY, modules_of
@@ -215,7 +218,7 @@ def test_an_sd15_gets_the_controlnet_that_reads_maps(sd15: Path):
     """Told from the features of a token, 768; which one it is stands in the recipe."""
     facts = registry.facts_of(ModelEntry("m", folder=str(sd15)))
     config = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
-    from sdcli import controlnets
+    from sdcli.models import controlnets
 
     assert controlnets.for_maps(config, facts) == "seg-sd15"
     with pytest.raises(InvalidRecipe, match="takes a text, and no segmentation map") as refused:

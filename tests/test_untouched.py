@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from sdcli import loading, pipeline, resolve
+from sdcli.diffusion import device, pipeline
+from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import InputError
-from sdcli.model import LatentDiffusionModel
-from sdcli.registry import ModelEntry
-from sdcli.source import Source
+from sdcli.models import loading
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.planning import resolve
 from tests import tiny
 
 MODES = ("RGB", "RGBA", "palette", "clear palette", "grey", "grey and alpha", "16-bit", "JPEG")
@@ -190,7 +192,7 @@ def check_untouched(models: dict[int, Model], folder: Path, example: Example) ->
             resolve.resolve_recipe(entry, said)
         return
     recipe = resolve.resolve_recipe(entry, said)
-    after = np.asarray(pipeline.run(model.loaded, [pipeline.resolve_execution(recipe)])[0].image)
+    after = np.asarray(pipeline.run(model.loaded, [device.resolve_execution(recipe)])[0].image)
     assert after.shape == before.shape
     assert np.count_nonzero((after != before)[blurred == 0]) == 0
     painted = (after != before)[blurred == 255]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import config, families, registry, user_models
+from sdcli import config
 from sdcli.errors import ModelCorrupt, ModelNotFound, ModelUnsafe, UsageError
+from sdcli.models import families, registry, user_models
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-from sdcli import families, palette
-from sdcli.palette import Class
+from sdcli.files import palette
+from sdcli.files.palette import Class
+from sdcli.models import families
 
 FAMILIES = ("sd15", "sd21-v", "sdxl", "sd-turbo", "lcm")
 NATIVE_SIZE = 64

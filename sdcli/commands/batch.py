@@ -9,9 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sdcli import config, options, recipe, registry, resolve, streams
+from sdcli import config
+from sdcli.commands import options
 from sdcli.errors import InputError, JobsFailed, UsageError
 from sdcli.jobs import expand, forecast, making, plan, read
+from sdcli.models import registry
+from sdcli.planning import resolve
+from sdcli.recipe import recipe
+from sdcli.terminal import streams
 
 _JOBS = "The jobs"
 

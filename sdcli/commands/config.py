@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import config as user_config
-from sdcli import options, registry, resolve, streams
+from sdcli.commands import options
 from sdcli.config import Setting
 from sdcli.errors import ModelNotFound
-from sdcli.recipe import keys
+from sdcli.models import registry
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import keys
+from sdcli.terminal import streams
 
 config = typer.Typer(help="What is set once for all: the config file and SDCLI_ variables.", no_args_is_help=True)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdcli import options, vae_orders
+from sdcli.commands import options, vae_orders
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from sdcli.latent_files import LatentFile
-    from sdcli.model import LatentDiffusionModel
-    from sdcli.registry import ModelFacts
+    from sdcli.diffusion.model import LatentDiffusionModel
+    from sdcli.files.latent_files import LatentFile
+    from sdcli.models.registry import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,19 @@ def encode(
     """
 
     def read(facts: ModelFacts) -> Picture:
-        from sdcli import inputs
+        from sdcli.files import inputs
 
         picture, _ = inputs.open_picture(image, None)
         inputs.check_whole(picture, facts.cell, image)
         return picture
 
     def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> vae_orders.Made:
-        from sdcli import latents
+        from sdcli.diffusion import autoencode
+        from sdcli.files import latent_files
 
-        z = latents.encode(loaded, picture)
+        z = autoencode.encode_picture(loaded, picture)
         scaling = loaded.vae.config["scaling_factor"]
-        data = latents.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
+        data = latent_files.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
         return data, picture.size, tuple(z.shape)
 
     path = output.path or f"{PurePath(image).stem}.safetensors"
@@ -93,16 +94,16 @@ def decode(
     """
 
     def read(facts: ModelFacts) -> LatentFile:
-        from sdcli import latent_files
+        from sdcli.files import latent_files
 
         return latent_files.read(latents, facts.latent_channels, facts.scaling_factor)
 
     def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> vae_orders.Made:
         from io import BytesIO
 
-        from sdcli import latents as files
+        from sdcli.diffusion import autoencode
 
-        picture = files.decode(loaded, found.latents)
+        picture = autoencode.decode_picture(loaded, found.latents)
         buffer = BytesIO()
         picture.save(buffer, "PNG")
         return buffer.getvalue(), picture.size, found.latents.shape

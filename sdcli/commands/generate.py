@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli import options, orders
+from sdcli.commands import options, orders
 
 Strength = Annotated[
     float | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdcli import options, orders
+from sdcli.commands import options, orders
 
 
 @options.expand

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdcli import streams
 from sdcli.errors import SdcliError
+from sdcli.terminal import streams
 
 if TYPE_CHECKING:
-    from sdcli.metadata import PictureInfo
+    from sdcli.files.metadata import PictureInfo
 
 
 def info(
@@ -31,7 +31,8 @@ def info(
 
     Examples: sdcli info arctic-fox-7.png · sdcli info arctic-fox-7.png --json | jq .recipe.seed
     """
-    from sdcli import metadata, proof
+    from sdcli.files import metadata
+    from sdcli.planning import proof
 
     found = metadata.read(image)
     unknown = [remark.message for remark in proof.unknown_keys(found)]
@@ -46,8 +47,8 @@ def info(
 
 def _command(path: str, found: PictureInfo) -> str | None:
     """The command that makes the picture; None where it says too little, or names a model that is not here."""
-    from sdcli import proof
-    from sdcli.command_line import command_of
+    from sdcli.planning import proof
+    from sdcli.planning.command_line import command_of
 
     try:
         source = proof.source(path, (found.recipe or {}).get("model"))

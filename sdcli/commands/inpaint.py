@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli import options, orders
+from sdcli.commands import options, orders
 
 
 @dataclass(frozen=True)

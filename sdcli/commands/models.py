@@ -10,12 +10,17 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort
 
-from sdcli import config, controlnets, display, dry_run, folders, palette, registry, resolve, streams, user_models
-from sdcli.digest import model_digest
+from sdcli import config
+from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
-from sdcli.hub import lock
-from sdcli.registry import ModelEntry
-from sdcli.source import INDEX, PARTS, Source
+from sdcli.files import folders, palette
+from sdcli.models import controlnets, registry, user_models
+from sdcli.models.digest import model_digest
+from sdcli.models.hub import lock
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import INDEX, Source
+from sdcli.planning import dry_run, resolve
+from sdcli.terminal import display, streams
 
 models = typer.Typer(
     help="The models sdcli knows by name: list, get, check, name, export and remove them.", no_args_is_help=True
@@ -152,7 +157,7 @@ def pull(
 
     sdcli models pull sd15 && sdcli generate "arctic fox, photograph" -m sd15
     """
-    from sdcli.hub.pull import pull as get
+    from sdcli.models.hub.pull import pull as get
 
     entry = _on_hub(registry.find(name), "pull")
     assert entry.repo is not None
@@ -247,7 +252,7 @@ def export(
     if source.is_controlnet:
         raise UsageError(f"{name} is a ControlNet, which is in diffusers' format already", f"copy {source.path}")
     folders.check(folder, force=force, known=(INDEX, palette.FILE, *PARTS))
-    from sdcli.export import export as write
+    from sdcli.models.export import export as write
 
     with folders.written(folder, force=force) as staged, display.transfer(quiet=quiet) as start:
         pipeline = write(source, staged, start(sum(file.stat().st_size for file in dry_run.find_parts(source).files)))
@@ -280,7 +285,7 @@ def remove(
     if pin is not None:
         assert entry.repo is not None
         _confirm(f"{entry.name}: {len(pin.files)} files, {display.format_size(pin.size)}", yes)
-        from sdcli.hub.pull import free
+        from sdcli.models.hub.pull import free
 
         free(entry.repo, pin.revision)
         lock.write(entry.repo, None)

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from sdcli import config, delivery, options, outputs, registry, remote, streams
+from sdcli import config
+from sdcli.commands import options
 from sdcli.errors import PictureDiffers, UsageError
-from sdcli.remarks import Remark
+from sdcli.files import outputs
+from sdcli.making import delivery, remote
+from sdcli.models import registry
+from sdcli.planning.remarks import Remark
+from sdcli.terminal import streams
 
 if TYPE_CHECKING:
-    from sdcli.pipeline import Result
-    from sdcli.proof import Source
+    from sdcli.diffusion.pipeline import Result
+    from sdcli.planning.proof import Source
 
 Model = Annotated[
     str | None,
@@ -48,7 +53,7 @@ def replay(
 
     sdcli generate "arctic fox" | xargs sdcli replay --verify
     """
-    from sdcli import proof
+    from sdcli.planning import proof
 
     execution = options.given(machine)
     output = handover.path if verify else config.output(handover.path)
@@ -115,17 +120,17 @@ def _fit_to_machine(order: delivery.Order) -> delivery.Order:
     remark = None
     if remote.socket_path() and recorded.device in ("auto", "cpu"):
         return order  # which needs no torch to be told, and the warm process takes as many threads as it is told
-    from sdcli import pipeline
+    from sdcli.diffusion import device
 
-    if recorded.device not in ("auto", *pipeline.devices()):
+    if recorded.device not in ("auto", *device.devices()):
         remark = Remark(
-            f"there is no {recorded.device} device here; the picture is made on {pipeline.devices()[0]}",
+            f"there is no {recorded.device} device here; the picture is made on {device.devices()[0]}",
             "choose another with --device",
             "device",
         )
         order = replace(order, recipes=[recipe.replace(device="auto") for recipe in order.recipes])
     else:
-        threads = pipeline.resolve_execution(order.recipes[0]).execution.threads
+        threads = device.resolve_execution(order.recipes[0]).execution.threads
         if recorded.threads not in (0, threads):
             hint = "choose another number with --threads"
             remark = Remark(f"{recorded.threads} threads cannot be had here; {threads} are used", hint, "threads")
@@ -141,8 +146,8 @@ def _verify(
     """Compare a picture with its replay, and say so on stdout; the error, if they differ."""
     from PIL import Image
 
-    from sdcli import proof
-    from sdcli.images import pixels_sha256
+    from sdcli.files.images import pixels_sha256
+    from sdcli.planning import proof
 
     if destination is not None:
         outputs.write(destination, delivery.png_bytes(result, delivery.digest_of(registry.locate(order.entry))))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli import options
+from sdcli.commands import options
 from sdcli.errors import UsageError
 
 

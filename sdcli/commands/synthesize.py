@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
-from sdcli import config, controlnets, options, orders, registry
-from sdcli.control import Control
+from sdcli import config
+from sdcli.commands import options, orders
 from sdcli.errors import UsageError
-from sdcli.palette import Class
+from sdcli.files.palette import Class
+from sdcli.models import controlnets, registry
+from sdcli.recipe.control import Control
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sdcli import options, registry
+from sdcli.commands import options
 from sdcli.errors import UsageError
+from sdcli.models import registry
 from sdcli.training import order as ordering
 from sdcli.training.settings import (
     AutoencoderTraining,
@@ -320,7 +321,7 @@ def _how(execution: Execution) -> dict[str, Any]:
 
 def prepare_libraries() -> None:
     """Keep the libraries' own talk and bars off the terminal."""
-    from sdcli import delivery
+    from sdcli.making import delivery
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     delivery.prepare_libraries()

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sdcli import folders, options
+from sdcli.commands import options
 from sdcli.commands.train import Sprites, prepare_libraries
 from sdcli.errors import UsageError
+from sdcli.files import folders
 from sdcli.training import order as ordering
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sdcli import recipe
 from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.jobs.read import KEYS, Fault, Job
+from sdcli.recipe import recipe
 
 MAX_NESTING = 16
 MATRIX_KEYS = tuple(key for key in KEYS if key not in ("prompt", "id", "output"))

@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdcli import delivery, dry_run, outputs
-from sdcli.dry_run import Parts
 from sdcli.errors import OutputExists, SdcliError
+from sdcli.files import outputs
 from sdcli.jobs import ledger
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.making import Batch, chunks_of, flatness_fault, groups_of
 from sdcli.jobs.plan import Planned
 from sdcli.jobs.read import Fault, explain
-from sdcli.source import Source
+from sdcli.making import delivery
+from sdcli.models.source import Source
+from sdcli.planning import dry_run
+from sdcli.planning.dry_run import Parts
 
 
 @dataclass

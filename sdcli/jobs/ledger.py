@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdcli.errors import OutputError
-from sdcli.outputs import cannot_write
+from sdcli.files.outputs import cannot_write
 
 NAME = ".sdcli-batch.jsonl"
 STAGING = ".sdcli-batch.tmp"

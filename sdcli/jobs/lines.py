@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli import delivery
 from sdcli.jobs.plan import Planned
 from sdcli.jobs.read import Fault, shorten
+from sdcli.making import delivery
 
 
 def line_of(job: Planned | Fault, said: Mapping[str, Any]) -> dict[str, Any]:

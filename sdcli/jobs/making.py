@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sdcli import delivery, display, outputs, remote, streams, timings
 from sdcli.errors import (
     InvalidPicture,
     JobsFailed,
@@ -22,16 +21,20 @@ from sdcli.errors import (
     SdcliError,
     ServerUnavailable,
 )
+from sdcli.files import outputs
 from sdcli.jobs import ledger
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
 from sdcli.jobs.read import Fault, explain
-from sdcli.recipe import Recipe
+from sdcli.making import delivery, remote
+from sdcli.planning import timings
+from sdcli.recipe.recipe import Recipe
+from sdcli.terminal import display, streams
 
 if TYPE_CHECKING:
-    from sdcli.denoise import Step
-    from sdcli.pipeline import Result
+    from sdcli.diffusion.denoise import Step
+    from sdcli.diffusion.pipeline import Result
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,13 @@ def _maker(run: _Run, first: Planned) -> remote.Make:
     socket_path = remote.socket_path()
     if socket_path:
         return remote.maker(socket_path, first.entry, under_way=run.under_way)
-    from sdcli import pipeline  # torch and all that follows: seconds, under the bar
+    from sdcli.diffusion import device, pipeline  # torch and all that follows: seconds, under the bar
+    from sdcli.models import assemble
 
-    model = pipeline.load(first.source, pipeline.resolve_execution(first.recipe))
+    model = assemble.load(first.source, device.resolve_execution(first.recipe))
 
     def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Result]:
-        execution = pipeline.resolve_execution(recipes[0]).execution
+        execution = device.resolve_execution(recipes[0]).execution
         resolved = {key: getattr(execution, key) for key in ("device", "dtype", "threads")}
         return pipeline.run(model, [recipe.replace(**resolved) for recipe in recipes], on_step)
 

@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from sdcli import NUMERICS_VERSION, controlnets, outputs, registry, remarks, resolve
-from sdcli.digest import model_digest
+from sdcli import NUMERICS_VERSION
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
+from sdcli.files import outputs
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
 from sdcli.jobs.read import Fault, Job, explain
-from sdcli.recipe import MAX_SEED, Recipe
-from sdcli.registry import ModelEntry
-from sdcli.remarks import Remark
-from sdcli.source import Source
+from sdcli.models import controlnets, registry
+from sdcli.models.digest import model_digest
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.planning import remarks, resolve
+from sdcli.planning.remarks import Remark
+from sdcli.recipe.recipe import MAX_SEED, Recipe
 
 MAX_NAME_BYTES = 255
 RESERVED = ".sdcli-"

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
-from sdcli import recipe
 from sdcli.errors import InputError, InvalidRecipe, SdcliError, UsageError
+from sdcli.recipe import recipe
 
 Format = Literal["jsonl", "csv", "text"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "text")

@@ -4,7 +4,7 @@
     sockets.py    binding: a Unix socket that is its owner's alone, a port on loopback
     line.py       one picture at a time on one thread, and a bounded line of those that wait
     models.py     the models in memory, and making pictures with them
-    native.py     what `sdcli generate` speaks, on the Unix socket (the other end is sdcli/remote.py)
+    native.py     what `sdcli generate` speaks, on the Unix socket (the other end is sdcli/making/remote.py)
     openai.py     the OpenAI images API, on the port
 
 Needs FastAPI and uvicorn (`pip install 'sdcli[serve]'`); nothing outside this package does.

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import FormData, UploadFile
 
 from sdcli.errors import InputError, InvalidRecipe
-from sdcli.recipe import INPUT_KEYS, Initial, keys, parse_value
+from sdcli.recipe.recipe import INPUT_KEYS, Initial, keys, parse_value
 
 if TYPE_CHECKING:
-    from sdcli.inputs import Inputs
+    from sdcli.files.inputs import Inputs
 
 FILES = ("image", "image[]", "mask")
 
@@ -63,7 +63,7 @@ async def initial(form: FormData) -> tuple[dict[str, Any], Inputs]:
 def _decoded(named: Mapping[str, str], image_data: bytes, mask_data: bytes | None) -> tuple[dict[str, Any], Inputs]:
     from PIL import ImageChops
 
-    from sdcli import inputs
+    from sdcli.files import inputs
 
     said: dict[str, Any] = dict(named)
     image = inputs.decode(image_data, named["image"])

@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli import delivery
-from sdcli.digest import model_digest
 from sdcli.errors import OutOfMemory
-from sdcli.recipe import Recipe
-from sdcli.registry import ModelEntry, locate
-from sdcli.remote import Picture
-from sdcli.source import Source
+from sdcli.making import delivery
+from sdcli.making.remote import Picture
+from sdcli.models.digest import model_digest
+from sdcli.models.registry import ModelEntry, locate
+from sdcli.models.source import Source
+from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from sdcli.inputs import Inputs
-    from sdcli.model import LatentDiffusionModel
+    from sdcli.diffusion.model import LatentDiffusionModel
+    from sdcli.files.inputs import Inputs
 
 
 Controls = tuple[tuple[str, Source], ...]
@@ -79,9 +79,9 @@ class Models:
 
         `processors` is the number that a cold run could use, which bounds the number of threads that torch would
         take by itself. Where memory runs out, all models are put away and it is tried once more. Raises what
-        `pipeline.load` and `pipeline.run` raise.
+        `assemble.load` and `pipeline.run` raise.
         """
-        from sdcli import metadata
+        from sdcli.files import metadata
 
         work = partial(
             self._make, source, tuple((controls or {}).items()), recipes, on_step, processors=processors, given=given
@@ -105,7 +105,8 @@ class Models:
         processors: int | None,
         given: Inputs | None,
     ) -> tuple[Picture, ...]:
-        from sdcli import images, pipeline
+        from sdcli.diffusion import pipeline
+        from sdcli.files import images
 
         resolved = self._resolve(recipes[0], processors)
         model = self._get(source, controls, resolved)
@@ -127,13 +128,13 @@ class Models:
 
     def _resolve(self, recipe: Recipe, processors: int | None = None) -> Recipe:
         """`resolve_execution`, with no more threads than `processors` where the recipe leaves them open."""
-        from sdcli import pipeline
+        from sdcli.diffusion import device
 
-        threads = recipe.execution.threads or min(pipeline.DEFAULT_THREADS, processors or pipeline.DEFAULT_THREADS)
-        return pipeline.resolve_execution(recipe.replace(threads=threads))
+        threads = recipe.execution.threads or min(device.DEFAULT_THREADS, processors or device.DEFAULT_THREADS)
+        return device.resolve_execution(recipe.replace(threads=threads))
 
     def _get(self, source: Source, controls: Controls, resolved: Recipe) -> LatentDiffusionModel:
-        from sdcli import pipeline
+        from sdcli.models import assemble
 
         key = source, controls, resolved.model, resolved.execution.device, resolved.execution.dtype
         stamp = tuple(_stamp(each) for each in (source, *dict(controls).values()))
@@ -142,7 +143,7 @@ class Models:
             found = None  # gone before the new one comes
             while len(self._kept) >= self.keep:
                 del self._kept[next(iter(self._kept))]
-            model = pipeline.load(source, resolved, dict(controls))
+            model = assemble.load(source, resolved, dict(controls))
             found = _Kept(model, stamp)
         self._kept[key] = found
         return found.model

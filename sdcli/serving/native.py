@@ -1,4 +1,4 @@
-"""What sdcli's commands speak with a warm process, over its Unix socket: see sdcli/remote.py for the words."""
+"""What sdcli's commands speak with a warm process, over its Unix socket: see sdcli/making/remote.py for the words."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
-from sdcli import __version__, remote
+from sdcli import __version__
 from sdcli.errors import SdcliError, ServerBusy, ServerUnavailable, UsageError
-from sdcli.recipe import Recipe
+from sdcli.making import remote
+from sdcli.models.source import Source
+from sdcli.recipe.recipe import Recipe
 from sdcli.serving.line import Job, Line
 from sdcli.serving.models import Models
-from sdcli.source import Source
 
 _HEADERS = {remote.VERSION_HEADER: __version__}
 

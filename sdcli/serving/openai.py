@@ -25,9 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from sdcli import recipe, registry, resolve
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
-from sdcli.remote import Picture
+from sdcli.making.remote import Picture
+from sdcli.models import registry
+from sdcli.planning import resolve
+from sdcli.recipe import recipe
 from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
 from sdcli.serving.models import Models, source_of

@@ -14,14 +14,17 @@ from typing import Any, BinaryIO
 import uvicorn
 from fastapi import FastAPI
 
-from sdcli import delivery, registry, resolve, streams
 from sdcli.errors import ExitStatus
-from sdcli.recipe import Recipe
+from sdcli.making import delivery
+from sdcli.models import registry
+from sdcli.models.source import Source
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Recipe
 from sdcli.serving import native, openai, sockets
 from sdcli.serving.line import Line
 from sdcli.serving.models import Models, source_of
 from sdcli.serving.sockets import Listener
-from sdcli.source import Source
+from sdcli.terminal import streams
 
 _SECONDS_TO_READ = 5.0
 """What a client has for taking its answer once no more pictures are made."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdcli.display import format_clock, format_size
+from sdcli.terminal.display import format_clock, format_size
 from sdcli.training import stages
 from sdcli.training.diffusion import DiffusionRun
 from sdcli.training.order import Order

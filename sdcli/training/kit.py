@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdcli import folders
 from sdcli.errors import UsageError
+from sdcli.files import folders
 from sdcli.training import order as ordering
 from sdcli.training.order import MODEL, Order
 

@@ -19,12 +19,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sdcli import inputs, pipeline, registry, resolve
+from sdcli.diffusion import device, pipeline
+from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import UsageError
-from sdcli.inputs import Inputs
-from sdcli.model import LatentDiffusionModel
-from sdcli.recipe import Initial, Recipe
-from sdcli.registry import ModelFacts
+from sdcli.files import inputs
+from sdcli.files.inputs import Inputs
+from sdcli.models import assemble, registry
+from sdcli.models.registry import ModelFacts
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Initial, Recipe
 from sdcli.training.autoencoder import measure_psnr, to_tensor
 from sdcli.training.captions import PLACE_PHRASES, article
 from sdcli.training.judge import (
@@ -142,7 +145,7 @@ def recipe_of(model: str, options: Mapping[str, Any], trial: Trial, seed: int) -
     """The recipe of a trial's picture; `options` are flat keys beside the trial's own."""
     keys = {"model": model, **options, "prompt": trial.prompt, "seed": seed, **trial.asked}
     wanted = resolve.resolve_recipe(registry.find(model), keys, user=False, given=trial.given)
-    return pipeline.resolve_execution(wanted)
+    return device.resolve_execution(wanted)
 
 
 def drawer(loaded: LatentDiffusionModel, model: str, options: Mapping[str, Any]) -> Draw:
@@ -254,7 +257,7 @@ def measure(
     entry = registry.find(model)
     with trials_of(registry.facts_of(entry), sprites, vocabulary, counts) as kinds:
         first = next(iter(kinds.values()))[0]
-        loaded = pipeline.load(registry.locate(entry), recipe_of(model, options, first, 0))
+        loaded = assemble.load(registry.locate(entry), recipe_of(model, options, first, 0))
         draw = drawer(loaded, model, options)
         for kind, trials in kinds.items():
             began = time.monotonic()

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sdcli import palette
 from sdcli.errors import InputError, ModelCorrupt, ModelNotFound, OutputError, UsageError
-from sdcli.palette import Class
+from sdcli.files import palette
+from sdcli.files.palette import Class
 from sdcli.training.imagefolder import Row, read_rows
 from sdcli.training.settings import STAGES, Training, resumed
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from sdcli import display, streams
 from sdcli.errors import ExitStatus, UsageError
+from sdcli.terminal import display, streams
 from sdcli.training import kit, loop, stages, team
 from sdcli.training.loop import Stop, Watcher
 from sdcli.training.order import MODEL, Order

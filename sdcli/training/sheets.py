@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli.context import Context
-from sdcli.denoise import denoise, initial_latents
+from sdcli.diffusion.context import Context
+from sdcli.diffusion.denoise import denoise
+from sdcli.diffusion.noise import initial_latents
 from sdcli.training.parts import Parts, tokenize
 from sdcli.training.pool import Pool
 from sdcli.training.team import Team

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdcli import folders, palette
 from sdcli.errors import InputError, UsageError
+from sdcli.files import folders, palette
 from sdcli.training import autoencoder as autoencoding
 from sdcli.training import checkpoint, export, loop, parts, places, tokenizer, world
 from sdcli.training.autoencoder import AutoencoderRun
@@ -18,12 +18,7 @@ from sdcli.training.order import MODEL, Order
 from sdcli.training.parts import Parts
 from sdcli.training.pool import Encoder, Pool, Task
 from sdcli.training.reading import TextEncoderRun
-from sdcli.training.settings import (
-    AutoencoderTraining,
-    DiffusionTraining,
-    InpaintTraining,
-    TextEncoderTraining,
-)
+from sdcli.training.settings import AutoencoderTraining, DiffusionTraining, InpaintTraining, TextEncoderTraining
 from sdcli.training.sheets import Sheet
 from sdcli.training.sources import ImageFolder, Source, World
 from sdcli.training.sprites import find_sprites

@@ -1,6 +1,7 @@
 """What a U-Net learns to draw by, besides text: nothing, a masked image, or a segmentation map.
 
-Each context is what `sdcli.context` makes of the same things when a picture is asked for. Knows nothing of the loss.
+Each context is what `sdcli.diffusion.context` makes of the same things when a picture is asked for. Knows nothing of
+the loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdcli.context import segmentation
+from sdcli.diffusion.context import segmentation
 from sdcli.errors import InputError
-from sdcli.palette import Class
+from sdcli.files.palette import Class
 from sdcli.training.masks import draw_mask, plan_mask
 from sdcli.training.pool import Encoder, to_tensor
 from sdcli.training.sources import Picture, Source
@@ -51,7 +52,7 @@ class TextToImage:
 
 @dataclass(frozen=True)
 class Inpaint:
-    """A mask, and the latents of the image without the masked part (see `sdcli.context.masked_image`).
+    """A mask, and the latents of the image without the masked part (see `sdcli.diffusion.context.masked_image`).
 
     A mask about a subject goes with a caption of that subject alone, because that is what it is to hold. Where the
     image is known the loss counts `known_weight`.
@@ -104,7 +105,7 @@ class Inpaint:
 
 @dataclass(frozen=True)
 class Semantic:
-    """A segmentation map: how much of each class there is in each cell (see `sdcli.context.segmentation`)."""
+    """A segmentation map: how much of each class there is in each cell (see `sdcli.diffusion.context.segmentation`)."""
 
     classes: Sequence[Class]
 

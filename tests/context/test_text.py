@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdcli.context import Context, text
+from sdcli.diffusion.context import Context, text
 from sdcli.errors import InvalidRecipe
 
 EXACT = 1e-6

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli.context.weights import Weighted, parse
+from sdcli.diffusion.context.weights import Weighted, parse
 
 # A prompt, and the stretches it is to be; the first nine are Automatic1111's own examples and readings.
 EXAMPLES = [

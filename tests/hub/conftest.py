@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import families
+from sdcli.models import families
 from tests.conftest import Finished, Run
 from tests.hub.server import Hub, serving
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
-from sdcli.families import component_files
-from sdcli.hub.files import needed
+from sdcli.models.families import component_files
+from sdcli.models.hub.files import needed
 
 BASE = ["model_index.json", "unet/config.json", "unet/model.safetensors", "vae/config.json", "vae/model.safetensors"]
 BASE += ["text_encoder/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sdcli.errors import ModelCorrupt
-from sdcli.hub import lock
+from sdcli.models.hub import lock
 
 
 @pytest.fixture(autouse=True)

@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_no_half_model(hub, models, tmp_path):
 
 def test_too_little_space_is_said_before_it_is_filled(hub, monkeypatch, tmp_path):
     from sdcli.errors import OutputError
-    from sdcli.hub import lock, pull
+    from sdcli.models.hub import lock, pull
 
     folder = tmp_path / "models--a--b"
     (folder / "blobs").mkdir(parents=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdcli.errors import OutputError, OutputExists
 from sdcli.jobs import ledger, making
-from sdcli.recipe import Recipe
+from sdcli.recipe.recipe import Recipe
 
 # The forked children do nothing that threads could have locked.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sdcli.errors import InputError, InvalidRecipe, UsageError
 from sdcli.jobs.read import KEYS, MAX_LINE, Fault, Job, guess, read
-from sdcli.recipe import Recipe
+from sdcli.recipe.recipe import Recipe
 
 
 def values_of(data: bytes, source: str = "-", format: str | None = None) -> list[dict]:

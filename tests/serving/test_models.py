@@ -5,11 +5,14 @@ import shutil
 import pytest
 import torch
 
-from sdcli import delivery, pipeline, registry, resolve
-from sdcli.digest import model_digest
+from sdcli.diffusion import device, pipeline
 from sdcli.errors import ModelCorrupt, OutOfMemory
+from sdcli.making import delivery
+from sdcli.models import assemble, registry
+from sdcli.models.digest import model_digest
+from sdcli.models.source import Source
+from sdcli.planning import resolve
 from sdcli.serving.models import Models, source_of
-from sdcli.source import Source
 from tests import tiny
 
 
@@ -24,13 +27,13 @@ def _threads():
 def loads(monkeypatch):
     """The paths of models as they are loaded."""
     paths = []
-    load = pipeline.load
+    load = assemble.load
 
     def counted(source, recipe, *controls):
         paths.append((source.path.name, recipe.execution.dtype))
         return load(source, recipe, *controls)
 
-    monkeypatch.setattr(pipeline, "load", counted)
+    monkeypatch.setattr(assemble, "load", counted)
     return paths
 
 
@@ -44,8 +47,8 @@ def test_a_picture_is_what_the_pipeline_makes(sd15):
     source, recipes = asked(sd15, steps=2)
     steps = []
     (picture,) = Models(1).make(source, recipes, steps.append)
-    resolved = pipeline.resolve_execution(recipes[0])
-    (result,) = pipeline.run(pipeline.load(Source(sd15), resolved), [resolved])
+    resolved = device.resolve_execution(recipes[0])
+    (result,) = pipeline.run(assemble.load(Source(sd15), resolved), [resolved])
     assert picture.png == delivery.png_bytes(result, model_digest(Source(sd15)))
     assert picture.recipe == resolved
     assert picture.image.tobytes() == result.image.tobytes()
@@ -88,7 +91,7 @@ def test_a_model_that_has_changed_on_disk_is_loaded_anew(sd15, tmp_path, loads):
 
 def test_threads_of_one_picture_are_not_those_of_the_next(sd15, monkeypatch):
     models = Models(1)
-    monkeypatch.setattr(pipeline, "DEFAULT_THREADS", 2)
+    monkeypatch.setattr(device, "DEFAULT_THREADS", 2)
 
     def threads(asked_for, processors=None):
         _, (recipe,) = asked(sd15, threads=asked_for)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from sdcli import metadata
+from sdcli.files import metadata
 
 openai = pytest.importorskip("openai")
 

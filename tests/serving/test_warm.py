@@ -17,8 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from sdcli import __version__, registry, remote, resolve
+from sdcli import __version__
 from sdcli.errors import InvalidPicture, InvalidRecipe, ServerBusy, ServerUnavailable, UsageError
+from sdcli.making import remote
+from sdcli.models import registry
+from sdcli.planning import resolve
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.serving.conftest import ROOT, wait_for
@@ -171,7 +174,7 @@ def test_pictures_that_follow_pictures_are_those_of_a_cold_run(run, warmly, sd15
     import numpy as np
     from PIL import Image
 
-    from sdcli.palette import Class
+    from sdcli.files.palette import Class
 
     edges = tiny.make_controlnet("sd15", tmp_path / "edges")
     classes = (Class(0, "sky", (1, 2, 3)), Class(1, "sea", (4, 5, 6)))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
-from sdcli.context import masked_image, segmentation
+from sdcli.diffusion.context import masked_image, segmentation
 from sdcli.errors import ModelCorrupt
-from sdcli.palette import Class
+from sdcli.files.palette import Class
 from sdcli.training import diffusion, parts
 from sdcli.training.diffusion import DiffusionRun, draw_batch
 from sdcli.training.masks import draw_mask, plan_mask

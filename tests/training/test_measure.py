@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 import sdcli
-from sdcli import pipeline, registry
+from sdcli.models import assemble, registry
 from sdcli.training import measure as measuring
 from sdcli.training.judge import Answers, Judge, Segmenter, answers_of, to_images
 from sdcli.training.measure import (
@@ -117,7 +117,7 @@ def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
 def test_a_trial_is_drawn_as_the_command_draws_it(tmp_path, run):
     options = {"steps": 2, "threads": 1, "device": "cpu"}
     trial = Trial("arctic fox", Answers())
-    loaded = pipeline.load(registry.locate(registry.find("kit")), recipe_of("kit", options, trial, 7))
+    loaded = assemble.load(registry.locate(registry.find("kit")), recipe_of("kit", options, trial, 7))
     picture = drawer(loaded, "kit", options)(trial, 7)
     run("generate", "arctic fox", "--seed", "7", "--steps", "2", "--threads", "1", "-o", "fox.png")
     assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "fox.png")))

@@ -17,8 +17,8 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, U
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdcli import palette
-from sdcli.palette import Class
+from sdcli.files import palette
+from sdcli.files.palette import Class
 from sdcli.training import kit, session
 from sdcli.training.imagefolder import read_rows
 from sdcli.training.judge import Judge, Segmenter

@@ -1,0 +1,77 @@
+"""From the options of a command that makes pictures to pictures delivered; what such commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from sdcli import config
+from sdcli.commands import options
+from sdcli.errors import InputError, UsageError
+from sdcli.making import delivery
+from sdcli.models import registry
+from sdcli.models.registry import ModelFacts
+from sdcli.planning import remarks, resolve
+from sdcli.recipe.recipe import Layout, Recipe
+from sdcli.terminal import streams
+
+
+def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
+    """Make, or with `--dry-run` forecast, the pictures of `asked`: flat keys, those that were given.
+
+    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where a
+    picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a label is
+    there, and what `resolve.resolve_recipe` and `delivery.deliver` raise.
+    """
+    if not {"prompt", "label"} & asked.keys():
+        hint = "give a PROMPT, or --label for a model that takes a class; see --help"
+        raise UsageError("neither PROMPT nor --label says what to draw", hint)
+    model = config.model(asked.get("model"))
+    entry = registry.find(model)
+    recipe = resolve.resolve_recipe(entry, {**asked, "model": model, **_prompt(asked.get("prompt"))})
+    facts = registry.facts_of(entry)
+    if not output.quiet:
+        _say_sizes(recipe, facts)
+    order = delivery.Order(
+        entry=entry,
+        recipes=tuple(recipe.replace(seed=recipe.seed + index) for index in range(output.num_images)),
+        output=config.output(output.path),
+        force=output.force,
+        json=output.json,
+        quiet=output.quiet,
+        strict=output.strict,
+        save_latents=output.save_latents,
+        remarks=remarks.of(entry, facts, recipe, count=output.num_images),
+    )
+    if output.dry_run:
+        delivery.forecast(order)
+    else:
+        delivery.deliver(order)
+
+
+def _say_sizes(recipe: Recipe, facts: ModelFacts) -> None:
+    size = recipe.width, recipe.height
+    if recipe.initial.image is not None:
+        from sdcli.files import inputs
+
+        left, top, right, bottom = inputs.box(inputs.read(recipe.initial), recipe.initial.padding)
+        own = right - left, bottom - top
+        if own != size:
+            streams.note(f"worked on at {recipe.width}×{recipe.height}, and put back at {own[0]}×{own[1]}")
+    elif recipe.layout != Layout():
+        from sdcli.planning import layouts
+
+        for note in layouts.notes(recipe.layout, facts.classes, size):
+            streams.note(note)
+
+
+def _prompt(prompt: str | None) -> dict[str, str]:
+    if prompt != "-":
+        return {} if prompt is None else {"prompt": prompt}
+    try:
+        return {"prompt": sys.stdin.buffer.read().decode("utf-8").rstrip("\n")}
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"stdin cannot be read: {error.strerror}", "give the prompt itself, or pipe it in") from error

@@ -1,0 +1,104 @@
+"""What `sdcli encode` and `sdcli decode` share: options, a model for its autoencoder alone, and one file to write."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+
+import typer
+
+from sdcli import config
+from sdcli.commands import options
+from sdcli.files import outputs
+from sdcli.making import delivery
+from sdcli.models import registry
+from sdcli.models.registry import ModelFacts
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Recipe
+from sdcli.terminal import streams
+
+if TYPE_CHECKING:
+    from sdcli.diffusion.model import LatentDiffusionModel
+
+Given = TypeVar("Given")
+Made = tuple[bytes, tuple[int, int], tuple[int, ...]]
+"""A file's bytes, the picture's width and height, and the latents' shape."""
+
+
+@dataclass(frozen=True)
+class Work(Generic[Given]):
+    """What a command does.
+
+    `read` gets what it is given from a file, for a model of these facts, before any of it is loaded. `make` is from the
+    model, its digest and what was given to the file to write.
+    """
+
+    read: Callable[[ModelFacts], Given]
+    make: Callable[[LatentDiffusionModel, str, Given], Made]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to hand over, and what is said of it."""
+
+    path: str | None = None
+    force: options.Force = False
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=options.OUTPUT, help="One JSON object, not the path.", show_default=False
+        ),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", rich_help_panel=options.OUTPUT, help="No word on sizes.", show_default=False),
+    ] = False
+    debug: options.Debug = False
+
+
+def carry_out(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
+    """Do `work` with the model of `asked` (flat keys), write what comes of it to the output's path, and print that.
+
+    Says on stderr, unless quiet, what became how much smaller or larger. Raises OutputError where nothing can be
+    written there, and what the work raises of its input, before the model is loaded.
+    """
+    path = str(output.path)
+    name = config.model(asked.get("model"))
+    entry = registry.find(name)
+    facts = registry.facts_of(entry)
+    known = resolve.settings(entry, {**asked, "model": name}, facts)
+    recipe = Recipe.from_dict({"seed": 0, "prompt": "", **{key: each.value for key, each in known.items()}})
+    outputs.check(path, force=output.force)
+    given = work.read(facts)
+    delivery.prepare_libraries()
+    from sdcli.diffusion import device
+    from sdcli.models import assemble
+
+    source = registry.locate(entry)
+    with streams.results():  # whatever libraries print goes to stderr
+        model = assemble.load(source, device.resolve_execution(recipe))
+        started = time.perf_counter()
+        data, (width, height), shape = work.make(model, delivery.digest_of(source), given)
+        seconds = time.perf_counter() - started
+    outputs.write(outputs.Destination(path, force=output.force), data)
+    ratio = 3 * width * height / (shape[1] * shape[2] * shape[3])
+    if not output.quiet:
+        z = f"{shape[3]}×{shape[2]}×{shape[1]}"
+        streams.note(f"{width}×{height}×3 numbers of the picture, {z} of the latents: {ratio:g} times fewer")
+    line = {
+        "status": "done",
+        "path": path,
+        "width": width,
+        "height": height,
+        "shape": list(shape),
+        "ratio": round(ratio, 3),
+        "model": name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "seconds": round(seconds, 3),
+        "warnings": [],
+        "error": None,
+    }
+    print(streams.to_json(line) if output.json else path)

@@ -1,0 +1,75 @@
+"""z(x) and back: pictures to scaled latents, latents to pixels. Knows nothing of prompts or of the loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.files import images
+
+
+@torch.inference_mode()
+def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
+    """z(x), scaled, (1, C, h, w) in float32, of an upright picture of whole latents; what is transparent shows white.
+
+    It is the mean of the encoder's Gaussian: nothing is drawn, and the same picture gives the same latents.
+    """
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    encoded = model.vae.encode(images.to_pixels(picture).to(model.device, model.vae.dtype))
+    mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    scaled: Tensor = mean.float().cpu() * model.vae.config["scaling_factor"]
+    return scaled
+
+
+@torch.inference_mode()
+def decode_picture(model: LatentDiffusionModel, latents: NDArray[np.float32]) -> Image.Image:
+    """The picture of scaled `latents` (1, C, h, w), as the command that saved them made it.
+
+    Raises InvalidPicture where the VAE gives NaN.
+    """
+    pixels, _ = decode_finite(model, torch.from_numpy(latents).to(model.device))
+    return images.to_image(pixels[0])
+
+
+def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W), float32, nominally in −1 … 1, from latents; they may be none (NaN)."""
+    scaled = latents / model.vae.config["scaling_factor"]
+    pixels: Tensor = model.vae.decode(scaled.to(model.vae.dtype), return_dict=False)[0].float().cpu()
+    return pixels
+
+
+def decode_finite(model: LatentDiffusionModel, latents: Tensor) -> tuple[Tensor, list[int]]:
+    """`decode`, and which pictures had to be decoded once more, in float32, as their pixels were none.
+
+    Raises InvalidPicture where they are none all the same.
+    """
+    pixels = decode(model, latents)
+    broken = _overflowed(model, latents, pixels)
+    if broken:
+        pixels[broken] = decode_in_float32(model, latents[broken])
+    images.check_picture(pixels)
+    return pixels, broken
+
+
+def decode_in_float32(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
+    """`decode` with the VAE in float32, which afterwards is as before, so that later pictures do not depend on it."""
+    dtype = model.vae.dtype
+    model.vae.to(torch.float32)
+    try:
+        return decode(model, latents)
+    finally:
+        model.vae.to(dtype)
+
+
+def _overflowed(model: LatentDiffusionModel, latents: Tensor, pixels: Tensor) -> list[int]:
+    """Which pictures the VAE has lost in its narrow dtype: their pixels are not all finite, their latents are."""
+    if model.vae.dtype == torch.float32:
+        return []
+    finite = latents.isfinite().flatten(1).all(1).cpu()
+    lost: list[int] = (finite & ~pixels.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    return lost

@@ -1,0 +1,70 @@
+"""Pictures that ControlNets read as context: y enters f as residuals, added to what its U-Net keeps and to its middle.
+
+Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", §3: a ControlNet is a copy of the
+U-Net's encoder that sees z_t, t and the text, and besides a picture. Unlike every other y its encoding changes with
+z_t, so that the context holds a function. Knows nothing of files or of the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, cat, zeros_like
+
+from sdcli.diffusion.context import Residuals, Round
+from sdcli.recipe.control import Control
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A ControlNet (diffusers' ControlNetModel) and the picture it reads: (1, 3, H, W), 0 … 1, of 8 pixels a latent.
+
+    `said` is how strongly and in which rounds its residuals count.
+    """
+
+    net: Any
+    pixels: Tensor
+    said: Control
+
+
+def encode(readings: Sequence[Reading]) -> Residuals:
+    """The residuals of all `readings` together, which add up."""
+
+    def residuals(sample: Tensor, timestep: Tensor, conditions: Mapping[str, Any], at: Round) -> Mapping[str, Any]:
+        summed: list[Tensor] = []
+        for reading in readings:
+            if reading.said.covers(at.index, at.total):
+                one = _residuals(reading, sample, timestep, conditions, at.guided)
+                summed = [each + more for each, more in zip(summed, one, strict=True)] if summed else one
+        if not summed:
+            return {}
+        return {"down_block_additional_residuals": tuple(summed[:-1]), "mid_block_additional_residual": summed[-1]}
+
+    return residuals
+
+
+def _residuals(
+    reading: Reading, sample: Tensor, timestep: Tensor, conditions: Mapping[str, Any], guided: bool
+) -> list[Tensor]:
+    """One ControlNet's residuals, those of the way down in their order and then that of the middle.
+
+    One that says `global_pool_conditions` (shuffle) was trained to do nothing to the unconditional half.
+    """
+    embeds, added = conditions["encoder_hidden_states"], conditions.get("added_cond_kwargs")
+    conditional_only = guided and reading.net.config["global_pool_conditions"]
+    if conditional_only:
+        sample, embeds = sample.chunk(2)[1], embeds.chunk(2)[1]
+        added = None if added is None else {key: each.chunk(2)[1] for key, each in added.items()}
+    down, middle = reading.net(
+        sample,
+        timestep,
+        encoder_hidden_states=embeds,
+        controlnet_cond=reading.pixels.to(sample),
+        conditioning_scale=reading.said.scale,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )
+    found = [*down, middle]
+    return [cat([zeros_like(each), each]) for each in found] if conditional_only else found

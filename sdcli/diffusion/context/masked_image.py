@@ -1,0 +1,64 @@
+"""A masked image as context: y is the image without the part to repaint, in latents, and where that part is.
+
+A U-Net trained for it takes y by concatenation; another one is held to the known part after every step. Knows nothing
+of files or of the loop. Masks are 1 where to repaint, 0 where the image is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.diffusion.noise import draw_noise
+
+
+def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequence[Generator]) -> Tensor:
+    """z(x), scaled: latents (B, C, h, w), float32, of one image `pixels` (1, 3, H, W) in −1 … 1, B generators.
+
+    The encoder gives a Gaussian's mean and standard deviation (Kingma & Welling 2014, "Auto-Encoding Variational
+    Bayes"), from which each picture draws with its generator; AutoencoderTiny gives latents, and nothing is drawn.
+    """
+    encoded = model.vae.encode(pixels.to(model.device, model.vae.dtype))
+    if hasattr(encoded, "latents"):
+        latents = encoded.latents.float().expand(len(generators), -1, -1, -1)
+    else:
+        gaussian = encoded.latent_dist
+        mean, deviation = gaussian.mean.float(), gaussian.std.float()
+        latents = mean + deviation * draw_noise(generators, mean.shape[1:]).to(mean.device)
+    scaled: Tensor = latents * model.vae.config["scaling_factor"]
+    return scaled
+
+
+def mask_latents(model: LatentDiffusionModel, mask: Tensor) -> Tensor:
+    """The mask (1, 1, H, W) on the latents' grid, (1, 1, h, w): the nearest pixel stands for each."""
+    size = tuple(side // model.vae_scale_factor for side in mask.shape[-2:])
+    return torch.nn.functional.interpolate(mask.to(model.device), size=size)
+
+
+def encode(model: LatentDiffusionModel, pixels: Tensor, mask: Tensor, generators: Sequence[Generator]) -> Tensor:
+    """y (B, 1 + C, h, w): the mask, then the latents of `pixels` (1, 3, H, W) with mid-grey where it is masked.
+
+    That is the order Stable Diffusion's inpainting U-Nets were trained with.
+    """
+    masked_image = encode_image(model, pixels * (mask < 0.5), generators)
+    return torch.cat([mask_latents(model, mask).expand(len(generators), -1, -1, -1), masked_image], dim=1)
+
+
+def hold_known(
+    scheduler: Any, image_latents: Tensor, noise: Tensor, mask: Tensor
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What `denoise` takes as `constrain`, for a U-Net that knows nothing of masks: the known part is put back.
+
+    After each round the image's latents (B, C, h, w), with the one `noise` at the next timestep's level, replace
+    what the U-Net made of them (Lugmayr et al. 2022, "RePaint", eq. 8, without its resampling); `mask` (1, 1, h, w).
+    """
+
+    def constrain(latents: Tensor, timestep: Tensor | None) -> Tensor:
+        known = image_latents if timestep is None else scheduler.add_noise(image_latents, noise, timestep.reshape(1))
+        return (1 - mask) * known + mask * latents
+
+    return constrain

@@ -1,0 +1,147 @@
+"""A text prompt as context: y is the sequence of hidden states that CLIP's text encoders make of it.
+
+Knows nothing of noise or of the loop. Every length of prompt is encoded whole, in windows of the encoder's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdcli.diffusion.context import Context
+from sdcli.diffusion.context.windows import Window, windows
+from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder, Tokenizer
+from sdcli.recipe.checks import check_clip_skip
+
+
+@torch.inference_mode()
+def encode(
+    model: LatentDiffusionModel,
+    prompt: str,
+    negative_prompt: str,
+    *,
+    guidance: bool,
+    clip_skip: int,
+    prompt_weights: bool,
+    width: int,
+    height: int,
+    guidance_scale: float,
+) -> Context:
+    """The context of one picture (B = 1), which is that of every picture with the same prompt.
+
+    `guidance` asks for the unconditional half, made of `negative_prompt`; a U-Net that embeds its guidance scale (LCM)
+    gets `timestep_cond` and no such half. SDXL is trained with zeros for an empty prompt
+    (`force_zeros_for_empty_prompt`), and gets pooled embeddings and time ids: original size, crop at 0, 0, and target
+    size, of `width` × `height` pixels.
+
+    `clip_skip` counts as Automatic1111 does, 1 … number of layers: 1 reads the layer the model was trained with (the
+    last; SDXL the last but one), 2 the one before. In diffusers' counting that is clip_skip − 1, and None for 1. As in
+    diffusers, the negative prompt is read from the layer the model was trained with.
+
+    With `prompt_weights` off, brackets and BREAK are text like all other. A prompt too long for one window takes as
+    many as it needs, their states set one after the other; both halves are filled up with empty windows to the same
+    number. SDXL's pooled embedding is the first window's.
+
+    Raises InvalidRecipe for a `clip_skip` beyond the text encoder's layers.
+    """
+    layers = min(int(each.model.config.num_hidden_layers) for each in model.text_encoders)
+    check_clip_skip(clip_skip, layers, penultimate=model.takes_time_ids)
+    with_negative = guidance and not model.takes_guidance_embedding
+    zeros = with_negative and model.force_zeros_for_empty_prompt and not negative_prompt
+    prompts = [prompt] if zeros or not with_negative else [prompt, negative_prompt]
+    tokens = [[windows(each.tokenizer, text, prompt_weights) for each in model.text_encoders] for text in prompts]
+    count = max(len(each) for of_prompt in tokens for each in of_prompt)
+
+    prompt_embeds, pooled = _embed(model, tokens[0], count, clip_skip)
+    negative_embeds, negative_pooled = None, None
+    if zeros:
+        negative_embeds = torch.zeros_like(prompt_embeds)
+        negative_pooled = None if pooled is None else torch.zeros_like(pooled)
+    elif with_negative:
+        negative_embeds, negative_pooled = _embed(model, tokens[1], count, clip_skip=1)
+
+    time_ids, timestep_cond = None, None
+    if model.takes_time_ids:
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=model.device)
+    if model.takes_guidance_embedding:
+        width_of_embedding = model.unet.config["time_cond_proj_dim"]
+        timestep_cond = guidance_embedding(guidance_scale, width_of_embedding).to(model.device)
+    return Context(
+        prompt_embeds=prompt_embeds,
+        negative_prompt_embeds=negative_embeds,
+        pooled_prompt_embeds=pooled,
+        negative_pooled_prompt_embeds=negative_pooled,
+        add_time_ids=time_ids,
+        timestep_cond=timestep_cond,
+    )
+
+
+def _embed(
+    model: LatentDiffusionModel, tokens: Sequence[list[Window]], count: int, clip_skip: int
+) -> tuple[Tensor, Tensor | None]:
+    """The states (1, count · max_length, D) of one prompt's tokens, one list of windows an encoder, and the pooled.
+
+    D is the sum of the encoders' widths. The pooled embedding (1, P) is the last encoder's, None where the U-Net
+    takes none.
+    """
+    states, pooled = [], None
+    for encoder, of_encoder in zip(model.text_encoders, tokens, strict=True):
+        filled = [*of_encoder, *[[] for _ in range(count - len(of_encoder))]]
+        output = _run(encoder, filled)
+        if model.takes_time_ids:  # SDXL: the last layer but one, without the final layer norm
+            hidden = output.hidden_states[-(clip_skip + 1)]
+            pooled = getattr(output, "text_embeds", None)
+        elif clip_skip == 1:
+            hidden = output.last_hidden_state
+        else:
+            inner = getattr(encoder.model, "text_model", encoder.model)
+            hidden = inner.final_layer_norm(output.hidden_states[-clip_skip])
+        hidden = emphasize(hidden, _framed(encoder.tokenizer, filled, 1, 1.0, 1.0, 1.0))
+        states.append(hidden.flatten(0, 1)[None])
+    embeds = torch.cat(states, dim=-1).to(model.device)
+    return embeds, None if pooled is None else pooled[:1].to(model.device)
+
+
+def _run(encoder: TextEncoder, filled: Sequence[Window]) -> Any:
+    tokenizer = encoder.tokenizer
+    ids = _framed(tokenizer, filled, 0, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    return encoder.model(torch.tensor(ids, device=encoder.model.device), output_hidden_states=True)
+
+
+def _framed(
+    tokenizer: Tokenizer, filled: Sequence[Window], part: int, first: float, last: float, pad: float
+) -> list[list[Any]]:
+    """Ids (part 0) or weights (part 1) of all windows, each between its special tokens and padded to max_length."""
+    rows = [[first, *(token[part] for token in window), last] for window in filled]
+    return [row + [pad] * (tokenizer.max_length - len(row)) for row in rows]
+
+
+def emphasize(hidden: Tensor, token_weights: Sequence[Sequence[float]]) -> Tensor:
+    """Hidden states (n, L, D) with each token's multiplied by its weight, then each window's mean restored.
+
+    That is Automatic1111's way ("Original" emphasis): the weights shift attention within a window and leave its mean
+    over tokens and features as it was. Windows without weights come back untouched.
+    """
+    factors = torch.tensor(token_weights, dtype=torch.float32, device=hidden.device)
+    if (factors == 1).all():
+        return hidden
+    weighted = hidden.float() * factors[..., None]
+    weighted *= hidden.float().mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True)
+    return weighted.to(hidden.dtype)
+
+
+def guidance_embedding(guidance_scale: float, width: int) -> Tensor:
+    """The embedding (1, width) of w = guidance_scale − 1 for a U-Net that guidance was distilled into, float32.
+
+    Sines and cosines of 1000 w at frequencies from 1 down to 1/10000 (Luo et al. 2023, "Latent Consistency Models",
+    §4.1, after Meng et al. 2023), the form the distilled checkpoints were trained with.
+    """
+    # The angles run to thousands of radians: all in float32 and in this order, as in training, or the sines differ.
+    half = width // 2
+    spacing = torch.tensor(10_000.0).log() / (half - 1)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -spacing)
+    angles = torch.tensor(guidance_scale - 1, dtype=torch.float32) * 1000 * frequencies
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]

@@ -1,0 +1,110 @@
+"""What a loaded latent diffusion model is. Knows nothing of files, prompts or pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel, VQModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from sdcli.diffusion.transformer import Transformer
+    from sdcli.files.palette import Class
+    from sdcli.recipe.labels import Labels
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A CLIP tokenizer: lower-cased text as byte-pair ids, and the special ids that frame a window of them.
+
+    A thin hold on the `tokenizers` library: transformers' class around the same byte pairs warns of texts longer
+    than a window, which are no mistake here, and reads no vocabulary but its own files. `pad_id` fills a window
+    after `eos_id`; SDXL's second encoder and SD 2.x pad with 0, others with `eos_id` again. `max_length` counts the
+    two special tokens in (77).
+    """
+
+    byte_pairs: tokenizers.Tokenizer
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    max_length: int
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, however many, without special tokens around them."""
+        return self.byte_pairs.encode(text, add_special_tokens=False).ids
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One CLIP text encoder beside the tokenizer it was trained with."""
+
+    tokenizer: Tokenizer
+    model: CLIPTextModel | CLIPTextModelWithProjection
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A ControlNet, and the classes whose colours it reads, if it reads maps.
+
+    `source` says where it was loaded from, for whoever records that; nothing in this package looks at it.
+    """
+
+    net: ControlNetModel
+    source: Any
+    classes: tuple[Class, ...] = ()
+
+
+@dataclass(frozen=True)
+class LatentDiffusionModel:
+    """The parts of a latent diffusion model, ready to run on `device` in `dtype`.
+
+    The VAE alone may be in float32 where `dtype` is not: SDXL's overflows in float16 (`force_upcast`), and a VQModel
+    looks for the nearest of its codes. `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the
+    order in which their hidden states are concatenated, and none where the model takes `labels`; these go through
+    `class_embedder`, or into `unet` as they are. `unet` is f(z, t, y), be it a U-Net or a transformer called like one.
+    `scheduler_config` is the training noise schedule in diffusers' key names. `classes` are those of the maps that the
+    U-Net takes. `controlnets` stand beside it, by the names that a recipe calls them. Everything a model can do is read
+    from the configs of its parts, never from its name.
+    """
+
+    name: str
+    vae: AutoencoderKL | AutoencoderTiny | VQModel
+    text_encoders: tuple[TextEncoder, ...]
+    unet: UNet2DConditionModel | Transformer
+    scheduler_config: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    force_zeros_for_empty_prompt: bool = False
+    classes: tuple[Class, ...] = ()
+    controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
+    labels: Labels | None = None
+    class_embedder: torch.nn.Embedding | None = None
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a side that one latent stands for: 8 for every Stable Diffusion, 4 for LDM's VQ-f4."""
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of z: 4 for every Stable Diffusion, 3 for LDM's VQ-f4."""
+        return int(self.vae.config["latent_channels"])
+
+    @property
+    def takes_time_ids(self) -> bool:
+        """Whether the U-Net takes SDXL's added conditions: pooled text embeddings and size/crop time ids."""
+        return bool(self.unet.config["addition_embed_type"] == "text_time")
+
+    @property
+    def takes_guidance_embedding(self) -> bool:
+        """Whether guidance was distilled into the U-Net as an embedding of its scale (LCM)."""
+        return self.unet.config["time_cond_proj_dim"] is not None
+
+    @property
+    def concat_channels(self) -> int:
+        """Channels of context that the U-Net takes beside the latents, 0 for plain text-to-image."""
+        return int(self.unet.config["in_channels"]) - self.latent_channels

@@ -1,0 +1,25 @@
+"""Noise, each picture's from its own CPU generator: the same on every device and in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+
+def initial_latents(
+    generators: Sequence[Generator], shape: Sequence[int], scheduler: Any, device: torch.device | str = "cpu"
+) -> Tensor:
+    """z_T for one picture a generator: (B, *shape), float32 noise of the scheduler's initial standard deviation.
+
+    Each picture's noise comes from its own CPU generator, so it is the same on every device and in every batch.
+    """
+    latents: Tensor = draw_noise(generators, shape) * scheduler.init_noise_sigma
+    return latents.to(device)
+
+
+def draw_noise(generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (B, *shape), float32, on the CPU: one picture's from each of B generators."""
+    return torch.cat([torch.randn((1, *shape), generator=each, dtype=torch.float32) for each in generators])

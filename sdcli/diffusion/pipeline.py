@@ -1,0 +1,237 @@
+"""The way from a recipe to a picture: encode the context, draw noise, denoise it, decode. Knows nothing of files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdcli.diffusion import autoencode, samplers
+from sdcli.diffusion.context import Context, Residuals, control, label, masked_image, segmentation, text
+from sdcli.diffusion.denoise import Step, denoise, start_at
+from sdcli.diffusion.device import memory_of
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.diffusion.noise import draw_noise, initial_latents
+from sdcli.files import images, inputs, latent_files, maps
+from sdcli.files.inputs import Inputs
+from sdcli.files.palette import Class
+from sdcli.recipe import checks
+from sdcli.recipe.recipe import Recipe
+
+RETRIED = "the VAE gave pixels that are not numbers, and was run again in float32"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished picture, 8-bit RGB, with the recipe that makes it again.
+
+    `seconds` is the wall time from the context to the pixels, shared evenly among the pictures of a batch.
+    """
+
+    image: Image.Image
+    recipe: Recipe
+    seconds: float
+    latents: Tensor
+    """(1, C, h, w), float32, on the CPU: what the picture was decoded from, times `scaling_factor`, the VAE's."""
+    scaling_factor: float
+    warnings: tuple[str, ...] = ()
+    flat: str | None = None
+    """What is to be said of a picture that is of one colour, or nearly so; also among the warnings."""
+    controls: tuple[Any, ...] = ()
+    """Where the ControlNets of `recipe` were loaded from, in its order: the `source` of each."""
+    batch: Mapping[str, Any] | None = None
+    """Where the pictures were made together: `seeds`, of all of them in order, and the `index` of this one."""
+
+
+@torch.inference_mode()
+def run(
+    model: LatentDiffusionModel,
+    recipes: Sequence[Recipe],
+    on_step: Callable[[Step], None] = lambda step: None,
+    *,
+    given: Inputs | None = None,
+) -> list[Result]:
+    """Make the pictures of `recipes`, which differ in nothing but their seeds, in one batch.
+
+    The image and the mask they start from are read from the recipe's paths, unless they are `given`; without an image
+    or latents it is pure noise. A picture whose pixels are not numbers though its latents are is decoded once more in
+    float32, with a warning; the others of its batch stay as they are. Raises InputError where an image or latents
+    cannot be read, InvalidPicture where the model gives NaN all the same, OutOfMemory where the device has too little.
+    """
+    started = time.perf_counter()
+    with memory_of(recipes[0]):
+        if given is None and recipes[0].initial.image is not None:
+            given = inputs.read(recipes[0].initial)
+        latents = sample(model, recipes, on_step, given=given)
+        pixels, broken = autoencode.decode_finite(model, latents)
+    pictures = [images.to_image(each) for each in pixels]
+    flatness = [images.flatness(each) for each in pictures]
+    if given is not None:
+        pictures = [inputs.put_back(each, given, recipes[0].initial.padding) for each in pictures]
+    seconds = (time.perf_counter() - started) / len(recipes)
+    seeds = [recipe.seed for recipe in recipes]
+    controls = tuple(model.controlnets[each.name].source for each in recipes[0].layout.controls)
+    scaling, on_cpu = model.vae.config["scaling_factor"], latents.cpu()
+    results = []
+    for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
+        flat = flatness[index]
+        warnings = (RETRIED,) if index in broken else ()
+        batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
+        said = (*warnings, *filter(None, [flat]))
+        z = on_cpu[index : index + 1]
+        results.append(Result(picture, recipe, seconds, z, scaling, said, flat, controls, batch))
+    return results
+
+
+def sample(
+    model: LatentDiffusionModel,
+    recipes: Sequence[Recipe],
+    on_step: Callable[[Step], None] = lambda step: None,
+    *,
+    given: Inputs | None = None,
+) -> Tensor:
+    """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds."""
+    recipe = recipes[0]
+    sampling = recipe.sampling
+    seeds = [each.seed for each in recipes]
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+    context = encode_condition(model, recipe)
+    scheduler = samplers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
+    scheduler.set_timesteps(sampling.steps)
+    start = _start(model, recipe, scheduler, generators, given)
+    return denoise(
+        model.unet,
+        scheduler,
+        start.latents,
+        replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, given)),
+        timesteps=start.timesteps,
+        guidance_scale=sampling.guidance_scale,
+        guidance_rescale=sampling.guidance_rescale,
+        eta=sampling.eta,
+        generators=generators,
+        constrain=start.constrain,
+        on_step=on_step,
+    )
+
+
+def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:
+    """y, of what the recipe says is to be drawn: a class label or a text, whichever the model takes."""
+    condition, guidance_scale = recipe.condition, recipe.sampling.guidance_scale
+    index = checks.check_condition(model.labels, condition)
+    if index is not None:
+        return label.encode(model, index, guidance=guidance_scale > 1)
+    return text.encode(
+        model,
+        condition.prompt,
+        condition.negative_prompt,
+        guidance=guidance_scale > 1,
+        clip_skip=condition.clip_skip,
+        prompt_weights=condition.prompt_weights,
+        width=recipe.width,
+        height=recipe.height,
+        guidance_scale=guidance_scale,
+    )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the loop starts: latents, the timesteps ahead of them, and what is known of the picture."""
+
+    latents: Tensor
+    timesteps: Tensor
+    concat_latents: Tensor | None = None
+    constrain: Callable[[Tensor, Tensor | None], Tensor] = lambda latents, timestep: latents
+
+
+def _start(
+    model: LatentDiffusionModel,
+    recipe: Recipe,
+    scheduler: Any,
+    generators: Sequence[torch.Generator],
+    given: Inputs | None,
+) -> _Start:
+    """Pure noise; or z(x), of an image or a file, noised up to the level that `strength` of the steps takes away again.
+
+    The generators are drawn from in diffusers' order: the image's latents, noise, the masked image's latents.
+    """
+    masked = given is not None and given.mask is not None
+    mapped = recipe.layout.segmentation_map is not None
+    in_channels = model.latent_channels + model.concat_channels
+    checks.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
+    shape = model.latent_channels, *(side // model.vae_scale_factor for side in (recipe.height, recipe.width))
+    if given is None and recipe.initial.init_latents is None:
+        latents = initial_latents(generators, shape, scheduler, model.device)
+        return _Start(latents, scheduler.timesteps, _map_channels(model, recipe))
+    strength = 1.0 if recipe.initial.strength is None else recipe.initial.strength
+    timesteps = start_at(scheduler, strength)
+    if given is None:
+        known = _read_latents(model, recipe).expand(len(generators), -1, -1, -1)
+        noise = draw_noise(generators, shape).to(model.device)
+        return _Start(scheduler.add_noise(known, noise, timesteps[:1]), timesteps)
+    size, padding = (recipe.width, recipe.height), recipe.initial.padding
+    pixels = images.to_pixels(inputs.working(given, padding, size))
+    from_noise = masked and strength == 1
+    image_latents = None
+    if not (from_noise and model.concat_channels):
+        image_latents = masked_image.encode_image(model, pixels, generators)
+    noise = draw_noise(generators, shape).to(model.device)
+    if from_noise:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents = scheduler.add_noise(image_latents, noise, timesteps[:1])
+    if not masked:
+        return _Start(latents, timesteps)
+    mask = images.to_pixels(inputs.working_mask(given, padding, size, model.vae_scale_factor))
+    if model.concat_channels:
+        return _Start(latents, timesteps, masked_image.encode(model, pixels, mask, generators))
+    assert image_latents is not None
+    draw_noise(generators, shape)  # diffusers encodes the masked image here too, for stochastic steps to come
+    on_grid = masked_image.mask_latents(model, mask)
+    return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
+
+
+def _read_latents(model: LatentDiffusionModel, recipe: Recipe) -> Tensor:
+    """The latents (1, C, h, w), float32, that the recipe starts from."""
+    initial, scaling = recipe.initial, model.vae.config["scaling_factor"]
+    file = str(initial.init_latents)
+    found = latent_files.read(file, model.latent_channels, scaling, initial.init_latents_sha256)
+    return torch.from_numpy(found.latents).to(model.device)
+
+
+def _map_channels(model: LatentDiffusionModel, recipe: Recipe) -> Tensor | None:
+    """What a U-Net of segmentation maps takes beside its latents."""
+    if not model.classes:
+        return None
+    indices = _map_indices(recipe, model.classes)
+    channels = segmentation.encode(torch.from_numpy(indices)[None], len(model.classes), model.vae_scale_factor)
+    return channels.to(model.device)
+
+
+def _map_indices(recipe: Recipe, classes: Sequence[Class]) -> maps.Indices:
+    layout = recipe.layout
+    assert layout.segmentation_map is not None
+    found = maps.read(layout.segmentation_map, classes, snap=layout.snap, recorded=layout.segmentation_sha256)
+    return maps.fit(found.indices, (recipe.width, recipe.height))
+
+
+def _residuals(model: LatentDiffusionModel, recipe: Recipe, given: Inputs | None) -> Residuals | None:
+    """What the recipe's ControlNets make of their pictures; None where there are none."""
+    layout, size = recipe.layout, (recipe.width, recipe.height)
+    sums = iter(layout.control_sha256)
+    readings = []
+    for each in layout.controls:
+        beside = model.controlnets[each.name]
+        if each.image is None:
+            picture = maps.colours(_map_indices(recipe, beside.classes), beside.classes)
+        else:
+            picture, _ = inputs.open_picture(each.image, next(sums, None))
+            picture = inputs.guide(picture, given, recipe.initial.padding, size)
+        pixels = images.to_unit(picture).to(model.device)
+        readings.append(control.Reading(beside.net, pixels, each))
+    return control.encode(readings) if readings else None

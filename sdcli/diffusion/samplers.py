@@ -1,0 +1,76 @@
+"""diffusers' schedulers, made from a row of the table and a model's config. Imports diffusers when one is made."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdcli.recipe import schedulers
+
+
+def make(
+    name: str,
+    sigmas: str,
+    scheduler_config: Mapping[str, Any],
+    *,
+    noise_seeds: Sequence[int] | None = None,
+) -> Any:
+    """The diffusers scheduler of that name for a model's `scheduler_config`; its timesteps are yet to be set.
+
+    Takes from the config what the class's `from_config` would, but without loading every other scheduler, as that
+    does. `sigmas` "default" leaves the spacing to the config. `noise_seeds`, one a picture, are for `dpm++-sde`,
+    which draws its own noise; the others take theirs from the generators given to each step. Call
+    `schedulers.check` first.
+    """
+    row = schedulers.TABLE[name]
+    kind = _class_of(row)
+    accepted = set(inspect.signature(kind).parameters)
+    defaulted = scheduler_config.get("_use_default_values", ())
+    options = {key: value for key, value in scheduler_config.items() if key in accepted and key not in defaulted}
+    options.update(row.options)
+    if sigmas != "default":
+        options.update({f"use_{each}_sigmas": each == sigmas for each in schedulers.SIGMAS[1:]})
+    if scheduler_config.get("rescale_betas_zero_snr") and not row.zero_snr:
+        options["trained_betas"] = _zero_snr_betas(scheduler_config)
+    if "noise_sampler_seed" in accepted and noise_seeds is not None:
+        options["noise_sampler_seed"] = list(noise_seeds)
+    return kind(**options)
+
+
+def _zero_snr_betas(scheduler_config: Mapping[str, Any]) -> list[float]:
+    """Betas of zero terminal SNR, as a scheduler that knows to rescale them has them.
+
+    The last ᾱ is not quite 0 there but 2⁻²⁴, so that every noise level is finite.
+    """
+    alphas_cumprod = make("euler", "default", scheduler_config).alphas_cumprod.double().tolist()
+    before = [1.0, *alphas_cumprod[:-1]]
+    return [1 - after / each for each, after in zip(before, alphas_cumprod, strict=True)]
+
+
+def _class_of(row: schedulers.Row) -> Any:
+    module = importlib.import_module(f"diffusers.schedulers.scheduling_{row.module}")
+    kind = getattr(module, row.class_name)
+    return _noise_on_cpu(kind, module.BrownianTreeNoiseSampler) if row.class_name == "DPMSolverSDEScheduler" else kind
+
+
+def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
+    """`kind`, with its Brownian motion drawn on the CPU, so that every device takes the same path."""
+
+    class OnCpu(kind):  # type: ignore[misc]
+        def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+            if self.noise_sampler is None:
+                low, high = self.sigmas[self.sigmas > 0].min().item(), self.sigmas.max().item()
+                path = noise_sampler(sample.cpu(), low, high, self.noise_sampler_seed)
+
+                def noise(sigma: Any, sigma_next: Any) -> Any:
+                    with warnings.catch_warnings():  # torchsde rounds the ends of its path, and puts up with it
+                        warnings.filterwarnings("ignore", "Should have t[ab]", UserWarning)
+                        return path(sigma, sigma_next).to(sample.device)
+
+                self.noise_sampler: Any = noise
+            return super().step(model_output, timestep, sample, **options)
+
+    return OnCpu

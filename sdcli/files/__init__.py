@@ -1,0 +1,1 @@
+"""Files as they are read and written: pictures and their metadata, maps, latents, names, whole or not at all."""

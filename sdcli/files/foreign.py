@@ -1,0 +1,230 @@
+"""What other tools say of their pictures, as the keys of a recipe. Pure: looks for no files.
+
+- AUTOMATIC1111's web UI, and the many that write as it does: modules/infotext_utils.py, modules/processing.py
+- stable-diffusion.cpp: `get_image_params` in examples/cli/main.cpp; A1111's form with its own names for samplers
+- InvokeAI from 3.0 on: `CoreMetadataInvocation` in invokeai/app/invocations/metadata.py, as JSON
+
+None of them says all that determines a picture. What is said and cannot be followed is named, key by key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sdcli.recipe import schedulers
+
+if TYPE_CHECKING:
+    from sdcli.files.metadata import PictureInfo
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a foreign picture says: flat keys of a recipe, its model by name and hash, and what cannot be followed."""
+
+    recipe: Mapping[str, Any]
+    model: str = ""
+    model_hash: str = ""
+    """The first hex digits of the SHA-256 of the model's file, where that is said."""
+    unhonoured: tuple[str, ...] = field(default=())
+    """One sentence for each key, beginning with the key."""
+
+
+_SILENT = {
+    # what says nothing about the pixels, or is said by another key too
+    "Prompt", "Negative prompt", "Version", "Time", "User", "Created Date", "Model hash", "Model", "Schedule type",
+}  # fmt: skip
+
+# https://github.com/leejet/stable-diffusion.cpp, src/stable-diffusion.cpp: sample_method_to_str, scheduler_to_str.
+# `dpm++2mv2` is a variant of its own, and `dpm++2s_a`, `ipndm` and others are in no table of ours.
+SDCPP_SAMPLERS: Mapping[str, str] = {
+    "euler": "euler",
+    "euler_a": "euler-a",
+    "heun": "heun",
+    "dpm2": "dpm2",
+    "dpm++2m": "dpm++-2m",
+    "dpm++2m_sde": "dpm++-2m-sde",
+    "lms": "lms",
+    "lcm": "lcm",
+    "ddim_trailing": "ddim",
+    "tcd": "tcd",
+}
+_SDCPP_SIGMAS = {"": "default", "default": "default", "discrete": "default", "karras": "karras"}
+_SDCPP_SIGMAS |= {"exponential": "exponential", "beta": "beta"}
+
+# https://github.com/invoke-ai/InvokeAI, invokeai/backend/stable_diffusion/schedulers/schedulers.py; `_k` is Karras.
+INVOKEAI_SCHEDULERS: Mapping[str, str] = {
+    "ddim": "ddim",
+    "ddpm": "ddpm",
+    "deis": "deis",
+    "lms": "lms",
+    "pndm": "pndm",
+    "heun": "heun",
+    "euler": "euler",
+    "euler_a": "euler-a",
+    "kdpm_2": "dpm2",
+    "kdpm_2_a": "dpm2-a",
+    "dpmpp_2s": "dpm++-2s",
+    "dpmpp_2m": "dpm++-2m",
+    "dpmpp_2m_sde": "dpm++-2m-sde",
+    "dpmpp_sde": "dpm++-sde",
+    "unipc": "unipc",
+    "lcm": "lcm",
+    "tcd": "tcd",
+}
+
+_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
+
+
+def translate(found: PictureInfo) -> Translation | None:
+    """What a picture that sdcli did not make says of its making, None where it says nothing that is known."""
+    if found.invokeai is not None:
+        return from_invokeai(found.invokeai)
+    if "Steps" in found.fields:
+        return from_parameters(found.fields)
+    return None
+
+
+def from_parameters(fields: Mapping[str, str]) -> Translation:
+    """The translation of A1111's fields (`metadata.parse_parameters`), as A1111 or stable-diffusion.cpp wrote them."""
+    is_sdcpp = fields.get("Version", "").startswith("stable-diffusion.cpp")
+    recipe: dict[str, Any] = {}
+    unhonoured: list[str] = []
+    for key, name in (("Prompt", "prompt"), ("Negative prompt", "negative_prompt")):
+        text = fields.get(key, "")
+        unhonoured += [f"{key}: {tag} is left out, for sdcli knows no such networks" for tag in _TAG.findall(text)]
+        recipe[name] = _TAG.sub("", text).strip()
+    sampler, schedule = fields.get("Sampler", ""), fields.get("Schedule type", "")
+    scheduler = _sdcpp_scheduler(sampler) if is_sdcpp else schedulers.from_a1111(sampler, schedule)
+    if scheduler is not None:
+        recipe["scheduler"], recipe["sigmas"] = scheduler
+    elif sampler:
+        also = f" with schedule type {schedule}" if schedule else ""
+        unhonoured.append(f"Sampler: {sampler}{also} is none that sdcli has; the model's default takes its place")
+    rng = fields.get("RNG", "not said")  # and that is the GPU in A1111
+    if rng.lower() != "cpu":
+        unhonoured.append(f"RNG: {rng}; sdcli draws noise on the CPU as torch does, which may give another picture")
+    for key, text in fields.items():
+        if key in _SILENT or key in ("Sampler", "RNG") or (is_sdcpp and key == "Guidance"):
+            continue  # Guidance is sd.cpp's word for guidance that is distilled into Flux
+        rule = _FIELDS.get(key)
+        taken = rule(text, recipe) if rule else None
+        if taken is None:
+            unhonoured.append(f"{key}: {_shortened(text)} has no counterpart in sdcli")
+        recipe |= taken or {}
+    model = fields.get("Model", "").removesuffix(".safetensors")
+    return Translation(recipe, model, fields.get("Model hash", "").lower(), tuple(unhonoured))
+
+
+def _whole(key: str, plus: int = 0) -> Callable[[str, Mapping[str, Any]], dict[str, Any] | None]:
+    return lambda text, recipe: {key: int(text) + plus} if re.fullmatch(r"\d{1,12}", text) else None
+
+
+def _real(key: str) -> Callable[[str, Mapping[str, Any]], dict[str, Any] | None]:
+    return lambda text, recipe: {key: float(text)} if re.fullmatch(r"\d{1,6}(\.\d{0,12})?", text) else None
+
+
+def _size(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    return {"width": int(match[1]), "height": int(match[2])} if match else None
+
+
+def _eta(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A number, 0 where it is nothing or `inf` (stable-diffusion.cpp's "not given"); for schedulers that take one."""
+    number = _real("eta")(text, recipe)
+    if text == "inf" or number == {"eta": 0.0}:
+        return {}
+    row = schedulers.TABLE.get(recipe.get("scheduler", ""))
+    return number if row is not None and row.takes_eta else None
+
+
+def _hashes(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {} if re.fullmatch(r'\{"model": "[0-9a-f]*"\}', text) else None
+
+
+# From a field's text, and the recipe so far, to keys of a recipe; None where it cannot be followed.
+_FIELDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any] | None]] = {
+    "Steps": _whole("steps"),
+    "Seed": _whole("seed"),
+    "CFG scale": _real("guidance_scale"),
+    "Size": _size,
+    "Clip skip": _whole("clip_skip"),
+    "Eta": _eta,
+    "Eta DDIM": _eta,
+    "Hashes": _hashes,
+}
+
+
+def _sdcpp_scheduler(said: str) -> tuple[str, str] | None:
+    method, _, schedule = said.partition(" ")
+    name, sigmas = SDCPP_SAMPLERS.get(method), _SDCPP_SIGMAS.get(schedule)
+    if name is None or sigmas is None or (sigmas != "default" and not schedulers.TABLE[name].has_sigmas):
+        return None
+    return name, sigmas
+
+
+def from_invokeai(said: Mapping[str, Any]) -> Translation:
+    """The translation of InvokeAI's `invokeai_metadata`."""
+    recipe: dict[str, Any] = {"prompt_weights": False}  # its weights are written otherwise: (fox)1.3, fox++
+    unhonoured: list[str] = []
+    for key, value in said.items():
+        if key in ("app_version", "model", "metadata_version") or value is None or value is False:
+            continue
+        if value in ("", [], {}):
+            continue
+        taken = _invokeai_value(key, value, said)
+        if taken is None:
+            unhonoured.append(f"{key}: {_shortened(str(value))} has no counterpart in sdcli")
+        recipe |= taken or {}
+    recipe.setdefault("prompt", "")
+    if not said.get("rand_device"):
+        unhonoured.append("rand_device: not said; sdcli draws noise on the CPU")
+    for key in ("prompt", "negative_prompt"):
+        if re.search(r"\)[\d.+-]|\w[+-]{1,9}(?=\W|$)", recipe.get(key, "")):
+            unhonoured.append(f"{key}: what looks like InvokeAI's weights is taken as letters")
+    model = said.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    name = str(model.get("name") or model.get("model_name") or "")
+    digest = str(model.get("hash") or "")
+    return Translation(
+        recipe, name, digest.removeprefix("sha256:") if digest.startswith("sha256:") else "", tuple(unhonoured)
+    )
+
+
+_INVOKEAI_KEYS: Mapping[str, tuple[str, type]] = {
+    "positive_prompt": ("prompt", str),
+    "negative_prompt": ("negative_prompt", str),
+    "width": ("width", int),
+    "height": ("height", int),
+    "seed": ("seed", int),
+    "steps": ("steps", int),
+    "cfg_scale": ("guidance_scale", float),
+    "cfg_rescale_multiplier": ("guidance_rescale", float),
+}
+
+
+def _invokeai_value(key: str, value: Any, said: Mapping[str, Any]) -> dict[str, Any] | None:
+    if key in _INVOKEAI_KEYS:
+        name, kind = _INVOKEAI_KEYS[key]
+        value = float(value) if kind is float and type(value) is int else value
+        return {name: value} if type(value) is kind else None
+    if key == "scheduler":
+        plain = str(value).removesuffix("_k")
+        name = INVOKEAI_SCHEDULERS.get(plain, "")
+        known = name and (plain == value or schedulers.TABLE[name].has_sigmas)
+        return {"scheduler": name, "sigmas": "default" if plain == value else "karras"} if known else None
+    if key == "clip_skip":  # it counts the layers skipped
+        return {"clip_skip": value + 1} if type(value) is int else None
+    as_if_unsaid = {
+        "generation_mode": ("txt2img", "sdxl_txt2img"),
+        "rand_device": ("cpu",),
+        "positive_style_prompt": (said.get("positive_prompt"),),
+        "negative_style_prompt": (said.get("negative_prompt"),),
+    }
+    return {} if value in as_if_unsaid.get(key, ()) else None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"

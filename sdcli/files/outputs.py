@@ -1,0 +1,389 @@
+"""Where pictures go: their names, and writing them whole or not at all. Knows nothing of what is in them.
+
+Names stay as they were given (`./fox.png` is printed as `./fox.png`), which is why they are strings and no Paths.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shlex
+import stat
+import string
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from sdcli.errors import OutputError, OutputExists, UsageError
+from sdcli.recipe.recipe import Recipe
+
+FIELDS = ("seed", "index", "prompt", "model")
+MAX_SLUG_BYTES = 80
+FALLBACK_SLUG = "picture"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is written: the option that says where, and how its files end where they are named for the user."""
+
+    option: str
+    suffix: str
+
+
+PICTURES, LATENTS = Kind("-o", ".png"), Kind("--save-latents", ".safetensors")
+
+_OTHER_FORMATS = re.compile(
+    r"\.(apng|avif|bmp|gif|hei[cf]|ico|jfif|jp2|jpe|jpe?g|jxl|pdf|ppm|svg|tga|tiff?|webp)", re.IGNORECASE
+)
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_TEMPLATE_HINT = "the fields are {seed} {index} {prompt} {model}; write {{ and }} for braces"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where one picture goes. `unique`: under the first free of name, name-2, name-3 …; `force`: over what is there."""
+
+    path: str
+    unique: bool = False
+    force: bool = False
+    kind: Kind = PICTURES
+
+    @property
+    def final(self) -> Path:
+        """The file itself; `force` writes through symbolic links."""
+        return Path(os.path.realpath(self.path)) if self.force else Path(self.path)
+
+
+def slug(text: str) -> str:
+    """Words of `text` in lower case, joined by `-`: fit for a file name, and for a shell without quotes.
+
+    Accents of Latin letters are dropped; letters of other scripts stay, with their marks. At most MAX_SLUG_BYTES
+    bytes of UTF-8, cut between words where possible. Holds only letters, digits and single hyphens between them, and
+    is FALLBACK_SLUG where `text` has neither letters nor digits.
+    """
+    words = "".join(_plain(unicodedata.normalize("NFKC", text).lower())).split() or [FALLBACK_SLUG]
+    kept = words[0].encode()[:MAX_SLUG_BYTES].decode(errors="ignore")
+    for word in words[1:]:
+        if len(f"{kept}-{word}".encode()) > MAX_SLUG_BYTES:
+            break
+        kept = f"{kept}-{word}"
+    return kept
+
+
+def default_name(recipe: Recipe, suffix: str = PICTURES.suffix) -> str:
+    """The name of a picture, or what goes with it, for which none was asked."""
+    return f"{slug(recipe.condition.words)}-{recipe.seed}{suffix}"
+
+
+def plan(
+    output: str | None, recipes: Sequence[Recipe], *, force: bool = False, kind: Kind = PICTURES
+) -> tuple[Destination, ...]:
+    """One destination for each of `recipes`, checked before any is made: it can be written, and is free.
+
+    `output` (the option of this `kind`, but for `-o -`) is
+
+    - None: `<slug of the prompt or label>-<seed>.png` here, or with `-2`, `-3` … where that exists, `force` or not;
+    - a directory that exists, or any path that ends in a slash, which is made with its parents where it is missing:
+      that name inside it;
+    - else a file's name, used as it is, which must be free unless `force` is given. It may hold the fields `{seed}`,
+      `{index}` (from 1), `{prompt}` (that slug) and `{model}`, numbers with a width (`{index:03}`) too.
+
+    Raises UsageError for a name that cannot be meant, OutputExists and OutputError for a place that cannot be
+    written. Nothing is left behind but directories asked for by a slash.
+    """
+    found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
+    _check_distinct(output, found)
+    for directory in dict.fromkeys(each.final.parent for each in found):
+        _check_writable(directory, make=output is not None and output.endswith("/"), option=kind.option)
+    for each in found:
+        if not each.unique:
+            _check_free(each)
+    return found
+
+
+def check(path: str, *, force: bool) -> None:
+    """Raise OutputExists or OutputError where a file cannot be written to `path`."""
+    destination = Destination(path, force=force)
+    _check_writable(destination.final.parent, make=False)
+    _check_free(destination)
+
+
+def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = False, kind: Kind = PICTURES) -> list[str]:
+    """The names that `plan` and `write` would give, and the errors they would raise, with nothing touched.
+
+    Whether a directory can be written is told from its permissions alone.
+    """
+    found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
+    _check_distinct(output, found)
+    names: list[str] = []
+    for each in found:
+        check_directory(each.final.parent, make=output is not None and output.endswith("/"), option=kind.option)
+        if not each.unique:
+            _check_free(each)
+        names.append(_next_name(each.path, names, kind.suffix) if each.unique else each.path)
+    return names
+
+
+def check_directory(directory: Path, *, make: bool, option: str = PICTURES.option) -> None:
+    """Raise OutputError where pictures could not be written into `directory`, or `make` could not make it.
+
+    Told from permissions alone, and nothing is touched.
+    """
+    while make and not os.path.lexists(directory):
+        directory = directory.parent
+    problem = None
+    if not directory.exists():
+        problem = errno.ENOENT
+    elif not directory.is_dir():
+        problem = errno.ENOTDIR
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        problem = errno.EACCES
+    if problem is not None:
+        raise cannot_write(str(directory), directory, OSError(problem, os.strerror(problem)), option)
+
+
+def write(destination: Destination, data: bytes, *, staging: str | None = None) -> str:
+    """Write `data` whole to `destination` and return the name it got, as given but for a `-2`, `-3` ….
+
+    The bytes go to a hidden file in the same directory, are synced, and then take the name in one step: a reader, a
+    crash or a full disk never meets half a file, and of two writers racing for one name the second gets OutputExists
+    (or, with `unique`, the next name). Where the file system has no hard links, an empty file holds the name for that
+    moment. `force` follows a symbolic link and replaces the file it names. `staging` names the hidden file, for a
+    writer that clears away what an earlier one, killed, has left. Raises OutputError where writing fails.
+    """
+    path, directory, kind = destination.path, destination.final.parent, destination.kind
+    try:
+        with _staged(directory, data, staging) as temporary:
+            if destination.unique:
+                path = _first_free(temporary, path, kind.suffix)
+            elif destination.force:
+                _check_free(destination)
+                temporary.replace(destination.final)
+            else:
+                _link(temporary, destination.final)
+        _sync_directory(directory)
+    except FileExistsError as error:
+        raise _exists(path, kind.option) from error
+    except OSError as error:
+        raise cannot_write(path, directory, error, kind.option) from error
+    return path
+
+
+def _plain(text: str) -> Iterator[str]:
+    """`text` letter by letter: ASCII where a letter is that at heart, a space for what is neither letter nor digit."""
+    takes_marks = False
+    for letter in text:
+        base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+        if base.isalnum():
+            takes_marks = False
+            yield base
+        elif letter.isalnum():
+            takes_marks = True
+            yield letter
+        elif unicodedata.category(letter) in ("Mn", "Mc"):
+            if takes_marks:  # else it is an accent of an ASCII letter
+                yield letter
+        elif letter not in "'’":  # fox's is one word
+            takes_marks = False
+            yield " "
+
+
+def _destination(output: str | None, recipe: Recipe, index: int, force: bool, kind: Kind) -> Destination:
+    name = default_name(recipe, kind.suffix)
+    if output is None:
+        return Destination(name, unique=True, kind=kind)
+    if not output or "\0" in output or not _encodable(output):
+        hint = f"give a file{kind.suffix}, a directory or a template"
+        raise UsageError(f"{kind.option} {output!r} is no file name", hint)
+    path = output if _is_directory(output) else fill(output, recipe, index, kind.option)
+    if path.endswith("/"):
+        return Destination(path + name, unique=True, kind=kind)
+    if _is_directory(path):
+        return Destination(f"{path}/{name}", unique=True, kind=kind)
+    if kind == PICTURES:
+        check_suffix(output, path)
+    elif PurePath(path).suffix != kind.suffix:
+        raise UsageError(
+            f"{kind.option} {output}: latents are written as {kind.suffix}",
+            f"name it {output.removesuffix(PurePath(path).suffix)}{kind.suffix}, or give a directory",
+        )
+    return Destination(path, force=force, kind=kind)
+
+
+def check_suffix(output: str, path: str, option: str = "-o") -> None:
+    """Raise UsageError where `path`, asked for as `output`, is named as a picture of another format."""
+    suffix = PurePath(path).suffix
+    if _OTHER_FORMATS.fullmatch(suffix):
+        raise UsageError(
+            f"{option} {output}: sdcli writes PNG, not {suffix}",
+            f"name it {output.removesuffix(suffix)}.png, and convert that",
+        )
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # too long a name, say; the checks to come have words for it
+        return False
+
+
+def _encodable(output: str) -> bool:
+    try:
+        os.fsencode(output)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
+    """`template` with its fields filled in; numbers take a width, as in `{index:03}`, and nothing else.
+
+    Raises UsageError, naming `option`, for one that cannot be filled in.
+    """
+    values = {
+        "seed": recipe.seed,
+        "index": index,
+        "prompt": slug(recipe.condition.words),
+        "model": slug(PurePath(recipe.model).name.removesuffix(".safetensors")),
+    }
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(f"{option} {template}: {str(error).lower()}", _TEMPLATE_HINT) from error
+    filled = []
+    for literal, name, width, conversion in parts:
+        filled.append(literal)
+        if name is None:
+            continue
+        if name not in values:
+            raise UsageError(f"{option} {template}: unknown field {{{name}}}", _TEMPLATE_HINT)
+        value = values[name]
+        if conversion or (width and not (isinstance(value, int) and re.fullmatch(r"0?[0-9]{1,2}", width))):
+            raise UsageError(
+                f"{option} {template}: {{{name}}} cannot be formatted so",
+                "only {seed} and {index} take a format, and it is a width such as {index:03}",
+            )
+        filled.append(format(value, width or ""))
+    return "".join(filled)
+
+
+def _check_distinct(output: str | None, found: Sequence[Destination]) -> None:
+    named = [each.path for each in found if not each.unique]
+    if len(set(named)) < len(named):
+        assert output is not None
+        kind = found[0].kind
+        cut = len(output) - len(kind.suffix) if output.lower().endswith(kind.suffix) else len(output)
+        raise UsageError(
+            f"{kind.option} {output} is one name for {len(named)} pictures",
+            f"put the number or the seed of the picture in it: {kind.option} '{output[:cut]}-{{index}}{output[cut:]}'",
+        )
+
+
+def _check_writable(directory: Path, *, make: bool, option: str = PICTURES.option) -> None:
+    """Try it: permissions alone do not tell what a read-only, full or virtual file system takes."""
+    try:
+        if make:
+            directory.mkdir(parents=True, exist_ok=True)
+        with _staged(directory, b""):
+            pass
+    except OSError as error:
+        raise cannot_write(str(directory), directory, error, option) from error
+
+
+def _check_free(destination: Destination) -> None:
+    path, option = destination.path, destination.kind.option
+    try:
+        mode = os.lstat(destination.final).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise cannot_write(path, destination.final.parent, error, option) from error
+    if stat.S_ISDIR(mode):
+        raise OutputExists(f"{path} is a directory", f"write {path}/ for a picture inside it, or choose another name")
+    if not destination.force:
+        raise _exists(path, option)
+    if not stat.S_ISREG(mode):
+        raise OutputExists(f"{path} is no regular file", "for PNG bytes on stdout use -o -, else choose another name")
+
+
+@contextmanager
+def _staged(directory: Path, data: bytes, name: str | None = None) -> Iterator[Path]:
+    """A synced file with `data` in `directory`, hidden, and gone again at the end. Its mode follows the umask."""
+    temporary = directory / (name or f".sdcli-{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with suppress(OSError):  # renamed away; or the file was never made
+            temporary.unlink()
+
+
+def _first_free(temporary: Path, path: str, suffix: str) -> str:
+    stem, candidate, number = path.removesuffix(suffix), path, 1
+    while True:
+        try:
+            _link(temporary, Path(candidate))
+        except FileExistsError:
+            number += 1
+            candidate = f"{stem}-{number}{suffix}"
+        else:
+            return candidate
+
+
+def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
+    """What `_first_free` will find, if nobody else writes in between."""
+    stem, candidate, number = path.removesuffix(suffix), path, 1
+    while candidate in taken or os.path.lexists(candidate):
+        number += 1
+        candidate = f"{stem}-{number}{suffix}"
+    return candidate
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give the file its name; raise FileExistsError where the name is taken, at that very moment."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        path.open("xb").close()
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the name itself last. Some file systems cannot; the picture is whole all the same."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _exists(path: str, option: str) -> OutputExists:
+    return OutputExists(f"{path} exists already", f"choose another name with {option}, or replace it with --force")
+
+
+def cannot_write(path: str, directory: Path, error: OSError, option: str = PICTURES.option) -> OutputError:
+    """The error to raise where writing `path`, in `directory`, failed with `error`."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            hint = f"free some space, or choose another place with {option}"
+        case errno.ENOENT:
+            hint = f"make the directory first: mkdir -p {shlex.quote(str(directory))}"
+        case errno.ENAMETOOLONG:
+            hint = f"choose a shorter name with {option}"
+        case _:
+            hint = f"choose a directory you can write to with {option}"
+    return OutputError(f"cannot write {path}: {error.strerror}", hint)

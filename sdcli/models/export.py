@@ -1,0 +1,127 @@
+"""A model as an ordinary diffusers folder that diffusers' own pipelines load, whatever it was read from.
+
+Weights keep their numbers and their type, and get the names of today's diffusers and of transformers 4 and 5; a
+tokenizer gets the files that both read. Knows nothing of prompts or pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdcli.files import folders, palette
+from sdcli.models import families, loading, tokenizer
+from sdcli.models.loading.weights import tensors
+from sdcli.models.source import INDEX, Source
+from sdcli.terminal.display import OnBytes
+
+_NOT_EXPORTED = ("feature_extractor", "image_encoder", "safety_checker")
+
+
+def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
+    """Write the model at `source` into the empty `folder`; returns the name of the diffusers pipeline for it.
+
+    Component by component, so that the largest must fit into memory and no more. Raises ModelError where the model
+    cannot be read whole, OSError where the folder cannot be written.
+    """
+    source.check()
+    index, find = loading.read_index(source), loading.finder(source)
+    modules = {
+        part: loading.build(source.folder(part), part, index[part][1])
+        for part in loading.COMPONENTS
+        if index.get(part, [None])[0]
+    }
+    for part, module in modules.items():
+        stored = find(part, module)
+        (folder / part).mkdir()
+        _copy_json(source.folder(part), folder / part)
+        state = {_name(part, name): tensor for name, tensor in tensors(module, stored)}
+        _save(state, folder / part)
+        on_bytes(part, sum(tensor.nbytes for tensor in state.values()))
+        if part.startswith("text"):
+            tokens = part.replace("text_encoder", "tokenizer")
+            tokenizer.write(source.folder(tokens), folder / tokens)
+    (folder / "scheduler").mkdir()
+    _copy_json(source.folder("scheduler"), folder / "scheduler")
+    classes = palette.find(source.folder("unet"))
+    if classes.exists() and classes.parent != source.folder("unet"):  # there they have gone with the U-Net's config
+        palette.write(folder, palette.read(classes.parent))
+    written = _index(source, index, modules)
+    _write_json(folder / INDEX, written)
+    return str(written["_class_name"])
+
+
+def _name(part: str, name: str) -> str:
+    """A text encoder's names with the `text_model.` that transformers 4 needs, and 5 reads too."""
+    if not part.startswith("text") or name.startswith("text_projection."):
+        return name
+    return f"text_model.{name.removeprefix('text_model.')}"
+
+
+def _save(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the weights of the part in `folder`, beside its config.json."""
+    file = folder / f"{families.STEMS[folder.name.startswith('text')]}.safetensors"
+    try:
+        save_file({name: each.contiguous() for name, each in state.items()}, file, {"format": "pt"})
+    except SafetensorError as error:
+        raise folders.os_error(error) or error from error
+    shutil.copymode(folder / "config.json", file)  # the library keeps it for its owner alone
+
+
+def _copy_json(here: Path, there: Path) -> None:
+    """A part's configs, and what else it says in JSON (a U-Net's classes); not the index of its shards."""
+    for file in sorted(here.glob("*.json")):
+        if ".safetensors.index." not in file.name:
+            _write_json(there / file.name, _without_path(json.loads(file.read_text(encoding="utf-8"))))
+
+
+def _without_path(config: Any) -> Any:
+    """A config without the place it once came from, which may be a path on somebody's machine."""
+    return (
+        {key: value for key, value in config.items() if key != "_name_or_path"} if isinstance(config, dict) else config
+    )
+
+
+def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, Any]:
+    """model_index.json: the pipeline of what the U-Net takes, the parts that are here, and no safety checker."""
+    is_xl = "text_encoder_2" in modules
+    said = {key: value for key, value in index.items() if not isinstance(value, list)}
+    parts: dict[str, Any] = {part: index[part] for part in modules}
+    parts |= {
+        part.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"]
+        for part in modules
+        if part.startswith("text")
+    }
+    scheduler = families.read_json(source.folder("scheduler") / "scheduler_config.json").get("_class_name")
+    parts["scheduler"] = ["diffusers", scheduler] if scheduler else index["scheduler"]
+    said |= {"_diffusers_version": diffusers.__version__}
+    if "text_encoder" not in modules:  # a model of classes, which no other pipeline could be
+        return dict(sorted({**said, **parts}.items()))
+    channels = modules["unet"].config["in_channels"], modules["vae"].config["latent_channels"]
+    parts |= {part: [None, None] for part in _NOT_EXPORTED if not (is_xl and part == "safety_checker")}
+    said |= {"_class_name": _pipeline(str(index["_class_name"]), *channels, is_xl=is_xl)}
+    said |= {} if is_xl else {"requires_safety_checker": False}
+    return dict(sorted({**said, **parts}.items()))
+
+
+def _pipeline(named: str, in_channels: int, latent_channels: int, *, is_xl: bool) -> str:
+    """The pipeline that feeds a U-Net of `in_channels`: `named`, unless only one of the two inpaints.
+
+    diffusers has none for other channels beside the latents: these keep their name, and sdcli alone runs them.
+    """
+    stem = "StableDiffusionXL" if is_xl else "StableDiffusion"
+    if in_channels == 2 * latent_channels + 1:
+        return f"{stem}InpaintPipeline"
+    return f"{stem}Pipeline" if "Inpaint" in named else named
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

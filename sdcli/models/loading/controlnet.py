@@ -1,0 +1,22 @@
+"""A ControlNet's folder → ControlNetModel. Knows of files and configs, nothing of the pictures it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sdcli.models.imports import lean_imports
+from sdcli.models.loading import construct, find_in_folder
+from sdcli.models.loading.weights import fill
+from sdcli.models.source import Source
+
+with lean_imports():
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+
+def load(source: Source, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The ControlNetModel at `source`, in diffusers' format. Raises ModelUnsafe, ModelCorrupt and ModelError."""
+    net = construct(source.path, ControlNetModel)
+    fill(net, find_in_folder(source.path, source.variant, net), device, dtype)
+    return net

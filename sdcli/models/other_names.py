@@ -1,0 +1,52 @@
+"""Models by the names and hashes that other tools give them. Looks for files; reads none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdcli.models import registry
+
+# The files of the repositories in models.toml, which other tools name their models by.
+_FILES_OF = {
+    "v1-5-pruned": "sd15",
+    "v1-5-pruned-emaonly": "sd15",
+    "v2-1_768-ema-pruned": "sd21",
+    "v2-1_512-ema-pruned": "sd21-base",
+    "sd_xl_base_1.0": "sdxl",
+    "sd_xl_turbo_1.0_fp16": "sdxl-turbo",
+    "sd_xl_turbo_1.0": "sdxl-turbo",
+    "sd_turbo": "sd-turbo",
+}
+
+
+def find_model(name: str, digest: str = "", beside: Path = Path()) -> str | None:
+    """What `-m` would say for a model that another tool calls `name`, or whose file's SHA-256 begins with `digest`.
+
+    Looks at the hub cache (which names files by their digest), models.toml, and the folders `beside` and the current
+    one; None where it is nowhere.
+    """
+    return next(_candidates(name, digest, beside), None)
+
+
+def _candidates(name: str, digest: str, beside: Path) -> Iterator[str]:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    if re.fullmatch(r"[0-9a-f]{10,64}", digest):
+        for blob in sorted(cache.glob(f"models--*/blobs/{digest}*")):
+            for file in sorted(blob.parent.parent.glob("snapshots/*/*.safetensors")):
+                if file.resolve() == blob.resolve():
+                    yield str(file)
+    if not name or "/" in name or "\\" in name or name.startswith("."):
+        return
+    for entry in (name, _FILES_OF.get(name, "")):
+        if entry in registry.entries() and registry.is_present(registry.entries()[entry]):
+            yield entry
+    for folder in dict.fromkeys((Path(), beside)):
+        for file in (folder / f"{name}.safetensors", folder / name):
+            if file.exists():
+                yield str(file)
+    if not set(name) & set("*?["):
+        yield from map(str, sorted(cache.glob(f"models--*/snapshots/*/{name}.safetensors")))

@@ -1,0 +1,282 @@
+"""From what a user calls a model to its files and facts: models.toml, a path, or a hub repository in the local cache.
+
+The entries of the shipped models.toml come first; those of the user's own file (`sdcli models add`) and of their
+config file stand beside them, and change what is said again. Reads JSON and TOML only, never weights, and never the
+network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sdcli import config
+from sdcli.config import Setting
+from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
+from sdcli.files import palette
+from sdcli.models import families, labels
+from sdcli.models.hub import lock
+from sdcli.models.source import Source
+from sdcli.recipe.labels import Labels
+
+PACKAGE = Path(__file__).parents[1]
+
+SHIPPED = "sdcli"
+MODEL, CONTROLNET = config.KINDS
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model as models.toml names it, or as a path or repository given in place of a name implies it."""
+
+    name: str
+    description: str = ""
+    license: str = ""
+    folder: str | None = None
+    repo: str | None = None
+    url: str | None = None
+    """Where a model is that no repository has in `.safetensors`: to be got and named by the user."""
+    variant: str | None = None
+    family: str | None = None
+    """Of a single file, the configs that it takes; of a ControlNet, the models that it is made for."""
+    kind: str = MODEL
+    """MODEL, or CONTROLNET for what is of use only beside one."""
+    classes: str | None = None
+    """The palette (see sdcli/files/palette) of the segmentation maps that a ControlNet reads."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Folders of the parts that come from elsewhere than `folder` or `repo`, by the part (see source.py)."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    """Like `defaults`, but before what a user says of all models (see sdcli/config.py)."""
+    user_defaults: Mapping[str, Setting] = field(default_factory=dict)
+    """What the user says of this model."""
+    origin: str = SHIPPED
+    """SHIPPED, or the user's file that names the model; "" for a path or repository that has no name."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's configs say of the pictures it makes. Sizes in pixels."""
+
+    native_size: int
+    size_multiple: int
+    in_channels: int
+    latent_channels: int
+    scheduler_config: Mapping[str, Any]
+    guidance_distilled: bool = False
+    """Whether the U-Net takes its guidance scale as an embedding (LCM), and no unconditional half."""
+    knows_sizes: bool = False
+    """Whether the U-Net is told the size of the picture (SDXL)."""
+    classes: tuple[palette.Class, ...] = ()
+    """Those of the segmentation maps that the U-Net takes, a channel each."""
+    labels: Labels | None = None
+    """The classes of a model that takes a class label, None for one that takes a text."""
+    cell: int = 8
+    """Pixels a side that one latent stands for."""
+    is_transformer: bool = False
+    """Whether a transformer takes the U-Net's place: diffusers' makes squares only, and no ControlNet goes with it."""
+    scaling_factor: float = 0.18215
+    """What the VAE's latents are multiplied by for the U-Net; unsaid, as diffusers has it."""
+
+
+def entries() -> Mapping[str, ModelEntry]:
+    """The models that have a name: the shipped ones, in their order, then the user's. Raises UsageError (config)."""
+    found = dict(shipped())
+    for said in (config.read_models(), config.read().models):
+        for name, each in said.items():
+            found[name] = _changed(found.get(name), name, each)
+    return found
+
+
+def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> ModelEntry:
+    """The entry with what the user says of it; a new one where there is none."""
+    fields: dict[str, Any] = dict(said.fields)
+    elsewhere = "folder" in fields or "repo" in fields
+    if elsewhere:
+        fields = {"folder": None, "repo": None, **fields}
+    elif entry is None:
+        table, near = ".".join(said.keys), difflib.get_close_matches(name, shipped(), n=1)
+        hint = "give it a folder or a repo" + (f", or did you mean {near[0]!r}?" if near else "")
+        raise UsageError(f"{said.file}: [{table}] is a new model, and says not where it is", hint)
+    if entry is None:
+        entry = ModelEntry(name, origin=str(said.file))
+    parts = {**({} if elsewhere else entry.parts), **said.parts}
+    return replace(entry, **fields, parts=parts, user_defaults={**entry.user_defaults, **said.defaults})
+
+
+@cache
+def shipped() -> Mapping[str, ModelEntry]:
+    """The entries of models.toml by name, in its order."""
+    beside = PACKAGE / "models.toml"  # in an installed wheel; in a checkout it stands one level up
+    text = (beside if beside.exists() else PACKAGE.parent / "models.toml").read_text(encoding="utf-8")
+    named = {name: ModelEntry(name=name, **table) for name, table in tomllib.loads(text).items()}
+    return {
+        name: replace(
+            each,
+            folder=each.folder and str(PACKAGE / each.folder),
+            parts={part: str(PACKAGE / folder) for part, folder in each.parts.items()},
+        )
+        for name, each in named.items()
+    }
+
+
+def names(kind: str = MODEL) -> tuple[str, ...]:
+    """The names of one kind, and the shipped ones alone where the user's files are wrong: for completion."""
+    try:
+        named = entries()
+    except UsageError:
+        named = shipped()
+    return tuple(name for name, each in named.items() if each.kind == kind)
+
+
+def find(model: str) -> ModelEntry:
+    """The entry of a name, shipped or the user's, else one made for a path or an `owner/name` repository.
+
+    Raises ModelNotFound, with the names that come close, for anything else.
+    """
+    named = entries()
+    if model in named:
+        return named[model]
+    path = Path(model).expanduser()
+    if path.exists():
+        return ModelEntry(name=path.stem if path.is_file() else path.resolve().name, folder=str(path), origin="")
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith(("/", ".safetensors")):
+        return ModelEntry(name=model, repo=model, origin="")
+    if model.startswith((".", "/", "~")) or model.endswith(".safetensors"):
+        raise ModelNotFound(f"there is no file or folder {model}", "check the path, or use a name of sdcli models list")
+    near = difflib.get_close_matches(model, named, n=1)
+    known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
+    raise ModelNotFound(f"no model {model!r}", f"did you mean {near[0]!r}?" if near else known)
+
+
+def locate(entry: ModelEntry) -> Source:
+    """Where the model lies on this machine, as its entry says. Raises ModelNotFound for a repository that is absent.
+
+    A repository that `sdcli models pull` has pinned is its pinned revision, whatever else the cache holds.
+    """
+    parts = tuple((part, Path(folder).expanduser()) for part, folder in sorted(entry.parts.items()))
+    return Source(_path(entry), entry.variant, entry.family, parts)
+
+
+def _path(entry: ModelEntry) -> Path:
+    if entry.folder is not None:
+        return Path(entry.folder).expanduser()
+    if entry.repo is None:
+        raise ModelNotFound(
+            f"model {entry.name!r} is not on this machine, and in no repository that sdcli can pull",
+            f"get {entry.url}, save its state_dict as .safetensors somewhere safe, and say where that file is with: "
+            f"sdcli models add {entry.name} FILE",
+        )
+    pin = lock.read().get(entry.repo)
+    snapshot = cached_snapshot(entry.repo, pin.revision) if pin else cached_snapshot(entry.repo)
+    if snapshot is None:
+        again = f" --revision {pin.revision}" if pin else ""
+        raise ModelNotFound(
+            f"model {entry.name!r} is not on this machine",
+            f"get {entry.repo} with: sdcli models pull {entry.name}{again}",
+        )
+    return snapshot
+
+
+def is_present(entry: ModelEntry) -> bool:
+    """Whether the model's files are on this machine."""
+    try:
+        locate(entry).check()
+    except ModelNotFound:
+        return False
+    return True
+
+
+def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
+    """The snapshot folder of a repository in the local hub cache, None if absent. `revision`: a branch or a commit."""
+    home = lock.cache_folder(repo)
+    try:
+        commit = (home / "refs" / revision).read_text(encoding="ascii").strip()
+    except OSError:
+        commit = revision
+    snapshot = home / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _no_model(name: str) -> InvalidRecipe:
+    return InvalidRecipe(
+        f"{name} is a ControlNet, and no model", f"name it beside a model: --control {name}=IMAGE", "model"
+    )
+
+
+def for_maps() -> str:
+    """The model that takes segmentation maps where nobody says which: the first that is shipped with sdcli."""
+    local = {name: each for name, each in shipped().items() if each.folder and each.kind == MODEL}
+    taking = (name for name, each in local.items() if palette.find(locate(each).folder("unet")).exists())
+    return next(taking, config.DEFAULT_MODEL)
+
+
+def read_facts(source: Source) -> ModelFacts:
+    """What a model's configs (for a single file: those of its family) say.
+
+    Raises ModelNotFound where the model or a part of it is not there, ModelCorrupt where a config is missing or is not
+    what it should be, and InvalidRecipe for a ControlNet.
+    """
+    source.check()
+    if source.is_controlnet:
+        raise _no_model(source.path.name)
+    unet, vae = (_config(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
+    is_transformer = source.denoiser == "transformer"
+    try:
+        multiple = 2 ** (len(vae["block_out_channels"]) - 1)
+        return ModelFacts(
+            native_size=int(unet["sample_size"]) * multiple,
+            size_multiple=multiple * int(unet.get("patch_size", 2) if is_transformer else 1),
+            in_channels=int(unet["in_channels"]),
+            latent_channels=int(vae.get("latent_channels", 4)),  # diffusers' own default
+            scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
+            guidance_distilled=unet.get("time_cond_proj_dim") is not None,
+            knows_sizes=unet.get("addition_embed_type") == "text_time",
+            classes=palette.read(palette.find(source.folder("unet")).parent),
+            labels=labels.read(source),
+            cell=multiple,
+            is_transformer=is_transformer,
+            scaling_factor=vae.get("scaling_factor", ModelFacts.scaling_factor),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
+
+
+def facts_of(entry: ModelEntry) -> ModelFacts:
+    """What the configs of an entry's model say; raises what `locate` and `read_facts` raise."""
+    if entry.kind == CONTROLNET:
+        raise _no_model(entry.name)
+    return read_facts(locate(entry))
+
+
+def unet_config(entry: ModelEntry) -> Mapping[str, Any]:
+    """The config of a model's U-Net, or transformer. Raises what `locate` raises, and ModelCorrupt."""
+    source = locate(entry)
+    return _config(source.folder(source.denoiser) / "config.json")
+
+
+def labels_of(entry: ModelEntry) -> Labels | None:
+    """The classes of an entry's model, None where it takes a text; those of its family where the model is not here."""
+    if entry.family is not None and not is_present(entry):
+        return labels.read(Source(families.config_folder(entry.family)))
+    return facts_of(entry).labels
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelCorrupt(
+            f"{path} is missing", "a model is a diffusers folder (unet/, vae/, text_encoder/ …) or a .safetensors file"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelCorrupt(f"{path} cannot be read: {error}", "get the model's folder anew") from error
+    if not isinstance(config, dict):
+        raise ModelCorrupt(f"{path} is not a JSON object", "get the model's folder anew")
+    return config

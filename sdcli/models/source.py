@@ -1,0 +1,135 @@
+"""Where the files of a model lie: in one folder or file, but for the parts that come from elsewhere. Imports no torch.
+
+Everything that reads a model reads it through this, so that a U-Net tuned for another task, or another VAE, can stand
+beside the parts of a model that is there already, and nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sdcli.config import PARTS
+from sdcli.errors import ModelCorrupt, ModelNotFound
+from sdcli.files import palette
+from sdcli.models import families
+
+INDEX = "model_index.json"
+SUFFIXES = (".json", ".safetensors", ".txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this machine, and how it is read.
+
+    `path` is a diffusers folder, or ONE `.safetensors` file in the original layout. `parts` are pairs of one of PARTS
+    and the folder that it comes from instead: what `path`/unet is to `path`. `variant` ("fp16") is preferred where a
+    folder has it. A single file is of `family`, or of the one that its header tells, and takes that family's configs,
+    or those in the folder `configs`.
+    """
+
+    path: Path
+    variant: str | None = None
+    family: str | None = None
+    parts: tuple[tuple[str, Path], ...] = ()
+    configs: Path | None = None
+
+    @cached_property
+    def base(self) -> Path:
+        """The folder that holds model_index.json and the configs of all parts but those from elsewhere.
+
+        Raises what `families.detect` raises for a single file.
+        """
+        if self.path.is_dir():
+            return self.path
+        return self.configs or families.config_folder(self.family or families.detect(self.path))
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `path` is a single file; parts from elsewhere are folders all the same."""
+        return not self.path.is_dir()
+
+    @cached_property
+    def is_controlnet(self) -> bool:
+        """Whether this is the folder of a ControlNet, of whatever kind, and no model."""
+        try:
+            said = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(said, dict) and "ControlNet" in str(said.get("_class_name"))
+
+    def folder(self, part: str) -> Path:
+        """The folder of a part's config, and of its weights unless they are in a single file."""
+        return dict(self.parts).get(part) or self.base / part
+
+    @property
+    def denoiser(self) -> str:
+        """The part that is f(z, t, y): a `unet`, or a `transformer`."""
+        return "transformer" if self.folder("transformer").is_dir() else "unet"
+
+    def is_elsewhere(self, part: str) -> bool:
+        """Whether a part comes from another folder than the rest."""
+        return part in dict(self.parts)
+
+    def check(self) -> None:
+        """Raise ModelNotFound where the model, or the folder of one of its parts, is not there."""
+        if not self.path.exists():
+            raise ModelNotFound(f"{self.path} does not exist", "check the path")
+        for part, folder in self.parts:
+            if not folder.is_dir():
+                what = "is a file" if folder.exists() else "does not exist"
+                raise ModelNotFound(
+                    f"the {part} of {self.path.name} is to come from {folder}, which {what}",
+                    f"give the folder that holds the config and the weights of a {part}",
+                )
+
+    def files(self) -> dict[str, Path]:
+        """Each file that determines pictures, by its name in a diffusers folder of the whole model.
+
+        A single file is named after nothing but what it is, `model.safetensors`; its family's configs are no files of
+        the model. Parts from elsewhere are named as if they lay with the rest (`unet/config.json`), and so are the
+        classes of the maps that the U-Net takes. A ControlNet's config and weights lie in the folder itself.
+        """
+        found = {}
+        if self.is_file:
+            found["model.safetensors"] = self.path
+        elif (self.path / INDEX).exists():
+            found[INDEX] = self.path / INDEX
+        elif self.is_controlnet:
+            found |= {each.name: each for each in self.path.iterdir() if each.suffix in SUFFIXES and each.is_file()}
+        if not self.is_file or self.is_elsewhere("unet"):
+            classes = palette.find(self.folder("unet"))
+            if classes.exists() and classes.parent != self.folder("unet"):  # which is looked through below
+                found[palette.FILE] = classes
+        for part in PARTS:
+            if self.is_file and not self.is_elsewhere(part):
+                continue
+            for each in self.folder(part).glob("*"):
+                if each.suffix in SUFFIXES and each.is_file():
+                    found[f"{part}/{each.name}"] = each
+        return found
+
+    def index(self) -> dict[str, Any]:
+        """model_index.json, where a part from elsewhere is of the class that its own config names.
+
+        Raises ModelCorrupt where it cannot be read, or a part's config cannot.
+        """
+        index = families.read_json(self.base / INDEX)
+        for part, folder in self.parts:
+            if part.startswith("tokenizer"):
+                continue
+            config = families.read_json(folder / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+            named = config.get("architectures", [None])[0] if part.startswith("text") else config.get("_class_name")
+            if named is not None:
+                index[part] = ["transformers" if part.startswith("text") else "diffusers", named]
+        return index
+
+    def explain(self, error: ModelCorrupt) -> ModelCorrupt:
+        """An error about parts that do not fit each other, which says where they come from if not from one place."""
+        if not self.parts:
+            return error
+        elsewhere = ", ".join(f"{part} = {folder}" for part, folder in self.parts)
+        return ModelCorrupt(error.message, f"choose parts that were made for each other; from elsewhere: {elsewhere}")

@@ -1,0 +1,101 @@
+"""A recipe as the command line that makes its picture. Knows nothing of files; imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from sdcli import config
+from sdcli.models import registry
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Initial, Recipe
+
+_SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
+_NO_OPTIONS = (
+    *("model", "prompt", "label", "image", "image_sha256", "mask_sha256", "init_latents_sha256"),
+    *("segmentation_map", "segmentation_sha256", "control_sha256"),
+)
+
+
+def command_of(recipes: Sequence[Recipe]) -> str:
+    """`sdcli generate …`, quoted for a POSIX shell, with the options whose values are not the model's defaults.
+
+    A recipe that starts from an image is `sdcli img2img …`, `inpaint` or `outpaint`, one of a map `synthesize`.
+
+    `recipes` are one, or those of a batch, in order and of consecutive seeds; of others, the first alone. Letters that
+    a terminal would obey are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
+    """
+    first = recipes[0]
+    in_order = all(each.seed == first.seed + place for place, each in enumerate(recipes))
+    count = len(recipes) if in_order else 1
+    said = first.replace(batch_size=count).to_dict()
+    usual = _defaults(said["model"]) | {each.name: each.default for each in fields(Initial)}
+    command = _command(first)
+    if command != "generate" or first.layout.control:  # their usual sizes are the image's
+        del usual["width"], usual["height"]
+    needless = command != "synthesize" and said["model"] == config.DEFAULT_MODEL == config.model(None)
+    options = [] if needless else [*_option("model", said["model"])]
+    for key, value in said.items():
+        if key not in _NO_OPTIONS and (key not in usual or usual[key] != value):
+            options += _option(key, value)
+    if count > 1:
+        options += ["-n", str(count)]
+    images = [each for each in (first.initial.image, first.layout.segmentation_map) if each is not None]
+    if "label" in said:
+        return " ".join(map(quote, ["sdcli", command, *images, "--label", said["label"], *options]))
+    prompt = said["prompt"]
+    if prompt == "-":  # which stands for stdin
+        return " ".join(["printf %s - | sdcli", *map(quote, [command, *images, "-", *options])])
+    positional = [*images, prompt]
+    dashed = any(each.startswith("-") for each in positional)
+    words = [*options, "--", *positional] if dashed else [*positional, *options]
+    return " ".join(["sdcli", command, *map(quote, words)])
+
+
+def _command(of: Recipe) -> str:
+    initial = of.initial
+    if initial.image is None:
+        return "generate" if of.layout.segmentation_map is None else "synthesize"
+    if any(initial.borders):
+        return "outpaint"
+    return "img2img" if initial.mask_image is None else "inpaint"
+
+
+def _defaults(model: str) -> dict[str, Any]:
+    """What a recipe for `model` holds where nothing is said, with a user's settings and without; never the seed."""
+    entry = registry.find(model)
+    facts = registry.facts_of(entry)
+    here, anywhere = (resolve.settings(entry, {"model": model}, facts, user=user) for user in (True, False))
+    return {
+        key: each.value
+        for key, each in here.items()
+        if key in anywhere and anywhere[key].value == each.value and key != "seed"
+    }
+
+
+def _option(key: str, value: Any) -> list[str]:
+    name = _SHORT.get(key, "--" + key.replace("_", "-"))
+    if isinstance(value, list):
+        return [word for each in value for word in (name, each)]
+    if isinstance(value, bool):
+        return [name if value else name.replace("--", "--no-")]
+    text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return [name, text]
+
+
+def quote(word: str) -> str:
+    """`word` as a shell reads it back, in letters that do nothing to a terminal."""
+    if all(letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cs") for letter in word):
+        return shlex.quote(word)
+    return "$'" + "".join(map(_escaped, word)) + "'"
+
+
+def _escaped(letter: str) -> str:
+    if letter in "'\\":
+        return "\\" + letter
+    if unicodedata.category(letter) in ("Cc", "Cs"):
+        return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "surrogateescape"))
+    return letter

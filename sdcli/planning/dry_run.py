@@ -1,0 +1,309 @@
+"""What would be made, of what and where to: everything about a run that can be known without torch.
+
+Reads configs, vocabularies and the headers of weights, and writes nothing. Raises what the run itself would raise
+before its first step, as far as that shows in files and options.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdcli.errors import InvalidRecipe
+from sdcli.files import outputs
+from sdcli.models import controlnets, digest, families, registry
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.planning import timings
+from sdcli.recipe import checks
+from sdcli.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sdcli.diffusion.model import Tokenizer
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "class_embedder")
+_NVIDIA = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model on disk: where it is, its files of weights, and how many numbers each part has."""
+
+    source: Source
+    files: Sequence[Path]
+    parameters: Mapping[str, int]
+    controls: Sequence[tuple[str, Source, Sequence[Path]]] = ()
+    """The name of each ControlNet beside the model, where it is, and its files of weights."""
+
+
+def plan(
+    entry: ModelEntry,
+    recipes: Sequence[Recipe],
+    output: str | None,
+    *,
+    force: bool = False,
+    save_latents: str | None = None,
+) -> dict[str, Any]:
+    """What a run would do, as JSON: `recipe` (of the first picture), `seeds`, `model` with files and digests,
+    `tokens` (None where the model takes a label), `paths`, `latents` (their paths, where they are saved), `memory` in
+    bytes, and `seconds`, None where no like run has been measured.
+
+    Raises InvalidRecipe, ModelError and OutputError as the run would.
+    """
+    first = recipes[0]
+    source = registry.locate(entry)
+    parts = find_parts(source, first.layout.nets)
+    cost = cost_of(parts, first, digest.model_digest(source))
+    seconds = cost["seconds"]
+    return {
+        "status": "planned",
+        "recipe": first.to_dict(),
+        "seeds": [each.seed for each in recipes],
+        "model": model_of(entry, parts),
+        **({"controls": [_described(*each) for each in parts.controls]} if parts.controls else {}),
+        "tokens": cost["tokens"],
+        "paths": ["-"] if output == "-" else outputs.foresee(output, recipes, force=force),
+        **({} if save_latents is None else {"latents": _latent_paths(save_latents, recipes, force)}),
+        "memory": cost["memory"],
+        "seconds": None if seconds is None else round(seconds * len(recipes), 3),
+    }
+
+
+def _latent_paths(save_latents: str, recipes: Sequence[Recipe], force: bool) -> list[str]:
+    return outputs.foresee(save_latents, recipes, force=force, kind=outputs.LATENTS)
+
+
+def model_of(entry: ModelEntry, parts: Parts) -> dict[str, Any]:
+    """A model's name, place, digest and files of weights, for JSON. Raises ModelError."""
+    source = parts.source
+    return {
+        "name": entry.name,
+        "path": str(source.path),
+        "parts": {part: str(folder) for part, folder in source.parts},
+        "digest": digest.model_digest(source),
+        "files": _files(parts.files),
+    }
+
+
+def cost_of(parts: Parts, of: Recipe, model_digest: str) -> dict[str, Any]:
+    """What a picture takes: `tokens`, `memory`, and `seconds`, None where none like it was made here.
+
+    Where it shows a label `tokens` are None. Raises InvalidRecipe where the run would.
+    """
+    likely = likely_execution(of)
+    is_text = of.condition.label is None
+    if is_text:
+        _check_clip_skip(parts.source, of)
+    return {
+        "tokens": count_tokens(parts.source, of) if is_text else None,
+        "memory": estimate_memory(parts, of, likely),
+        "seconds": timings.recall(of, model_digest),
+    }
+
+
+def find_parts(source: Source, nets: Iterable[str] = ()) -> Parts:
+    """The files and sizes of the model at `source`, and of ControlNets by name.
+
+    Raises ModelError for files that are missing, short or unsafe.
+    """
+    source.check()
+    located = [(name, controlnets.locate(name)) for name in nets]
+    controls = [(name, at, families.component_files(at.path, at.variant)) for name, at in located]
+    beside = {name: sum(map(_numbers, weights)) for name, _, weights in controls}
+    files = {
+        part: families.component_files(source.folder(part), source.variant)
+        for part in _PARTS
+        if source.is_elsewhere(part) or (not source.is_file and source.folder(part).is_dir())
+    }
+    counts = {part: sum(map(_numbers, found)) for part, found in files.items()} | beside
+    listed = [file for found in files.values() for file in found]
+    if not source.is_file:
+        return Parts(source, listed, counts, controls)
+    return Parts(source, [source.path, *listed], {**_numbers_by_part(source.path), **counts}, controls)
+
+
+def _described(name: str, source: Source, files: Sequence[Path]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": str(source.path),
+        "digest": digest.model_digest(source),
+        "files": _files(files),
+    }
+
+
+def _files(files: Sequence[Path]) -> list[dict[str, Any]]:
+    return [{"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)} for file in files]
+
+
+def _numbers_by_part(path: Path) -> dict[str, int]:
+    """How many numbers each part has in a single file; both text encoders of SDXL are one."""
+    counts: Counter[str] = Counter()
+    for name, tensor in families.read_header(path).tensors.items():
+        part = {families.UNET: "unet", families.VAE: "vae", families.CLASSES: "class_embedder"}
+        prefix = next((prefix for prefix in part if name.startswith(prefix)), None)
+        if prefix or name.startswith(("cond_stage_model.", "conditioner.")):
+            counts[part.get(prefix or "", "text_encoder")] += math.prod(tensor.shape)
+    return counts
+
+
+def _numbers(file: Path) -> int:
+    return sum(math.prod(tensor.shape) for tensor in families.read_header(file).tensors.values())
+
+
+def likely_execution(of: Recipe) -> dict[str, str]:
+    """The device and dtype that `auto` will most likely become, told from what the operating system shows.
+
+    Raises InvalidRecipe for a device that cannot be here.
+    """
+    nvidia = any(Path(node).exists() for node in _NVIDIA)
+    mac = platform.system() == "Darwin"
+    device, dtype = of.execution.device, of.execution.dtype
+    if (device == "mps" and not mac) or (device == "cuda" and not nvidia and platform.system() == "Linux"):
+        raise InvalidRecipe(f"there is no {device} device here", "choose --device auto", "device")
+    if device == "auto":
+        device = "cuda" if nvidia else "mps" if mac and platform.machine() == "arm64" else "cpu"
+    if dtype == "auto":
+        dtype = {"cuda": "bfloat16", "mps": "float16"}.get(device) or _cpu_dtype()
+    return {"device": device, "dtype": dtype}
+
+
+def _cpu_dtype() -> str:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return "float32"
+    return "bfloat16" if {"avx512_bf16", "amx_tile"} & set(flags) else "float32"
+
+
+def _check_clip_skip(source: Source, of: Recipe) -> None:
+    files = (source.folder(part) / "config.json" for part in ("text_encoder", "text_encoder_2"))
+    layers = min(int(families.read_json(file)["num_hidden_layers"]) for file in files if file.exists())
+    penultimate = families.read_json(source.folder("unet") / "config.json").get("addition_embed_type") == "text_time"
+    checks.check_clip_skip(of.condition.clip_skip, layers, penultimate=penultimate)
+
+
+def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
+    """The tokens of the prompts in the first text encoder's vocabulary, and the windows of `window` that they take."""
+    from sdcli.diffusion.context.windows import windows
+
+    tokenizer = _tokenizer(source)
+    condition = of.condition
+    divided = [
+        windows(tokenizer, text, condition.prompt_weights) for text in (condition.prompt, condition.negative_prompt)
+    ]
+    prompt, negative_prompt = (sum(map(len, each)) for each in divided)
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "window": tokenizer.max_length - 2,
+        "windows": max(map(len, divided)),
+    }
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(source: Source) -> Tokenizer:
+    from sdcli.models.tokenizer import read_tokenizer
+
+    config = families.read_json(source.folder("text_encoder") / "config.json")
+    return read_tokenizer(
+        source.folder("tokenizer"),
+        window=int(config.get("max_position_embeddings", 77)),
+        vocab_size=int(config.get("vocab_size", 49408)),
+    )
+
+
+def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict[str, Any]:
+    """Bytes on the device at the peak: the weights in the dtype that is likely, and what is kept at the worst moment.
+
+    That moment is in the VAE's decoder, at the picture's full size, or in the U-Net, whose skip connections wait. How
+    many tensors of the largest size live at once was measured with kit at 256 and 512 pixels in float32 and bfloat16,
+    where the estimate came within 25 % of the peak. ControlNets are taken to keep as much again as the U-Net. torch
+    itself is not counted.
+    """
+    unet, vae = (
+        families.read_json(parts.source.folder(part) / "config.json") for part in (parts.source.denoiser, "vae")
+    )
+    size = BYTES[likely["dtype"]]
+    vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
+    weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
+    batch = of.execution.batch_size
+    guided = 2 if of.sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None else 1
+    pixels = of.width * of.height
+    widest = max(vae["block_out_channels"][:2])  # the decoder's last block begins with the width of the one before
+    decoding = 6 * widest * pixels * vae_size * batch
+    latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
+    kept = _kept_by_transformer(unet, latents) if parts.source.denoiser == "transformer" else sum(_kept(unet, latents))
+    denoising = guided * batch * size * kept * (2 if of.layout.nets else 1)
+    return {
+        **likely,
+        "weights": weights,
+        "activations": max(decoding, denoising),
+        "peak": weights + max(decoding, denoising),
+    }
+
+
+def _kept(unet: Mapping[str, Any], latents: int) -> Iterable[int]:
+    """Numbers that the U-Net keeps for one picture: skip connections of each level, and the largest block's own."""
+    layers = unet.get("layers_per_block", 2)
+    channels = unet["block_out_channels"]
+    for level, width in enumerate(channels):
+        count = layers[level] if isinstance(layers, list | tuple) else layers
+        yield (count + 1) * width * latents // 4**level
+    yield 10 * max(width * latents // 4**level for level, width in enumerate(channels))
+
+
+def _kept_by_transformer(transformer: Mapping[str, Any], latents: int) -> int:
+    """Numbers that one block keeps for one picture: its input, three projections, and the fourfold hidden layer."""
+    width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
+    return 10 * width * latents // int(transformer.get("patch_size", 2)) ** 2
+
+
+def lines(said: Mapping[str, Any]) -> Iterable[str]:
+    """A plan as `key: value` lines for people."""
+    memory = said["memory"]
+    pairs = {
+        "model": f"{said['model']['name']} ({said['model']['path']})",
+        "digest": said["model"]["digest"],
+        "files": f"{len(said['model']['files'])}, {gib(sum(file['bytes'] for file in said['model']['files']))}",
+        **{key: _said(value) for key, value in said["recipe"].items() if key not in ("model", "seed") and value != ""},
+        **{f"control {each['name']}": f"{each['path']}, sha256 {each['digest']}" for each in said.get("controls", ())},
+        **_tokens(said["tokens"]),
+        "seeds": ", ".join(map(str, said["seeds"])),
+        "paths": ", ".join(said["paths"]),
+        **({"latents": ", ".join(said["latents"])} if "latents" in said else {}),
+        "memory": memory_in_words(memory),
+        "seconds": "unknown: none like it was made here" if said["seconds"] is None else f"about {said['seconds']:g}",
+    }
+    margin = max(map(len, pairs)) + 2
+    return (f"{key + ':':<{margin}}{' '.join(str(value).split())}" for key, value in pairs.items())
+
+
+def _said(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def memory_in_words(memory: Mapping[str, Any]) -> str:
+    """An estimate of memory for people."""
+    return (
+        f"about {gib(memory['peak'])} on {memory['device']} in {memory['dtype']}: weights "
+        f"{gib(memory['weights'])}, activations {gib(memory['activations'])}"
+    )
+
+
+def _tokens(tokens: Mapping[str, int] | None) -> dict[str, str]:
+    if tokens is None:
+        return {}
+    said = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['windows']} × {tokens['window']}"
+    return {"tokens": said}
+
+
+def gib(count: int) -> str:
+    """Bytes in a unit that people read."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,232 @@
+"""From a picture back to the recipe that makes it, and how a replayed picture differs. Loads PIL, and no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageChops, ImageStat
+
+from sdcli import __version__
+from sdcli.errors import InputError, ModelNotFound
+from sdcli.files import foreign
+from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
+from sdcli.models import controlnets, other_names, registry
+from sdcli.models.digest import file_sha256, model_digest
+from sdcli.models.registry import ModelEntry
+from sdcli.planning import resolve
+from sdcli.planning.remarks import Remark
+from sdcli.recipe.recipe import MAX_SEED, Recipe, keys
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HASH = re.compile(r"[0-9a-f]{10,64}")  # the first digits of a file's SHA-256
+_EXECUTION = ("device", "dtype", "threads", "batch_size")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture, and how to make it again: one recipe, or all that were made in one batch with it, and which it is."""
+
+    path: str
+    found: PictureInfo
+    entry: ModelEntry
+    recipes: Sequence[Recipe]
+    index: int
+    remarks: tuple[Remark, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The picture's own."""
+        return self.recipes[self.index]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two pictures are apart: in how many of `total` pixels, by how much of 255 at most, and PSNR in dB."""
+
+    pixels: int
+    total: int
+    max: int
+    psnr: float
+
+    def __str__(self) -> str:
+        share = f"{self.pixels:,} of {self.total:,} pixels"
+        return f"{share}, by {self.max} of 255 at most, PSNR {self.psnr:.1f} dB"
+
+
+def source(path: str, model: str | None = None, **execution: Any) -> Source:
+    """What the picture at `path` says of its making, as recipes for this machine.
+
+    `model` overrides the one it names, and `execution` (flat keys) what it says of device, dtype and threads. Raises
+    InputError where the picture says too little, ModelNotFound where its model is not here, and InvalidRecipe where
+    the recipe does not fit the model.
+    """
+    found = read(path)
+    if found.recipe is not None:
+        recipe, remarks = _ours(found)
+        recipe["model"] = model or _our_model(path, found)
+    else:
+        recipe, remarks = _theirs(path, found, model)
+    recipe |= execution
+    entry = registry.find(recipe["model"])
+    try:
+        resolved = resolve.resolve_recipe(entry, recipe, user=False)
+    except ModelNotFound as error:
+        raise ModelNotFound(error.message, f"{error.hint}; or say with -m which model it is") from error
+    seeds, index = _batch(found, resolved)
+    if resolved.execution.batch_size > 1 and len(seeds) == 1:
+        remarks.append(
+            Remark(
+                f"the picture was made in a batch of {resolved.execution.batch_size}, and is made again alone",
+                "the seeds of the others are not in it",
+                "batch_size",
+            )
+        )
+    recipes = [resolved.replace(seed=seed, batch_size=len(seeds)) for seed in seeds]
+    return Source(path, found, entry, recipes, index, tuple(remarks))
+
+
+def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[Remark]]:
+    assert found.recipe is not None
+    known = set(keys())
+    return {key: value for key, value in found.recipe.items() if key in known}, list(unknown_keys(found))
+
+
+def unknown_keys(found: PictureInfo) -> Iterator[Remark]:
+    """A remark on each key in sdcli's chunk that this version does not know."""
+    chunk = {key for key in found.chunk if key not in CHUNK_KEYS}
+    for key in sorted({*(found.recipe or {}), *chunk} - set(keys())):
+        yield Remark(f"unknown metadata key {key!r} is not heeded", "was it written by a newer sdcli?", key)
+
+
+CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "control_digests", "batch")
+
+
+def _our_model(path: str, found: PictureInfo) -> str:
+    """The model as the picture names it; a relative path counts from here, or else from beside the picture."""
+    assert found.recipe is not None
+    said = str(found.recipe.get("model", ""))
+    if said in registry.entries() or Path(said).expanduser().exists():
+        return said
+    beside = Path(path).parent / said
+    if said and beside.exists():
+        return str(beside)
+    try:
+        registry.find(said)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{path} was made with {said!r}, which is not here", "say where it is with -m") from error
+    return said
+
+
+def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str, Any], list[Remark]]:
+    said = foreign.translate(found)
+    if said is None:
+        raise InputError(f"{path} does not say how it was made", "only pictures with a recipe inside can be replayed")
+    if "seed" not in said.recipe or said.recipe["seed"] > MAX_SEED:
+        raise InputError(f"{path} does not say which seed it was made with", "without its seed it cannot be replayed")
+    chosen = model or other_names.find_model(said.model, said.model_hash, Path(path).parent)
+    if chosen is None:
+        name = said.model or said.model_hash or "a model that it does not name"
+        raise ModelNotFound(f"{path} was made with {name}, which is not here", "say which model it is with -m")
+    recipe = {"width": found.width, "height": found.height, **said.recipe, "model": chosen}
+    return recipe, [Remark(each, "it cannot be followed", each.partition(":")[0]) for each in said.unhonoured]
+
+
+def other_weights(origin: Source) -> Iterator[Remark]:
+    """Remarks on what goes by the name in the picture, or by `-m`, and is not what the picture was made with.
+
+    Apart from `source`, for it reads the model's files where their digest is not known yet.
+    """
+    found, place, hint = origin.found, registry.locate(origin.entry), "say with -m which model it was made with"
+    now, then = model_digest(place), found.chunk.get("model_digest")
+    if isinstance(then, str) and then != now:
+        yield Remark(_changed("the model", then, now), hint, "model")
+    said = foreign.translate(found) if found.recipe is None else None
+    if said is not None and place.is_file and _HASH.fullmatch(said.model_hash):
+        own = file_sha256(place.path)  # of the file alone, whatever parts stand in for some of it
+        if not own.startswith(said.model_hash):
+            problem = f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {own[:12]}…"
+            yield Remark(problem, hint, "model")
+    for each in _changed_controls(origin.recipe, found.chunk.get("control_digests")):
+        yield Remark(each, "bring back the one that it was made with", "control")
+
+
+def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
+    """The seeds of the batch that the picture was made in, and its place there; alone where that is not known."""
+    said = found.chunk.get("batch")
+    if isinstance(said, Mapping):
+        seeds, index = said.get("seeds"), said.get("index")
+        seeds = seeds if isinstance(seeds, list) else []
+        whole = all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds)
+        if whole and type(index) is int and 0 <= index < len(seeds) and seeds[index] == recipe.seed:
+            return seeds, index
+    return [recipe.seed], 0
+
+
+def _changed(what: str, then: object, now: str) -> str:
+    return f"{what} is not what the picture was made with: sha256 {str(then)[:12]}… then, {now[:12]}… now"
+
+
+def _changed_controls(made: Recipe, then: Any) -> Iterator[str]:
+    """A word on each ControlNet that is not what it was when the picture was made, of which the digests are `then`."""
+    names = [each.name for each in made.layout.controls]
+    if isinstance(then, list) and len(then) == len(names):
+        for name, before, now in zip(names, then, controlnets.digests(made), strict=True):
+            if before != now:
+                yield _changed(f"the ControlNet {name}", before, now)
+
+
+def difference(before: Image.Image, after: Image.Image) -> Difference | None:
+    """How two pictures differ in their RGB pixels, None where they do not.
+
+    Pictures of two sizes differ in every pixel, by 255 and 0 dB. PSNR is 10 log₁₀(255² / mean squared difference).
+    """
+    before, after = before.convert("RGB"), after.convert("RGB")
+    if before.size != after.size:
+        total = max(before.width * before.height, after.width * after.height)
+        return Difference(total, total, 255, 0.0)
+    apart = ImageChops.difference(before, after)
+    if apart.getbbox() is None:
+        return None
+    red, green, blue = apart.split()
+    largest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    histogram = largest.histogram()
+    highest = max(value for value, count in enumerate(histogram) if count)
+    total = before.width * before.height
+    squares = sum(ImageStat.Stat(apart).sum2)
+    psnr = 10 * math.log10(255**2 / (squares / (3 * total)))
+    return Difference(total - histogram[0], total, highest, psnr)
+
+
+def reasons(origin: Source, made: Recipe, digest: str, pixels_sha256: str) -> list[str]:
+    """Why the replay of `origin`, with `made` as its recipe, may differ: what was other when the picture was made."""
+    found = origin.found
+    chunk = found.chunk
+    if chunk.get("pixels_sha256") == pixels_sha256:
+        return ["the file was changed after it was made: the replay gives the pixels that were written then"]
+    told = []
+    if found.intact is False:
+        told.append("the file's pixels are not those that were written")
+    if found.recipe is None:
+        told.append(f"{found.writer} made it, with arithmetic and noise of its own")
+        told += [remark.message for remark in (*origin.remarks, *other_weights(origin))]
+    if found.format not in ("PNG", "TIFF", "BMP"):
+        told.append(f"{found.format} does not keep pixels as they were")
+    then, now = dict(found.recipe or {}), made.to_dict()
+    told += [f"{key}: {then[key]} then, {now[key]} now" for key in _EXECUTION if key in then and then[key] != now[key]]
+    if chunk.get("model_digest", digest) != digest:
+        told.append(_changed("the model", chunk["model_digest"], digest))
+    told += _changed_controls(made, chunk.get("control_digests"))
+    here = {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}}
+    told += [
+        f"{name}: {number} then, {here[name]} now"
+        for name, number in found.software.items()
+        if name in here and here[name] != number
+    ]
+    return told or ["nothing that is recorded differs; another processor rounds otherwise"]

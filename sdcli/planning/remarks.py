@@ -1,0 +1,125 @@
+"""What deserves a word before a picture is made: options that change nothing, sizes a model is not at home with.
+
+A remark is a warning, and with `--strict` an error. An option that asks for what happens anyway (`--batch-size 1`,
+`--eta 0`) is not worth one; an option that asks for something else and does not get it is. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from sdcli.errors import InvalidRecipe
+from sdcli.models.registry import ModelEntry, ModelFacts
+from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe, Sampling
+
+MAX_AREA_RATIO = 2.0
+MAX_ASPECT = 2.0
+MAX_ASPECT_OF_MANY = 4.0
+"""SDXL was trained on sizes of 512×2048 to 2048×512 (Podell et al. 2023, "SDXL", appendix I)."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing worth a word: what it is, what to do about it, and the flat key of the recipe that it is about."""
+
+    message: str
+    hint: str
+    field: str
+
+
+def of(entry: ModelEntry, facts: ModelFacts, recipe: Recipe, *, count: int = 1) -> tuple[Remark, ...]:
+    """The remarks on `recipe`, of which `count` pictures are to be made, for the model of `entry` and `facts`."""
+    return (*_without_effect(facts, recipe, count), *_of_size(entry, facts, recipe))
+
+
+def insist(remarks: Iterable[Remark]) -> None:
+    """Raise the first of `remarks`, if there is one, as InvalidRecipe: what `--strict` makes of them."""
+    for each in remarks:
+        raise InvalidRecipe(each.message, f"{each.hint}; or leave --strict away", each.field)
+
+
+def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[Remark]:
+    yield from _of_text(facts, recipe)
+    sampling = recipe.sampling
+    guided = sampling.guidance_scale > 1 and not facts.guidance_distilled
+    why = "this model's guidance was distilled into its U-Net" if facts.guidance_distilled else "guidance is off"
+    way_out = "leave it away" if facts.guidance_distilled else "leave it away, or raise guidance_scale above 1"
+    if recipe.condition.negative_prompt and not guided and facts.labels is None:
+        yield Remark(f"negative_prompt has no effect: {why}", way_out, "negative_prompt")
+    if sampling.guidance_rescale and not guided:
+        yield Remark(f"guidance_rescale has no effect: {why}", way_out, "guidance_rescale")
+    if 0 < sampling.guidance_scale < 1 and not facts.guidance_distilled:
+        yield Remark(
+            f"guidance_scale {sampling.guidance_scale:g} has no effect: 1 and all below it are no guidance",
+            "choose 1, or more than 1 to guide",
+            "guidance_scale",
+        )
+    if sampling.eta and _is_final(sampling, facts):
+        yield Remark(
+            "eta has no effect: the last step adds no noise, and there is no other", "take more steps, or no eta", "eta"
+        )
+    yield from _idle_controls(recipe)
+    if recipe.execution.batch_size > count:
+        yield Remark(
+            f"batch_size {recipe.execution.batch_size} has no effect beyond the number of pictures, {count}",
+            "ask for more pictures with -n, or choose a smaller batch",
+            "batch_size",
+        )
+
+
+def _idle_controls(recipe: Recipe) -> Iterable[Remark]:
+    """ControlNets that do nothing. A second-order scheduler calls the U-Net twice a step but for its last."""
+    steps = max(1, int(recipe.sampling.steps * (recipe.initial.strength or 1)))
+    for each in recipe.layout.controls:
+        if each.scale == 0:
+            yield Remark(f"control {each} has no effect: its scale is 0", "leave it away", "control")
+        elif not any(each.covers(index, total) for total in (steps, 2 * steps - 1) for index in range(total)):
+            hint = "choose a wider range, or more steps"
+            yield Remark(f"control {each} has no effect: none of the {steps} steps lies in its range", hint, "control")
+
+
+def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
+    """What is said of a prompt where the model takes none, and where it is empty and nothing else is there to draw."""
+    if facts.labels is not None:
+        for each in fields(Condition):
+            if each.name in TEXT_KEYS and getattr(recipe.condition, each.name) != each.default:
+                yield Remark(f"{each.name} has no effect: this model takes a class label", "leave it away", each.name)
+    elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
+        yield Remark("the prompt is empty", "say what to draw", "prompt")
+
+
+def _is_final(sampling: Sampling, facts: ModelFacts) -> bool:
+    """Whether the only step leads to x_0 itself, where no noise is left that eta could refresh."""
+    ends_at_one = facts.scheduler_config.get("set_alpha_to_one", True)
+    return sampling.steps == 1 and (sampling.scheduler == "tcd" or bool(ends_at_one))
+
+
+def _of_size(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
+    """A model is at home with half to twice the area of the pictures it makes unasked, and sides up to 1:2.
+
+    An SDXL, which was trained on many shapes and told which, is at home with sides up to 1:4.
+    """
+    own = {**entry.defaults, **entry.needs}
+    home = own.get("width", facts.native_size), own.get("height", facts.native_size)
+    ratio = recipe.width * recipe.height / (home[0] * home[1])
+    aspect = max(recipe.width, recipe.height) / min(recipe.width, recipe.height)
+    most = MAX_ASPECT_OF_MANY if facts.knows_sizes else MAX_ASPECT
+    size = f"{recipe.width}×{recipe.height}"
+    field = "width" if recipe.width > recipe.height else "height"
+    if not 1 / MAX_AREA_RATIO <= ratio <= MAX_AREA_RATIO:
+        yield Remark(
+            f"{size} is {_times(ratio)} the area this model is at home with, {home[0]}×{home[1]}",
+            "expect repeated or broken things; choose half to twice that area",
+            field,
+        )
+    if aspect > most:
+        yield Remark(
+            f"{size} is longer than this model is at home with: 1:{most:g}",
+            "expect repeated things; choose sides that differ less",
+            field,
+        )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio >= 1 else f"1/{1 / ratio:.1f} of"

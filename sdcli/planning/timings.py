@@ -1,0 +1,83 @@
+"""How long pictures took on this machine: one line a picture in the user's cache, for plans to look up.
+
+A time is known or it is not: nothing is scaled from another size, scheduler or number of steps.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sdcli.models.digest import _cache_directory
+from sdcli.recipe.recipe import Recipe
+
+WORTH_RECORDING = 0.1  # seconds
+MAX_LINES, MAX_BYTES = 1000, 512 * 1024
+_KEYS = ("steps", "scheduler", "width", "height", "device", "dtype", "threads", "batch_size")
+_UNSAID = ("auto", 0)
+
+
+def record(recipe: Recipe, model_digest: str, seconds: float) -> None:
+    """Keep that a picture of `recipe`, resolved, took `seconds`, if that was long. Failing to is no error."""
+    if seconds < WORTH_RECORDING:
+        return
+    file = _cache_directory().parent / "timings.jsonl"
+    line = json.dumps(_key(recipe, model_digest) | {"seconds": round(seconds, 3)})
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as timings:
+            timings.write(line + "\n")
+        if file.stat().st_size > MAX_BYTES:
+            _shorten(file)
+
+
+def _shorten(file: Path) -> None:
+    """Keep the latest lines. One that another process writes at that moment may be lost, which costs nothing."""
+    shorter = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    try:
+        kept = file.read_text(encoding="utf-8").splitlines(keepends=True)[-MAX_LINES:]
+        shorter.write_text("".join(kept), encoding="utf-8")
+        shorter.replace(file)
+    finally:
+        shorter.unlink(missing_ok=True)
+
+
+def recall(recipe: Recipe, model_digest: str) -> float | None:
+    """The seconds that the latest picture like `recipe` took; None where none was made here.
+
+    Like it is a picture of the same model and ControlNets, size, steps, scheduler and guidance, on the same device in
+    the same way; `auto`, and 0 threads, are like any.
+    """
+    key = {name: value for name, value in _key(recipe, model_digest).items() if value not in _UNSAID}
+    key["guided"] = recipe.sampling.guidance_scale > 1
+    latest = None
+    with suppress(OSError, UnicodeDecodeError):
+        lines = (_cache_directory().parent / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in lines[-MAX_LINES:]:
+            said = _read(line)
+            if all(said.get(name) == value for name, value in key.items()):
+                latest = said.get("seconds", latest)
+    return float(latest) if isinstance(latest, int | float) else None
+
+
+def _key(recipe: Recipe, model_digest: str) -> dict[str, Any]:
+    flat = recipe.to_dict()
+    guided = recipe.sampling.guidance_scale > 1
+    return {
+        "model": model_digest,
+        "controls": list(recipe.layout.nets) or None,
+        "guided": guided,
+        "strength": recipe.initial.strength,  # a share of the steps, None without an image
+        **{name: flat[name] for name in _KEYS},
+    }
+
+
+def _read(line: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        value = json.loads(line)
+        if isinstance(value, dict):
+            return value
+    return {}  # a line that broke off

@@ -1,0 +1,1 @@
+"""Everything that determines a picture, and what can be checked of it. Imports nothing heavy."""

@@ -1,0 +1,1 @@
+"""The standard streams, and what a person at a terminal sees."""
