@@ -115,7 +115,7 @@ def test_what_a_transformer_takes_is_said(run: Run, dit: Path, ldm: Path, tmp_pa
     tiny.make_controlnet("sd15", tmp_path / "net")
     for said, hint, arguments in (
         (
-            "is a transformer, and takes no ControlNet",
+            "this model takes no ControlNet",
             "such as sd15",
             ["generate", "--label", "fox", "--control", "net=x.png"],
         ),

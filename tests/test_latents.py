@@ -130,11 +130,9 @@ def test_kit_keeps_its_own_pictures(tmp_path):
     picture = pipeline.run(model, [recipe])[0].image
     z = autoencode.encode_picture(model, picture)
     (tmp_path / "z.safetensors").write_bytes(
-        latent_files.file_of(z, "0" * 64, model="kit", scaling_factor=model.vae.config["scaling_factor"])
+        latent_files.file_of(z, "0" * 64, model="kit", scaling_factor=model.latent_space.scaling_factor)
     )
-    found = latent_files.read(
-        str(tmp_path / "z.safetensors"), model.latent_channels, model.vae.config["scaling_factor"]
-    )
+    found = latent_files.read(str(tmp_path / "z.safetensors"), model.latent_channels, model.latent_space.scaling_factor)
     again = autoencode.decode_picture(model, found.latents)
     error = np.mean((np.asarray(picture, dtype=float) - np.asarray(again, dtype=float)) ** 2)
     assert 10 * np.log10(255**2 / error) >= 30

@@ -33,7 +33,7 @@ def load(path, dtype=torch.float32, **options):
 
 
 def modules(model):
-    parts = {"unet": model.unet, "vae": model.vae}
+    parts = {"unet": model.network, "vae": model.vae}
     names = ("text_encoder", "text_encoder_2")
     return parts | {name: each.model for name, each in zip(names, model.text_encoders, strict=False)}
 
@@ -60,8 +60,8 @@ def test_every_tensor_of_every_family(folders, family):
     model = load(folders[family])
     assert_same_weights(model, folders[family])
     assert len(model.text_encoders) == (2 if family == "sdxl" else 1)
-    assert model.takes_time_ids == (family == "sdxl")
-    assert model.takes_guidance_embedding == (family == "lcm")
+    assert model.facts.knows_sizes == (family == "sdxl")
+    assert model.facts.guidance_distilled == (family == "lcm")
     assert model.force_zeros_for_empty_prompt == (family == "sdxl")
     assert (model.vae_scale_factor, model.latent_channels, model.concat_channels) == (8, 4, 0)
     assert model.scheduler_config["prediction_type"] == ("v_prediction" if family == "sd21-v" else "epsilon")
@@ -82,9 +82,9 @@ def test_modules_compute_what_the_libraries_load(folders):
     ours = model.text_encoders[0].model(ids).last_hidden_state
     assert_close(ours, theirs, rtol=0, atol=0)
     unet = UNet2DConditionModel.from_pretrained(folders["sd15"] / "unet")
-    assert dict(model.unet.config) == {key: unet.config[key] for key in model.unet.config}
+    assert dict(model.network.config) == {key: unet.config[key] for key in model.network.config}
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert_close(model.unet(noise, 7, ours).sample, unet(noise, 7, theirs).sample, rtol=0, atol=0)
+    assert_close(model.network(noise, 7, ours).sample, unet(noise, 7, theirs).sample, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -94,7 +94,7 @@ def test_weights_take_the_type_asked_for(folders, dtype):
 
 def test_a_vae_that_overflows_stays_in_float32(folders):
     model = load(folders["sdxl"], torch.float16)
-    assert model.unet.dtype == torch.float16
+    assert model.network.dtype == torch.float16
     assert model.vae.dtype == torch.float32
     assert load(folders["sdxl"], torch.bfloat16).vae.dtype == torch.bfloat16
     assert load(folders["sd15"], torch.float16).vae.dtype == torch.float16
@@ -133,7 +133,7 @@ def add_variant(folder):
 
 
 def conv_in(model):
-    return model.unet.conv_in.bias
+    return model.network.conv_in.bias
 
 
 def test_fp16_files_where_asked_for_or_alone(folder):
@@ -155,10 +155,10 @@ def test_shards(folders, tmp_path, variant):
     model = load(folders["sd15"])
     folder = shutil.copytree(folders["sd15"], tmp_path / "model")
     (folder / "unet" / WEIGHTS).unlink()
-    model.unet.save_pretrained(folder / "unet", max_shard_size="1MB", variant=variant)
+    model.network.save_pretrained(folder / "unet", max_shard_size="1MB", variant=variant)
     assert len(list((folder / "unet").glob("*.safetensors"))) > 1
-    found = load(folder).unet.state_dict()
-    assert all(torch.equal(found[key], value) for key, value in model.unet.state_dict().items())
+    found = load(folder).network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in model.network.state_dict().items())
     shard = next((folder / "unet").glob("*00002-of*"))
     shard.unlink()
     with pytest.raises(ModelCorrupt, match="00002"):

@@ -117,10 +117,10 @@ def test_cin256_attends_with_one_head():
 def test_facts_are_those_of_the_file(tmp_path):
     path = write_sparse(tmp_path / "model.safetensors", cin256())
     facts = registry.read_facts(Source(path))
-    assert (facts.native_size, facts.size_multiple, facts.in_channels, facts.latent_channels) == (256, 4, 3, 3)
+    assert (facts.native_size, facts.size_multiple, facts.in_channels, facts.latent_space.channels) == (256, 4, 3, 3)
     assert facts.labels is not None
     assert facts.labels.names[279] == ("Arctic fox", "white fox", "Alopex lagopus")
-    assert not facts.is_transformer
+    assert not facts.square_only
 
 
 def test_a_file_gives_the_weights_of_its_folder(ldm, tmp_path):
@@ -151,7 +151,7 @@ def test_a_missing_tensor_is_named(ldm, tmp_path, missing, named):
 
 def test_the_codebook_stays_in_float32(ldm):
     model = loading.load(Source(ldm), name="tiny", device=CPU, dtype=torch.bfloat16)
-    assert (model.unet.dtype, model.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert (model.network.dtype, model.vae.dtype) == (torch.bfloat16, torch.float32)
     assert model.class_embedder.weight.dtype == torch.bfloat16
 
 

@@ -45,7 +45,7 @@ baseline = anonymous()
 watcher = threading.Thread(target=watch)
 watcher.start()
 model = loading.load(Source(Path(sys.argv[1])), name="sd15", device=torch.device("cpu"), dtype=torch.bfloat16)
-parts = (model.unet, model.vae, *(each.model for each in model.text_encoders))
+parts = (model.network, model.vae, *(each.model for each in model.text_encoders))
 weights = sum(each.numel() * each.element_size() for part in parts for each in part.parameters())
 found = {"weights": weights, "load": (peak - baseline) / weights}
 if sys.argv[2] == "draw":

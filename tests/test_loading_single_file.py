@@ -44,7 +44,7 @@ def load(path, **options):
 
 
 def modules(model):
-    return [model.unet, model.vae, *(each.model for each in model.text_encoders)]
+    return [model.network, model.vae, *(each.model for each in model.text_encoders)]
 
 
 def test_a_single_file_gives_the_weights_of_its_folder(pair):

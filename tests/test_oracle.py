@@ -73,10 +73,9 @@ class Oracle(Recorder):
     told: Told = lambda beside, conditions: of_text(conditions["encoder_hidden_states"])
     prediction_type: str = "epsilon"
     channels: int = 4
-    config: dict[str, Any] = field(default_factory=lambda: {"addition_embed_type": None, "time_cond_proj_dim": None})
 
-    def __post_init__(self) -> None:
-        self.config["in_channels"] = self.channels
+    def __call__(self, sample: Tensor, timestep: Tensor, **conditions: Any) -> tuple[Tensor]:
+        return super().__call__(sample, timestep.flatten()[0], **conditions)  # a DiT is told it once a picture
 
     def answer(self, sample: Tensor, timestep: float, **conditions: Any) -> Tensor:
         alpha, sigma = levels(timestep)
@@ -289,7 +288,9 @@ CONTEXTS = (
 
 def sampled(model: LatentDiffusionModel, case: Case, oracle: Oracle, scheduler: str, config: dict[str, Any]) -> Tensor:
     parts = {"classes": case.classes, "controlnets": case.controlnets}
-    model = replace(case.model or model, unet=oracle, scheduler_config=config, **parts)
+    model = case.model or model
+    facts = replace(model.facts, in_channels=oracle.channels)
+    model = replace(model, network=oracle, facts=facts, scheduler_config=config, **parts)
     asked = {**pairs.DEFAULTS, "steps": STEPS, "guidance_scale": SCALE, "scheduler": scheduler, **case.said}
     recipes = [Recipe.from_dict({"model": "", **asked, "seed": seed}) for seed in SEEDS]
     return pipeline.sample(model, recipes, given=case.given)

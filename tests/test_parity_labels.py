@@ -132,7 +132,7 @@ def test_bfloat16_draws_nearly_the_same(make, tmp_path):
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert abs(wide - narrow).mean() < 16
-    assert load(folder, torch.bfloat16).unet.dtype == torch.bfloat16
+    assert load(folder, torch.bfloat16).network.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("make", [tiny.make_dit, tiny.make_ldm])

@@ -99,7 +99,7 @@ def test_nan_latents_are_no_picture(sd15):
     recipe = device.resolve_execution(recipe_for(sd15))
     model = assemble.load(Source(sd15), recipe)
     with torch.no_grad():
-        model.unet.conv_out.bias.fill_(float("nan"))
+        model.network.conv_out.bias.fill_(float("nan"))
     with pytest.raises(InvalidPicture):
         pipeline.run(model, [recipe])
 

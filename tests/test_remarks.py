@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.models import registry
 from sdcli.models.registry import ModelEntry, ModelFacts
@@ -14,7 +15,11 @@ from sdcli.recipe.recipe import Recipe
 
 ENTRY = ModelEntry(name="some")
 FACTS = ModelFacts(
-    native_size=512, size_multiple=8, in_channels=4, latent_channels=4, scheduler_config={"set_alpha_to_one": False}
+    native_size=512,
+    size_multiple=8,
+    in_channels=4,
+    latent_space=LatentSpace(),
+    scheduler_config={"set_alpha_to_one": False},
 )
 LCM = replace(FACTS, guidance_distilled=True)
 BASE = {"model": "some", "prompt": "fox", "steps": 20, "guidance_scale": 7.0, "scheduler": "ddim", "seed": 1}

@@ -67,7 +67,7 @@ def test_each_part_comes_from_where_it_is_said_to_come_from(sd15, other):
     model = load(composed(sd15, vae=other / "vae"))
     own, others = load(Source(sd15)), load(Source(other))
     assert torch.equal(weights(model.vae), weights(others.vae))
-    assert torch.equal(weights(model.unet), weights(own.unet))
+    assert torch.equal(weights(model.network), weights(own.network))
     assert torch.equal(weights(model.text_encoders[0].model), weights(own.text_encoders[0].model))
     assert not torch.equal(weights(own.vae), weights(others.vae))
 
@@ -103,7 +103,7 @@ def test_a_single_file_takes_a_part_of_a_folder_s(sd15, other, tmp_path):
     source = Source(file, configs=sd15, parts=(("vae", other / "vae"),))
     model, own, others = load(source), load(Source(sd15)), load(Source(other))
     assert torch.equal(weights(model.vae), weights(others.vae))
-    assert torch.equal(weights(model.unet), weights(own.unet))
+    assert torch.equal(weights(model.network), weights(own.network))
     assert model_digest(source) not in (model_digest(alone), model_digest(Source(other)))
     plan = dry_run.find_parts(source)
     assert plan.files == [file, *(other / "vae").glob("*.safetensors")]
@@ -118,7 +118,7 @@ def test_the_class_is_the_part_s_own(sd15, tmp_path):
 
 def test_facts_are_those_of_the_parts(sd15, inpaint):
     facts = registry.read_facts(composed(sd15, unet=inpaint))
-    assert (facts.in_channels, facts.latent_channels, facts.native_size) == (9, 4, 64)
+    assert (facts.in_channels, facts.latent_space.channels, facts.native_size) == (9, 4, 64)
     assert load(composed(sd15, unet=inpaint)).concat_channels == 5
 
 

@@ -63,7 +63,7 @@ def encode(
         from sdcli.files import inputs
 
         picture, _ = inputs.open_picture(image, None)
-        inputs.check_whole(picture, facts.cell, image)
+        inputs.check_whole(picture, facts.latent_space.vae_scale_factor, image)
         return picture
 
     def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> vae_orders.Made:
@@ -71,7 +71,7 @@ def encode(
         from sdcli.files import latent_files
 
         z = autoencode.encode_picture(loaded, picture)
-        scaling = loaded.vae.config["scaling_factor"]
+        scaling = loaded.latent_space.scaling_factor
         data = latent_files.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
         return data, picture.size, tuple(z.shape)
 
@@ -96,7 +96,7 @@ def decode(
     def read(facts: ModelFacts) -> LatentFile:
         from sdcli.files import latent_files
 
-        return latent_files.read(latents, facts.latent_channels, facts.scaling_factor)
+        return latent_files.read(latents, facts.latent_space.channels, facts.latent_space.scaling_factor)
 
     def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> vae_orders.Made:
         from io import BytesIO

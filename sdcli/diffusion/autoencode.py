@@ -1,4 +1,4 @@
-"""z(x) and back: pictures to scaled latents, latents to pixels. Knows nothing of prompts or of the loop."""
+"""z(x) and back: pictures to normalised latents, latents to pixels. Knows nothing of prompts or of the loop."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sdcli.files import images
 
 @torch.inference_mode()
 def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
-    """z(x), scaled, (1, C, h, w) in float32, of an upright picture of whole latents; what is transparent shows white.
+    """z(x), normalised, (1, C, h, w) in float32, of an upright picture of whole latents.
 
-    It is the mean of the encoder's Gaussian: nothing is drawn, and the same picture gives the same latents.
+    Transparent pixels are taken as white. The latents are the mean of the encoder's Gaussian: nothing is drawn, and the
+    same picture gives the same latents.
     """
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     encoded = model.vae.encode(images.to_pixels(picture).to(model.device, model.vae.dtype))
     mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-    scaled: Tensor = mean.float().cpu() * model.vae.config["scaling_factor"]
-    return scaled
+    return model.latent_space.normalize(mean.float().cpu())
 
 
 @torch.inference_mode()
 def decode_picture(model: LatentDiffusionModel, latents: NDArray[np.float32]) -> Image.Image:
-    """The picture of scaled `latents` (1, C, h, w), as the command that saved them made it.
+    """The picture of `latents` (1, C, h, w), as the command that saved them made it.
 
     Raises InvalidPicture where the VAE gives NaN.
     """
@@ -38,8 +38,8 @@ def decode_picture(model: LatentDiffusionModel, latents: NDArray[np.float32]) ->
 
 def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
     """Pixels (B, 3, H, W), float32, nominally in −1 … 1, from latents; they may be none (NaN)."""
-    scaled = latents / model.vae.config["scaling_factor"]
-    pixels: Tensor = model.vae.decode(scaled.to(model.vae.dtype), return_dict=False)[0].float().cpu()
+    z = model.latent_space.denormalize(latents)
+    pixels: Tensor = model.vae.decode(z.to(model.vae.dtype), return_dict=False)[0].float().cpu()
     return pixels
 
 

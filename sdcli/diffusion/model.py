@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
     import torch
-    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel, VQModel
+    from diffusers import (
+        AutoencoderKL,
+        AutoencoderTiny,
+        ControlNetModel,
+        DiTTransformer2DModel,
+        UNet2DConditionModel,
+        VQModel,
+    )
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    from sdcli.diffusion.transformer import Transformer
+    from sdcli.diffusion.facts import Facts
+    from sdcli.diffusion.latent_space import LatentSpace
     from sdcli.files.palette import Class
     from sdcli.recipe.labels import Labels
 
@@ -65,16 +73,20 @@ class LatentDiffusionModel:
     The VAE alone may be in float32 where `dtype` is not: SDXL's overflows in float16 (`force_upcast`), and a VQModel
     looks for the nearest of its codes. `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the
     order in which their hidden states are concatenated, and none where the model takes `labels`; these go through
-    `class_embedder`, or into `unet` as they are. `unet` is f(z, t, y), be it a U-Net or a transformer called like one.
-    `scheduler_config` is the training noise schedule in diffusers' key names. `classes` are those of the maps that the
-    U-Net takes. `controlnets` stand beside it, by the names that a recipe calls them. Everything a model can do is read
-    from the configs of its parts, never from its name.
+    `class_embedder`, or into `network` as they are. `network` is f(z, t, y), a U-Net or a transformer, and
+    `architecture` the name of the module that encodes y for it and calls it; `facts` and `latent_space` are what that
+    module reads from the configs. `scheduler_config` is the training noise schedule in diffusers' key names. `classes`
+    are those of the maps that the network takes. `controlnets` stand beside it, by the names that a recipe calls them.
+    Everything a model can do is read from the configs of its parts, never from its name.
     """
 
     name: str
     vae: AutoencoderKL | AutoencoderTiny | VQModel
     text_encoders: tuple[TextEncoder, ...]
-    unet: UNet2DConditionModel | Transformer
+    network: UNet2DConditionModel | DiTTransformer2DModel
+    architecture: str
+    facts: Facts
+    latent_space: LatentSpace
     scheduler_config: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
@@ -87,24 +99,14 @@ class LatentDiffusionModel:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels a side that one latent stands for: 8 for every Stable Diffusion, 4 for LDM's VQ-f4."""
-        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
+        return self.latent_space.vae_scale_factor
 
     @property
     def latent_channels(self) -> int:
         """Channels of z: 4 for every Stable Diffusion, 3 for LDM's VQ-f4."""
-        return int(self.vae.config["latent_channels"])
-
-    @property
-    def takes_time_ids(self) -> bool:
-        """Whether the U-Net takes SDXL's added conditions: pooled text embeddings and size/crop time ids."""
-        return bool(self.unet.config["addition_embed_type"] == "text_time")
-
-    @property
-    def takes_guidance_embedding(self) -> bool:
-        """Whether guidance was distilled into the U-Net as an embedding of its scale (LCM)."""
-        return self.unet.config["time_cond_proj_dim"] is not None
+        return self.latent_space.channels
 
     @property
     def concat_channels(self) -> int:
-        """Channels of context that the U-Net takes beside the latents, 0 for plain text-to-image."""
-        return int(self.unet.config["in_channels"]) - self.latent_channels
+        """Channels of context that the network takes beside the latents, 0 for plain text-to-image."""
+        return self.facts.in_channels - self.latent_channels

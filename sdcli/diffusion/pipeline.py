@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli.diffusion import autoencode, samplers
-from sdcli.diffusion.context import Context, Residuals, control, label, masked_image, segmentation, text
+from sdcli.diffusion import architectures, autoencode, samplers
+from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
 from sdcli.diffusion.denoise import Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
+from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import draw_noise, initial_latents
 from sdcli.files import images, inputs, latent_files, maps
@@ -76,7 +77,7 @@ def run(
     seconds = (time.perf_counter() - started) / len(recipes)
     seeds = [recipe.seed for recipe in recipes]
     controls = tuple(model.controlnets[each.name].source for each in recipes[0].layout.controls)
-    scaling, on_cpu = model.vae.config["scaling_factor"], latents.cpu()
+    scaling, on_cpu = model.latent_space.scaling_factor, latents.cpu()
     results = []
     for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
         flat = flatness[index]
@@ -103,16 +104,16 @@ def sample(
 
     context = encode_condition(model, recipe)
     scheduler = samplers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
-    scheduler.set_timesteps(sampling.steps)
+    architecture = architectures.load(model.architecture)
+    architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
     start = _start(model, recipe, scheduler, generators, given)
+    context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, given))
+    denoiser = architecture.bind(model.network, context, guidance_of(recipe), len(recipes))
     return denoise(
-        model.unet,
+        denoiser,
         scheduler,
         start.latents,
-        replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, given)),
         timesteps=start.timesteps,
-        guidance_scale=sampling.guidance_scale,
-        guidance_rescale=sampling.guidance_rescale,
         eta=sampling.eta,
         generators=generators,
         constrain=start.constrain,
@@ -122,21 +123,13 @@ def sample(
 
 def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:
     """y, of what the recipe says is to be drawn: a class label or a text, whichever the model takes."""
-    condition, guidance_scale = recipe.condition, recipe.sampling.guidance_scale
-    index = checks.check_condition(model.labels, condition)
-    if index is not None:
-        return label.encode(model, index, guidance=guidance_scale > 1)
-    return text.encode(
-        model,
-        condition.prompt,
-        condition.negative_prompt,
-        guidance=guidance_scale > 1,
-        clip_skip=condition.clip_skip,
-        prompt_weights=condition.prompt_weights,
-        width=recipe.width,
-        height=recipe.height,
-        guidance_scale=guidance_scale,
-    )
+    architecture, size = architectures.load(model.architecture), (recipe.width, recipe.height)
+    return architecture.encode(model, recipe.condition, size, guidance_of(recipe))
+
+
+def guidance_of(recipe: Recipe) -> Guidance:
+    """How strongly the recipe's context is to be followed."""
+    return Guidance(recipe.sampling.guidance_scale, recipe.sampling.guidance_rescale)
 
 
 @dataclass(frozen=True)
@@ -164,7 +157,7 @@ def _start(
     mapped = recipe.layout.segmentation_map is not None
     in_channels = model.latent_channels + model.concat_channels
     checks.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
-    shape = model.latent_channels, *(side // model.vae_scale_factor for side in (recipe.height, recipe.width))
+    shape = model.latent_space.shape(recipe.width, recipe.height)
     if given is None and recipe.initial.init_latents is None:
         latents = initial_latents(generators, shape, scheduler, model.device)
         return _Start(latents, scheduler.timesteps, _map_channels(model, recipe))
@@ -198,7 +191,7 @@ def _start(
 
 def _read_latents(model: LatentDiffusionModel, recipe: Recipe) -> Tensor:
     """The latents (1, C, h, w), float32, that the recipe starts from."""
-    initial, scaling = recipe.initial, model.vae.config["scaling_factor"]
+    initial, scaling = recipe.initial, model.latent_space.scaling_factor
     file = str(initial.init_latents)
     found = latent_files.read(file, model.latent_channels, scaling, initial.init_latents_sha256)
     return torch.from_numpy(found.latents).to(model.device)

@@ -89,7 +89,7 @@ def for_maps(unet: Mapping[str, Any], facts: ModelFacts) -> str:
             return name
     taking = registry.for_maps()
     hints = [f"use -m {taking}"] if registry.facts_of(registry.find(taking)).classes else []
-    if not facts.is_transformer:
+    if facts.takes_controlnets:
         hints.append(f"name with --control a ControlNet that reads maps; {_taken(unet)}")
     raise InvalidRecipe(
         f"this model takes a {'text' if facts.labels is None else 'class label'}, and no segmentation map",
@@ -101,17 +101,17 @@ def for_maps(unet: Mapping[str, Any], facts: ModelFacts) -> str:
 def check_fit(name: str, unet: Mapping[str, Any], facts: ModelFacts) -> None:
     """Raise InvalidRecipe, saying what the model takes, unless a ControlNet fits the model of this U-Net config."""
     config = families.read_json(locate(name).path / "config.json")
-    if facts.is_transformer:
-        hint = "leave --control away, or use a model with a U-Net, such as sd15"
-        raise InvalidRecipe("this model is a transformer, and takes no ControlNet", hint, "control")
+    if not facts.takes_controlnets:
+        hint = "omit --control, or use a model with a U-Net, such as sd15"
+        raise InvalidRecipe("this model takes no ControlNet", hint, "control")
     for key, (default, words) in _ALIKE.items():
         theirs, ours = (_plain(each.get(key, default)) for each in (config, unet))
         if theirs != ours:
             said = f"it is made for {words.format(theirs)}, and the model's is {ours}"
             raise InvalidRecipe(f"the ControlNet {name} does not fit this model: {said}", _taken(unet), "control")
-    cell = 2 ** (len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
-    theirs = config.get("in_channels", 4), config.get("conditioning_channels", 3), cell
-    ours = facts.latent_channels, 3, facts.cell
+    vae_scale_factor = 2 ** (len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
+    theirs = config.get("in_channels", 4), config.get("conditioning_channels", 3), vae_scale_factor
+    ours = facts.latent_space.channels, 3, facts.latent_space.vae_scale_factor
     if theirs != ours:
         said = "it takes latents of {} channels and pictures of {} channels, {} pixels a latent".format(*theirs)
         hint = "this model has latents of {} channels, and pictures {} channels, {} pixels a latent".format(*ours)

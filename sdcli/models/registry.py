@@ -18,6 +18,8 @@ from typing import Any
 
 from sdcli import config
 from sdcli.config import Setting
+from sdcli.diffusion import architectures
+from sdcli.diffusion.facts import Facts
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.files import palette
 from sdcli.models import families, labels
@@ -60,29 +62,15 @@ class ModelEntry:
     """SHIPPED, or the user's file that names the model; "" for a path or repository that has no name."""
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What a model's configs say of the pictures it makes. Sizes in pixels."""
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(Facts):
+    """What a model's configs say of the pictures it makes: those of its network and VAE, and the rest."""
 
-    native_size: int
-    size_multiple: int
-    in_channels: int
-    latent_channels: int
     scheduler_config: Mapping[str, Any]
-    guidance_distilled: bool = False
-    """Whether the U-Net takes its guidance scale as an embedding (LCM), and no unconditional half."""
-    knows_sizes: bool = False
-    """Whether the U-Net is told the size of the picture (SDXL)."""
     classes: tuple[palette.Class, ...] = ()
     """Those of the segmentation maps that the U-Net takes, a channel each."""
     labels: Labels | None = None
     """The classes of a model that takes a class label, None for one that takes a text."""
-    cell: int = 8
-    """Pixels a side that one latent stands for."""
-    is_transformer: bool = False
-    """Whether a transformer takes the U-Net's place: diffusers' makes squares only, and no ControlNet goes with it."""
-    scaling_factor: float = 0.18215
-    """What the VAE's latents are multiplied by for the U-Net; unsaid, as diffusers has it."""
 
 
 def entries() -> Mapping[str, ModelEntry]:
@@ -226,23 +214,14 @@ def read_facts(source: Source) -> ModelFacts:
     source.check()
     if source.is_controlnet:
         raise _no_model(source.path.name)
-    unet, vae = (_config(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
-    is_transformer = source.denoiser == "transformer"
+    network, vae = (_config(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
+    architecture = architectures.load(architectures.find(source.denoiser, network))
     try:
-        multiple = 2 ** (len(vae["block_out_channels"]) - 1)
         return ModelFacts(
-            native_size=int(unet["sample_size"]) * multiple,
-            size_multiple=multiple * int(unet.get("patch_size", 2) if is_transformer else 1),
-            in_channels=int(unet["in_channels"]),
-            latent_channels=int(vae.get("latent_channels", 4)),  # diffusers' own default
+            **vars(architecture.facts(network, vae)),
             scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
-            guidance_distilled=unet.get("time_cond_proj_dim") is not None,
-            knows_sizes=unet.get("addition_embed_type") == "text_time",
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
-            cell=multiple,
-            is_transformer=is_transformer,
-            scaling_factor=vae.get("scaling_factor", ModelFacts.scaling_factor),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error

@@ -59,7 +59,7 @@ def resolve_recipe(
     """
     facts = facts_of(entry)
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
-    check_channels(facts.in_channels, facts.latent_channels, len(facts.classes), masked=masked, mapped=mapped)
+    check_channels(facts.in_channels, facts.latent_space.channels, len(facts.classes), masked=masked, mapped=mapped)
     if options.get("image") is not None:
         options = _with_inputs(entry, options, facts, given, user=user)
     elif options.get("init_latents") is not None:
@@ -72,7 +72,7 @@ def resolve_recipe(
     index = check_condition(facts.labels, made.condition)
     if facts.labels is not None and index is not None:
         made = made.replace(label=facts.labels.name(index))
-    check_size(made.width, made.height, facts.size_multiple, square=facts.is_transformer)
+    check_size(made.width, made.height, facts.size_multiple, square=facts.square_only)
     sampling = made.sampling
     check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
     return made
@@ -88,7 +88,7 @@ def _with_inputs(
     said = {key: each.value for key, each in settings(entry, options, facts, user=user).items()}
     kept = {key: said.get(key) for key in ("padding", "strength")}
     size = home["width"].value, home["height"].value
-    if facts.is_transformer:
+    if facts.square_only:
         side = options.get("width") or options.get("height") or size[0]
         options = {"width": side, "height": side, **options}
     return inputs.complete(given or inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
@@ -100,8 +100,9 @@ def _with_latents(options: Mapping[str, Any], facts: ModelFacts) -> dict[str, An
 
     initial = initial_of(options)
     file = str(initial.init_latents)
-    found = latent_files.read(file, facts.latent_channels, facts.scaling_factor, initial.init_latents_sha256)
-    height, width = (side * facts.cell for side in found.latents.shape[2:])
+    space = facts.latent_space
+    found = latent_files.read(file, space.channels, space.scaling_factor, initial.init_latents_sha256)
+    height, width = (side * space.vae_scale_factor for side in found.latents.shape[2:])
     for key, own in (("width", width), ("height", height)):
         if options.get(key) not in (None, own):
             raise InvalidRecipe(

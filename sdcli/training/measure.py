@@ -229,7 +229,7 @@ def trials_of(
     facts: ModelFacts, sprites: Sprites, vocabulary: Vocabulary, counts: Counts
 ) -> Iterator[dict[str, list[Trial]]]:
     """What a model is asked, by kind, after what its U-Net takes beside its latents."""
-    if facts.in_channels == facts.latent_channels:
+    if facts.in_channels == facts.latent_space.channels:
         yield text_trials(vocabulary, counts.seen, counts.held_out)
     elif not facts.classes:
         yield {"masks": list(inpaint_trials(sprites, vocabulary, counts.masks))}

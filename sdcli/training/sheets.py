@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdcli.diffusion.architectures import unet
 from sdcli.diffusion.context import Context
 from sdcli.diffusion.denoise import denoise
+from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.noise import initial_latents
 from sdcli.training.parts import Parts, tokenize
 from sdcli.training.pool import Pool
@@ -73,15 +75,9 @@ def draw(parts: Parts, prompts: Sequence[str], context: Tensor | None, team: Tea
         encode = parts.text_encoder
         states = encode(tokenize(parts.tokenizer, list(prompts)).to(team.device)).last_hidden_state
         empty = encode(tokenize(parts.tokenizer, [""]).to(team.device)).last_hidden_state
-        latents = denoise(
-            parts.unet,
-            scheduler,
-            start,
-            Context(states, empty, concat_latents=None if context is None else context.to(team.device)),
-            timesteps=scheduler.timesteps,
-            guidance_scale=GUIDANCE_SCALE,
-            generators=generators,
-        )
+        y = Context(states, empty, concat_latents=None if context is None else context.to(team.device))
+        denoiser = unet.bind(parts.unet, y, Guidance(GUIDANCE_SCALE), len(prompts))
+        latents = denoise(denoiser, scheduler, start, timesteps=scheduler.timesteps, generators=generators)
     return decode(parts, latents, team)
 
 

@@ -9,27 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sdcli.diffusion.denoise import Evaluation
 
-@dataclass(frozen=True)
-class Round:
-    """One call of the U-Net: which of `total`, counted from 0, and whether an unconditional half comes first in it."""
+Residuals = Callable[["Tensor", "Tensor", Mapping[str, Any], "Evaluation", bool], Mapping[str, Any]]
+"""What is added inside the U-Net in one evaluation, as keyword arguments for it, which may be none.
 
-    index: int
-    total: int
-    guided: bool
-
-
-Residuals = Callable[["Tensor", "Tensor", Mapping[str, Any], Round], Mapping[str, Any]]
-"""What is added inside the U-Net in one round, as keyword arguments for it, which may be none.
-
-Takes the latents as the U-Net gets them (B, C, h, w), without concatenated channels; the timestep; and the U-Net's
-other keyword arguments.
+Takes the latents as the U-Net gets them (B, C, h, w), without concatenated channels; the timestep; the U-Net's
+other keyword arguments; which evaluation it is, and whether an unconditional half comes first in it.
 """
 
 
 @dataclass(frozen=True)
 class Context:
-    """y as the U-Net takes it, for a batch of B pictures.
+    """y, encoded, for a batch of B pictures; one picture stands for all of a batch.
 
     By cross-attention: `prompt_embeds` (B, L, D) and, where guidance needs the unconditional half,
     `negative_prompt_embeds` (B, L, D), of the same L. SDXL's U-Net takes besides the pooled embeddings (B, P) and

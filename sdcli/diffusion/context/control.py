@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, cat, zeros_like
 
-from sdcli.diffusion.context import Residuals, Round
+from sdcli.diffusion.context import Residuals
 from sdcli.recipe.control import Control
+
+if TYPE_CHECKING:
+    from sdcli.diffusion.denoise import Evaluation
 
 
 @dataclass(frozen=True)
 class Reading:
     """A ControlNet (diffusers' ControlNetModel) and the picture it reads: (1, 3, H, W), 0 … 1, of 8 pixels a latent.
 
-    `said` is how strongly and in which rounds its residuals count.
+    `said` is how strongly and in which evaluations its residuals count.
     """
 
     net: Any
@@ -32,11 +35,13 @@ class Reading:
 def encode(readings: Sequence[Reading]) -> Residuals:
     """The residuals of all `readings` together, which add up."""
 
-    def residuals(sample: Tensor, timestep: Tensor, conditions: Mapping[str, Any], at: Round) -> Mapping[str, Any]:
+    def residuals(
+        sample: Tensor, timestep: Tensor, conditions: Mapping[str, Any], evaluation: Evaluation, guided: bool
+    ) -> Mapping[str, Any]:
         summed: list[Tensor] = []
         for reading in readings:
-            if reading.said.covers(at.index, at.total):
-                one = _residuals(reading, sample, timestep, conditions, at.guided)
+            if reading.said.covers(evaluation.index, evaluation.total):
+                one = _residuals(reading, sample, timestep, conditions, guided)
                 summed = [each + more for each, more in zip(summed, one, strict=True)] if summed else one
         if not summed:
             return {}

@@ -17,20 +17,19 @@ from sdcli.diffusion.noise import draw_noise
 
 
 def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequence[Generator]) -> Tensor:
-    """z(x), scaled: latents (B, C, h, w), float32, of one image `pixels` (1, 3, H, W) in −1 … 1, B generators.
+    """z(x), normalised: latents (B, C, h, w), float32, of one image `pixels` (1, 3, H, W) in −1 … 1, B generators.
 
     The encoder gives a Gaussian's mean and standard deviation (Kingma & Welling 2014, "Auto-Encoding Variational
     Bayes"), from which each picture draws with its generator; AutoencoderTiny gives latents, and nothing is drawn.
     """
     encoded = model.vae.encode(pixels.to(model.device, model.vae.dtype))
     if hasattr(encoded, "latents"):
-        latents = encoded.latents.float().expand(len(generators), -1, -1, -1)
+        z = encoded.latents.float().expand(len(generators), -1, -1, -1)
     else:
         gaussian = encoded.latent_dist
         mean, deviation = gaussian.mean.float(), gaussian.std.float()
-        latents = mean + deviation * draw_noise(generators, mean.shape[1:]).to(mean.device)
-    scaled: Tensor = latents * model.vae.config["scaling_factor"]
-    return scaled
+        z = mean + deviation * draw_noise(generators, mean.shape[1:]).to(mean.device)
+    return model.latent_space.normalize(z)
 
 
 def mask_latents(model: LatentDiffusionModel, mask: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def hold_known(
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """What `denoise` takes as `constrain`, for a U-Net that knows nothing of masks: the known part is put back.
 
-    After each round the image's latents (B, C, h, w), with the one `noise` at the next timestep's level, replace
+    After each evaluation the image's latents (B, C, h, w), with the one `noise` at the next timestep's level, replace
     what the U-Net made of them (Lugmayr et al. 2022, "RePaint", eq. 8, without its resampling); `mask` (1, 1, h, w).
     """
 

@@ -48,8 +48,9 @@ def encode(
     Raises InvalidRecipe for a `clip_skip` beyond the text encoder's layers.
     """
     layers = min(int(each.model.config.num_hidden_layers) for each in model.text_encoders)
-    check_clip_skip(clip_skip, layers, penultimate=model.takes_time_ids)
-    with_negative = guidance and not model.takes_guidance_embedding
+    facts = model.facts
+    check_clip_skip(clip_skip, layers, penultimate=facts.knows_sizes)
+    with_negative = guidance and not facts.guidance_distilled
     zeros = with_negative and model.force_zeros_for_empty_prompt and not negative_prompt
     prompts = [prompt] if zeros or not with_negative else [prompt, negative_prompt]
     tokens = [[windows(each.tokenizer, text, prompt_weights) for each in model.text_encoders] for text in prompts]
@@ -64,10 +65,10 @@ def encode(
         negative_embeds, negative_pooled = _embed(model, tokens[1], count, clip_skip=1)
 
     time_ids, timestep_cond = None, None
-    if model.takes_time_ids:
+    if facts.knows_sizes:
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=model.device)
-    if model.takes_guidance_embedding:
-        width_of_embedding = model.unet.config["time_cond_proj_dim"]
+    if facts.guidance_distilled:
+        width_of_embedding = model.network.config["time_cond_proj_dim"]
         timestep_cond = guidance_embedding(guidance_scale, width_of_embedding).to(model.device)
     return Context(
         prompt_embeds=prompt_embeds,
@@ -87,11 +88,11 @@ def _embed(
     D is the sum of the encoders' widths. The pooled embedding (1, P) is the last encoder's, None where the U-Net
     takes none.
     """
-    states, pooled = [], None
+    states, pooled, penultimate = [], None, model.facts.knows_sizes
     for encoder, of_encoder in zip(model.text_encoders, tokens, strict=True):
         filled = [*of_encoder, *[[] for _ in range(count - len(of_encoder))]]
         output = _run(encoder, filled)
-        if model.takes_time_ids:  # SDXL: the last layer but one, without the final layer norm
+        if penultimate:  # SDXL: the last layer but one, without the final layer norm
             hidden = output.hidden_states[-(clip_skip + 1)]
             pooled = getattr(output, "text_embeds", None)
         elif clip_skip == 1:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdcli.diffusion import architectures
 from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder
-from sdcli.diffusion.transformer import Transformer
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.files import palette
 from sdcli.models import families, labels
@@ -97,11 +97,19 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     text_encoders = [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
     part = partial(_component, source, index, find, device=device, dtype=dtype)
     needed = PIPELINES[index["_class_name"]]
+    network_part = "transformer" if "transformer" in needed else "unet"
+    family = architectures.find(network_part, {"_class_name": index[network_part][1]})
+    architecture = architectures.load(family)
+    text = tuple(_text_encoder(source, index, find, each, device, dtype) for each in text_encoders)
+    network, vae = part(network_part), part("vae", dtype=torch.float32 if kept_wide else dtype)
     model = LatentDiffusionModel(
         name=name,
-        text_encoders=tuple(_text_encoder(source, index, find, each, device, dtype) for each in text_encoders),
-        unet=Transformer(part("transformer")) if "transformer" in needed else part("unet"),
-        vae=part("vae", dtype=torch.float32 if kept_wide else dtype),
+        text_encoders=text,
+        network=network,
+        architecture=family,
+        facts=architecture.facts(network.config, vae.config),
+        latent_space=architecture.latent_space(vae),
+        vae=vae,
         labels=labels.read(source),
         class_embedder=part("class_embedder") if "class_embedder" in needed else None,
         scheduler_config=families.read_json(source.folder("scheduler") / "scheduler_config.json"),
@@ -110,10 +118,9 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
         classes=palette.read(palette.find(source.folder("unet")).parent),
     )
-    try:
-        _check_fit(model, source.base)
-    except ModelCorrupt as error:
-        raise source.explain(error) from None
+    misfit = architecture.misfit(model)
+    if misfit is not None:
+        raise source.explain(ModelCorrupt(f"{source.base}: {misfit}", _GET_ANEW))
     return model
 
 
@@ -281,15 +288,3 @@ def _pick(stored: Mapping[str, Stored], key: str, where: Path) -> Stored:
     if key not in stored:
         raise ModelCorrupt(f"{where} lacks the tensor {key}", "get the model anew, or one that is whole")
     return stored[key]
-
-
-def _check_fit(model: LatentDiffusionModel, where: Path) -> None:
-    """Raise ModelCorrupt where the components, each sound, do not fit each other."""
-    width = sum(encoder.model.config.hidden_size for encoder in model.text_encoders)
-    width += model.class_embedder.embedding_dim if model.class_embedder is not None else 0
-    takes = model.unet.config["cross_attention_dim"]
-    if model.unet.config["encoder_hid_dim"] is None and takes != (width or None):
-        what = "text encoders give" if model.text_encoders else "class embedder gives"
-        raise ModelCorrupt(f"{where}: its {what} {width} features a token, its U-Net takes {takes}", _GET_ANEW)
-    if model.unet.config["out_channels"] != model.latent_channels or model.concat_channels < 0:
-        raise ModelCorrupt(f"{where}: its U-Net and its VAE disagree about the latents' channels", _GET_ANEW)

@@ -1,0 +1,90 @@
+"""DiT: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers". Draws squares of ImageNet's classes.
+
+y is a class, which shifts and scales normalised features (adaLN-Zero, §3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdcli.diffusion.facts import Facts
+from sdcli.diffusion.guidance import Guidance, guide
+from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.checks import check_condition
+from sdcli.recipe.recipe import Condition
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdcli.diffusion.context import Context
+    from sdcli.diffusion.denoise import Denoiser, Evaluation
+    from sdcli.diffusion.model import LatentDiffusionModel
+
+
+def facts(network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
+    """What the configs of a DiT and its VAE say: diffusers' class makes squares only."""
+    space = LatentSpace.of(vae)
+    return Facts(
+        native_size=int(network["sample_size"]) * space.vae_scale_factor,
+        size_multiple=space.vae_scale_factor * int(network.get("patch_size", 2)),
+        in_channels=int(network["in_channels"]),
+        latent_space=space,
+        square_only=True,
+    )
+
+
+def latent_space(vae: Any) -> LatentSpace:
+    """That of the VAE's config."""
+    return LatentSpace.of(vae.config)
+
+
+def misfit(model: LatentDiffusionModel) -> str | None:
+    """Whether the latents' channels are not those that the transformer takes and predicts, in words.
+
+    It may predict its variance too, and then twice as many.
+    """
+    config, channels = model.network.config, model.latent_channels
+    predicted = config["out_channels"] or config["in_channels"]
+    if config["in_channels"] != channels or predicted not in (channels, 2 * channels):
+        return "its transformer and its VAE disagree about the latents' channels"
+    return None
+
+
+def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+    """y, of a class label."""
+    from sdcli.diffusion.context import label
+
+    index = check_condition(model.labels, condition)
+    assert index is not None  # a DiT is loaded with its labels
+    return label.encode(model, index, guidance=guidance.is_on)
+
+
+def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
+    """f(z, t) by one call of the transformer for both halves of guidance, the unconditional first.
+
+    Of a transformer that predicts its variance too, the noise alone, which is all that the schedulers take.
+    """
+    import torch
+
+    halves = [context.class_labels]
+    guided = guidance.is_on and context.negative_class_labels is not None
+    if guided:
+        halves.insert(0, context.negative_class_labels)
+    class_labels = torch.cat([half.expand(batch) for half in halves if half is not None])
+
+    def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
+        sample = latents.to(network.dtype)
+        if guided:
+            sample = torch.cat([sample, sample])
+        timesteps = timestep.expand(len(sample))
+        predicted = network(sample, timestep=timesteps, class_labels=class_labels, return_dict=False)[0]
+        noise_pred: Tensor = predicted[:, : sample.shape[1]].float()
+        return guide(noise_pred, guidance) if guided else noise_pred
+
+    return denoiser
+
+
+def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
+    """As the scheduler spaces them, whatever the size."""
+    scheduler.set_timesteps(steps)

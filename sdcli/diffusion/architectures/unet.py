@@ -1,0 +1,131 @@
+"""U-Nets: Stable Diffusion 1.x, 2.x, XL and models distilled from them, and latent diffusion of ImageNet's classes.
+
+y enters by cross-attention (text, or a class as one token), and for SDXL with the time embedding; by concatenation
+(masked images, segmentation maps); and as residuals (ControlNets). Rombach et al. 2022, §3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdcli.diffusion.facts import Facts
+from sdcli.diffusion.guidance import Guidance, guide
+from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.checks import check_condition
+from sdcli.recipe.recipe import Condition
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sdcli.diffusion.context import Context
+    from sdcli.diffusion.denoise import Denoiser, Evaluation
+    from sdcli.diffusion.model import LatentDiffusionModel
+
+
+def facts(network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
+    """What the configs of a U-Net and its VAE say."""
+    space = LatentSpace.of(vae)
+    return Facts(
+        native_size=int(network["sample_size"]) * space.vae_scale_factor,
+        size_multiple=space.vae_scale_factor,
+        in_channels=int(network["in_channels"]),
+        latent_space=space,
+        guidance_distilled=network.get("time_cond_proj_dim") is not None,
+        knows_sizes=network.get("addition_embed_type") == "text_time",
+        takes_controlnets=True,
+    )
+
+
+def latent_space(vae: Any) -> LatentSpace:
+    """That of the VAE's config."""
+    return LatentSpace.of(vae.config)
+
+
+def misfit(model: LatentDiffusionModel) -> str | None:
+    """Whether the encoders' widths or the latents' channels are not those that the U-Net takes, in words."""
+    config = model.network.config
+    width = sum(encoder.model.config.hidden_size for encoder in model.text_encoders)
+    width += model.class_embedder.embedding_dim if model.class_embedder is not None else 0
+    takes = config["cross_attention_dim"]
+    if config["encoder_hid_dim"] is None and takes != (width or None):
+        what = "text encoders give" if model.text_encoders else "class embedder gives"
+        return f"its {what} {width} features a token, its U-Net takes {takes}"
+    if config["out_channels"] != model.latent_channels or model.concat_channels < 0:
+        return "its U-Net and its VAE disagree about the latents' channels"
+    return None
+
+
+def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+    """y, of a class label or of a text, whichever the model takes."""
+    from sdcli.diffusion.context import label, text
+
+    index = check_condition(model.labels, condition)
+    if index is not None:
+        return label.encode(model, index, guidance=guidance.is_on)
+    return text.encode(
+        model,
+        condition.prompt,
+        condition.negative_prompt,
+        guidance=guidance.is_on,
+        clip_skip=condition.clip_skip,
+        prompt_weights=condition.prompt_weights,
+        width=size[0],
+        height=size[1],
+        guidance_scale=guidance.scale,
+    )
+
+
+def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
+    """f(z, t) by one call of the U-Net, in its own dtype, for both halves of guidance, the unconditional first.
+
+    There is no unconditional half where the context has none, and where the U-Net embeds its guidance scale
+    (`timestep_cond`). What is set beside the latents and the residuals are the same in both.
+    """
+    import torch
+
+    guided = guidance.is_on and context.has_unconditional and context.timestep_cond is None
+    conditions, concat_latents = _inputs(context, batch, guided, network.dtype)
+
+    def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
+        sample = latents.to(network.dtype)
+        if guided:
+            sample = torch.cat([sample, sample])
+        residuals: Mapping[str, Any] = {}
+        if context.residuals is not None:
+            residuals = context.residuals(sample, timestep, conditions, evaluation, guided)
+        if concat_latents is not None:
+            sample = torch.cat([sample, concat_latents], dim=1)
+        noise_pred: Tensor = network(sample, timestep, **conditions, **residuals, return_dict=False)[0].float()
+        return guide(noise_pred, guidance) if guided else noise_pred
+
+    return denoiser
+
+
+def _inputs(context: Context, batch: int, guided: bool, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor | None]:
+    """The U-Net's keyword arguments, and the channels beside the latents, for all evaluations alike."""
+    import torch
+
+    def both(conditional: Tensor | None, unconditional: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
+        if conditional is None:
+            return None
+        halves = [unconditional, conditional] if guided and unconditional is not None else [conditional]
+        return torch.cat([half.expand(batch, *half.shape[1:]) for half in halves]).to(dtype)
+
+    conditions: dict[str, Any] = {
+        "encoder_hidden_states": both(context.prompt_embeds, context.negative_prompt_embeds),
+        "timestep_cond": both(context.timestep_cond, None),
+    }
+    conditions = {key: value for key, value in conditions.items() if value is not None}
+    if context.pooled_prompt_embeds is not None:
+        conditions["added_cond_kwargs"] = {
+            "text_embeds": both(context.pooled_prompt_embeds, context.negative_pooled_prompt_embeds),
+            "time_ids": both(context.add_time_ids, context.add_time_ids, torch.float32),
+        }
+    return conditions, both(context.concat_latents, context.concat_latents)
+
+
+def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
+    """As the scheduler spaces them, whatever the size."""
+    scheduler.set_timesteps(steps)

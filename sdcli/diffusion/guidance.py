@@ -1,0 +1,41 @@
+"""Classifier-free guidance: one prediction from an unconditional and a conditional one. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly a picture is to follow its context: the recipe's `guidance_scale` and `guidance_rescale`.
+
+    An architecture may read the scale in its own way; `is_on` and `guide` are those of U-Nets and DiT.
+    """
+
+    scale: float
+    rescale: float = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to guide away from: 1 is the conditional prediction itself."""
+        return self.scale > 1
+
+
+def guide(noise_pred: Tensor, guidance: Guidance) -> Tensor:
+    """The guided prediction (B, C, h, w) from an unconditional and a conditional one, in that order (2B, C, h, w).
+
+    Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6: (1 + w) ε(z, y) − w ε(z), where the scale is
+    1 + w. `rescale` φ, 0 … 1, draws its standard deviation back to that of the conditional prediction
+    (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", §3.4, eqs. 15 and 16).
+    """
+    unconditional, conditional = noise_pred.chunk(2)
+    guided = unconditional + guidance.scale * (conditional - unconditional)
+    if guidance.rescale > 0:
+        axes = tuple(range(1, guided.ndim))
+        rescaled = guided * (conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+        guided = guidance.rescale * rescaled + (1 - guidance.rescale) * guided
+    return guided
