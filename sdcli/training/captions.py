@@ -11,6 +11,28 @@ from sdcli.training.subjects import BY_NAME, SUBJECTS
 from sdcli.training.world import Scene
 
 Rng = np.random.Generator
+MANY = {"cherries", "grapes", "french fries", "fries", "pancakes", "noodles", "sushi", "ramen", "spaghetti", "pasta", "bread",
+        "popcorn", "corn", "broccoli", "luggage", "coral", "santa claus", "santa", "boba", "father christmas", "dracula",
+        "earth", "saturn"}  # fmt: skip
+"""What takes no "a"."""
+LONG_U = ("unicorn", "ufo")
+"""What takes "a" before its vowel."""
+
+
+def article(noun: str) -> str:
+    """The noun with its indefinite article, if it takes one."""
+    if any(noun == bare or noun.endswith(f" {bare}") for bare in MANY):
+        return noun
+    vowel = noun[0] in "aeiou" and not noun.startswith(LONG_U)
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def background_phrases(name: str) -> tuple[str, ...]:
+    """Ways to say that there is nothing but a colour behind."""
+    colour = name.split()[0]
+    return (f"on {article(name)}", f"on {article(name)}", f"on a plain {name}", f"on {colour}", f"against {article(name)}")
+
+
 PLACE_PHRASES: Mapping[str, tuple[str, ...]] = {
     "snow": ("in the snow", "in the snow", "in snow", "in a snowy landscape", "in winter", "on snow"),
     "beach": ("on the beach", "on the beach", "at the beach", "on a beach", "by the sea", "at the seaside", "by the ocean"),
@@ -27,10 +49,7 @@ PLACE_PHRASES: Mapping[str, tuple[str, ...]] = {
     "room": ("in a room", "in a living room", "in the living room", "at home", "indoors", "inside", "in the house"),
     "village": ("in a village", "in the village", "in a small town", "on a village path", "in the countryside"),
     "farm": ("on a farm", "on the farm", "at the farm", "in front of a barn", "by a fence"),
-    **{
-        name: (f"on a {name}", f"on a {name}", f"on a plain {name}", f"on {name}", f"against a {name}")
-        for name in BACKGROUNDS
-    },
+    **{name: background_phrases(name) for name in BACKGROUNDS},
 }  # fmt: skip
 TIME_PHRASES: Mapping[str, tuple[str, ...]] = {
     "day": ("by day", "during the day", "on a sunny day", "in daylight"),
@@ -63,12 +82,6 @@ PLURALS = {
     "shrimp": "shrimp", "buffalo": "buffalo", "reindeer": "reindeer", "boba": "boba", "toast": "toast",
     "tomato": "tomatoes", "potato": "potatoes", "hero": "heroes", "superhero": "superheroes",
 }  # fmt: skip
-MANY = {"cherries", "grapes", "french fries", "fries", "pancakes", "noodles", "sushi", "ramen", "spaghetti", "pasta", "bread",
-        "popcorn", "corn", "broccoli", "luggage", "coral", "santa claus", "santa", "boba", "father christmas", "dracula",
-        "earth", "saturn"}  # fmt: skip
-"""What takes no "a"."""
-SILENT = ("hour",)
-LONG_U = ("unicorn", "ufo", "uni")
 OPENINGS = (
     "a photo of ", "a photo of ", "photo of ", "a picture of ", "a picture of ", "picture of ", "an image of ",
     "a 3d render of ", "3d render of ", "a drawing of ", "an illustration of ", "a painting of ", "an icon of ",
@@ -95,14 +108,6 @@ RIDING_PHRASES = (
 def pick(choices: Sequence[str], rng: Rng) -> str:
     """One of the choices."""
     return choices[rng.integers(len(choices))]
-
-
-def article(noun: str) -> str:
-    """The noun with its indefinite article, if it takes one."""
-    if any(noun == bare or noun.endswith(f" {bare}") for bare in MANY):
-        return noun
-    vowel = noun[0] in "aeiou" and not noun.startswith(LONG_U)
-    return f"{'an' if vowel else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:

@@ -54,34 +54,45 @@ def single(what: What, rng: Rng, size: str = "", mirrored: bool = False) -> tupl
     return (stand(what, x, side, foot - lift, mirrored=mirrored, size=size, lift=lift),)
 
 
+def inside(x: float, side: float, subject: Subject) -> float:
+    """The x, or the nearest at which the subject is wholly in the picture."""
+    half = side * subject.width / 2 + 0.012
+    return min(max(x, half), 1 - half)
+
+
 def row(subjects: Sequence[What], rng: Rng) -> tuple[Placement, ...]:
-    """Two to four subjects side by side, in this order from left to right."""
+    """Two to four subjects side by side, in this order from left to right; wide ones are smaller, so that each is seen."""
     count = len(subjects)
-    low, high = ((0.36, 0.44), (0.27, 0.32), (0.23, 0.27))[count - 2]
-    foot, stagger = rng.uniform(0.82, 0.88), (0.02, 0.03, 0.04)[count - 2]
-    alike = len(set(subjects)) == 1
+    low, high = ((0.36, 0.44), (0.29, 0.34), (0.25, 0.3))[count - 2]
+    foot, stagger = rng.uniform(0.82, 0.87), (0.02, 0.03, 0.045)[count - 2]
     common = rng.uniform(low, high)
     placements = []
     for index, what in enumerate(subjects):
-        x = (index + 0.5) / count + rng.uniform(-0.02, 0.02)
-        side = common * rng.uniform(0.95, 1.05) if alike else common * BULK.get(BY_NAME[what[0]].kind, 1.0)
+        subject = BY_NAME[what[0]]
+        side = common * rng.uniform(0.96, 1.04)
+        if len(set(subjects)) > 1:
+            side *= BULK.get(subject.kind, 1.0)
+        elif subject.width < 0.75:
+            side *= min(1.3, 0.75 / subject.width)
+        side = min(side, 1.04 / count / subject.width)
+        x = inside((index + 0.5) / count + rng.uniform(-0.02, 0.02), side, subject)
         placements.append(stand(what, x, side, foot + (-stagger, stagger)[index % 2] + rng.uniform(-0.01, 0.01)))
     return tuple(placements)
 
 
 def some_next_to(what: What, count: int, other: What, rng: Rng) -> tuple[Placement, ...]:
     """Two or three alike at one side, and last another at the other side."""
-    side = (0.27, 0.225)[count - 2] * rng.uniform(0.95, 1.06)
-    large = rng.uniform(0.38, 0.44) * min(1.1, BULK.get(BY_NAME[other[0]].kind, 1.0))
+    step, subject, last = 0.57 / count, BY_NAME[what[0]], BY_NAME[other[0]]
+    side = min((0.29, 0.25)[count - 2] * rng.uniform(0.95, 1.06), 1.12 * step / subject.width)
+    large = min(rng.uniform(0.38, 0.44) * min(1.1, BULK.get(last.kind, 1.0)), 0.42 / last.width)
     foot, left = rng.uniform(0.82, 0.86), bool(rng.uniform() < 0.5)
-    step = 0.56 / count
     placements = []
     for index in range(count):
-        x = step * (index + 0.5) + rng.uniform(-0.01, 0.01)
+        x = inside(step * (index + 0.5) + rng.uniform(-0.01, 0.01), side, subject)
         low = foot + (0.0, 0.05)[index % 2] + rng.uniform(-0.01, 0.01)
         placements.append(stand(what, x if left else 1 - x, side, low))
-    last = stand(other, 0.78 if left else 0.22, large, foot + rng.uniform(-0.01, 0.02))
-    return (*placements, last)
+    beside = inside(0.79, large, last)
+    return (*placements, stand(other, beside if left else 1 - beside, large, foot + rng.uniform(-0.01, 0.02)))
 
 
 def at(subject: Subject, spot: tuple[float, float], placed: Placement) -> tuple[float, float]:

@@ -16,7 +16,7 @@ __all__ = ["BACKGROUNDS", "CLASSES", "CLASS_NAMES", "PLACES", "TIMED_PLACES", "T
 Stops = Sequence[Colour]
 Rng = np.random.Generator
 TIMES = ("day", "night", "sunset")
-LIGHTS: Mapping[str, Colour] = {"day": (1, 1, 1), "night": (0.30, 0.37, 0.66), "sunset": (1.0, 0.74, 0.64)}
+LIGHTS: Mapping[str, Colour] = {"day": (1, 1, 1), "night": (0.34, 0.41, 0.68), "sunset": (1.0, 0.74, 0.64)}
 NIGHT_SKY: Stops = ((9, 12, 44), (22, 29, 82), (48, 54, 118), (84, 84, 150))
 SUNSET_SKY: Stops = ((88, 62, 140), (206, 92, 122), (255, 152, 96), (255, 214, 150))
 MOON: Stops = ((255, 250, 222), (238, 226, 186))
@@ -130,7 +130,7 @@ def round_tree(canvas: Canvas, x: float, foot: float, height: float, stops: Stop
     trunk = ((134, 94, 66), (104, 72, 52))
     canvas.block(x - 0.05 * height, foot - 0.5 * height, x + 0.05 * height, foot, trunk, "tree", far=far)
     for dx, dy, radius in ((-0.18, 0.5, 0.2), (0.18, 0.5, 0.2), (0.0, 0.68, 0.28)):
-        canvas.ball(x + dx * height, foot - dy * height, radius * height, stops, "tree", far=far, depth=0.6)
+        canvas.ball(x + dx * height, foot - dy * height, radius * height, stops, "tree", far=far, depth=0.48)
 
 
 def peak(canvas: Canvas, x: float, top: float, half: float, foot: float, rock: Stops, cap: Stops, far: float) -> None:

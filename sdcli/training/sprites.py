@@ -52,37 +52,42 @@ class Tone:
     kept: Image.Image
 
 
-def tone_of(sprite: Image.Image) -> Tone:
-    """Luminance with the body at MIDDLE; accents (a beak, a window) and what is darkest (eyes, tyres) are kept."""
+def tone_of(sprite: Image.Image, own: str = "") -> Tone:
+    """Luminance with the body at MIDDLE; accents of another colour than the body's (a beak, a window) are kept.
+
+    `own` is the colour that the subject has by nature.
+    """
     pixels = np.asarray(sprite).astype(np.float32)
     rgb, opaque = pixels[..., :3] / 255, pixels[..., 3] > 128
     luminance = rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # ITU-R BT.709
     body = np.median(luminance[opaque]).clip(0.05, 0.9)
-    power = np.log(MIDDLE) / np.log(body)
-    levelled = Image.fromarray((luminance ** power.clip(0.5, 2.2) * 255).round().astype(np.uint8))
-    dark = ((0.42 * body - luminance) / (0.12 * body)).clip(0, 1)
-    kept = np.maximum(accents(rgb, opaque), few(dark, opaque))
+    below = MIDDLE * (luminance / body).clip(0, 1) ** (1.7 - 0.8 * body)  # of dark bodies, eyes are only a little darker
+    above = (1 - MIDDLE) * ((luminance - body) / (1 - body)).clip(0, 1) ** 0.85
+    levelled = Image.fromarray(((below + above).clip(0, 1) * 255).round().astype(np.uint8))
+    kept = accents(rgb, opaque, own)
     return Tone(levelled, Image.fromarray((kept * 255).round().astype(np.uint8)))
 
 
-def few(kept: np.ndarray, opaque: np.ndarray) -> np.ndarray:
-    """Details as they are, or none where they are no details but much of the sprite."""
-    return kept if kept[opaque].mean() < 0.3 else np.zeros_like(kept)
-
-
-def accents(rgb: np.ndarray, opaque: np.ndarray) -> np.ndarray:
-    """How far each pixel is of another hue than the sprite's main one, 0 … 1; none is where there is too much of it."""
+def hue_plane(rgb: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as vectors (..., 2) whose direction is the hue and whose length the chroma."""
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    across, along = red - (green + blue) / 2, 0.866 * (green - blue)
-    chroma = np.hypot(across, along)
-    weights = np.where(opaque, chroma, 0)
-    main = np.array([(weights * across).sum(), (weights * along).sum()]) / max(1e-6, weights.sum())
-    if np.median(chroma[opaque]) < 0.16:  # a grey body: what has a colour is an accent
-        kept = ((chroma - 0.3) / 0.12).clip(0, 1)
+    return np.stack([red - (green + blue) / 2, 0.866 * (green - blue)], -1)
+
+
+def accents(rgb: np.ndarray, opaque: np.ndarray, own: str) -> np.ndarray:
+    """How far each pixel is of another hue than the sprite's main one, 0 … 1; none is where there is too much of it."""
+    plane = hue_plane(rgb)
+    chroma = np.hypot(plane[..., 0], plane[..., 1])
+    grey = np.median(chroma[opaque]) < 0.16
+    ramp = TINTS.get(own) if grey and own not in ("white", "black") else None  # a bicycle's frame, among its wheels
+    main = hue_plane(np.array(ramp[3]) / 255) if ramp else (plane * np.where(opaque, chroma, 0)[..., None]).sum((0, 1))
+    length = float(np.hypot(*main))
+    if grey and not ramp:
+        kept = ((chroma - 0.3) / 0.12).clip(0, 1)  # a body without a hue: whatever has one is an accent
     else:
-        along_main = (across * main[0] + along * main[1]) / max(1e-6, float(np.hypot(*main)))
-        kept = ((0.35 - along_main / np.maximum(chroma, 1e-6)) / 0.3).clip(0, 1) * ((chroma - 0.22) / 0.1).clip(0, 1)
-    return few(kept, opaque)
+        likeness = plane @ main / (length * np.maximum(chroma, 1e-6))
+        kept = ((0.35 - likeness) / 0.3).clip(0, 1) * ((chroma - 0.22) / 0.1).clip(0, 1)
+    return kept if kept[opaque].mean() < 0.3 else np.zeros_like(kept)
 
 
 def tint(sprite: Image.Image, colour: str, tone: Tone | None = None) -> Image.Image:
@@ -188,7 +193,7 @@ class TintedSprites(Mapping[tuple[str, str], Image.Image]):
         if colour == "natural":
             return self.natural[name]
         if name not in self.tones:
-            self.tones[name] = tone_of(self.natural[name])
+            self.tones[name] = tone_of(self.natural[name], BY_NAME[name].own)
         return tint(self.natural[name], colour, self.tones[name])
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,7 @@ ANIMALS = (
     Subject("leopard", "1f406", 0.79, synonyms=("cheetah",), rider=True, seat=(0.58, 0.32)),
     Subject("rabbit", "1f407", 1.00, own="white", synonyms=("bunny", "hare"), rider=True),
     Subject("horse", "1f40e", 1.00, own="brown", synonyms=("pony", "stallion"), seat=(0.58, 0.36)),
-    Subject("unicorn", "1f984", 1.00, own="white", seat=(0.72, 0.2)),
+    Subject("unicorn", "1f984", 1.00, own="white", seat=(0.86, 0.5)),
     Subject("zebra", "1f993", 1.00, seat=(0.58, 0.36)),
     Subject("donkey", "1facf", 0.85, own="grey", seat=(0.58, 0.36)),
     Subject("deer", "1f98c", 1.00, own="brown", synonyms=("stag", "reindeer"), seat=(0.58, 0.36)),
@@ -172,7 +172,7 @@ PEOPLE = (
     Subject("girl", "1f467", 1.01),
     Subject("baby", "1f476", 1.10),
     Subject("dancer", "1f483", 1.14, rider=True),
-    Subject("surfer", "1f3c4", 0.98, rider=True),
+    Subject("surfer", "1f3c4", 0.98),
 )
 
 VEHICLES = (
