@@ -11,9 +11,11 @@ from sdcli.training.subjects import BY_NAME, SUBJECTS
 from sdcli.training.world import Scene
 
 Rng = np.random.Generator
-MANY = {"cherries", "grapes", "french fries", "fries", "pancakes", "noodles", "sushi", "ramen", "spaghetti", "pasta", "bread",
-        "popcorn", "corn", "broccoli", "luggage", "coral", "santa claus", "santa", "boba", "father christmas", "dracula",
-        "earth", "saturn"}  # fmt: skip
+MANY = {
+    "cherries", "grapes", "french fries", "fries", "pancakes", "noodles", "sushi", "ramen", "spaghetti", "pasta",
+    "bread", "popcorn", "corn", "broccoli", "luggage", "coral", "santa claus", "santa", "boba", "father christmas",
+    "dracula", "earth", "saturn",
+}  # fmt: skip
 """What takes no "a"."""
 LONG_U = ("unicorn", "ufo")
 """What takes "a" before its vowel."""
@@ -30,16 +32,22 @@ def article(noun: str) -> str:
 def background_phrases(name: str) -> tuple[str, ...]:
     """Ways to say that there is nothing but a colour behind."""
     colour = name.split()[0]
-    return (f"on {article(name)}", f"on {article(name)}", f"on a plain {name}", f"on {colour}", f"against {article(name)}")
+    return (
+        f"on {article(name)}",
+        f"on {article(name)}",
+        f"on a plain {name}",
+        f"on {colour}",
+        f"against {article(name)}",
+    )
 
 
 PLACE_PHRASES: Mapping[str, tuple[str, ...]] = {
     "snow": ("in the snow", "in the snow", "in snow", "in a snowy landscape", "in winter", "on snow"),
-    "beach": ("on the beach", "on the beach", "at the beach", "on a beach", "by the sea", "at the seaside", "by the ocean"),
+    "beach": ("on the beach", "on the beach", "at the beach", "on a beach", "by the sea", "by the ocean"),
     "forest": ("in the forest", "in the forest", "in a forest", "in the woods", "among trees", "in the jungle"),
     "desert": ("in the desert", "in the desert", "in a desert", "among dunes", "on a dune"),
-    "meadow": ("in a meadow", "in the meadow", "in a field", "on the grass", "among flowers", "in the park", "in a garden"),
-    "city": ("in the city", "in the city", "in a city", "in town", "on the street", "in front of a skyline", "downtown"),
+    "meadow": ("in a meadow", "in the meadow", "in a field", "on the grass", "in the park", "in a garden"),
+    "city": ("in the city", "in the city", "in a city", "in town", "on the street", "before a skyline", "downtown"),
     "underwater": ("under water", "underwater", "underwater", "in the sea", "at the bottom of the sea", "in the ocean"),
     "mountains": ("in the mountains", "in the mountains", "in a valley", "in front of mountains", "in the alps"),
     "space": ("in space", "in space", "in outer space", "on the moon", "on another planet", "on mars"),
@@ -73,14 +81,15 @@ COUNT_WORDS = {
     4: ("four", "four", "4"),
 }
 PLURALS = {
-    "wolf": "wolves", "mouse": "mice", "sheep": "sheep", "deer": "deer", "fish": "fish", "goose": "geese", "ox": "oxen",
-    "bison": "bison", "squid": "squid", "leaf": "leaves", "fireman": "firemen", "policeman": "policemen", "elk": "elk",
-    "spaceman": "spacemen", "man": "men", "woman": "women", "elf": "elves", "sushi": "sushi", "ramen": "ramen",
-    "spaghetti": "spaghetti", "bread": "loaves of bread", "popcorn": "popcorn", "corn": "corn", "broccoli": "broccoli",
-    "glass": "glasses", "moose": "moose", "cherries": "cherries", "grapes": "grapes", "fries": "fries", "coral": "coral",
-    "pancakes": "pancakes", "noodles": "noodles", "luggage": "luggage", "pasta": "pasta", "lotus": "lotuses",
-    "shrimp": "shrimp", "buffalo": "buffalo", "reindeer": "reindeer", "boba": "boba", "toast": "toast",
-    "tomato": "tomatoes", "potato": "potatoes", "hero": "heroes", "superhero": "superheroes",
+    "wolf": "wolves", "mouse": "mice", "goose": "geese", "ox": "oxen", "leaf": "leaves", "loaf": "loaves",
+    "elf": "elves", "man": "men", "woman": "women", "fireman": "firemen", "policeman": "policemen",
+    "spaceman": "spacemen", "tomato": "tomatoes", "hero": "heroes", "superhero": "superheroes",
+    "bread": "loaves of bread",
+    **{word: word for word in (
+        "sheep", "deer", "reindeer", "fish", "bison", "buffalo", "moose", "elk", "squid", "sushi", "ramen", "spaghetti",
+        "pasta", "popcorn", "corn", "broccoli", "cherries", "grapes", "fries", "pancakes", "noodles", "luggage",
+        "coral", "boba",
+    )},
 }  # fmt: skip
 OPENINGS = (
     "a photo of ", "a photo of ", "photo of ", "a picture of ", "a picture of ", "picture of ", "an image of ",
@@ -91,9 +100,9 @@ ENDINGS = (", 3d", ", 3d render", ", cute", ", high quality", ", detailed", ", d
 RIGHTWARDS = ("facing right", "looking right", "looking to the right", "facing to the right")
 LEFTWARDS = ("facing left", "looking left", "looking to the left")
 ROW_PHRASES = (
-    "{left} left of {right}", "{left} to the left of {right}", "{right} right of {left}", "{right} to the right of {left}",
-    "{left} on the left and {right} on the right", "{one} and {other}", "{one} next to {other}", "{one} beside {other}",
-    "{one} with {other}", "{one} near {other}",
+    "{left} left of {right}", "{left} to the left of {right}", "{right} right of {left}",
+    "{right} to the right of {left}", "{left} on the left and {right} on the right", "{one} and {other}",
+    "{one} next to {other}", "{one} beside {other}", "{one} with {other}", "{one} near {other}",
 )  # fmt: skip
 ON_PHRASES = (
     "{upper} on {lower}", "{upper} on {lower}", "{upper} on top of {lower}", "{upper} standing on {lower}",
@@ -101,13 +110,14 @@ ON_PHRASES = (
 )  # fmt: skip
 RIDING_PHRASES = (
     "{upper} riding {lower}", "{upper} riding {lower}", "{upper} riding {lower}", "{upper} rides {lower}",
-    "{upper} riding on {lower}", "{upper} on the back of {lower}", "{lower} with {upper} on its back", "{upper} on {lower}",
+    "{upper} riding on {lower}", "{upper} on the back of {lower}", "{lower} with {upper} on its back",
+    "{upper} on {lower}",
 )  # fmt: skip
 
 
 def pick(choices: Sequence[str], rng: Rng) -> str:
     """One of the choices."""
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def plural(noun: str) -> str:

@@ -6,11 +6,14 @@ Knows nothing of what the places are.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 
 Colour = tuple[float, float, float]
+Stops = Sequence[Colour]
+"""Colours from top to bottom."""
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """How far points (x, y) lie inside a shape; negative outside."""
 
@@ -48,17 +51,38 @@ def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
 
-def ramp(stops: Sequence[Colour], at: np.ndarray) -> np.ndarray:
+def ramp(stops: Stops, at: np.ndarray) -> np.ndarray:
     """Colours (..., 3) of positions 0 … 1 between stops at even distances."""
     where = np.linspace(0, 1, len(stops))
     channels = [np.interp(at, where, [stop[channel] for stop in stops]) for channel in range(3)]
     return np.stack(channels, -1).astype(np.float32)
 
 
+def dimmed(colour: Colour, share: float) -> Colour:
+    """So much of a colour's light."""
+    red, green, blue = (min(255.0, share * channel) for channel in colour)
+    return red, green, blue
+
+
+def blend(one: Colour, other: Colour, share: float) -> Colour:
+    """One colour with a share of another."""
+    red, green, blue = ((1 - share) * a + share * b for a, b in zip(one, other, strict=True))
+    return red, green, blue
+
+
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     """Soft blotches, (size, size), about -1 … 1."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
+class Finish(TypedDict, total=False):
+    """How a shape looks: its edge is round over `bevel` and shaded by `depth`; `far` fades it; what shines is not lit."""
+
+    bevel: float
+    depth: float
+    far: float
+    shine: bool
 
 
 class Canvas:
@@ -78,9 +102,10 @@ class Canvas:
     def seen(self, colour: Sequence[float] | np.ndarray, far: float = 0.0) -> np.ndarray:
         """A colour in this light, faded by distance."""
         lit: np.ndarray = np.asarray(colour, np.float32) * self.light
-        return lit + far * (self.haze - lit)
+        faded: np.ndarray = lit + far * (self.haze - lit)
+        return faded
 
-    def fill(self, stops: Sequence[Colour], kind: str, bottom: float = 1.0) -> None:
+    def fill(self, stops: Stops, kind: str, bottom: float = 1.0) -> None:
         """All of it, from the first colour at the top to the last at `bottom`; not lit."""
         rows = ((np.arange(self.size) + 0.5) / self.size / bottom).clip(0, 1)
         self.image[:] = ramp(stops, rows)[:, None]
@@ -96,47 +121,54 @@ class Canvas:
         self,
         box: tuple[float, float, float, float],
         inside: Distance,
-        stops: Sequence[Colour],
+        stops: Stops,
         kind: str,
-        *,
-        bevel: float = 0.03,
-        far: float = 0.0,
-        shine: bool = False,
-        depth: float = 0.5,
+        **how: Unpack[Finish],
     ) -> None:
         """What lies inside a signed distance, within a box (left, top, right, bottom), coloured from top to bottom.
 
-        Its edge is rounded over `bevel` and shaded by `depth`; without a kind it is a detail that keeps what is
-        mapped there; what shines is not lit.
+        Without a kind it is a detail that keeps what is mapped there.
         """
         size = self.size
         left, top = (max(0, int(edge * size) - 1) for edge in box[:2])
         right, bottom = (min(size, int(edge * size) + 2) for edge in box[2:])
-        if left >= right or top >= bottom:
+        if left + 1 >= right or top + 1 >= bottom:
             return
         xs, ys = (axis[top:bottom, left:right] for axis in grid(size))
         distance = inside(xs, ys)
         cover = (distance * size + 0.5).clip(0, 1)
-        down = ((ys[:, 0] - box[1]) / (box[3] - box[1])).clip(0, 1)
-        colours = ramp(stops, down)
-        body = np.broadcast_to((colours if shine else self.seen(colours, far))[:, None], (*distance.shape, 3))
-        if depth and min(distance.shape) > 1:
-            slope = (1 - distance / bevel).clip(0, 1)
-            slope = slope * slope * (3 - 2 * slope)
-            gy, gx = np.gradient(distance, 1 / size)
-            facing = -(gx * TOWARDS_LIGHT[0] + gy * TOWARDS_LIGHT[1]) * slope
-            shade = depth * (1 - 0.7 * far) * facing
-            body = body * (1 + 0.75 * shade.clip(-1, 0) + 0.2 * shade.clip(0, 1))[..., None]
-            body = body + (60 * shade.clip(0, 1))[..., None] * (1 if shine else self.light)
+        colours = ramp(stops, ((ys[:, 0] - box[1]) / (box[3] - box[1])).clip(0, 1))[:, None]
+        body = self.shaded(colours, distance, **how)
         part = self.image[top:bottom, left:right]
         part += cover[..., None] * (body - part)
         if kind:
             self.map[top:bottom, left:right][cover > 0.5] = NUMBERS[kind]
 
-    def hill(
-        self, line: np.ndarray, stops: Sequence[Colour], kind: str, *, far: float = 0.0, reach: float = 0.3
-    ) -> None:
-        """All below a line (a y for each column): lit at its rim, then from the first colour to the last over `reach`."""
+    def shaded(
+        self,
+        colours: np.ndarray,
+        distance: np.ndarray,
+        *,
+        bevel: float = 0.03,
+        depth: float = 0.5,
+        far: float = 0.0,
+        shine: bool = False,
+    ) -> np.ndarray:
+        """The colours with light on the edges that face it, and shadow on the others."""
+        body: np.ndarray = colours if shine else self.seen(colours, far)
+        if not depth:
+            return body
+        slope = (1 - distance / bevel).clip(0, 1)
+        slope = slope * slope * (3 - 2 * slope)
+        down, across = np.gradient(distance, 1 / self.size)
+        facing = -(across * TOWARDS_LIGHT[0] + down * TOWARDS_LIGHT[1]) * slope
+        shade = depth * (1 - 0.7 * far) * facing
+        body = body * (1 + 0.75 * shade.clip(-1, 0) + 0.2 * shade.clip(0, 1))[..., None]
+        lit: np.ndarray = body + (60 * shade.clip(0, 1))[..., None] * (1 if shine else self.light)
+        return lit
+
+    def hill(self, line: np.ndarray, stops: Stops, kind: str, *, far: float = 0.0, reach: float = 0.3) -> None:
+        """All below a line, a y for each column: a bright rim, then from the first colour to the last over `reach`."""
         ys = grid(self.size)[1]
         below = ys - line
         cover = (below * self.size + 0.5).clip(0, 1)
@@ -167,27 +199,26 @@ class Canvas:
 
     # Shapes of their own.
 
-    def ball(self, x: float, y: float, radius: float, stops: Sequence[Colour], kind: str, **how: float) -> None:
+    def ball(self, x: float, y: float, radius: float, stops: Stops, kind: str, **how: Unpack[Finish]) -> None:
         """A sphere."""
-        how = {"bevel": radius, **how}
+        how.setdefault("bevel", radius)
         box = (x - radius, y - radius, x + radius, y + radius)
-        self.shape(box, lambda xs, ys: radius - np.hypot(xs - x, ys - y), stops, kind, **how)  # type: ignore[arg-type]
+        self.shape(box, lambda xs, ys: radius - np.hypot(xs - x, ys - y), stops, kind, **how)
 
-    def egg(
-        self, x: float, y: float, wide: float, high: float, stops: Sequence[Colour], kind: str, **how: float
-    ) -> None:
+    def egg(self, x: float, y: float, wide: float, high: float, stops: Stops, kind: str, **how: Unpack[Finish]) -> None:
         """An ellipse with half axes `wide` and `high`."""
-        how = {"bevel": min(wide, high), **how}
+        how.setdefault("bevel", min(wide, high))
 
         def inside(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
             from_middle = np.hypot((xs - x) / wide, (ys - y) / high)
-            return (1 - from_middle) * min(wide, high)
+            distance: np.ndarray = (1 - from_middle) * min(wide, high)
+            return distance
 
-        self.shape((x - wide, y - high, x + wide, y + high), inside, stops, kind, **how)  # type: ignore[arg-type]
+        self.shape((x - wide, y - high, x + wide, y + high), inside, stops, kind, **how)
 
     def block(
-        self, left: float, top: float, right: float, bottom: float, stops: Sequence[Colour], kind: str,
-        *, radius: float = 0.012, **how: float,
+        self, left: float, top: float, right: float, bottom: float, stops: Stops, kind: str,
+        *, radius: float = 0.012, **how: Unpack[Finish],
     ) -> None:  # fmt: skip
         """A rectangle with round corners."""
         x, y, wide, high = (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
@@ -196,13 +227,14 @@ class Canvas:
         def inside(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
             dx, dy = np.abs(xs - x) - wide + radius, np.abs(ys - y) - high + radius
             outside = np.hypot(dx.clip(0), dy.clip(0)) + np.minimum(np.maximum(dx, dy), 0)
-            return radius - outside
+            distance: np.ndarray = radius - outside
+            return distance
 
-        self.shape((left, top, right, bottom), inside, stops, kind, **how)  # type: ignore[arg-type]
+        self.shape((left, top, right, bottom), inside, stops, kind, **how)
 
     def cone(
-        self, x: float, top: float, half: float, foot: float, stops: Sequence[Colour], kind: str,
-        *, round: float = 0.02, **how: float,
+        self, x: float, top: float, half: float, foot: float, stops: Stops, kind: str,
+        *, rounding: float = 0.02, **how: Unpack[Finish],
     ) -> None:  # fmt: skip
         """A triangle with a round top and round lower corners."""
         high = foot - top
@@ -211,12 +243,13 @@ class Canvas:
         def inside(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
             flank = along * (ys - top) - across * np.abs(xs - x)
             floor = foot - ys
-            return soft_least(flank, floor, round)
+            return soft_least(flank, floor, rounding)
 
-        self.shape((x - half, top, x + half, foot), inside, stops, kind, **how)  # type: ignore[arg-type]
+        self.shape((x - half, top, x + half, foot), inside, stops, kind, **how)
 
 
 def soft_least(one: np.ndarray, other: np.ndarray, radius: float) -> np.ndarray:
     """The lesser of two distances with the corner between them rounded."""
     near = (0.5 + 0.5 * (other - one) / radius).clip(0, 1)
-    return other + near * (one - other) - radius * near * (1 - near)
+    least: np.ndarray = other + near * (one - other) - radius * near * (1 - near)
+    return least

@@ -61,7 +61,7 @@ def inside(x: float, side: float, subject: Subject) -> float:
 
 
 def row(subjects: Sequence[What], rng: Rng) -> tuple[Placement, ...]:
-    """Two to four subjects side by side, in this order from left to right; wide ones are smaller, so that each is seen."""
+    """Two to four subjects side by side, in this order from left to right; wide ones are smaller."""
     count = len(subjects)
     low, high = ((0.36, 0.44), (0.29, 0.34), (0.25, 0.3))[count - 2]
     foot, stagger = rng.uniform(0.82, 0.87), (0.02, 0.03, 0.045)[count - 2]

@@ -61,7 +61,9 @@ def tone_of(sprite: Image.Image, own: str = "") -> Tone:
     rgb, opaque = pixels[..., :3] / 255, pixels[..., 3] > 128
     luminance = rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # ITU-R BT.709
     body = np.median(luminance[opaque]).clip(0.05, 0.9)
-    below = MIDDLE * (luminance / body).clip(0, 1) ** (1.7 - 0.8 * body)  # of dark bodies, eyes are only a little darker
+    below = MIDDLE * (luminance / body).clip(0, 1) ** (
+        1.7 - 0.8 * body
+    )  # of dark bodies, eyes are only a little darker
     above = (1 - MIDDLE) * ((luminance - body) / (1 - body)).clip(0, 1) ** 0.85
     levelled = Image.fromarray(((below + above).clip(0, 1) * 255).round().astype(np.uint8))
     kept = accents(rgb, opaque, own)

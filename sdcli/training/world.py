@@ -3,7 +3,7 @@
 A scene is data; rendering it is a pure function, so a scene says everything about a picture.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -62,7 +62,13 @@ class Vocabulary:
 KIT = Vocabulary(tuple(subject.name for subject in SUBJECTS))
 KIT_MIXED = replace(KIT, mixed=0.5)
 KIT_ROWS = replace(KIT, pairs=0.34, on=0.15, riding=0.14, next=0.08, threes=0.05)
-VOCABULARIES: Mapping[str, Vocabulary] = {"kit": KIT, "kit-mixed": KIT_MIXED, "kit-rows": KIT_ROWS}
+FEW = Vocabulary(
+    ("fox", "horse", "car", "castle", "astronaut"),
+    ("natural", "white", "red", "blue"),
+    ("snow", "beach", "city", "meadow"),
+)
+VOCABULARIES: Mapping[str, Vocabulary] = {"kit": KIT, "kit-mixed": KIT_MIXED, "kit-rows": KIT_ROWS, "few": FEW}
+"""`few` is for rehearsals: five subjects are quickly learnt."""
 
 
 def sprites_of(source: Path, vocabulary: Vocabulary = KIT) -> Sprites:
@@ -146,6 +152,16 @@ def exists(subject: str, colour: str, place: str) -> bool:
     return tintable and (place != f"{worn} background" or (colour == "natural" and worn == "white"))
 
 
+def place_names(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The places of a vocabulary, and the plain backgrounds; places mixed of several have no name here."""
+    return (*vocabulary.places, *BACKGROUNDS)
+
+
+def only(scene: "Scene", subject: int) -> "Scene":
+    """The scene with one of its subjects alone, for a caption of that subject."""
+    return replace(scene, placements=(scene.placements[subject],), relation="")
+
+
 def combinations(held_out: bool, vocabulary: Vocabulary = KIT) -> list[Triple]:
     """All (subject, colour, place) that are, or are not, held out; places without the plain backgrounds."""
     triples = product(vocabulary.subjects, vocabulary.colours, vocabulary.places)
@@ -213,26 +229,24 @@ def draw_place(rng: np.random.Generator, vocabulary: Vocabulary) -> tuple[str, s
 
 def draw_scene(rng: np.random.Generator, vocabulary: Vocabulary) -> Scene:
     """One scene for training."""
-    shares = {name: getattr(vocabulary, name) for name in ("arctic", *DRAWERS)}
-    kind, chance = "single", rng.uniform()
-    for name, share in shares.items():
-        if chance < share:
-            kind = name
-            break
-        chance -= share
-    if kind == "arctic":
-        return draw_arctic(rng, vocabulary)
-    while True:
-        scene = DRAWERS.get(kind, draw_single)(Draw(rng, vocabulary, *draw_place(rng, vocabulary)))
+    shares = [getattr(vocabulary, name) for name in DRAWERS]
+    number = int(rng.choice(len(DRAWERS) + 1, p=[*shares, 1 - sum(shares)]))
+    drawer = [*DRAWERS.values(), draw_single][number]
+    for attempt in range(100):
+        draw = Draw(rng, vocabulary, *draw_place(rng, vocabulary))
+        scene = (drawer if attempt < 20 else draw_single)(draw)  # few subjects may hold none that can ride
         if scene is not None:
             return scene
+    raise ValueError("this vocabulary has no scene that is not held out")
 
 
-def draw_arctic(rng: np.random.Generator, vocabulary: Vocabulary) -> Scene:
+def draw_arctic(draw: Draw) -> Scene | None:
     """One white subject in the snow."""
-    known = [name for name in ARCTIC if name in vocabulary.subjects] or list(vocabulary.subjects[:1])
-    subject = known[rng.integers(len(known))]
-    return Draw(rng, vocabulary, "snow", "day").scene(layout.single((subject, "white"), rng))
+    known = [name for name in ARCTIC if name in draw.vocabulary.subjects]
+    if not known or "white" not in draw.vocabulary.colours:
+        return None
+    what = known[draw.rng.integers(len(known))], "white"
+    return replace(draw, place="snow", time="day").scene(layout.single(what, draw.rng))
 
 
 def draw_single(draw: Draw) -> Scene | None:
@@ -290,7 +304,8 @@ def draw_riding(draw: Draw) -> Scene | None:
     return draw.scene(layout.riding(rider, mount, draw.rng), "riding") if rider and mount else None
 
 
-DRAWERS = {
+DRAWERS: Mapping[str, Callable[[Draw], Scene | None]] = {
+    "arctic": draw_arctic,
     "pairs": lambda draw: draw_row(draw, 2),
     "on": draw_on,
     "riding": draw_riding,
@@ -316,19 +331,16 @@ def scenes(seed: int, vocabulary: Vocabulary = KIT, *, held_out: bool = False) -
 
 def with_all(scene: Scene, rng: np.random.Generator, vocabulary: Vocabulary) -> Scene:
     """The scene with each subject in a colour drawn anew from all, and the place from all, held out or not."""
+    names = {placement.subject for placement in scene.placements}
     place, time = draw_place(rng, vocabulary)
-    recoloured: dict[str, str] = {}
-    for placement in scene.placements:
-        natural = rng.uniform() < vocabulary.natural
-        colour = "natural" if natural else vocabulary.colours[rng.integers(len(vocabulary.colours))]
-        while not exists(placement.subject, "natural", place):
-            place, time = draw_place(rng, vocabulary)
-        recoloured.setdefault(placement.subject, colour)
-    placements = tuple(
-        replace(each, colour=colour if exists(each.subject, colour, place) else "natural")
-        for each in scene.placements
-        for colour in (recoloured[each.subject],)
-    )
+    while not all(exists(name, "natural", place) for name in names):
+        place, time = draw_place(rng, vocabulary)
+    colours = {}
+    for name in sorted(names):
+        colour = vocabulary.colours[rng.integers(len(vocabulary.colours))]
+        natural = rng.uniform() < vocabulary.natural or not exists(name, colour, place)
+        colours[name] = "natural" if natural else colour
+    placements = tuple(replace(each, colour=colours[each.subject]) for each in scene.placements)
     return replace(scene, place=place, placements=placements, time=time)
 
 
