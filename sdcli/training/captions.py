@@ -84,7 +84,7 @@ PLURALS = {
     "wolf": "wolves", "mouse": "mice", "goose": "geese", "ox": "oxen", "leaf": "leaves", "loaf": "loaves",
     "elf": "elves", "man": "men", "woman": "women", "fireman": "firemen", "policeman": "policemen",
     "spaceman": "spacemen", "tomato": "tomatoes", "hero": "heroes", "superhero": "superheroes",
-    "bread": "loaves of bread",
+    "bread": "loaves of bread", "snowman": "snowmen", "cactus": "cacti",
     **{word: word for word in (
         "sheep", "deer", "reindeer", "fish", "bison", "buffalo", "moose", "elk", "squid", "sushi", "ramen", "spaghetti",
         "pasta", "popcorn", "corn", "broccoli", "cherries", "grapes", "fries", "pancakes", "noodles", "luggage",
@@ -103,6 +103,9 @@ ROW_PHRASES = (
     "{left} left of {right}", "{left} to the left of {right}", "{right} right of {left}",
     "{right} to the right of {left}", "{left} on the left and {right} on the right", "{one} and {other}",
     "{one} next to {other}", "{one} beside {other}", "{one} with {other}", "{one} near {other}",
+)  # fmt: skip
+THREE_PHRASES = (
+    "{left}, {middle} and {right}", "{left}, {middle}, and {right}", "{middle} between {left} and {right}",
 )  # fmt: skip
 ON_PHRASES = (
     "{upper} on {lower}", "{upper} on {lower}", "{upper} on top of {lower}", "{upper} standing on {lower}",
@@ -191,10 +194,7 @@ def subjects_of(scene: Scene, rng: Rng) -> str:
     if len(nouns) == 2:
         one, other = nouns if rng.uniform() < 0.5 else reversed(nouns)
         return related(ROW_PHRASES, bare, rng, left=nouns[0], right=nouns[1], one=one, other=other)
-    left, middle, right = nouns if bare else [article(noun) for noun in nouns]
-    return pick(
-        (f"{left}, {middle} and {right}", f"{left}, {middle}, and {right}", f"{middle} between {left} and {right}"), rng
-    )
+    return related(THREE_PHRASES, bare, rng, left=nouns[0], middle=nouns[1], right=nouns[2])
 
 
 def place_of(scene: Scene, rng: Rng) -> str:
@@ -229,9 +229,8 @@ def caption(scene: Scene, rng: Rng) -> str:
     if form > 0.94 and place:
         return ", ".join([subjects, place, *([] if scene.time == TIMES[0] else [scene.time])]) + ending
     where = setting(scene, rng)
-    if form > 0.9:
-        return f"{opening}{subjects}, {where}{ending}"
-    return f"{opening}{subjects} {where}{ending}".strip()
+    comma = ", " if form > 0.9 else " "
+    return f"{opening}{subjects}{comma if where else ''}{where}{ending}"
 
 
 def vocabulary() -> dict[str, dict[str, list[str]]]:
@@ -241,7 +240,7 @@ def vocabulary() -> dict[str, dict[str, list[str]]]:
         return {name: list(dict.fromkeys(ways)) for name, ways in phrases.items()}
 
     own = {subject.own: (subject.own,) for subject in SUBJECTS if subject.own}
-    fill = {"left": "", "right": "", "one": "", "other": "", "upper": "", "lower": ""}
+    fill = dict.fromkeys(("left", "middle", "right", "one", "other", "upper", "lower"), "")
     return {
         "subjects": table({subject.name: subject.words for subject in SUBJECTS}),
         "colours": table(own | dict(COLOUR_WORDS)),
@@ -253,7 +252,12 @@ def vocabulary() -> dict[str, dict[str, list[str]]]:
         "relations": table(
             {
                 name: [" ".join(phrase.format(**fill).split()) for phrase in phrases]
-                for name, phrases in (("row", ROW_PHRASES), ("on", ON_PHRASES), ("riding", RIDING_PHRASES))
+                for name, phrases in (
+                    ("row", ROW_PHRASES),
+                    ("three", THREE_PHRASES),
+                    ("on", ON_PHRASES),
+                    ("riding", RIDING_PHRASES),
+                )
             }
         ),
         "other": table(

@@ -77,7 +77,7 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
 
 
 class Finish(TypedDict, total=False):
-    """How a shape looks: its edge is round over `bevel` and shaded by `depth`; `far` fades it; what shines is not lit."""
+    """How a shape looks: its edge is round over `bevel`, shaded by `depth`; `far` fades it; what shines is not lit."""
 
     bevel: float
     depth: float

@@ -19,7 +19,7 @@ from sdcli.training.imagefolder import Row, read_rows
 from sdcli.training.settings import STAGES, Training, resumed
 
 RUN = "run.json"
-WORLDS = ("kit", "kit-rows", "whole")
+WORLDS = ("kit", "kit-rows", "kit-mixed", "few")
 MODEL = "model"
 """The folder in a run's folder that its finished model is written to."""
 

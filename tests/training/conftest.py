@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.training.world import Sprites, sprites_of
+from sdcli.training.world import FEW, Sprites, sprites_of
 
 SPRITES = Path(__file__).parent / "sprites"
 
 
 @pytest.fixture(scope="session")
 def sprites() -> Sprites:
-    """Every subject of kit in every tint, from small renderings: no font is needed."""
-    return sprites_of(SPRITES)
+    """The subjects of the world `few` in every tint: nothing is fetched."""
+    return sprites_of(SPRITES, FEW)

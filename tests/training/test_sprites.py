@@ -1,3 +1,7 @@
+import subprocess
+import tarfile
+import unicodedata
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -5,68 +9,170 @@ import pytest
 from PIL import Image
 
 from sdcli.errors import ExitStatus, InputError
+from sdcli.training import sprites as drawing
 from sdcli.training.places import CLASSES
-from sdcli.training.sprites import BY_NAME, SUBJECTS, TINTS, load_sprites, matte, tint
-from sdcli.training.world import KIT
+from sdcli.training.sprites import TINTS, find_sprites, load_sprites, tint, write_archive
+from sdcli.training.subjects import BY_NAME, SUBJECTS
+from sdcli.training.world import FEW
 
-KIT_SUBJECTS = [BY_NAME[name] for name in KIT.subjects]
+SPRITES = Path(__file__).parent / "sprites"
+FEW_SUBJECTS = [BY_NAME[name] for name in FEW.subjects]
 
 
-def test_there_is_a_sprite_for_every_subject_in_every_tint(sprites):
-    assert set(sprites) == {(subject.name, colour) for subject in KIT_SUBJECTS for colour in TINTS}
-    assert len(sprites) == len(set(sprites))
+def pixels_of(sprite):
+    pixels = np.asarray(sprite).astype(float)
+    return pixels[pixels[..., 3] > 200][:, :3]
+
+
+def test_there_is_a_sprite_for_every_subject_in_every_tint_it_may_have(sprites):
+    wanted = {(s.name, colour) for s in FEW_SUBJECTS for colour in TINTS if s.tinted or colour == "natural"}
+    assert set(sprites) == wanted
+    assert len(sprites) == len(wanted)
+    assert ("astronaut", "natural") in wanted
+    assert ("astronaut", "red") not in wanted
 
 
 def test_the_whole_world_is_large_and_its_names_are_distinct():
-    words = [word for subject in SUBJECTS for word in (subject.name, *subject.synonyms)]
+    words = [word for subject in SUBJECTS for word in subject.words]
     assert len(words) == len(set(words))
-    assert len({subject.glyph for subject in SUBJECTS}) == len(SUBJECTS) >= 80
-    assert {subject.own for subject in SUBJECTS} <= {"", *TINTS}
+    assert len({subject.code for subject in SUBJECTS}) == len(SUBJECTS) >= 200
     assert {subject.kind for subject in SUBJECTS} <= set(CLASSES)
+    assert not any(subject.tinted for subject in SUBJECTS if subject.kind == "person")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("fox", "FOX FACE"), ("horse", "HORSE"), ("octopus", "OCTOPUS"), ("tractor", "TRACTOR"), ("cactus", "CACTUS"),
+     ("pizza", "SLICE OF PIZZA"), ("castle", "EUROPEAN CASTLE"), ("t-rex", "T-REX"), ("llama", "LLAMA")],
+)  # fmt: skip
+def test_code_points_are_those_of_what_is_named(name, said):
+    assert unicodedata.name(chr(int(BY_NAME[name].code.split("-")[0], 16))) == said
+
+
+def test_the_table_knows_the_shapes_of_sprites(sprites):
+    for subject in FEW_SUBJECTS:
+        width, height = sprites[subject.name, "natural"].size
+        assert subject.tall == pytest.approx(height / width, abs=0.02)
+        assert subject.width == pytest.approx(width / max(width, height), abs=0.02)
+        assert subject.height == pytest.approx(height / max(width, height), abs=0.02)
+
+
+def test_seats_and_tops_are_where_a_sprite_begins(sprites):
+    """Above a seat or a top there is nothing; at it, the sprite."""
+    for name, (x, y) in (("horse", BY_NAME["horse"].seat), ("car", BY_NAME["car"].top)):
+        alpha = np.asarray(sprites[name, "natural"].getchannel("A")) > 128
+        height, width = alpha.shape
+        column = alpha[:, round(x * width)]
+        assert np.flatnonzero(column)[0] / height == pytest.approx(y, abs=0.06)
 
 
 @pytest.mark.parametrize("colour", TINTS)
 def test_a_tint_leaves_the_shape_alone(sprites, colour):
-    for subject in KIT_SUBJECTS:
-        natural, tinted = sprites[subject.name, "natural"], sprites[subject.name, colour]
-        assert np.array_equal(np.asarray(natural.getchannel("A")), np.asarray(tinted.getchannel("A")))
+    for subject in FEW_SUBJECTS:
+        if subject.tinted:
+            natural, tinted = sprites[subject.name, "natural"], sprites[subject.name, colour]
+            assert np.array_equal(np.asarray(natural.getchannel("A")), np.asarray(tinted.getchannel("A")))
 
 
 def test_tints_of_grey_follow_their_ramps():
-    dark, light = (Image.new("RGBA", (1, 1), (v, v, v, 255)) for v in (0, 255))
-    assert tint(dark, "red").getpixel((0, 0)) == (28, 4, 8, 255)
-    assert tint(light, "red").getpixel((0, 0)) == (255, 214, 200, 255)
-    assert tint(light, "white").getpixel((0, 0)) == (255, 255, 255, 255)
+    grey = Image.new("RGBA", (3, 1), (128, 128, 128, 255))
+    grey.putpixel((0, 0), (0, 0, 0, 255))
+    grey.putpixel((2, 0), (255, 255, 255, 255))
+    dark, _, light = (tint(grey, "red").getpixel((x, 0)) for x in range(3))
+    assert dark == (*TINTS["red"][0], 255)
+    assert light == (*TINTS["red"][-1], 255)
 
 
-def test_a_white_tint_is_lighter_and_a_blue_one_bluer(sprites):
-    def mean(name, colour):
-        pixels = np.asarray(sprites[name, colour]).astype(float)
-        return pixels[pixels[..., 3] > 200][:, :3].mean(0)
-
-    for subject in KIT_SUBJECTS:
-        assert mean(subject.name, "white").min() > 120
-        red, _, blue = mean(subject.name, "blue")
-        assert blue > red + 40
-
-
-def test_a_matte_gives_back_what_was_put_on_black_and_white():
-    original = Image.new("RGBA", (4, 1))
-    for x, pixel in enumerate([(200, 100, 0, 255), (200, 100, 0, 128), (0, 0, 0, 0), (0, 0, 0, 255)]):
-        original.putpixel((x, 0), pixel)
-    grounds = (Image.new("RGBA", (4, 1), ground) for ground in ("black", "white"))
-    found = matte(*(Image.alpha_composite(ground, original).convert("RGB") for ground in grounds))
-    assert np.abs(np.asarray(found, dtype=int) - np.asarray(original, dtype=int)).max() <= 2
+def test_a_tint_is_the_colour_it_is_called_and_eyes_stay_dark(sprites):
+    for name in ("fox", "horse", "car"):
+        if BY_NAME[name].own != "red":
+            red, green, blue = np.median(pixels_of(sprites[name, "red"]), 0)
+            assert red > 2 * max(green, blue)
+        assert np.median(pixels_of(sprites[name, "white"]), 0).min() > 180
+        assert np.median(pixels_of(sprites[name, "black"]), 0).max() < 90
+        red, green, blue = np.median(pixels_of(sprites[name, "green"]), 0)
+        assert green > 1.4 * max(red, blue)
+    assert np.percentile(pixels_of(sprites["fox", "yellow"]).max(-1), 1) < 150
 
 
-def test_a_missing_font_says_how_to_get_it():
+def test_what_has_another_colour_than_the_body_keeps_it(sprites):
+    def blueish(pixels):
+        return (pixels[:, 2] > pixels[:, 0] + 40).mean()
+
+    assert blueish(pixels_of(sprites["car", "natural"])) > 0.1  # its windows
+    assert blueish(pixels_of(sprites["car", "green"])) == pytest.approx(
+        blueish(pixels_of(sprites["car", "natural"])), abs=0.05
+    )
+
+
+def test_one_that_looks_right_is_turned_left():
+    left, right = Image.new("RGBA", (8, 4), (255, 0, 0, 255)), BytesIO()
+    left.paste((0, 0, 255, 255), (4, 0, 8, 4))
+    left.save(right, "WEBP", lossless=True)
+    rocket, fox = BY_NAME["rocket"], BY_NAME["fox"]
+    assert rocket.flip
+    assert drawing.read_sprite(rocket, lambda code: right.getvalue()).getpixel((0, 0)) == (0, 0, 255, 255)
+    assert drawing.read_sprite(fox, lambda code: right.getvalue()).getpixel((0, 0)) == (255, 0, 0, 255)
+
+
+def test_folder_archive_and_package_hold_the_same(tmp_path):
+    write_archive(SPRITES, tmp_path / "few.zip", FEW_SUBJECTS)
+    with tarfile.open(tmp_path / "package.tgz", "w:gz") as package:
+        for file in SPRITES.glob("*.webp"):
+            package.add(file, f"package/assets/{file.name}")
+    wanted = load_sprites(SPRITES, FEW_SUBJECTS)
+    assert list(wanted) == list(FEW.subjects)
+    for source in ("few.zip", "package.tgz"):
+        found = load_sprites(tmp_path / source, FEW_SUBJECTS)
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(np.asarray(found[name]), np.asarray(wanted[name])) for name in wanted)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive at all"])
+def test_what_is_no_source_says_how_to_get_one(tmp_path, content):
+    file = tmp_path / "sprites.tgz"
+    if content is not None:
+        file.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        load_sprites(Path("/nowhere/no-such-font.ttf"))
-    assert "fonts-noto-color-emoji" in caught.value.hint
+        load_sprites(file)
+    assert "npm pack @lobehub/fluent-emoji-3d@1.1.0" in caught.value.hint
     assert caught.value.exit_status == ExitStatus.INPUT
 
 
-def test_a_folder_that_lacks_a_subject_is_refused(tmp_path):
-    Image.new("RGBA", (8, 8)).save(tmp_path / "fox.png")
-    with pytest.raises(InputError, match=r"cat\.png"):
-        load_sprites(tmp_path)
+def test_a_source_that_lacks_a_subject_is_refused():
+    with pytest.raises(InputError, match=BY_NAME["cat"].code):
+        load_sprites(SPRITES, [BY_NAME["cat"]])
+
+
+def test_what_is_given_is_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    assert find_sprites(tmp_path / "mine.zip") == tmp_path / "mine.zip"
+
+
+def fake_npm(folder, script):
+    npm = folder / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text(f"#!/bin/sh\n{script}\n")
+    npm.chmod(0o755)
+    return str(npm.parent)
+
+
+def test_npm_fetches_the_package_once(tmp_path, monkeypatch):
+    script = f'[ "$*" = "pack @lobehub/fluent-emoji-3d@1.1.0" ] && echo sprites > {drawing.ARCHIVE}'
+    monkeypatch.setenv("PATH", fake_npm(tmp_path, script) + ":/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = find_sprites()
+    assert found.read_text() == "sprites\n"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_sprites() == found
+
+
+@pytest.mark.parametrize("script", [None, "echo 'no such host' >&2; exit 1", "true"])
+def test_where_npm_is_missing_or_fails_the_hint_says_what_to_do(tmp_path, monkeypatch, script):
+    monkeypatch.setenv("PATH", str(tmp_path) if script is None else fake_npm(tmp_path, script))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InputError) as caught:
+        find_sprites()
+    assert "--sprites" in caught.value.hint
+    assert ("no such host" in caught.value.message) == (script is not None and "host" in script)
+    assert not list((tmp_path / "cache").rglob("*.tgz"))
