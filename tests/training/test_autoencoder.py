@@ -12,6 +12,7 @@ from sdcli.training.autoencoder import AutoencoderRun
 from sdcli.training.settings import AutoencoderTraining
 from sdcli.training.sources import World
 from sdcli.training.team import Team
+from sdcli.training.world import FEW
 
 TINY = {**stage.ARCHITECTURE, "block_out_channels": (16, 16, 16, 16), "norm_num_groups": 4}
 SETTINGS = AutoencoderTraining(
@@ -22,7 +23,7 @@ ALONE = Team(torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def world(sprites):
-    return World(sprites, seed=1)
+    return World(sprites, seed=1, vocabulary=FEW)
 
 
 def patches_of(images: Tensor) -> np.ndarray:

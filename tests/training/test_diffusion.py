@@ -19,6 +19,7 @@ from sdcli.training.sources import World
 from sdcli.training.tasks import Inpaint, Semantic, TextToImage
 from sdcli.training.team import Team
 from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
+from sdcli.training.world import FEW
 from tests.training.test_autoencoder import TINY as TINY_AUTOENCODER
 
 TINY = {**UNET, "block_out_channels": (16, 16, 16), "attention_head_dim": (1, 1, 1), "norm_num_groups": 4}
@@ -30,7 +31,7 @@ TASKS = {"text": TextToImage(), "inpaint": Inpaint(4, 0.3), "semantic": Semantic
 
 @pytest.fixture(scope="module")
 def world(sprites):
-    return World(sprites, seed=1)
+    return World(sprites, seed=1, vocabulary=FEW)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_a_semantic_context_is_sdcli_s_own(vae, world):
     context = task.context(task.encode(Encoder(vae, ALONE), [picture], [np.random.default_rng(0)]))
     expected = segmentation.encode(torch.from_numpy(picture.segmentation)[None], len(CLASSES), 8)
     assert torch.equal(context, expected)
-    assert context.shape == (1, 13, 32, 32)
+    assert context.shape == (1, len(CLASSES), 32, 32)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -31,7 +31,7 @@ def test_a_run_goes_on_as_it_was_begun(base, tmp_path):
     [
         ("inpaint", {}, {"lr": 0.2}, "--lr 0.1, not 0.2"),
         ("inpaint", {}, {"batch": 3}, "--batch 32, not 3"),
-        ("inpaint", {"world": "whole"}, {}, "--world kit, not whole"),
+        ("inpaint", {"world": "few"}, {}, "--world kit, not few"),
         ("semantic", {}, {}, "a run of inpaint, not semantic"),
     ],
 )
