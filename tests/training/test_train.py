@@ -186,9 +186,8 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(run, sd15, data, tmp_path):
 
 def test_the_world_teaches_an_autoencoder_and_that_a_new_model(run, tmp_path):
     small = ["--crop", "32", "--teacher-steps", "1", "--teacher-scenes", "4", "--sheet-every", "0"]
-    first = run(
-        "train", "autoencoder", "--world", "few", "--sprites", SPRITES, "--out", "vae", *SHORT, "--steps", "2", *small
-    )
+    few = ["--world", "few", "--sprites", SPRITES]
+    first = run("train", "autoencoder", *few, "--out", "vae", *SHORT, "--steps", "2", *small)
     assert first.lines == ["vae/model"], first.stderr
     begin = ["train", "text-to-image", "--vae", "vae/model", *few, "--out", "text"]
     second = run(*begin, *SHORT, *FEW, "--steps", "1", "--sheet-every", "0")
