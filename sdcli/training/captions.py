@@ -221,7 +221,7 @@ def setting(scene: Scene, rng: Rng) -> str:
 def caption(scene: Scene, rng: Rng) -> str:
     """One of the many captions of a scene, as a user might type it."""
     subjects, form = subjects_of(scene, rng), rng.uniform()
-    opening = pick(OPENINGS, rng) if rng.uniform() < 0.3 else ""
+    opening = pick(OPENINGS, rng) if rng.uniform() < 0.3 and " rides " not in subjects else ""
     ending = pick(ENDINGS, rng) if rng.uniform() < 0.06 else ""
     if scene.time == TIMES[0] and form < (0.4 if "arctic" in subjects else 0.07):  # the place is the model's to choose
         return f"{opening}{subjects}{ending}"
