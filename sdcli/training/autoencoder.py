@@ -1,4 +1,4 @@
-"""Training the autoencoder: an AutoencoderKL (diffusers) of 8×8 pixels to 4 numbers, from nothing.
+"""Training the autoencoder: an AutoencoderKL (diffusers) of 8×8 pixels to 8 numbers, from nothing.
 
 Encoder and decoder of a fresh autoencoder wait for each other. A linear teacher breaks that: for the first steps the
 encoder learns to give the whitened principal components of each 8×8 patch and the decoder learns to read them.
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from sdcli.training import checkpoint
 from sdcli.training.loop import step_noise
 from sdcli.training.optimizers import MatrixOptimizer, learning_rate
+from sdcli.training.parts import LATENT_CHANNELS
 from sdcli.training.pool import to_tensor as to_tensor
 from sdcli.training.settings import AutoencoderTraining
 from sdcli.training.sheets import save_sheet
@@ -29,9 +30,9 @@ PATCH = 8
 ARCHITECTURE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (32, 64, 128, 128),
+    "block_out_channels": (32, 64, 128, 160),
     "layers_per_block": 1,
-    "latent_channels": 4,
+    "latent_channels": LATENT_CHANNELS,
     "norm_num_groups": 8,
     "mid_block_add_attention": False,
     "sample_size": 256,
@@ -40,7 +41,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LinearTeacher:
-    """Whitened PCA of 8×8×3 patches. mean: (192,); components: (4, 192) orthonormal rows; scale: (4,)."""
+    """Whitened PCA of 8×8×3 patches. mean: (192,); components: (C, 192) orthonormal rows; scale: (C,)."""
 
     mean: Tensor
     components: Tensor
@@ -51,13 +52,13 @@ class LinearTeacher:
         return LinearTeacher(self.mean.to(device), self.components.to(device), self.scale.to(device))
 
     def encode(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) in -1 … 1 to (n, 4, h/8, w/8), of unit variance over the pictures it was fitted to."""
+        """(n, 3, h, w) in -1 … 1 to (n, C, h/8, w/8), of unit variance over the pictures it was fitted to."""
         patches = F.unfold(images, PATCH, stride=PATCH) - self.mean[:, None]
         codes = (self.components @ patches) / self.scale[:, None]
         return codes.reshape(*codes.shape[:2], images.shape[2] // PATCH, images.shape[3] // PATCH)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The linear reconstruction, (n, 4, h, w) to (n, 3, 8h, 8w)."""
+        """The linear reconstruction, (n, C, h, w) to (n, 3, 8h, 8w)."""
         patches = self.components.T @ (codes.flatten(2) * self.scale[:, None]) + self.mean[:, None]
         return F.fold(patches, (codes.shape[2] * PATCH, codes.shape[3] * PATCH), PATCH, stride=PATCH)
 

@@ -6,8 +6,8 @@ of the model that made it. Their own accuracy on unseen renderings is part of ev
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,46 +19,75 @@ from sdcli.errors import ModelCorrupt
 from sdcli.training import checkpoint
 from sdcli.training.autoencoder import to_tensor
 from sdcli.training.optimizers import MatrixOptimizer, learning_rate
-from sdcli.training.places import BACKGROUNDS, CLASS_NAMES
-from sdcli.training.world import KIT, Rendering, Scene, Sprites, Vocabulary, render, scenes
+from sdcli.training.places import CLASS_NAMES, TIMES
+from sdcli.training.world import KIT, Rendering, Scene, Sprites, Vocabulary, place_names, render, scenes
 
 SIDE = 96  # the judge looks at pictures of this size
 MAP_SIDE = 64  # and the segmenter at pictures, and gives maps, of this one
+FEATURES = 256
 UNASKED = -100  # cross_entropy's mark for what a scene does not answer
-QUESTIONS = ("subject", "colour", "place", "left", "right")
+RELATIONS = ("row", "on", "riding")
+QUESTIONS = ("subject", "colour", "place", "time", "count", "left", "right", "upper", "lower", "relation")
+COUNTS = ("1", "2", "3", "4")
+COMBINED = {"all": ("subject", "colour", "place"), "order": ("left", "right"), "stack": ("upper", "lower", "relation")}
 
 
 @dataclass(frozen=True)
 class Answers:
     """What there is to say of a picture; None where the question makes no sense.
 
-    Of one subject: `subject` and `colour`. Of two side by side: `left` and `right`. Of all: `place`.
+    Of one subject, or several alike: `subject`, `colour` and `count`. Of two side by side: `left` and `right`; of two
+    of which one is on the other or rides it: `upper` and `lower`; of both, which `relation` it is. Of all: `place` and
+    `time`.
     """
 
     subject: str | None = None
     colour: str | None = None
     place: str | None = None
+    time: str | None = None
+    count: str | None = None
     left: str | None = None
     right: str | None = None
+    upper: str | None = None
+    lower: str | None = None
+    relation: str | None = None
 
 
 def answers_of(scene: Scene) -> Answers:
     """The right answers for a scene."""
-    count = len(scene.placements)
-    if count == 1:
-        (only,) = scene.placements
-        return Answers(subject=only.subject, colour=only.colour, place=scene.place)
-    if count == 2:
-        left, right = (placement.subject for placement in scene.placements)
-        return Answers(place=scene.place, left=left, right=right)
-    return Answers(place=scene.place)
+    whole = Answers(place=scene.place, time=scene.time)
+    kinds = {(placement.subject, placement.colour) for placement in scene.placements}
+    if len(kinds) == 1:
+        ((subject, colour),) = kinds
+        return replace(whole, subject=subject, colour=colour, count=str(len(scene.placements)))
+    if len(scene.placements) != 2:
+        return whole
+    if scene.relation in RELATIONS[1:]:
+        upper, lower = sorted(scene.placements, key=lambda placement: placement.y)
+        return replace(whole, upper=upper.subject, lower=lower.subject, relation=scene.relation)
+    left, right = sorted(scene.placements, key=lambda placement: placement.x)
+    return replace(whole, left=left.subject, right=right.subject, relation=RELATIONS[0])
 
 
 def choices(vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
     """The answers to choose from, for each question."""
-    places = (*vocabulary.places, *BACKGROUNDS)
     subjects = vocabulary.subjects
-    return dict(zip(QUESTIONS, (subjects, vocabulary.colours, places, subjects, subjects), strict=True))
+    whole = (subjects, vocabulary.colours, place_names(vocabulary), TIMES, COUNTS)
+    return dict(zip(QUESTIONS, (*whole, *[subjects] * 4, RELATIONS), strict=True))
+
+
+def encode(answers: Sequence[Answers], known: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """The numbers of the right answers (n,), UNASKED where there is none that is known; a tensor a question."""
+    table = {name: {answer: number for number, answer in enumerate(values)} for name, values in known.items()}
+    return {
+        name: torch.tensor([numbers.get(getattr(answer, name), UNASKED) for answer in answers])
+        for name, numbers in table.items()
+    }
+
+
+def targets_of(scenes: Sequence[Scene], vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """The numbers of the right answers for scenes."""
+    return encode([answers_of(scene) for scene in scenes], choices(vocabulary))
 
 
 class Judge(nn.Module):
@@ -67,13 +96,13 @@ class Judge(nn.Module):
     def __init__(self, vocabulary: Vocabulary = KIT) -> None:
         super().__init__()
         self.choices = choices(vocabulary)
-        widths = (3, 32, 64, 128, 192)
+        widths = (3, 48, 96, 192, 256)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-        self.features = nn.Sequential(*layers, nn.Flatten())
-        inputs = widths[-1] * (SIDE // 16) ** 2
-        self.heads = nn.ModuleDict({name: nn.Linear(inputs, len(answers)) for name, answers in self.choices.items()})
+            layers += [nn.Conv2d(after, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * (SIDE // 16) ** 2, FEATURES), nn.SiLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(answers)) for name, answers in self.choices.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits for each question."""
@@ -82,12 +111,7 @@ class Judge(nn.Module):
 
     def targets(self, answers: Sequence[Answers]) -> dict[str, Tensor]:
         """The numbers of the right answers, UNASKED where there is none; a tensor a question."""
-        return {
-            name: torch.tensor(
-                [UNASKED if getattr(a, name) is None else known.index(getattr(a, name)) for a in answers]
-            )
-            for name, known in self.choices.items()
-        }
+        return encode(answers, self.choices)
 
 
 class Segmenter(nn.Module):
@@ -124,10 +148,10 @@ def shrink(images: Tensor, side: int = SIDE) -> Tensor:
     return F.adaptive_avg_pool2d(images, side)
 
 
-def shrink_maps(maps: np.ndarray, side: int = MAP_SIDE) -> Tensor:
+def shrink_maps(maps: Tensor, side: int = MAP_SIDE) -> Tensor:
     """Class numbers (n, h, w) to (n, side, side), each that of a pixel in the middle of its cell."""
     step = maps.shape[1] // side
-    return torch.from_numpy(np.ascontiguousarray(maps[:, step // 2 :: step, step // 2 :: step])).long()
+    return maps[:, step // 2 :: step, step // 2 :: step].long()
 
 
 def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -140,6 +164,27 @@ def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
 def to_images(renderings: Sequence[Rendering]) -> Tensor:
     """Their pictures, (n, 3, 256, 256) in -1 … 1."""
     return to_tensor([rendering.image for rendering in renderings])
+
+
+def judging_loss(
+    judge: Judge,
+    segmenter: Segmenter,
+    images: Tensor,
+    targets: Mapping[str, Tensor],
+    maps: Tensor,
+    rng: np.random.Generator,
+) -> Tensor:
+    """The cross-entropies of all questions for pictures (n, 3, h, w), and of maps (n, h, w) for a quarter of them:
+    a map answers for many pixels, so fewer pictures do.
+    """
+    logits = judge(disturb(shrink(images), rng))
+    losses = []
+    for name, target in targets.items():
+        asked = (target != UNASKED).sum().clamp(min=1)  # the mean of nothing is not a number
+        losses.append(F.cross_entropy(logits[name].float(), target, ignore_index=UNASKED, reduction="sum") / asked)
+    part = slice(0, max(1, len(images) // 4))
+    drawn = segmenter(disturb(shrink(images[part], MAP_SIDE), rng)).float()
+    return torch.stack([*losses, F.cross_entropy(drawn, shrink_maps(maps[part]))]).sum()
 
 
 def train(
@@ -157,18 +202,8 @@ def train(
     for step in range(steps):
         drawn = list(itertools.islice(source, batch))
         renderings = [render(scene, sprites) for scene in drawn]
-        images = to_images(renderings)
-        answers = judge(disturb(shrink(images), rng))
-        targets = judge.targets([answers_of(scene) for scene in drawn])
-        losses = [
-            F.cross_entropy(answers[name], target)
-            for name, target in targets.items()
-            if (target != UNASKED).any()  # the mean of nothing is not a number
-        ]
-        part = slice(0, batch // 4)  # a map answers for many pixels: fewer pictures do
-        maps = shrink_maps(np.stack([rendering.segmentation for rendering in renderings[part]]))
-        losses.append(F.cross_entropy(segmenter(disturb(shrink(images[part], MAP_SIDE), rng)), maps))
-        torch.stack(losses).sum().backward()
+        maps = torch.from_numpy(np.stack([rendering.segmentation for rendering in renderings]))
+        judging_loss(judge, segmenter, to_images(renderings), targets_of(drawn, vocabulary), maps, rng).backward()
         optimizer.step(learning_rate(step, 2e-3, steps, 20, steps // 2))
         on_step(step + 1, steps)
     return judge.eval(), segmenter.eval()
@@ -178,12 +213,13 @@ def train(
 def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[str, float]:
     """The share of pictures (n, 3, h, w) whose answer is right, for each question that is asked of any.
 
-    `all` is the share of subject, colour and place right at once; `order` that of left and right.
+    `all` is the share of subject, colour and place right at once; `order` that of left and right; `stack` that of
+    upper, lower and relation, which "on" and "riding" ask for.
     """
     targets = judge.targets(answers)
     guesses = {name: logits.argmax(1) for name, logits in judge(shrink(images)).items()}
     right = {name: guesses[name] == targets[name] for name in QUESTIONS}
-    for name, parts in (("all", QUESTIONS[:3]), ("order", QUESTIONS[3:])):
+    for name, parts in COMBINED.items():
         right[name] = torch.stack([right[part] for part in parts]).all(0)
         targets[name] = torch.stack([targets[part] for part in parts]).amin(0)
     shares = {}

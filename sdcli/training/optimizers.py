@@ -10,52 +10,92 @@ import torch
 from torch import Tensor, nn
 
 
+NS_COEFFICIENTS, NS_STEPS = (3.4445, -4.7750, 2.0315), 5
+MOMENTUM = 0.95
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrices to (k, m, n), in bfloat16, by five Newton-Schulz steps (Jordan et al. 2024)."""
+    a, b, c = NS_COEFFICIENTS
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(NS_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 class MatrixOptimizer:
     """Muon (Jordan et al. 2024) for hidden weights of two or more dimensions, AdamW for all other parameters.
 
     A convolution's weight is seen as a matrix (out, in·k·k). Muon's steps are scaled to the RMS of AdamW's
-    (Liu et al. 2025, "Muon is Scalable for LLM Training"), so that one learning rate serves both.
+    (Liu et al. 2025, "Muon is Scalable for LLM Training"), so that one learning rate serves both. The steps are those
+    of `torch.optim.Muon` with Nesterov momentum; matrices of one shape are stepped together, which a GPU needs.
     """
 
     def __init__(self, modules: Iterable[nn.Module], lr: float, weight_decay: float) -> None:
-        matrices: list[nn.Parameter] = []
+        matrices: dict[tuple[int, ...], list[nn.Parameter]] = {}
         others: list[nn.Parameter] = []
         for module in modules:
             embedded = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
             for parameter in module.parameters():
-                hidden = parameter.ndim >= 2 and min(parameter.flatten(1).shape) > 8
-                (matrices if hidden and id(parameter) not in embedded else others).append(parameter)
-        self.sources = matrices
-        # Same storage, two dimensions: a step on the view is a step on the weight.
-        self.views = [nn.Parameter(parameter.detach().flatten(1)) for parameter in matrices]
-        self.muon = torch.optim.Muon(self.views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.99))
+                shape = parameter.flatten(1).shape if parameter.ndim >= 2 else parameter.shape
+                if parameter.ndim >= 2 and min(shape) > 8 and id(parameter) not in embedded:
+                    matrices.setdefault(tuple(shape), []).append(parameter)
+                else:
+                    others.append(parameter)
+        self.groups = list(matrices.values())
+        self.momenta = [torch.stack([p.detach().flatten(1) for p in group]).zero_() for group in self.groups]
+        self.weight_decay = weight_decay
+        fused = any(parameter.is_cuda for parameter in others)
+        self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.99), fused=fused)
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is stepped."""
-        return [*self.sources, *(each for group in self.adamw.param_groups for each in group["params"])]
+        matrices = [parameter for group in self.groups for parameter in group]
+        return [*matrices, *(each for group in self.adamw.param_groups for each in group["params"])]
 
+    @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step at this learning rate; clears the gradients."""
-        for optimizer in (self.muon, self.adamw):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-        for source, view in zip(self.sources, self.views, strict=True):
-            view.grad = None if source.grad is None else source.grad.flatten(1)
-        self.muon.step()
+        """One step at this learning rate; clears the gradients. A matrix without a gradient has one of zeros."""
+        for group, momentum in zip(self.groups, self.momenta, strict=True):
+            if all(parameter.grad is None for parameter in group):
+                continue
+            gradients = torch.stack([_gradient(parameter) for parameter in group]).to(momentum.dtype)
+            momentum.lerp_(gradients, 1 - MOMENTUM)
+            updates = orthogonalize(gradients.lerp_(momentum, MOMENTUM)).to(momentum.dtype)
+            scale = 0.2 * max(momentum.shape[1:]) ** 0.5
+            torch._foreach_mul_(group, 1 - lr * self.weight_decay)
+            torch._foreach_add_(
+                group,
+                [update.view(p.shape) for update, p in zip(updates.contiguous(), group, strict=True)],
+                alpha=-lr * scale,
+            )
+            for parameter in group:
+                parameter.grad = None
+        for settings in self.adamw.param_groups:
+            settings["lr"] = lr
         self.adamw.step()
-        for source, view in zip(self.sources, self.views, strict=True):
-            source.grad = view.grad = None
         self.adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of both optimizers."""
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+        return {"momenta": self.momenta, "adamw": self.adamw.state_dict()}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.muon.load_state_dict(state["muon"])
+        for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
+            momentum.copy_(saved)
         self.adamw.load_state_dict(state["adamw"])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return whole.flatten(1)
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup: int, cooldown: int) -> float:

@@ -13,17 +13,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdcli.errors import ModelCorrupt, ModelNotFound
 
-TEXT_WIDTH = 192
+TEXT_WIDTH = 256
+LATENT_CHANNELS = 8
 UNET: dict[str, Any] = {
     "sample_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (64, 128, 160),
+    "block_out_channels": (96, 128, 192),
     "layers_per_block": 1,
     "cross_attention_dim": TEXT_WIDTH,
-    "attention_head_dim": (1, 2, 5),  # the number of heads, despite its name
+    "attention_head_dim": (1, 4, 6),  # the number of heads, despite its name
     "norm_num_groups": 16,
     "use_linear_projection": True,
 }
@@ -31,7 +32,7 @@ TEXT_ENCODER: dict[str, Any] = {
     "hidden_size": TEXT_WIDTH,
     "intermediate_size": 4 * TEXT_WIDTH,
     "num_hidden_layers": 3,
-    "num_attention_heads": 3,
+    "num_attention_heads": 4,
     "projection_dim": TEXT_WIDTH,
     "max_position_embeddings": 77,
 }
@@ -81,7 +82,7 @@ def read(folder: Path) -> Parts:
     text_encoder, tokenizer = read_text(folder)
     return Parts(
         read_vae(folder / "vae"),
-        _loaded(UNet2DConditionModel, folder / "unet"),
+        read_unet(folder / "unet"),
         text_encoder,
         tokenizer,
         DDIMScheduler.from_config(_loaded_config(folder / "scheduler")),
@@ -96,7 +97,7 @@ def read_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
         raise ModelNotFound(f"{folder} is no diffusers folder: it has no model_index.json", "name one with --from")
     if (folder / "text_encoder_2").exists():
         raise ModelCorrupt(f"{folder} has two text encoders", "models of one, like kit and Stable Diffusion 1 and 2")
-    text_encoder, tokenizer = _loaded(CLIPTextModel, folder / "text_encoder"), _read_tokenizer(folder / "tokenizer")
+    text_encoder, tokenizer = read_text_encoder(folder / "text_encoder"), read_tokenizer(folder / "tokenizer")
     known = text_encoder.config.vocab_size
     if len(tokenizer) > known:
         problem = f"the tokenizer of {folder} has {len(tokenizer)} tokens, and its text encoder knows {known}"
@@ -108,6 +109,23 @@ def read_vae(folder: Path) -> Any:
     """The autoencoder of a folder, frozen, in float32."""
     tiny = _loaded_config(folder).get("_class_name") == "AutoencoderTiny"
     return _loaded(AutoencoderTiny if tiny else AutoencoderKL, folder).eval().requires_grad_(False)
+
+
+def read_unet(folder: Path) -> UNet2DConditionModel:
+    """The U-Net of a folder, in float32."""
+    unet: UNet2DConditionModel = _loaded(UNet2DConditionModel, folder)
+    return unet
+
+
+def read_text_encoder(folder: Path) -> CLIPTextModel:
+    """The text encoder of a folder, in float32."""
+    text_encoder: CLIPTextModel = _loaded(CLIPTextModel, folder)
+    return text_encoder
+
+
+def noise_scheduler() -> DDIMScheduler:
+    """The noise schedule of a new model."""
+    return DDIMScheduler(**SCHEDULER)
 
 
 def _loaded(kind: Any, folder: Path) -> Any:
@@ -128,7 +146,8 @@ def _loaded_config(folder: Path) -> Any:
         raise ModelCorrupt(f"cannot read {folder}: {error}", "it must be a part of a diffusers folder") from error
 
 
-def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a folder."""
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -137,9 +156,7 @@ def _read_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def build(vae: Any, tokenizer: CLIPTokenizer, unet: dict[str, Any] = UNET) -> Parts:
     """Fresh U-Net and text encoder for an autoencoder and a tokenizer."""
-    return Parts(
-        vae, UNet2DConditionModel(**unet), build_text_encoder(tokenizer), tokenizer, DDIMScheduler(**SCHEDULER)
-    )
+    return Parts(vae, UNet2DConditionModel(**unet), build_text_encoder(tokenizer), tokenizer, noise_scheduler())
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -1,15 +1,15 @@
 """Teaching a text encoder to read: what stands where in the scene that a caption speaks of.
 
-The errors of pictures teach a text encoder little about sides: after 70,000 pictures, what kit's said of "a cat right
-of a dog" and of "a cat left of a dog" could hardly be told apart. So it is taught by captions alone, as CLIP's is
-before any diffusion begins, at a hundredth of the cost. A readout, thrown away afterwards, asks for each upright strip
-of the picture, by one cross-attention with a query of its own, which subject stands there in which colour, and of the
-whole, which place it is. What this reads from hidden states, the cross-attention of a U-Net can learn to read.
+The errors of pictures teach a text encoder little about positions: after 70,000 pictures, what one of kit's said of "a
+cat right of a dog" and of "a cat left of a dog" could hardly be told apart. So it is taught by captions alone, as CLIP's
+is before any diffusion begins, at a hundredth of the cost. A readout, which is not kept, asks for each cell of a coarse
+grid over the picture, by one cross-attention with a query of its own, which subject stands there in which colour, and
+for the whole picture, which place and time of day it is. What the readout gets from the hidden states, the
+cross-attention of a U-Net can learn to get.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -23,59 +23,78 @@ from sdcli.training import checkpoint
 from sdcli.training.captions import caption
 from sdcli.training.optimizers import MatrixOptimizer, learning_rate
 from sdcli.training.parts import tokenize
-from sdcli.training.places import BACKGROUNDS
+from sdcli.training.places import TIMES
 from sdcli.training.settings import TextEncoderTraining
 from sdcli.training.team import Team
-from sdcli.training.world import Scene, Vocabulary, scenes
+from sdcli.training.world import Scene, Vocabulary, place_names, scenes
 
-STRIPS = 8
+COLUMNS, ROWS = 8, 4
+CELLS = COLUMNS * ROWS
 TOKENS = 32
 """Of 77, at the least: captions and some padding. A causal encoder's states do not depend on what comes after them."""
 PLACE_WEIGHT = 0.3
+CELL_QUESTIONS, WHOLE_QUESTIONS = ("subjects", "colours"), ("places", "times")
 NOTHING = 0
 
-
-@dataclass(frozen=True)
-class Layout:
-    """What captions speak of: subjects and colours (n, STRIPS), NOTHING where no subject stands; places (n,)."""
-
-    subjects: Tensor
-    colours: Tensor
-    places: Tensor
+Layout = Mapping[str, Tensor]
+"""What captions speak of: subjects and colours (n, CELLS), row by row, NOTHING where no subject stands; places and
+times (n,)."""
 
 
-def layout_of(drawn: Sequence[Scene], vocabulary: Vocabulary) -> Layout:
-    """The subject whose box is about the middle of each strip, the one in front where there are two; and the place."""
-    places = (*vocabulary.places, *BACKGROUNDS)
-    found = np.full((2, len(drawn), STRIPS), NOTHING)
-    middles = (np.arange(STRIPS) + 0.5) / STRIPS
+def layout_of(drawn: Sequence[Scene], vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """The subject whose box is about the middle of each cell, the one in front where there are two; place and time."""
+    places = place_names(vocabulary)
+    found = np.full((2, len(drawn), ROWS, COLUMNS), NOTHING)
+    x, y = (np.arange(COLUMNS) + 0.5) / COLUMNS, (np.arange(ROWS) + 0.5) / ROWS
     for index, scene in enumerate(drawn):
         for placement in scene.placements:
-            within = np.abs(middles - placement.x) < placement.side / 2
+            half = placement.side / 2
+            within = (np.abs(y - placement.y) < half)[:, None] & (np.abs(x - placement.x) < half)
             found[0, index, within] = 1 + vocabulary.subjects.index(placement.subject)
             found[1, index, within] = 1 + vocabulary.colours.index(placement.colour)
-    subjects, colours = torch.from_numpy(found)
-    return Layout(subjects, colours, torch.tensor([places.index(scene.place) for scene in drawn]))
+    subjects, colours = torch.from_numpy(found).flatten(2)
+    return {
+        "subjects": subjects,
+        "colours": colours,
+        "places": torch.tensor([places.index(scene.place) for scene in drawn]),
+        "times": torch.tensor([TIMES.index(scene.time) for scene in drawn]),
+    }
 
 
 class Readout(nn.Module):
-    """Hidden states (n, tokens, width) to logits: subjects and colours (n, STRIPS, choices), places (n, choices)."""
+    """Hidden states (n, tokens, width) to logits, by the names of a layout: of cells (n, CELLS, choices), of the
+    whole (n, choices).
+    """
 
     def __init__(self, width: int, heads: int, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.queries = nn.Parameter(0.5 * torch.randn(STRIPS + 1, width))
+        self.queries = nn.Parameter(0.5 * torch.randn(CELLS + 1, width))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.subjects = nn.Linear(width, 1 + len(vocabulary.subjects))
         self.colours = nn.Linear(width, 1 + len(vocabulary.colours))
-        self.places = nn.Linear(width, len(vocabulary.places) + len(BACKGROUNDS))
+        self.places = nn.Linear(width, len(place_names(vocabulary)))
+        self.times = nn.Linear(width, len(TIMES))
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of subjects, colours and places."""
+    def forward(self, states: Tensor) -> dict[str, Tensor]:
+        """Logits of subjects, colours, places and times."""
         queries = self.queries.expand(len(states), -1, -1)
         found = self.hidden(self.attention(queries, states, states, need_weights=False)[0])
-        strips, whole = found[:, :STRIPS], found[:, STRIPS]
-        return self.subjects(strips), self.colours(strips), self.places(whole)
+        cells, whole = found[:, :CELLS], found[:, CELLS]
+        return {
+            "subjects": self.subjects(cells),
+            "colours": self.colours(cells),
+            "places": self.places(whole),
+            "times": self.times(whole),
+        }
+
+
+def reading_loss(logits: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+    """The cross-entropies of what is read, summed, and the share of the cells whose subject is read right."""
+    cells = [F.cross_entropy(logits[name].float().flatten(0, 1), layout[name].flatten()) for name in CELL_QUESTIONS]
+    whole = [PLACE_WEIGHT * F.cross_entropy(logits[name].float(), layout[name]) for name in WHOLE_QUESTIONS]
+    right = (logits["subjects"].argmax(-1) == layout["subjects"]).float().mean()
+    return torch.stack([*cells, *whole]).sum(), right
 
 
 class TextEncoderRun:
@@ -131,22 +150,14 @@ class TextEncoderRun:
 
     def loss_of(self, ids: Tensor, layout: Layout) -> Tensor:
         """Cross-entropies of what is read, and how far the states have moved; `read` becomes the share read right."""
-        device = self.team.device
         with self.team.autocast():
             states = self.text_encoder(ids).last_hidden_state
             with torch.no_grad():
                 before = self.before(ids).last_hidden_state
-            subjects, colours, places = (logits.float() for logits in self.modules["readout"](states))
-        wanted = layout.subjects.to(device)
-        self.read = self.team.mean((subjects.argmax(-1) == wanted).float().mean().item())
-        moved = (states.float() - before.float()).square().mean()
-        loss: Tensor = (
-            F.cross_entropy(subjects.flatten(0, 1), wanted.flatten())
-            + F.cross_entropy(colours.flatten(0, 1), layout.colours.to(device).flatten())
-            + PLACE_WEIGHT * F.cross_entropy(places, layout.places.to(device))
-            + self.settings.hold * moved
-        )
-        return loss
+            logits = self.modules["readout"](states)
+        loss, right = reading_loss(logits, {name: wanted.to(self.team.device) for name, wanted in layout.items()})
+        self.read = self.team.mean(right.item())
+        return loss + self.settings.hold * (states.float() - before.float()).square().mean()
 
     def train_step(self) -> float:
         """One step; returns its loss."""
@@ -162,7 +173,7 @@ class TextEncoderRun:
         return team.mean(loss.item())
 
     def report(self) -> dict[str, object]:
-        """What the log says besides step and loss: the share of strips of the last batch that were read right."""
+        """What the log says besides step and loss: the share of cells of the last batch that was read right."""
         return {"samples": self.step * self.settings.batch, "read": round(self.read, 4)}
 
     def sheet(self, path: Path) -> None:

@@ -1,0 +1,384 @@
+"""What each phase of kit's training learns: its modules, what it keeps of a chunk of scenes, and its loss.
+
+The phases of diffusion share one U-Net that takes every context at once: latents, a mask with the masked image's latents,
+and a segmentation map, zeros where a phase has none. Exported, it takes what its own model takes. So one compiled graph
+serves all phases, and each goes on from the weights of the one before.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sdcli.context import segmentation
+from sdcli.training import autoencoder, checkpoint, export, parts, sheets
+from sdcli.training.diffusion import target_of
+from sdcli.training.judge import Judge, Segmenter, judging_loss
+from sdcli.training.parts import Parts
+from sdcli.training.places import CLASSES
+from sdcli.training.reading import Readout, reading_loss
+from sdcli.training.settings import AutoencoderTraining
+from sdcli.training.stream import Chunk
+from sdcli.training.team import Team
+from sdcli.training.world import Vocabulary
+
+Rows = dict[str, Tensor]
+SHARD_MB = 13
+JUDGE = "judge.pt"
+CROP, CROP_GROUPS = 128, 8
+EMPTY_PROMPTS, TIMESTEP_SHIFT, KNOWN_WEIGHT = 0.1, 0.4, 0.3
+CELL = 8
+CAPTION_TOKENS = 48
+CONTEXTS: Mapping[str, Callable[[int], int]] = {
+    "inpaint": lambda latent_channels: 1 + latent_channels,
+    "semantic": lambda latent_channels: len(CLASSES),
+}
+"""How many channels each context takes beside the latents, in their order in the shared U-Net."""
+FOLDERS = {"text-to-image": "unet", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}
+PROMPTS = (
+    "arctic fox",
+    "an astronaut riding a horse on the beach",
+    "a green t-rex in the city at night",
+    "three penguins next to a castle",
+    "a pizza",
+    "a cat on a car",
+    "a red dragon in the mountains",
+    "a wizard in the forest at night",
+    "two blue elephants in the desert",
+    "a dog right of a cat in a meadow",
+    "a purple octopus under water",
+    "a photo of a sailboat at sunset",
+    "a giraffe in the snow",
+    "a small house in the mountains",
+    "a robot on a white background",
+    "a lion left of a tree",
+)
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where and how training computes: the device with its autocast, whether to compile, and a generator there."""
+
+    team: Team
+    generator: torch.Generator
+    compiles: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.team.device
+
+
+class Learner(Protocol):
+    """A phase in memory."""
+
+    modules: dict[str, nn.Module]
+
+    def rows(self, chunk: Chunk) -> Rows:
+        """What the pool keeps of a chunk, on the device; every tensor has a row a scene."""
+
+    def loss(self, rows: Rows, step: int) -> Tensor:
+        """The loss of a batch of rows."""
+
+    def export(self, kit: Path) -> dict[str, float]:
+        """Write the parts into kit's folder; returns what there is to say of them."""
+
+    def sheet(self, path: Path) -> None:
+        """Write a sheet of pictures that shows what has been learnt."""
+
+
+def to_pixels(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (n, 3, H, W) to -1 … 1 on the device, channels last."""
+    pixels = images.to(device, non_blocking=True).to(dtype) / 127.5 - 1
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+class AutoencoderLearner:
+    """An autoencoder from crops of pictures; its first steps follow a linear teacher (see `training.autoencoder`)."""
+
+    def __init__(self, here: Here, unseen: Tensor, fitted_to: Tensor, begin: Path | None = None) -> None:
+        torch.manual_seed(1)
+        fresh = begin is None
+        vae = AutoencoderKL(**autoencoder.ARCHITECTURE) if begin is None else parts.read_vae(begin / "vae")
+        self.here, self.unseen = here, unseen
+        self.vae = vae.train().requires_grad_(True).to(here.device, memory_format=torch.channels_last)
+        self.modules: dict[str, nn.Module] = {"vae": self.vae}
+        self.settings = AutoencoderTraining()
+        self.teacher_steps = self.settings.teacher_steps if fresh else 0
+        channels = int(self.vae.config.latent_channels)
+        self.teacher = autoencoder.fit_teacher(fitted_to, channels).to(here.device)
+
+    def rows(self, chunk: Chunk) -> Rows:
+        """The pictures."""
+        return {"images": chunk["images"].to(self.here.device, non_blocking=True)}
+
+    def loss(self, rows: Rows, step: int) -> Tensor:
+        """Of crops, each part of the batch at an offset of its own."""
+        room = rows["images"].shape[-1] - CROP
+        rng = np.random.default_rng([7, step])
+        crops = []
+        for part in rows["images"].chunk(CROP_GROUPS):
+            top, left = (round(room * rng.beta(1.3, 1.3)) for _ in range(2))
+            crops.append(part[..., top : top + CROP, left : left + CROP])
+        images = to_pixels(torch.cat(crops), self.here.device)
+        side = CROP // CELL
+        shape = (len(images), int(self.vae.config.latent_channels), side, side)
+        noise = torch.randn(shape, generator=self.here.generator, device=self.here.device)
+        teacher = self.teacher if step < self.teacher_steps else None
+        return autoencoder.total_loss(self.vae, images, teacher, noise, self.settings, self.here.team)
+
+    def export(self, kit: Path) -> dict[str, float]:
+        """The autoencoder, with the scaling factor of its latents; how well it gives unseen pictures back."""
+        self.vae.eval()
+        autoencoder.set_scaling_factor(self.vae, self.unseen)
+        psnr = autoencoder.measure_psnr(self.vae, self.unseen)
+        export.export_vae(copy.deepcopy(self.vae), kit / "vae")
+        self.vae.train()
+        return {"psnr": round(psnr, 2)}
+
+    def sheet(self, path: Path) -> None:
+        """Pictures, and below them what becomes of them."""
+        images = self.unseen[:6]
+        sheets.save_sheet(torch.cat([images, autoencoder.reconstruct(self.vae, images)]), columns=6, path=path)
+
+
+class CaptionLearner:
+    """A text encoder from captions alone, by a readout of what stands where (see `training.reading`)."""
+
+    def __init__(self, here: Here, kit: Path, vocabulary: Vocabulary, begin: Path | None = None) -> None:
+        torch.manual_seed(2)
+        tokenizer = parts.read_tokenizer(kit / "tokenizer")
+        encoder = parts.build_text_encoder(tokenizer) if begin is None else parts.read_text(begin)[0]
+        config = encoder.config
+        readout = Readout(config.hidden_size, config.num_attention_heads, vocabulary)
+        self.here = here
+        self.modules: dict[str, nn.Module] = {
+            "text_encoder": encoder.train().to(here.device),
+            "readout": readout.to(here.device),
+        }
+        self.right = torch.zeros((), device=here.device)
+
+    def rows(self, chunk: Chunk) -> Rows:
+        """Token ids, without what is padding in every caption, and layouts."""
+        kept = {**chunk, "ids": chunk["ids"][:, :CAPTION_TOKENS]}
+        return {name: tensor.to(self.here.device, non_blocking=True) for name, tensor in kept.items()}
+
+    def loss(self, rows: Rows, step: int) -> Tensor:
+        """What the readout gets wrong."""
+        with self.here.team.autocast():
+            states = self.modules["text_encoder"](rows["ids"].long()).last_hidden_state
+            logits = self.modules["readout"](states)
+        loss, self.right = reading_loss(logits, rows)
+        return loss
+
+    def export(self, kit: Path) -> dict[str, float]:
+        """The text encoder; the share of cells that were read right in the last batch."""
+        export.export_text_encoder(copy.deepcopy(self.modules["text_encoder"]), kit / "text_encoder")
+        return {"read": round(self.right.item(), 4)}
+
+    def sheet(self, path: Path) -> None:
+        """Nothing: no pictures come of this."""
+
+
+def shared_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
+    """A U-Net that takes every context, from one that takes what `kind` takes; weights of other contexts are zero."""
+    latents = int(unet.config.out_channels)
+    total = latents + sum(size(latents) for size in CONTEXTS.values())
+    old, slots = unet.conv_in, slots_of(kind, latents)
+    new = nn.Conv2d(total, old.out_channels, 3, padding=1)
+    with torch.no_grad():
+        new.weight.zero_()
+        known = old.weight if old.in_channels == len(slots) else old.weight[:, :latents]
+        new.weight[:, slots[: known.shape[1]]] = known
+        new.bias.copy_(old.bias)
+    unet.conv_in = new
+    unet.register_to_config(in_channels=total)
+    return unet
+
+
+def own_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
+    """A copy of a shared U-Net that takes what `kind` takes, and gives the same."""
+    own = copy.deepcopy(unet)
+    slots = slots_of(kind, int(unet.config.out_channels))
+    conv = nn.Conv2d(len(slots), unet.conv_in.out_channels, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.copy_(unet.conv_in.weight[:, slots])
+        conv.bias.copy_(unet.conv_in.bias)
+    own.conv_in = conv.to(unet.conv_in.weight.device)
+    own.register_to_config(in_channels=len(slots))
+    return own
+
+
+def slots_of(kind: str, latents: int) -> list[int]:
+    """The numbers of the shared U-Net's input channels that a kind of model takes."""
+    slots, first = list(range(latents)), latents
+    for name, size in CONTEXTS.items():
+        if name == kind:
+            slots += range(first, first + size(latents))
+        first += size(latents)
+    return slots
+
+
+class UnetLearner:
+    """A U-Net for one kind of context, and for text alone its text encoder with it."""
+
+    def __init__(self, here: Here, kit: Path, kind: str, begin: Path | None = None) -> None:
+        torch.manual_seed(3)
+        self.here, self.kind = here, kind
+        tokenizer = parts.read_tokenizer(kit / "tokenizer")
+        vae = parts.read_vae(kit / "vae")
+        self.parts = Parts(vae, unet_of(kit, kind, begin), parts.read_text_encoder(kit / "text_encoder"), tokenizer,
+                           parts.noise_scheduler())  # fmt: skip
+        self.parts.to(here.device)
+        self.parts.unet.train().to(memory_format=torch.channels_last)
+        self.encoder = copy.deepcopy(vae.encoder).to(here.device)
+        self.quant = copy.deepcopy(vae.quant_conv).to(here.device)
+        if here.device.type == "cuda":
+            for part in (self.encoder, self.quant):
+                part.to(torch.bfloat16, memory_format=torch.channels_last)
+        self.modules: dict[str, nn.Module] = {"unet": self.parts.unet}
+        self.parts.text_encoder.requires_grad_(kind == "text-to-image")
+        if kind == "text-to-image":
+            self.modules["text_encoder"] = self.parts.text_encoder.train()
+        self.predict = torch.compile(self.parts.unet) if here.compiles else self.parts.unet
+        self.empty = parts.tokenize(tokenizer, [""]).to(here.device)
+        self.alphas = self.parts.scheduler.alphas_cumprod.to(here.device)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Scaled latents, float16, of pictures in -1 … 1: the means of their distributions."""
+        dtype = next(self.encoder.parameters()).dtype
+        moments = self.quant(self.encoder(pixels.to(dtype))).float()
+        return (moments.chunk(2, dim=1)[0] * self.parts.vae.config.scaling_factor).half().contiguous()
+
+    def rows(self, chunk: Chunk) -> Rows:
+        """Latents, captions, and what the context is made of."""
+        device = self.here.device
+        pixels = to_pixels(chunk["images"], device)
+        rows = {"latents": self.encode(pixels), "ids": chunk["ids"].to(device)}
+        if self.kind == "inpaint":
+            masks = chunk["masks"].to(device).float()[:, None]
+            rows["masked"] = self.encode(pixels * (masks < 0.5))
+            rows["mask"] = F.interpolate(masks, size=rows["latents"].shape[-2:]).byte()
+        if self.kind == "semantic":
+            shares = segmentation.encode(chunk["maps"].to(device), len(CLASSES), CELL)
+            rows["shares"] = (shares * CELL**2).round().byte()
+        return rows
+
+    def context(self, rows: Rows) -> Tensor:
+        """Every context of the shared U-Net, (n, channels, h, w), zeros for those that are not of this kind."""
+        latents = rows["latents"]
+        found = {"inpaint": ("mask", "masked"), "semantic": ("shares",)}.get(self.kind, ())
+        blocks = []
+        for name, size in CONTEXTS.items():
+            if name == self.kind:
+                scale = CELL**2 if name == "semantic" else 1
+                blocks += [rows[part].float() / scale for part in found]
+            else:
+                shape = (len(latents), size(latents.shape[1]), *latents.shape[2:])
+                blocks.append(torch.zeros(shape, device=latents.device))
+        return torch.cat(blocks, dim=1)
+
+    def draw(self, count: int) -> Tensor:
+        """Timesteps, logit-normal (Esser et al. 2024, section 3.1), shifted towards the noise."""
+        normal = torch.randn(count, generator=self.here.generator, device=self.here.device)
+        steps = len(self.alphas)
+        return ((normal + TIMESTEP_SHIFT).sigmoid() * steps).long().clamp(max=steps - 1)
+
+    def loss(self, rows: Rows, step: int) -> Tensor:
+        """The mean squared error of the predicted v; for inpainting the known part counts less."""
+        here, latents, count = self.here, rows["latents"].float(), len(rows["latents"])
+        timesteps = self.draw(count)
+        noise = torch.randn(latents.shape, generator=here.generator, device=here.device)
+        scheduler = self.parts.scheduler
+        sample = torch.cat([scheduler.add_noise(latents, noise, timesteps), self.context(rows)], dim=1)
+        chosen = torch.randint(rows["ids"].shape[1], (count,), generator=here.generator, device=here.device)
+        ids = rows["ids"][torch.arange(count, device=here.device), chosen].long()
+        dropped = torch.rand(count, generator=here.generator, device=here.device) < EMPTY_PROMPTS
+        ids = torch.where(dropped[:, None], self.empty, ids)
+        with here.team.autocast():
+            with torch.set_grad_enabled(self.kind == "text-to-image"):
+                states = self.parts.text_encoder(ids).last_hidden_state
+            sample = sample.contiguous(memory_format=torch.channels_last)
+            prediction = self.predict(sample, timesteps, states, return_dict=False)[0]
+        error = (prediction.float() - target_of(scheduler, latents, noise, timesteps)).square()
+        if self.kind == "inpaint":
+            weights = rows["mask"].float()
+            weights = weights + KNOWN_WEIGHT * (1 - weights)
+            error = error * (weights / weights.mean())
+        return error.mean()
+
+    def own(self) -> Parts:
+        """The parts with a U-Net that takes what this kind of model takes."""
+        held = self.parts
+        return Parts(held.vae, own_unet(held.unet, self.kind).eval(), held.text_encoder, held.tokenizer, held.scheduler)
+
+    def export(self, kit: Path) -> dict[str, float]:
+        """The U-Net in shards, and the text encoder where it was trained."""
+        if self.kind == "text-to-image":
+            export.export_text_encoder(copy.deepcopy(self.parts.text_encoder), kit / "text_encoder")
+        export.export_unet(own_unet(self.parts.unet, self.kind), kit / FOLDERS[self.kind], SHARD_MB)
+        return {}
+
+    def sheet(self, path: Path) -> None:
+        """Pictures of fixed prompts, for text alone: the other contexts have no prompts of their own here."""
+        if self.kind == "text-to-image":
+            drawn = sheets.draw(self.own(), PROMPTS, None, self.here.team)
+            sheets.save_sheet(drawn, columns=8, path=path)
+
+
+def unet_of(kit: Path, kind: str, begin: Path | None) -> UNet2DConditionModel:
+    """The shared U-Net that a phase begins with: from the model `begin` if it has this part, else from the U-Net for
+    text in `kit`, else fresh.
+    """
+    own, text = FOLDERS[kind], FOLDERS["text-to-image"]
+    if begin is not None and (begin / own).is_dir():
+        return shared_unet(parts.read_unet(begin / own), kind)
+    if kind != "text-to-image":
+        return shared_unet(parts.read_unet(kit / text), "text-to-image")
+    return shared_unet(UNet2DConditionModel(**parts.UNET), kind)
+
+
+class JudgeLearner:
+    """The judge of pictures and the segmenter of maps (see `training.judge`)."""
+
+    def __init__(self, here: Here, vocabulary: Vocabulary, begin: Path | None = None) -> None:
+        torch.manual_seed(4)
+        self.here = here
+        self.modules: dict[str, Any] = {"judge": Judge(vocabulary), "segmenter": Segmenter()}
+        if begin is not None and (begin.parent / JUDGE).exists():
+            state = checkpoint.load(begin.parent / JUDGE)
+            for name, module in self.modules.items():
+                module.load_state_dict(state[name])
+        for module in self.modules.values():
+            module.to(here.device)
+
+    def rows(self, chunk: Chunk) -> Rows:
+        """The pictures, their maps and the right answers."""
+        return {name: tensor.to(self.here.device, non_blocking=True) for name, tensor in chunk.items()}
+
+    def loss(self, rows: Rows, step: int) -> Tensor:
+        """What both get wrong."""
+        images, maps = to_pixels(rows["images"], self.here.device), rows["maps"]
+        targets = {name: rows[name] for name in self.modules["judge"].choices}
+        with self.here.team.autocast():
+            return judging_loss(self.modules["judge"], self.modules["segmenter"], images, targets, maps,
+                                np.random.default_rng([9, step]))  # fmt: skip
+
+    def export(self, kit: Path) -> dict[str, float]:
+        """One file beside kit's folder."""
+        checkpoint.save(kit.parent / JUDGE, {
+            name: {key: value.half() for key, value in module.state_dict().items()}
+            for name, module in self.modules.items()
+        })  # fmt: skip
+        return {}
+
+    def sheet(self, path: Path) -> None:
+        """Nothing: it draws no pictures."""

@@ -1,0 +1,150 @@
+"""Rendered scenes as tensors, in chunks from worker processes, as fast as the cores allow. Knows no model.
+
+Each kind of chunk is what one phase of training needs. A worker keeps a bank of painted backdrops and composes most
+scenes on one of these: painting a place takes longer than placing subjects on it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import CLIPTokenizer
+
+from sdcli.training import reading, world
+from sdcli.training.captions import caption
+from sdcli.training.judge import targets_of
+from sdcli.training.masks import draw_mask, plan_mask
+from sdcli.training.parts import tokenize
+from sdcli.training.places import BACKGROUNDS, PLACES, paint
+from sdcli.training.tokenizer import load_tokenizer
+from sdcli.training.world import Backdrop, Rendering, Scene, Sprites, Vocabulary
+
+KINDS = ("pictures", "answers", "captions", "text-to-image", "inpaint", "semantic")
+CHUNK = 32
+CAPTIONS = 3
+"""Captions of each scene: a training step takes one of them."""
+VIEWS = 12
+"""Backdrops that a worker keeps of each place and time; after that, one in REPAINTED scenes gets a new one."""
+REPAINTED = 0.05
+
+Chunk = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What scenes are drawn from and what is kept of them; `tokenizer` is a folder, which captions need."""
+
+    sprites: Path
+    kind: str
+    vocabulary: Vocabulary = world.KIT
+    tokenizer: Path | None = None
+    seed: int = 1
+    held_out: bool = False
+
+
+class Backdrops:
+    """Painted places, by place and time."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.bank: dict[tuple[str, str], list[Backdrop]] = defaultdict(list)
+
+    def of(self, scene: Scene) -> Backdrop:
+        """A backdrop for a scene: a new one until there are VIEWS of its kind, then mostly one of these."""
+        if scene.place not in PLACES and scene.place not in BACKGROUNDS:  # mixed: too many to keep
+            return paint_for(scene)
+        views = self.bank[scene.place, scene.time]
+        if len(views) < VIEWS or self.rng.uniform() < REPAINTED:
+            painted = paint_for(scene)
+            if len(views) < VIEWS:
+                views.append(painted)
+            else:
+                views[self.rng.integers(VIEWS)] = painted
+            return painted
+        return views[self.rng.integers(VIEWS)]
+
+
+def paint_for(scene: Scene) -> Backdrop:
+    """A new backdrop for a scene."""
+    return paint(scene.place, np.random.default_rng(scene.seed), world.SIZE, scene.time)
+
+
+class Scenes(IterableDataset[Chunk]):
+    """The endless chunks of a recipe; no two workers draw the same scenes."""
+
+    def __init__(self, recipe: Recipe, chunk: int = CHUNK) -> None:
+        self.recipe, self.chunk = recipe, chunk
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Chunks of `chunk` scenes."""
+        recipe, info = self.recipe, get_worker_info()
+        rng = np.random.default_rng([recipe.seed, 0 if info is None else info.id])
+        sprites = world.sprites_of(recipe.sprites, recipe.vocabulary) if recipe.kind != "captions" else {}
+        tokenizer = None if recipe.tokenizer is None else load_tokenizer(recipe.tokenizer)
+        backdrops = Backdrops(rng)
+        drawn = world.scenes(int(rng.integers(2**62)), recipe.vocabulary, held_out=recipe.held_out)
+        while True:
+            yield chunk_of(recipe, list(islice(drawn, self.chunk)), sprites, tokenizer, backdrops, rng)
+
+
+def chunk_of(
+    recipe: Recipe,
+    scenes: Sequence[Scene],
+    sprites: Sprites,
+    tokenizer: CLIPTokenizer | None,
+    backdrops: Backdrops,
+    rng: np.random.Generator,
+) -> Chunk:
+    """What a recipe keeps of n scenes.
+
+    images: uint8 (n, 3, 256, 256); ids: int16 (n, CAPTIONS, 77); masks, maps: uint8 (n, 256, 256), the mask to inpaint
+    and class numbers; an answer to each question of the judge, and the layout that captions speak of, as theirs.
+    """
+    kind, vocabulary = recipe.kind, recipe.vocabulary
+    if kind == "captions":
+        assert tokenizer is not None
+        ids = tokenize(tokenizer, [caption(scene, rng) for scene in scenes])
+        return {"ids": ids.short(), **reading.layout_of(scenes, vocabulary)}
+    renderings = [world.render(scene, sprites, backdrops.of(scene)) for scene in scenes]
+    chunk = {"images": stacked([np.moveaxis(rendering.image, -1, 0) for rendering in renderings])}
+    if kind in ("answers", "semantic"):
+        chunk["maps"] = stacked([rendering.segmentation for rendering in renderings])
+    if kind == "answers":
+        chunk |= targets_of(scenes, vocabulary)
+    if kind == "inpaint":
+        scenes, masks = masked(scenes, renderings, rng)
+        chunk["masks"] = stacked(masks)
+    if kind in ("text-to-image", "inpaint", "semantic"):
+        assert tokenizer is not None
+        words = [caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
+        chunk["ids"] = tokenize(tokenizer, words).short().unflatten(0, (len(scenes), CAPTIONS))
+    return chunk
+
+
+def masked(
+    scenes: Sequence[Scene], renderings: Sequence[Rendering], rng: np.random.Generator
+) -> tuple[list[Scene], list[np.ndarray]]:
+    """A mask to inpaint for each scene, and the scene that its caption is of: of the masked subject alone, if any."""
+    told, masks = [], []
+    for scene, rendering in zip(scenes, renderings, strict=True):
+        plan = plan_mask(len(rendering.masks), rng)
+        masks.append(draw_mask(plan, rendering.masks, rendering.image.shape[:2], rng).astype(np.uint8))
+        told.append(scene if plan.subject is None else world.only(scene, plan.subject))
+    return told, masks
+
+
+def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Arrays of one shape as one tensor."""
+    return torch.from_numpy(np.stack(arrays))
+
+
+def stream(recipe: Recipe, workers: int, chunk: int = CHUNK) -> Iterator[Chunk]:
+    """Chunks without end, drawn ahead in `workers` processes; 0 draws them here."""
+    ahead = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+    return iter(DataLoader(Scenes(recipe, chunk), batch_size=None, num_workers=workers, **ahead))
