@@ -31,6 +31,7 @@ train = typer.Typer(
 )
 
 _RUN, _SETTINGS, _EXECUTION = "The run", "Settings", "Execution"
+KIT_PHASES = ("autoencoder", "captions", "text-to-image", "inpaint", "semantic", "judge")
 DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -268,20 +269,90 @@ def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, e
     _carry_out("semantic", run, execution, settings, {"base": base, "text": text})
 
 
+@dataclass(frozen=True)
+class KitPhases:
+    """What is trained of kit, and for how long."""
+
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--phase", metavar="NAME", rich_help_panel=_SETTINGS, show_default="all",
+            help=f"Train only this phase; repeat for more: {', '.join(KIT_PHASES)}.",
+        ),
+    ] = None  # fmt: skip
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", metavar="MINUTES", min=0.1, rich_help_panel=_SETTINGS, show_default="20 on a GPU, else 900",
+            help="Time for all phases together; each has a fixed share of it.",
+        ),
+    ] = None  # fmt: skip
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", metavar="N", min=1, rich_help_panel=_SETTINGS, show_default="as time allows",
+            help="Train each phase for N steps instead of a time.",
+        ),
+    ] = None  # fmt: skip
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            "--scale", metavar="X", min=0.001, max=1, rich_help_panel=_SETTINGS, show_default="1 on a GPU, else 1/16",
+            help="Multiply batch and pool sizes by X.",
+        ),
+    ] = None  # fmt: skip
+
+
 @train.command("kit")
 @options.expand
-def kit(*, out: Out, sprites: Sprites = None, execution: Execution) -> None:
-    """Make kit, the model that comes with sdcli, from nothing: all stages in order. Prints its folder.
+def kit(
+    *,
+    out: Out,
+    sprites: Sprites = None,
+    world: World = None,
+    base: Base = None,
+    phases: KitPhases,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", metavar="N", min=0, rich_help_panel=_EXECUTION, show_default="one a core, less one",
+            help="Processes that render scenes.",
+        ),
+    ] = None,
+    compiles: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", rich_help_panel=_EXECUTION, show_default="on a GPU",
+            help="Compile the U-Net with torch.compile.",
+        ),
+    ] = None,
+    execution: Execution,
+) -> None:  # fmt: skip
+    """Train kit, the model that is part of sdcli, from nothing, and print its folder.
 
-    Each stage is a run in a folder of its own; what is done is not done again.
+    Phases run in order: autoencoder, captions, text-to-image, inpaint, semantic, judge. A phase that is done is not
+    repeated; one that was stopped continues.
 
-    sdcli train kit --out runs --slice 10
+    sdcli train kit --out runs --minutes 20 --device cuda
+
+    sdcli train kit --out runs --phase judge --minutes 60
     """
     how = _how(execution)
+    for name in phases.phase or ():
+        if name not in KIT_PHASES:
+            raise UsageError(f"--phase is {name}", f"it is one of {', '.join(KIT_PHASES)}")
+    if world is not None and world not in ordering.WORLDS:
+        raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
+    if execution.processes > 1:
+        raise UsageError("train kit runs in one process", "use --workers for the processes that render")
     prepare_libraries()
     from sdcli.training import session
 
-    raise typer.Exit(session.carry_out_kit(out, sprites, session.How(**how)))
+    run = session.KitRun(
+        out, sprites, _folder_of(base), tuple(phases.phase or ()), phases.minutes, phases.steps, workers, phases.scale,
+        compiles, world or "kit",
+    )  # fmt: skip
+    raise typer.Exit(session.train_kit(run, session.How(**how)))
 
 
 def _carry_out(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ of the model that made it. Their own accuracy on unseen renderings is part of ev
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdcli.errors import ModelCorrupt
+from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.training import checkpoint
 from sdcli.training.autoencoder import to_tensor
-from sdcli.training.optimizers import MatrixOptimizer, learning_rate
 from sdcli.training.places import CLASS_NAMES, TIMES
-from sdcli.training.world import KIT, Rendering, Scene, Sprites, Vocabulary, place_names, render, scenes
+from sdcli.training.world import KIT, Rendering, Scene, Vocabulary, place_names
 
 SIDE = 96  # the judge looks at pictures of this size
 MAP_SIDE = 64  # and the segmenter at pictures, and gives maps, of this one
@@ -101,7 +100,9 @@ class Judge(nn.Module):
         for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
             layers += [nn.Conv2d(after, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * (SIDE // 16) ** 2, FEATURES), nn.SiLU())
+        self.features = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(widths[-1] * (SIDE // 16) ** 2, FEATURES), nn.SiLU()
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(answers)) for name, answers in self.choices.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -187,28 +188,6 @@ def judging_loss(
     return torch.stack([*losses, F.cross_entropy(drawn, shrink_maps(maps[part]))]).sum()
 
 
-def train(
-    vocabulary: Vocabulary, sprites: Sprites, seed: int, steps: int, batch: int, on_step: Callable[[int, int], None]
-) -> tuple[Judge, Segmenter]:
-    """Judge and segmenter, trained on the same endless renderings; no combination is held out from them.
-
-    `on_step` hears of each step: how many are done, and of how many.
-    """
-    torch.manual_seed(seed)
-    judge, segmenter = Judge(vocabulary), Segmenter()
-    optimizer = MatrixOptimizer([judge, segmenter], 2e-3, weight_decay=0.01)
-    rng = np.random.default_rng(seed)
-    source = scenes(seed, vocabulary, held_out=True)
-    for step in range(steps):
-        drawn = list(itertools.islice(source, batch))
-        renderings = [render(scene, sprites) for scene in drawn]
-        maps = torch.from_numpy(np.stack([rendering.segmentation for rendering in renderings]))
-        judging_loss(judge, segmenter, to_images(renderings), targets_of(drawn, vocabulary), maps, rng).backward()
-        optimizer.step(learning_rate(step, 2e-3, steps, 20, steps // 2))
-        on_step(step + 1, steps)
-    return judge.eval(), segmenter.eval()
-
-
 @torch.no_grad()
 def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[str, float]:
     """The share of pictures (n, 3, h, w) whose answer is right, for each question that is asked of any.
@@ -250,31 +229,18 @@ def mean_iou(found: Tensor, given: Tensor) -> tuple[float, dict[str, float]]:
     return round(sum(table.values()) / len(table), 4), table
 
 
-def load_or_train(
-    file: Path,
-    sprites: Sprites,
-    vocabulary: Vocabulary = KIT,
-    *,
-    seed: int = 1,
-    steps: int = 1400,
-    batch: int = 48,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Judge, Segmenter]:
-    """Judge and segmenter in a file; if there is none they are trained and kept there.
+def load(file: Path, vocabulary: Vocabulary = KIT) -> tuple[Judge, Segmenter]:
+    """Judge and segmenter in a file that `sdcli train kit --phase judge` wrote.
 
-    Raises OutputError where they could not be kept, and ModelCorrupt where the file holds something else, or a judge
-    of another vocabulary.
+    Raises ModelNotFound, and ModelCorrupt where the file holds something else, or a judge of another vocabulary.
     """
-    if not file.exists():
-        checkpoint.check(file)
-        judge, segmenter = train(vocabulary, sprites, seed, steps, batch, on_step)
-        checkpoint.save(file, {"judge": judge.state_dict(), "segmenter": segmenter.state_dict()})
-        return judge, segmenter
+    hint = "train one: sdcli train kit --phase judge --out DIR writes DIR/judge.pt"
+    if not file.is_file():
+        raise ModelNotFound(f"there is no judge {file}", hint)
     judge, segmenter, state = Judge(vocabulary), Segmenter(), checkpoint.load(file)
     try:
         judge.load_state_dict(state["judge"])
         segmenter.load_state_dict(state["segmenter"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        hint = "name another file with --judge: if there is none, one is trained"
         raise ModelCorrupt(f"{file} holds no judge of this world", hint) from error
     return judge.eval(), segmenter.eval()

@@ -1,63 +1,372 @@
-"""All stages that make kit, in order: each a run of its own in one folder, each resumable."""
+"""Train kit from nothing in one process, on one GPU or on a CPU, in the minutes that there are.
 
-from __future__ import annotations
+Scenes are rendered in worker processes, encoded once, and kept on the device in a pool that batches are drawn from. Each
+phase has its share of the time; its learning rate falls to nothing towards its end. A phase that was stopped goes on from
+its checkpoint, and one that is done is not done again: delete its folder to do so.
+"""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli.errors import UsageError
-from sdcli.files import folders
-from sdcli.training import order as ordering
-from sdcli.training.order import MODEL, Order
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdcli.training import checkpoint, export, stream, world
+from sdcli.training.captions import caption
+from sdcli.training.learners import (
+    AutoencoderLearner,
+    CaptionLearner,
+    Here,
+    JudgeLearner,
+    Learner,
+    Rows,
+    UnetLearner,
+)
+from sdcli.training.loop import LOG, Stop, append_log
+from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer
+from sdcli.training.parts import noise_scheduler
+from sdcli.training.pool import to_tensor
+from sdcli.training.tokenizer import write_tokenizer
+
+KIT = "kit"
+"""The folder in the run's folder that becomes the model."""
+VOCABULARY_SIZE, CAPTIONS = 2304, 60_000
+UNSEEN, FITTED = 64, 256
+CAPTIONS_CHUNK = 256
+SAVE_SECONDS, LOG_SECONDS = 120.0, 5.0
+AVERAGE_DECAY = 0.995
+MIXED = {"semantic": 0.5, "judge": 0.15}
+"""Of scenes of a phase, those in places that are mixed of several."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What is trained, the stage whose model it goes on from, what of the world it sees, and its settings."""
+class Phase:
+    """How a phase learns. `share` is its part of the time; `kind` is what chunks hold; `pool` is how many scenes are
+    kept, `first` how many there are before the first step, and `fresh` how many a step may add.
+    """
 
     kind: str
-    after: str | None = None
-    world: str = "kit"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    share: float
+    batch: int
+    lr: float
+    cooldown: float
+    pool: int
+    first: int
+    fresh: int
+    warmup: int = 60
 
 
-STAGES: Mapping[str, Stage] = {
-    "autoencoder": Stage("autoencoder", settings={"steps": 1800, "cooldown": 900}),
-    "text-to-image": Stage("text-to-image", "autoencoder", settings={"steps": 4000, "cooldown": 1300}),
-    "text-encoder": Stage("text-encoder", "text-to-image", "kit-rows"),
-    "rows": Stage(
-        "text-to-image", "text-encoder", "kit-rows", {"steps": 2600, "cooldown": 1000, "lr": 1.2e-3, "warmup": 30}
-    ),
-    "inpaint": Stage("inpaint", "rows"),
-    "semantic": Stage("semantic", "rows"),
+PHASES: Mapping[str, Phase] = {
+    "autoencoder": Phase("pictures", 0.18, 96, 2e-3, 0.5, 20_000, 1024, 96),
+    "captions": Phase("captions", 0.05, 1024, 2e-3, 0.5, 400_000, 8192, 1024),
+    "text-to-image": Phase("text-to-image", 0.45, 512, 2e-3, 0.5, 200_000, 4096, 64),
+    "inpaint": Phase("inpaint", 0.13, 512, 1e-3, 0.6, 100_000, 4096, 64),
+    "semantic": Phase("semantic", 0.13, 512, 1e-3, 0.6, 100_000, 4096, 64),
+    "judge": Phase("answers", 0.06, 256, 2e-3, 0.5, 24_000, 2048, 256),
 }
-"""By the names of their folders, in order, with what differs from the defaults of their kinds."""
-PARTS = {"rows": "", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}
-"""The stages whose models kit is put together of, and where in its folder: a whole one, and two U-Nets."""
 
 
-def plan(name: str, out: Path, sprites: Path | None) -> Order:
-    """The order of one stage, once those before it are done. Raises UsageError where `out` holds others' runs."""
-    stage = STAGES[name]
-    begin: dict[str, Any] = {"world": stage.world}
-    if sprites is not None and stage.kind != "text-encoder":
-        begin["sprites"] = sprites
-    if stage.after is not None:
-        begin["vae" if stage.after == "autoencoder" else "base"] = out / stage.after / MODEL
-    try:
-        return ordering.plan(stage.kind, out / name, begin, stage.settings)
-    except UsageError as error:
-        raise UsageError(f"{out / name} was begun otherwise: {error}", "name another folder with --out") from error
+@dataclass(frozen=True)
+class Settings:
+    """A run: its folder, where sprites are, its phases in order with the seconds of each, and how many workers render.
+
+    `steps` ends every phase after so many; None of both is without end. `scale` makes batches and pools smaller, for
+    machines without a GPU; `begin` is a model folder to go on from.
+    """
+
+    out: Path
+    sprites: Path
+    phases: Mapping[str, float | None]
+    steps: int | None = None
+    workers: int = 2
+    scale: float = 1.0
+    vocabulary: world.Vocabulary = world.KIT
+    begin: Path | None = None
+
+    def phase(self, name: str) -> Phase:
+        """A phase at this scale."""
+        phase = PHASES[name]
+        smaller = {key: max(8, round(getattr(phase, key) * self.scale)) for key in ("batch", "pool", "first", "fresh")}
+        return replace(phase, **smaller)
 
 
-def compose(out: Path) -> Path:
-    """Put kit's folder together: one model, and beside its U-Net those of inpainting and of maps."""
-    from sdcli.training import stages
+def share_out(minutes: float, phases: Iterable[str] = tuple(PHASES)) -> dict[str, float | None]:
+    """The seconds of each phase, of so many minutes for all of them."""
+    whole = sum(PHASES[name].share for name in phases)
+    return {name: 60 * minutes * PHASES[name].share / whole for name in phases}
 
-    with folders.written(str(out / "kit"), force=True) as kit:
-        for name, part in PARTS.items():
-            order = ordering.read(out / name)
-            stages.export_run(order, kit / part, averaged=None, unet_only=bool(part), shard_mb=12)
-    return out / "kit"
+
+@dataclass
+class Clock:
+    """How far a phase is: the greater of its parts of time and of steps. `before` was spent in earlier slices."""
+
+    seconds: float | None
+    steps: int | None
+    before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def elapsed(self) -> float:
+        """Seconds spent on the phase."""
+        return self.before + time.monotonic() - self.started
+
+    def fraction(self, step: int) -> float:
+        """0 … 1; 1 is done."""
+        parts = [0.0]
+        if self.seconds is not None:
+            parts.append(self.elapsed() / self.seconds)
+        if self.steps is not None:
+            parts.append(step / self.steps)
+        return min(1.0, max(parts))
+
+
+class Feeder:
+    """Chunks drawn ahead by a thread, so that training need not wait for them."""
+
+    def __init__(self, chunks: Iterator[stream.Chunk], ahead: int = 32) -> None:
+        self.waiting: queue.Queue[stream.Chunk | BaseException] = queue.Queue(ahead)
+        self.stopped = threading.Event()
+        self.chunks = chunks
+        self.thread = threading.Thread(target=self._draw, daemon=True)
+        self.thread.start()
+
+    def _draw(self) -> None:
+        try:
+            for chunk in self.chunks:
+                while not self.stopped.is_set():
+                    try:
+                        self.waiting.put(chunk, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                if self.stopped.is_set():
+                    return
+        except BaseException as error:
+            self.waiting.put(error)
+
+    def take(self, *, wait: bool) -> stream.Chunk | None:
+        """The next chunk, or None where there is none yet and it is not waited for."""
+        try:
+            found = self.waiting.get(block=wait)
+        except queue.Empty:
+            return None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.stopped.set()
+        self.thread.join(timeout=10)
+
+
+class DevicePool:
+    """Rows on the device, the newest in place of the oldest when it is full."""
+
+    def __init__(self, capacity: int, generator: torch.Generator) -> None:
+        self.capacity, self.generator = capacity, generator
+        self.tensors: Rows = {}
+        self.size = self.added = 0
+
+    def add(self, rows: Rows) -> None:
+        """Keep rows."""
+        count = len(next(iter(rows.values())))
+        if not self.tensors:
+            self.tensors = {k: v.new_empty((self.capacity, *v.shape[1:])) for k, v in rows.items()}
+        places = torch.arange(self.added, self.added + count, device=self.generator.device) % self.capacity
+        for name, tensor in rows.items():
+            self.tensors[name][places] = tensor
+        self.added += count
+        self.size = min(self.capacity, self.added)
+
+    def sample(self, count: int) -> Rows:
+        """Rows drawn at random, with replacement."""
+        device = self.generator.device
+        chosen = torch.randint(self.size, (count,), generator=self.generator, device=device)
+        return {name: tensor[chosen] for name, tensor in self.tensors.items()}
+
+
+def rate_at(phase: Phase, step: int, fraction: float) -> float:
+    """The learning rate: a rise over `warmup` steps, a plateau, and a fall to nothing over the last `cooldown`."""
+    return phase.lr * max(0.0, min(1.0, (step + 1) / phase.warmup, (1 - fraction) / phase.cooldown))
+
+
+Told = Callable[[str, dict[str, Any], float], None]
+"""Told of each line of the log: the phase, the line, and how much of the phase is done, 0 … 1."""
+
+
+class PhaseRun:
+    """One phase in memory: learner, optimizer, averages, pool and clock."""
+
+    def __init__(self, name: str, settings: Settings, learner: Learner, here: Here) -> None:
+        self.name, self.settings, self.learner, self.here = name, settings, learner, here
+        self.phase = settings.phase(name)
+        modules = list(learner.modules.values())
+        self.optimizer = MatrixOptimizer(modules, self.phase.lr, weight_decay=0.01)
+        self.average = AveragedWeights(modules, AVERAGE_DECAY)
+        self.pool = DevicePool(self.phase.pool, here.generator)
+        self.step = 0
+        self.clock = Clock(settings.phases[name], settings.steps)
+        self.folder = settings.out / name
+
+    def fill(self, feeder: Feeder) -> None:
+        """Take what has been drawn, up to what a step may add; before the first step, wait for enough."""
+        while self.pool.size < min(self.phase.first, self.phase.pool):
+            chunk = feeder.take(wait=True)
+            assert chunk is not None
+            self.pool.add(self.learner.rows(chunk))
+        wanted = self.pool.added + self.phase.fresh
+        while self.pool.added < wanted and (chunk := feeder.take(wait=False)) is not None:
+            self.pool.add(self.learner.rows(chunk))
+
+    def train_step(self) -> Tensor:
+        """One step; returns its loss, on the device."""
+        loss = self.learner.loss(self.pool.sample(self.phase.batch), self.step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), 1.0)
+        self.optimizer.step(rate_at(self.phase, self.step, self.clock.fraction(self.step)))
+        self.average.update()
+        self.step += 1
+        return loss.detach()
+
+    def save(self) -> None:
+        """Write the checkpoint of this moment."""
+        state = {
+            "step": self.step,
+            "elapsed": self.clock.elapsed(),
+            "modules": {name: module.state_dict() for name, module in self.learner.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+        }
+        checkpoint.save(self.folder / "checkpoint.pt", state)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one; its pool is drawn again."""
+        if not (self.folder / "checkpoint.pt").exists():
+            return
+        state = checkpoint.load(self.folder / "checkpoint.pt")
+        for name, module in self.learner.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.step = state["step"]
+        self.clock = Clock(self.clock.seconds, self.clock.steps, state["elapsed"])
+
+    def finish(self, tell: Told) -> None:
+        """Export the averaged weights, write a sheet, and mark the phase as done."""
+        self.average.swap()
+        facts = self.learner.export(self.settings.out / KIT)
+        tell(self.name, {"step": self.step, "done": True, "seconds": round(self.clock.elapsed(), 1), **facts}, 1.0)
+        (self.folder / "done").touch()
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        self.learner.sheet(self.folder / "sheet.png")
+        self.average.swap()
+
+    def run(self, feeder: Feeder, stop: Stop, tell: Told) -> bool:
+        """Train until the phase is done, or it is to stop; says whether it is done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.resume()
+        losses: list[Tensor] = []
+        logged = saved = time.monotonic()
+        while self.clock.fraction(self.step) < 1:
+            self.fill(feeder)
+            losses.append(self.train_step())
+            now = time.monotonic()
+            if now - logged >= LOG_SECONDS or self.step == 1:
+                self.log(losses, now - logged, tell)
+                losses, logged = [], time.monotonic()
+            if stop.wanted(self.here.team) or now - saved >= SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+            if stop.wanted(self.here.team):
+                return False
+        if losses:
+            self.log(losses, max(1e-9, time.monotonic() - logged), tell)
+        self.finish(tell)
+        return True
+
+    def log(self, losses: Sequence[Tensor], seconds: float, tell: Told) -> None:
+        """A line of the log: the mean loss since the last one, and the rate."""
+        entry = {
+            "step": self.step,
+            "loss": round(torch.stack(list(losses)).mean().item(), 5),
+            "samples": self.step * self.phase.batch,
+            "seconds": round(self.clock.elapsed(), 1),
+            "rate": round(len(losses) * self.phase.batch / seconds),
+            "scenes": self.pool.added,
+        }
+        append_log(self.folder / LOG, entry)
+        tell(self.name, entry, self.clock.fraction(self.step))
+
+
+def begin_kit(settings: Settings) -> None:
+    """The folder of the model: its tokenizer, learnt from captions, its scheduler, and its index."""
+    kit = settings.out / KIT
+    kit.mkdir(parents=True, exist_ok=True)
+    if (kit / "model_index.json").exists():
+        return
+    rng = np.random.default_rng(5)
+    drawn = itertools.islice(world.scenes(5, settings.vocabulary), CAPTIONS)
+    if settings.begin is not None:
+        for part in ("tokenizer", "text_encoder", "vae"):
+            export.copy_part(settings.begin / part, kit / part)
+    else:
+        write_tokenizer(kit / "tokenizer", (caption(scene, rng) for scene in drawn), VOCABULARY_SIZE)
+    noise_scheduler().save_pretrained(kit / "scheduler")
+    export.write_index(kit, "text-to-image", None)
+
+
+def unseen_pictures(settings: Settings, count: int, seed: int) -> Tensor:
+    """Pictures (n, 3, 256, 256) in -1 … 1 that no phase trains on, on the CPU."""
+    sprites = world.sprites_of(settings.sprites, settings.vocabulary)
+    drawn = itertools.islice(world.scenes(seed, settings.vocabulary), count)
+    return to_tensor([world.render(scene, sprites).image for scene in drawn])
+
+
+def learner_of(name: str, settings: Settings, here: Here) -> Learner:
+    """What a phase learns."""
+    kit, begin = settings.out / KIT, settings.begin
+    if name == "autoencoder":
+        unseen = unseen_pictures(settings, UNSEEN, 10_001)
+        return AutoencoderLearner(here, unseen, unseen_pictures(settings, FITTED, 10_002), begin)
+    if name == "captions":
+        return CaptionLearner(here, kit, settings.vocabulary, begin)
+    if name == "judge":
+        return JudgeLearner(here, settings.vocabulary, begin)
+    return UnetLearner(here, kit, name, begin)
+
+
+def feeder_of(name: str, settings: Settings) -> Feeder:
+    """The chunks of a phase, from workers of their own."""
+    kind = PHASES[name].kind
+    tokenizer = settings.out / KIT / "tokenizer"
+    seed = 1 + list(PHASES).index(name)
+    vocabulary = replace(settings.vocabulary, mixed=MIXED.get(name, settings.vocabulary.mixed))
+    recipe = stream.Recipe(settings.sprites, kind, vocabulary, tokenizer, seed, held_out=name == "judge")
+    chunk = CAPTIONS_CHUNK if kind == "captions" else stream.CHUNK
+    return Feeder(stream.stream(recipe, settings.workers, chunk))
+
+
+def train(settings: Settings, here: Here, stop: Stop, tell: Told) -> bool:
+    """Every phase that is not done, in order; says whether all are."""
+    begin_kit(settings)
+    for name in settings.phases:
+        if (settings.out / name / "done").exists():
+            continue
+        feeder = feeder_of(name, settings)
+        try:
+            run = PhaseRun(name, settings, learner_of(name, settings, here), here)
+            if not run.run(feeder, stop, tell):
+                return False
+        finally:
+            feeder.stop()
+        del run
+        if here.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True

@@ -17,7 +17,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdcli.context import segmentation
+from sdcli.diffusion.context import segmentation
+from sdcli.files import palette
 from sdcli.training import autoencoder, checkpoint, export, parts, sheets
 from sdcli.training.diffusion import target_of
 from sdcli.training.judge import Judge, Segmenter, judging_loss
@@ -197,7 +198,7 @@ def shared_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
         new.weight.zero_()
         known = old.weight if old.in_channels == len(slots) else old.weight[:, :latents]
         new.weight[:, slots[: known.shape[1]]] = known
-        new.bias.copy_(old.bias)
+        new.bias = nn.Parameter(old.bias.detach().clone())
     unet.conv_in = new
     unet.register_to_config(in_channels=total)
     return unet
@@ -210,7 +211,7 @@ def own_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
     conv = nn.Conv2d(len(slots), unet.conv_in.out_channels, 3, padding=1)
     with torch.no_grad():
         conv.weight.copy_(unet.conv_in.weight[:, slots])
-        conv.bias.copy_(unet.conv_in.bias)
+        conv.bias = nn.Parameter(unet.conv_in.bias.detach().clone())
     own.conv_in = conv.to(unet.conv_in.weight.device)
     own.register_to_config(in_channels=len(slots))
     return own
@@ -256,7 +257,8 @@ class UnetLearner:
         """Scaled latents, float16, of pictures in -1 … 1: the means of their distributions."""
         dtype = next(self.encoder.parameters()).dtype
         moments = self.quant(self.encoder(pixels.to(dtype))).float()
-        return (moments.chunk(2, dim=1)[0] * self.parts.vae.config.scaling_factor).half().contiguous()
+        latents: Tensor = moments.chunk(2, dim=1)[0] * self.parts.vae.config.scaling_factor
+        return latents.half().contiguous()
 
     def rows(self, chunk: Chunk) -> Rows:
         """Latents, captions, and what the context is made of."""
@@ -313,7 +315,8 @@ class UnetLearner:
             weights = rows["mask"].float()
             weights = weights + KNOWN_WEIGHT * (1 - weights)
             error = error * (weights / weights.mean())
-        return error.mean()
+        loss: Tensor = error.mean()
+        return loss
 
     def own(self) -> Parts:
         """The parts with a U-Net that takes what this kind of model takes."""
@@ -324,7 +327,10 @@ class UnetLearner:
         """The U-Net in shards, and the text encoder where it was trained."""
         if self.kind == "text-to-image":
             export.export_text_encoder(copy.deepcopy(self.parts.text_encoder), kit / "text_encoder")
-        export.export_unet(own_unet(self.parts.unet, self.kind), kit / FOLDERS[self.kind], SHARD_MB)
+        folder = kit / FOLDERS[self.kind]
+        export.export_unet(own_unet(self.parts.unet, self.kind), folder, SHARD_MB)
+        if self.kind == "semantic":
+            palette.write(folder, world_classes())
         return {}
 
     def sheet(self, path: Path) -> None:
@@ -344,6 +350,11 @@ def unet_of(kit: Path, kind: str, begin: Path | None) -> UNet2DConditionModel:
     if kind != "text-to-image":
         return shared_unet(parts.read_unet(kit / text), "text-to-image")
     return shared_unet(UNet2DConditionModel(**parts.UNET), kind)
+
+
+def world_classes() -> tuple[palette.Class, ...]:
+    """The classes of the world's maps."""
+    return tuple(palette.Class(index, *each) for index, each in enumerate(CLASSES.items()))
 
 
 class JudgeLearner:

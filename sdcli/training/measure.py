@@ -42,6 +42,7 @@ from sdcli.training.judge import (
     to_images,
 )
 from sdcli.training.places import CLASSES
+from sdcli.training.stream import stacked
 from sdcli.training.world import (
     KIT,
     SIZE,
@@ -175,7 +176,7 @@ def judge_itself(
     renderings = [render(scene, sprites) for scene in drawn]
     table = accuracy(judge, to_images(renderings), [answers_of(scene) for scene in drawn])
     some = renderings[:128]
-    given = shrink_maps(np.stack([rendering.segmentation for rendering in some]))
+    given = shrink_maps(stacked([rendering.segmentation for rendering in some]))
     return {"pictures": count, **table, "mean_iou": mean_iou(read_maps(segmenter, to_images(some)), given)[0]}
 
 
@@ -285,4 +286,4 @@ def compare_maps(
     segmenter: Segmenter, pictures: Sequence[np.ndarray], maps: Sequence[np.ndarray]
 ) -> tuple[float, dict[str, float]]:
     """Mean IoU between the maps, uint8 (256, 256), that pictures were made of and those read back from them."""
-    return mean_iou(read_maps(segmenter, to_tensor(pictures)), shrink_maps(np.stack(maps)))
+    return mean_iou(read_maps(segmenter, to_tensor(pictures)), shrink_maps(stacked(maps)))

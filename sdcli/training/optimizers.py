@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 NS_COEFFICIENTS, NS_STEPS = (3.4445, -4.7750, 2.0315), 5
 MOMENTUM = 0.95
 
@@ -37,8 +36,8 @@ class MatrixOptimizer:
     """
 
     def __init__(self, modules: Iterable[nn.Module], lr: float, weight_decay: float) -> None:
-        matrices: dict[tuple[int, ...], list[nn.Parameter]] = {}
-        others: list[nn.Parameter] = []
+        matrices: dict[tuple[int, ...], list[Tensor]] = {}
+        others: list[Tensor] = []
         for module in modules:
             embedded = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
             for parameter in module.parameters():
@@ -53,7 +52,7 @@ class MatrixOptimizer:
         fused = any(parameter.is_cuda for parameter in others)
         self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.99), fused=fused)
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         """Everything that is stepped."""
         matrices = [parameter for group in self.groups for parameter in group]
         return [*matrices, *(each for group in self.adamw.param_groups for each in group["params"])]
@@ -93,7 +92,7 @@ class MatrixOptimizer:
         self.adamw.load_state_dict(state["adamw"])
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return whole.flatten(1)
 

@@ -157,7 +157,8 @@ class TextEncoderRun:
             logits = self.modules["readout"](states)
         loss, right = reading_loss(logits, {name: wanted.to(self.team.device) for name, wanted in layout.items()})
         self.read = self.team.mean(right.item())
-        return loss + self.settings.hold * (states.float() - before.float()).square().mean()
+        held: Tensor = loss + self.settings.hold * (states.float() - before.float()).square().mean()
+        return held
 
     def train_step(self) -> float:
         """One step; returns its loss."""

@@ -19,9 +19,13 @@ import torch
 
 from sdcli.errors import ExitStatus, UsageError
 from sdcli.terminal import display, streams
-from sdcli.training import kit, loop, stages, team
+from sdcli.training import kit, loop, sprites, stages, team, world
+from sdcli.training.learners import Here
 from sdcli.training.loop import Stop, Watcher
 from sdcli.training.order import MODEL, Order
+
+GPU_MINUTES, CPU_MINUTES, CPU_SCALE = 20.0, 900.0, 1 / 16
+"""What `train kit` takes where nothing is asked for."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,68 @@ def carry_out(order: Order, how: How) -> int:
     return _status(stop, done)
 
 
-def carry_out_kit(out: Path, sprites: Path | None, how: How) -> int:
-    """Train all stages of kit as far as there is time, and say where kit is once they are done."""
-    first = kit.plan(next(iter(kit.STAGES)), out, sprites)
-    with streams.results() as results, others(first, how), loop.stop_requests(how.deadline) as stop:
-        here, done = _join(how), True
-        for stage in kit.STAGES:
-            order = kit.plan(stage, out, sprites)
-            done = _train(order, how, here, stop, results)
-            if not done:
-                break
-        if here.leads and not done:
-            _report(order, how, done, results)
-        elif here.leads:
-            folder = str(kit.compose(out))
+@dataclass(frozen=True)
+class KitRun:
+    """What `sdcli train kit` is asked for; None of `minutes` is as many as suit the device, of `scale` likewise."""
+
+    out: Path
+    sprites: Path | None = None
+    begin: Path | None = None
+    phases: Sequence[str] = ()
+    minutes: float | None = None
+    steps: int | None = None
+    workers: int | None = None
+    scale: float | None = None
+    compiles: bool | None = None
+    world: str = "kit"
+
+
+def train_kit(run: KitRun, how: How) -> int:
+    """Train the phases of kit as far as there is time, and print kit's folder once they are done."""
+    with streams.results() as results, loop.stop_requests(how.deadline) as stop:
+        here = learning_device(run, how)
+        settings = kit_settings(run, is_gpu=here.device.type == "cuda")
+        with display.training(quiet=how.quiet) as show:
+
+            def tell(phase: str, entry: dict[str, Any], fraction: float) -> None:
+                show(phase, round(1000 * fraction), 1000, entry.get("loss"))
+                if how.json:
+                    streams.write_line(results, json.dumps({"phase": phase, **entry}))
+
+            done = kit.train(settings, here, stop, tell)
+        if done:
+            folder = str(run.out / kit.KIT)
             streams.write_line(results, json.dumps({"status": "done", "model": folder}) if how.json else folder)
+        else:
+            streams.note("stopped at a checkpoint; the same command continues")
     return _status(stop, done)
+
+
+def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
+    """The settings of a run, with what suits the device where nothing was asked for."""
+    phases = run.phases or tuple(kit.PHASES)
+    minutes = run.minutes or (GPU_MINUTES if is_gpu else CPU_MINUTES)
+    return kit.Settings(
+        run.out,
+        sprites.find_sprites(run.sprites),
+        dict.fromkeys(phases) if run.steps is not None else kit.share_out(minutes, phases),
+        run.steps,
+        max(1, (os.cpu_count() or 2) - 1) if run.workers is None else run.workers,
+        (1.0 if is_gpu else CPU_SCALE) if run.scale is None else run.scale,
+        world.VOCABULARIES[run.world],
+        run.begin,
+    )
+
+
+def learning_device(run: KitRun, how: How) -> Here:
+    """The device, and whether the U-Net is compiled there: on a GPU, if nothing else was asked for."""
+    here = _join(how)
+    is_gpu = here.device.type == "cuda"
+    if is_gpu:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    generator = torch.Generator(here.device).manual_seed(1)
+    return Here(here, generator, is_gpu if run.compiles is None else run.compiles)
 
 
 def _train(order: Order, how: How, here: team.Team, stop: Stop, out: Any) -> bool:
@@ -172,7 +222,7 @@ def measure(
     counts: Mapping[str, int],
     options: Mapping[str, Any],
     vocabulary: str,
-    sprites: Path | None,
+    sprites_source: Path | None,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
     """The rows of a table: the judge's own accuracy on unseen renderings, and then each model's.
@@ -181,17 +231,12 @@ def measure(
     """
     from sdcli.training import judge as judging
     from sdcli.training import measure as measuring
-    from sdcli.training import sprites as drawing
-    from sdcli.training import world
 
     for model in models:
         measuring.check(model, options)
     known = world.VOCABULARIES[vocabulary]
-    held = world.sprites_of(drawing.find_sprites(sprites), known)
-    with display.training(quiet=quiet) as show:
-        judge, segmenter = judging.load_or_train(
-            judge_file, held, known, on_step=lambda done, total: show("the judge", done, total, None)
-        )
+    held = world.sprites_of(sprites.find_sprites(sprites_source), known)
+    judge, segmenter = judging.load(judge_file, known)
     yield {"model": "judge", "trials": "renderings", **measuring.judge_itself(judge, segmenter, held, known)}
     how: dict[str, Any] = {"vocabulary": known, "counts": measuring.Counts(**counts), "options": options}
     for model in models:

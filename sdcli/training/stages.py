@@ -10,9 +10,10 @@ import torch
 from sdcli.errors import InputError, UsageError
 from sdcli.files import folders, palette
 from sdcli.training import autoencoder as autoencoding
-from sdcli.training import checkpoint, export, loop, parts, places, tokenizer, world
+from sdcli.training import checkpoint, export, loop, parts, tokenizer, world
 from sdcli.training.autoencoder import AutoencoderRun
 from sdcli.training.diffusion import DiffusionRun
+from sdcli.training.learners import world_classes
 from sdcli.training.optimizers import AveragedWeights
 from sdcli.training.order import MODEL, Order
 from sdcli.training.parts import Parts
@@ -53,11 +54,6 @@ def task_of(order: Order, latent_channels: int) -> Task:
     if order.stage == "semantic":
         return Semantic(order.classes() if order.begin.data is not None else world_classes())
     return TextToImage()
-
-
-def world_classes() -> tuple[palette.Class, ...]:
-    """The classes of the world's maps."""
-    return tuple(palette.Class(index, *each) for index, each in enumerate(places.CLASSES.items()))
 
 
 def begin(order: Order, team: Team) -> AnyRun:

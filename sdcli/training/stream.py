@@ -146,5 +146,5 @@ def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
 
 def stream(recipe: Recipe, workers: int, chunk: int = CHUNK) -> Iterator[Chunk]:
     """Chunks without end, drawn ahead in `workers` processes; 0 draws them here."""
-    ahead = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
-    return iter(DataLoader(Scenes(recipe, chunk), batch_size=None, num_workers=workers, **ahead))
+    ahead = 4 if workers else None
+    return iter(DataLoader(Scenes(recipe, chunk), batch_size=None, num_workers=workers, prefetch_factor=ahead))
