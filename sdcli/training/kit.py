@@ -1,15 +1,15 @@
-"""Train kit from nothing in one process, on one GPU or on a CPU, in the minutes that there are.
+"""Train kit from nothing in one process, on one GPU or on a CPU, in a given time.
 
-Scenes are rendered in worker processes, encoded once, and kept on the device in a pool that batches are drawn from. Each
-phase has its share of the time; its learning rate falls to nothing towards its end. A phase that was stopped goes on from
-its checkpoint, and one that is done is not done again: delete its folder to do so.
+Scenes are rendered in worker processes, encoded once, and kept on the device in a pool that batches are drawn from.
+Each phase has a fixed share of the time; its learning rate falls to zero towards its end. A phase that was stopped
+continues from its checkpoint. A phase that is done is skipped; delete its folder to repeat it.
 """
 
 import itertools
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,40 +130,21 @@ class Feeder:
     """Chunks drawn ahead by a thread, so that training need not wait for them."""
 
     def __init__(self, chunks: Iterator[stream.Chunk], ahead: int = 32) -> None:
-        self.waiting: queue.Queue[stream.Chunk | BaseException] = queue.Queue(ahead)
-        self.stopped = threading.Event()
         self.chunks = chunks
-        self.thread = threading.Thread(target=self._draw, daemon=True)
-        self.thread.start()
-
-    def _draw(self) -> None:
-        try:
-            for chunk in self.chunks:
-                while not self.stopped.is_set():
-                    try:
-                        self.waiting.put(chunk, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
-                if self.stopped.is_set():
-                    return
-        except BaseException as error:
-            self.waiting.put(error)
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.drawn = deque(self.thread.submit(next, chunks) for _ in range(ahead))
 
     def take(self, *, wait: bool) -> stream.Chunk | None:
-        """The next chunk, or None where there is none yet and it is not waited for."""
-        try:
-            found = self.waiting.get(block=wait)
-        except queue.Empty:
+        """The next chunk, or None if there is none yet and `wait` is false. Raises what drawing it raised."""
+        if not wait and not self.drawn[0].done():
             return None
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        chunk = self.drawn.popleft().result()
+        self.drawn.append(self.thread.submit(next, self.chunks))
+        return chunk
 
     def stop(self) -> None:
         """End the thread."""
-        self.stopped.set()
-        self.thread.join(timeout=10)
+        self.thread.shutdown(cancel_futures=True)
 
 
 class DevicePool:

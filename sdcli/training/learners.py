@@ -1,8 +1,8 @@
 """What each phase of kit's training learns: its modules, what it keeps of a chunk of scenes, and its loss.
 
-The phases of diffusion share one U-Net that takes every context at once: latents, a mask with the masked image's latents,
-and a segmentation map, zeros where a phase has none. Exported, it takes what its own model takes. So one compiled graph
-serves all phases, and each goes on from the weights of the one before.
+The phases of diffusion share one U-Net that takes every context at once: latents, a mask with the masked image's
+latents, and a segmentation map; channels of other contexts are zero. An exported U-Net takes only the channels of its
+own context. One compiled graph serves all phases, and each phase continues from the weights of the one before.
 """
 
 import copy

@@ -8,12 +8,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from sdcli.models.registry import ModelFacts
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Initial, Recipe
 from sdcli.training.autoencoder import measure_psnr, to_tensor
-from sdcli.training.captions import PLACE_PHRASES, article
+from sdcli.training.captions import COUNT_WORDS, PLACE_PHRASES, article, plural
 from sdcli.training.judge import (
     Answers,
     Judge,
@@ -46,6 +46,7 @@ from sdcli.training.stream import stacked
 from sdcli.training.world import (
     KIT,
     SIZE,
+    Scene,
     Sprites,
     Triple,
     Vocabulary,
@@ -76,6 +77,7 @@ class Trial:
     segmentation: np.ndarray | None = None
 
 
+Item = TypeVar("Item")
 Draw = Callable[[Trial, int], np.ndarray]
 """The picture of a trial, uint8 (h, w, 3), of a seed."""
 
@@ -110,17 +112,51 @@ def trial_of_two(left: Triple, right: Triple, *, turned: bool = False) -> Trial:
     return Trial(f"{words} {PLACE_PHRASES[place][0]}", Answers(place=place, left=one, right=other))
 
 
-def spread(triples: Sequence[Triple], count: int) -> list[Triple]:
-    """`count` of the triples, evenly spaced; all of them over again where there are fewer."""
-    return [
-        triples[index * len(triples) // count if count <= len(triples) else index % len(triples)]
-        for index in range(count)
-    ]
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items, evenly spaced; all of them over again where there are fewer."""
+    return [items[index * len(items) // count if count <= len(items) else index % len(items)] for index in range(count)]
+
+
+RELATED = {"on": "{upper} on {lower}", "riding": "{upper} riding {lower}"}
+
+
+def trial_of_stack(scene: Scene) -> Trial:
+    """The plainest caption of a scene in which one subject is on another or rides it."""
+    upper, lower = sorted(scene.placements, key=lambda placement: placement.y)
+    nouns = {"upper": noun_of(upper.subject, upper.colour), "lower": noun_of(lower.subject, lower.colour)}
+    words = RELATED[scene.relation].format(**nouns)
+    return Trial(f"{words} {PLACE_PHRASES[scene.place][0]}", replace(answers_of(scene), time=None))
+
+
+def trial_of_count(scene: Scene) -> Trial:
+    """The plainest caption of a scene of several alike."""
+    first, count = scene.placements[0], len(scene.placements)
+    noun = first.subject if first.colour == "natural" else f"{first.colour} {first.subject}"
+    words = f"{COUNT_WORDS[count][0]} {plural(noun)} {PLACE_PHRASES[scene.place][0]}"
+    return Trial(words, replace(answers_of(scene), time=None))
+
+
+def related_trials(vocabulary: Vocabulary, count: int) -> dict[str, list[Trial]]:
+    """So many trials of one subject on another, of riders, and of several alike, of combinations seen in training."""
+    kinds = {"on": trial_of_stack, "riding": trial_of_stack, "counts": trial_of_count}
+    found = {}
+    for number, (kind, trial) in enumerate(kinds.items()):
+        none: dict[str, Any] = dict.fromkeys(
+            ("arctic", "pairs", "on", "riding", "counts", "next", "threes", "background"), 0.0
+        )
+        only = replace(vocabulary, **{**none, "other_time": 0.0, kind: 1.0})
+        relation = "count" if kind == "counts" else kind
+        drawn = itertools.islice(scenes(31_415 + number, only), 4 * count)
+        found[kind] = [trial(scene) for scene in drawn if scene.relation == relation][:count]
+    return found
 
 
 def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, list[Trial]]:
-    """What a text-to-image model is asked: combinations seen and held out, two subjects, subjects alone, the arctic
-    fox. There are nearly `seen` / 5 of two subjects, half of them with the one on the right first.
+    """What a text-to-image model is asked: combinations seen and held out, two subjects side by side, one on or riding
+    another, several alike, subjects alone, the arctic fox.
+
+    There are nearly `seen` / 5 of two subjects, half of them with the one on the right first, and `seen` / 10 of each
+    other relation.
     """
     kept = combinations(False, vocabulary)
     some = spread(kept, seen // 5)
@@ -130,12 +166,15 @@ def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, l
         for index, (one, (subject, colour, _)) in enumerate(zip(some, others, strict=True))
         if one[0] != subject and exists(subject, colour, one[2]) and not is_held_out(subject, colour, one[2])
     ]
-    alone = [Trial(article(name), Answers(name, "natural")) for name in vocabulary.subjects]
+    alone = [
+        Trial(article(name), Answers(name, "natural")) for name in spread(vocabulary.subjects, min(seen // 5, 100))
+    ]
     white_fox = Answers("fox", "white", "snow")
     kinds = {
         "seen": [trial_of(triple) for triple in spread(kept, seen)],
         "held_out": [trial_of(triple) for triple in spread(combinations(True, vocabulary), held_out)],
         "two_subjects": pairs,
+        **related_trials(vocabulary, seen // 10),
         "subject_alone": alone,
         "arctic_fox": [Trial(ARCTIC_PROMPTS[index % len(ARCTIC_PROMPTS)], white_fox) for index in range(12)],
     }
@@ -202,17 +241,22 @@ def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iter
         yield Trial(trial_of(triple).prompt, Answers(triple[0], triple[1]), asked, given)
 
 
-def map_trials(sprites: Sprites, vocabulary: Vocabulary, count: int, folder: Path) -> Iterator[Trial]:
-    """The maps of scenes of one subject, written to a folder, and the scenes' prompts."""
-    source = (scene for scene in scenes(112_233, vocabulary) if len(scene.placements) == 1 and scene.time == "day")
-    some = itertools.islice((scene for scene in source if scene.place in vocabulary.places), count)
-    for number, scene in enumerate(some):
-        file = folder / f"{number}.png"
-        indices = render(scene, sprites).segmentation
-        Image.fromarray(indices).save(file)
-        only = scene.placements[0]
-        prompt = trial_of((only.subject, only.colour, scene.place)).prompt
-        yield Trial(prompt, answers_of(scene), {"segmentation_map": str(file)}, None, indices)
+def map_trials(sprites: Sprites, vocabulary: Vocabulary, count: int, folder: Path) -> Iterator[tuple[str, Trial]]:
+    """The maps of scenes of one subject, written to a folder, and the scenes' prompts: `count` in places of the world
+    ("maps"), and as many in places mixed of several ("mixed_maps"), whose prompts name the subject alone.
+    """
+    for number, (kind, mixed) in enumerate({"maps": 0.0, "mixed_maps": 1.0}.items()):
+        drawn = scenes(112_233 + number, replace(vocabulary, mixed=mixed, background=0.0))
+        source = (scene for scene in drawn if len(scene.placements) == 1 and scene.time == "day")
+        for index, scene in enumerate(itertools.islice(source, count)):
+            file = folder / f"{kind}-{index}.png"
+            indices = render(scene, sprites).segmentation
+            Image.fromarray(indices).save(file)
+            only = scene.placements[0]
+            noun = noun_of(only.subject, only.colour)
+            prompt = noun if mixed else f"{noun} {PLACE_PHRASES[scene.place][0]}"
+            answers = replace(answers_of(scene), count=None, time=None, place=None if mixed else scene.place)
+            yield kind, Trial(prompt, answers, {"segmentation_map": str(file)}, None, indices)
 
 
 def check(model: str, options: Mapping[str, Any]) -> None:
@@ -236,7 +280,10 @@ def trials_of(
         yield {"masks": list(inpaint_trials(sprites, vocabulary, counts.masks))}
     else:
         with TemporaryDirectory() as folder:
-            yield {"maps": list(map_trials(sprites, vocabulary, counts.maps, Path(folder)))}
+            kinds: dict[str, list[Trial]] = {}
+            for kind, trial in map_trials(sprites, vocabulary, counts.maps, Path(folder)):
+                kinds.setdefault(kind, []).append(trial)
+            yield kinds
 
 
 def measure(

@@ -14,7 +14,7 @@ MOMENTUM = 0.95
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices to (k, m, n), in bfloat16, by five Newton-Schulz steps (Jordan et al. 2024)."""
+    """The nearest semi-orthogonal matrices to (k, m, n), bfloat16, by five Newton-Schulz steps (Jordan et al. 2024)."""
     a, b, c = NS_COEFFICIENTS
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]

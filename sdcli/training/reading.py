@@ -1,11 +1,10 @@
 """Teaching a text encoder to read: what stands where in the scene that a caption speaks of.
 
-The errors of pictures teach a text encoder little about positions: after 70,000 pictures, what one of kit's said of "a
-cat right of a dog" and of "a cat left of a dog" could hardly be told apart. So it is taught by captions alone, as CLIP's
-is before any diffusion begins, at a hundredth of the cost. A readout, which is not kept, asks for each cell of a coarse
-grid over the picture, by one cross-attention with a query of its own, which subject stands there in which colour, and
-for the whole picture, which place and time of day it is. What the readout gets from the hidden states, the
-cross-attention of a U-Net can learn to get.
+The diffusion loss teaches a text encoder little about positions: after 70,000 pictures, the states for "a cat right of
+a dog" and "a cat left of a dog" were nearly the same. Captions alone teach it at a hundredth of the cost. A readout,
+which is not kept, has a query for each cell of a coarse grid over the picture: by cross-attention to the hidden states
+it predicts which subject stands there in which colour, and for the whole picture the place and time of day. What the
+readout finds in the hidden states, the cross-attention of a U-Net can learn to find.
 """
 
 import copy
