@@ -66,9 +66,9 @@ class Phase:
 PHASES: Mapping[str, Phase] = {
     "autoencoder": Phase("pictures", 0.18, 96, 2e-3, 0.5, 20_000, 1024, 96),
     "captions": Phase("captions", 0.05, 1024, 2e-3, 0.5, 400_000, 8192, 1024),
-    "text-to-image": Phase("text-to-image", 0.45, 512, 2e-3, 0.5, 200_000, 4096, 64),
-    "inpaint": Phase("inpaint", 0.13, 512, 1e-3, 0.6, 100_000, 4096, 64),
-    "semantic": Phase("semantic", 0.13, 512, 1e-3, 0.6, 100_000, 4096, 64),
+    "text-to-image": Phase("text-to-image", 0.45, 512, 2e-3, 0.5, 200_000, 2048, 64),
+    "inpaint": Phase("inpaint", 0.13, 512, 1e-3, 0.6, 100_000, 2048, 64),
+    "semantic": Phase("semantic", 0.13, 512, 1e-3, 0.6, 100_000, 2048, 64),
     "judge": Phase("answers", 0.06, 256, 2e-3, 0.5, 24_000, 2048, 256),
 }
 
@@ -192,7 +192,7 @@ class PhaseRun:
         self.optimizer = MatrixOptimizer(modules, self.phase.lr, weight_decay=0.01)
         self.average = AveragedWeights(modules, AVERAGE_DECAY)
         self.pool = DevicePool(self.phase.pool, here.generator)
-        self.step = 0
+        self.step = self.credit = 0
         self.clock = Clock(settings.phases[name], settings.steps)
         self.folder = settings.out / name
 
@@ -202,9 +202,11 @@ class PhaseRun:
             chunk = feeder.take(wait=True)
             assert chunk is not None
             self.pool.add(self.learner.rows(chunk))
-        wanted = self.pool.added + self.phase.fresh
-        while self.pool.added < wanted and (chunk := feeder.take(wait=False)) is not None:
-            self.pool.add(self.learner.rows(chunk))
+        self.credit += self.phase.fresh
+        while self.credit > 0 and (chunk := feeder.take(wait=False)) is not None:
+            rows = self.learner.rows(chunk)
+            self.pool.add(rows)
+            self.credit -= len(next(iter(rows.values())))
 
     def train_step(self) -> Tensor:
         """One step; returns its loss, on the device."""
