@@ -93,7 +93,7 @@ class Settings:
     def phase(self, name: str) -> Phase:
         """A phase at this scale."""
         phase = PHASES[name]
-        smaller = {key: max(8, round(getattr(phase, key) * self.scale)) for key in ("batch", "pool", "first", "fresh")}
+        smaller = {key: max(2, round(getattr(phase, key) * self.scale)) for key in ("batch", "pool", "first", "fresh")}
         return replace(phase, **smaller)
 
 
@@ -332,7 +332,7 @@ def feeder_of(name: str, settings: Settings) -> Feeder:
     seed = 1 + list(PHASES).index(name)
     vocabulary = replace(settings.vocabulary, mixed=MIXED.get(name, settings.vocabulary.mixed))
     recipe = stream.Recipe(settings.sprites, kind, vocabulary, tokenizer, seed, held_out=name == "judge")
-    chunk = CAPTIONS_CHUNK if kind == "captions" else stream.CHUNK
+    chunk = min(settings.phase(name).first, CAPTIONS_CHUNK if kind == "captions" else stream.CHUNK)
     return Feeder(stream.stream(recipe, settings.workers, chunk))
 
 
