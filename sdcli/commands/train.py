@@ -204,7 +204,7 @@ def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
 @options.expand
 @_with_settings(AutoencoderTraining)
 def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) -> None:
-    """Train an autoencoder of 8×8 pixels to 4 numbers, from nothing, and print its folder.
+    """Train an autoencoder of 8×8 pixels to 8 numbers, from nothing, and print its folder.
 
     sdcli train autoencoder --out runs/autoencoder --slice 10
     """

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdcli.errors import ModelNotFound
 from sdcli.training import checkpoint, export, stream, world
 from sdcli.training.captions import caption
 from sdcli.training.learners import (
@@ -29,7 +30,7 @@ from sdcli.training.learners import (
     Rows,
     UnetLearner,
 )
-from sdcli.training.loop import LOG, Stop, append_log
+from sdcli.training.loop import CHECKPOINT, LOG, Stop, append_log, cut_log, last_step
 from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer
 from sdcli.training.parts import noise_scheduler
 from sdcli.training.pool import to_tensor
@@ -42,8 +43,10 @@ UNSEEN, FITTED = 64, 256
 CAPTIONS_CHUNK = 256
 SAVE_SECONDS, LOG_SECONDS = 120.0, 5.0
 AVERAGE_DECAY = 0.995
-MIXED = {"semantic": 0.5, "judge": 0.15}
-"""Of scenes of a phase, those in places that are mixed of several."""
+MIXED = {"captions": 0.0, "semantic": 0.5, "judge": 0.15}
+"""The share of a phase's scenes whose place is mixed of several: such a place has no name for a text encoder to read."""
+RESUMED_SEED = 1000
+"""A phase that resumes at step n draws scenes from a seed that is n times this higher: not those it has seen."""
 
 
 @dataclass(frozen=True)
@@ -227,27 +230,32 @@ class PhaseRun:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
         }
-        checkpoint.save(self.folder / "checkpoint.pt", state)
+        checkpoint.save(self.folder / CHECKPOINT, state)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one; its pool is drawn again."""
-        if not (self.folder / "checkpoint.pt").exists():
+        """Continue from the checkpoint, if there is one, with a new pool, and take later lines out of the log."""
+        if not (self.folder / CHECKPOINT).exists():
+            cut_log(self.folder / LOG, 0)
             return
-        state = checkpoint.load(self.folder / "checkpoint.pt")
+        state = checkpoint.load(self.folder / CHECKPOINT)
         for name, module in self.learner.modules.items():
             module.load_state_dict(state["modules"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self.clock = Clock(self.clock.seconds, self.clock.steps, state["elapsed"])
+        self.here.generator.manual_seed(1 + self.step)  # other noise than the first steps had
+        cut_log(self.folder / LOG, self.step)
 
     def finish(self, tell: Told) -> None:
         """Export the averaged weights, write a sheet, and mark the phase as done."""
         self.average.swap()
         facts = self.learner.export(self.settings.out / KIT)
-        tell(self.name, {"step": self.step, "done": True, "seconds": round(self.clock.elapsed(), 1), **facts}, 1.0)
+        entry = {"step": self.step, "done": True, "seconds": round(self.clock.elapsed(), 1), **facts}
+        append_log(self.folder / LOG, entry)
+        tell(self.name, entry, 1.0)
         (self.folder / "done").touch()
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
         self.learner.sheet(self.folder / "sheet.png")
         self.average.swap()
 
@@ -289,8 +297,13 @@ class PhaseRun:
 
 
 def begin_kit(settings: Settings) -> None:
-    """The folder of the model: its tokenizer, learnt from captions, its scheduler, and its index."""
+    """The folder of the model: its tokenizer, learnt from captions, its scheduler, and its index.
+
+    Raises ModelNotFound where there is no model to go on from.
+    """
     kit = settings.out / KIT
+    if settings.begin is not None and not (settings.begin / "model_index.json").is_file():
+        raise ModelNotFound(f"there is no model_index.json in {settings.begin}", "name a diffusers folder with --from")
     kit.mkdir(parents=True, exist_ok=True)
     if (kit / "model_index.json").exists():
         return
@@ -329,7 +342,7 @@ def feeder_of(name: str, settings: Settings) -> Feeder:
     """The chunks of a phase, from workers of their own."""
     kind = PHASES[name].kind
     tokenizer = settings.out / KIT / "tokenizer"
-    seed = 1 + list(PHASES).index(name)
+    seed = 1 + list(PHASES).index(name) + RESUMED_SEED * last_step(settings.out / name)
     vocabulary = replace(settings.vocabulary, mixed=MIXED.get(name, settings.vocabulary.mixed))
     recipe = stream.Recipe(settings.sprites, kind, vocabulary, tokenizer, seed, held_out=name == "judge")
     chunk = min(settings.phase(name).first, CAPTIONS_CHUNK if kind == "captions" else stream.CHUNK)

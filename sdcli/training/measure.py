@@ -142,7 +142,7 @@ def related_trials(vocabulary: Vocabulary, count: int) -> dict[str, list[Trial]]
     found = {}
     for number, (kind, trial) in enumerate(kinds.items()):
         none: dict[str, Any] = dict.fromkeys(
-            ("arctic", "pairs", "on", "riding", "counts", "next", "threes", "background"), 0.0
+            ("arctic", "pairs", "on", "riding", "counts", "next", "threes", "background", "mixed"), 0.0
         )
         only = replace(vocabulary, **{**none, "other_time": 0.0, kind: 1.0})
         relation = "count" if kind == "counts" else kind

@@ -262,8 +262,9 @@ def row_bars(model: str, quiet: bool) -> Iterator[Callable[[str, int, int], None
         yield shown
 
 
-COLUMNS = ("subject", "colour", "place", "order", "mean_iou", "psnr", "seconds")
-NAMES = ("subject", "colour", "place", "order", "IoU", "dB", "seconds")
+SHARES = ("subject", "colour", "place", "count", "order", "stack")
+COLUMNS = (*SHARES, "mean_iou", "psnr", "seconds")
+NAMES = (*SHARES, "IoU", "dB", "seconds")
 
 
 def heading(width: int) -> str:
@@ -276,7 +277,6 @@ def line_of(row: Mapping[str, Any], width: int) -> str:
     cells = []
     for name in COLUMNS:
         value = row.get(name)
-        share = name in COLUMNS[:4]
-        cells.append("-" if value is None else f"{100 * value:.1f} %" if share else f"{value:.2f}")
+        cells.append("-" if value is None else f"{100 * value:.1f} %" if name in SHARES else f"{value:.2f}")
     numbers = "".join(f"  {cell:>7}" for cell in cells)
     return f"{row['model']:{width}}  {row['trials']:13} {row['pictures']:8}{numbers}"

@@ -11,7 +11,7 @@ from sdcli.files.palette import Class
 from sdcli.training import diffusion, parts
 from sdcli.training.diffusion import DiffusionRun, draw_batch
 from sdcli.training.masks import draw_mask, plan_mask
-from sdcli.training.parts import SCHEDULER, UNET, Parts, tokenize
+from sdcli.training.parts import LATENT_CHANNELS, SCHEDULER, UNET, Parts, tokenize
 from sdcli.training.places import CLASSES
 from sdcli.training.pool import Encoder, Pool, to_tensor
 from sdcli.training.settings import DiffusionTraining
@@ -26,7 +26,7 @@ TINY = {**UNET, "block_out_channels": (16, 16, 16), "attention_head_dim": (1, 1,
 SETTINGS = DiffusionTraining(steps=4, batch=2, warmup=1, cooldown=1, scenes=2, fresh=1, most_scenes=4)
 ALONE = Team(torch.device("cpu"))
 PALETTE = tuple(Class(index, name, colour) for index, (name, colour) in enumerate(CLASSES.items()))
-TASKS = {"text": TextToImage(), "inpaint": Inpaint(4, 0.3), "semantic": Semantic(PALETTE)}
+TASKS = {"text": TextToImage(), "inpaint": Inpaint(LATENT_CHANNELS, 0.3), "semantic": Semantic(PALETTE)}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_masked_latents_and_mask_are_what_sdcli_and_diffusers_make_of_the_same(v
 
         device, vae_scale_factor = torch.device("cpu"), 8
 
-    unet = UNet2DConditionModel(**{**TINY, "in_channels": 9})
+    unet = UNet2DConditionModel(**{**TINY, "in_channels": 1 + 2 * LATENT_CHANNELS})
     pipe = StableDiffusionInpaintPipeline(
         vae, parts.build_text_encoder(tokenizer), tokenizer, unet, DDIMScheduler(**SCHEDULER), None, None,
         requires_safety_checker=False,
@@ -193,13 +193,13 @@ def test_other_models_learn_what_they_were_trained_to_predict(kind, which):
 def test_a_widened_unet_draws_at_first_what_it_drew_before(task, start):
     torch.manual_seed(0)
     narrow = UNet2DConditionModel(**TINY)
-    latents, states = torch.randn(1, 4, 8, 8), torch.randn(1, 77, UNET["cross_attention_dim"])
+    latents, states = torch.randn(1, LATENT_CHANNELS, 8, 8), torch.randn(1, 77, UNET["cross_attention_dim"])
     before = narrow(latents, 500, states).sample
     channels = TASKS[task].channels
     wide = parts.widen(narrow, channels)
     context = torch.randn(1, channels, 8, 8)
     torch.testing.assert_close(wide(torch.cat([latents, context], 1), 500, states).sample, before)
-    assert wide.config.in_channels == 4 + channels
+    assert wide.config.in_channels == LATENT_CHANNELS + channels
     assert UNet2DConditionModel.from_config(wide.config).conv_in.weight.shape == wide.conv_in.weight.shape
     assert parts.widen(wide, channels) is wide
     with pytest.raises(ModelCorrupt):
@@ -217,7 +217,7 @@ def test_the_loss_counts_more_in_the_mask(start):
     torch.nn.init.zeros_(run.parts.unet.conv_out.weight)
     torch.nn.init.zeros_(run.parts.unet.conv_out.bias)
     target = diffusion.target_of(run.parts.scheduler, batch.kept["latents"].float(), batch.noise, batch.timesteps)
-    expected = (target.square() * weights).sum() / (4 * weights.sum())
+    expected = (target.square() * weights).sum() / (LATENT_CHANNELS * weights.sum())
     loss = diffusion.loss_of(run.parts, run.pool, batch, ALONE, False)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -253,7 +253,7 @@ def test_only_a_new_text_encoder_is_trained(start):
 def test_the_new_channels_learn(start):
     run = start("semantic")
     run.train_step()
-    assert run.parts.unet.conv_in.weight[:, 4:].abs().sum() > 0
+    assert run.parts.unet.conv_in.weight[:, LATENT_CHANNELS:].abs().sum() > 0
 
 
 def test_parts_know_their_side(start):
