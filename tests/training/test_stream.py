@@ -1,0 +1,208 @@
+"""Chunks of rendered scenes, against the scenes that a recipe draws."""
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from sdcli.training import stream, world
+from sdcli.training.captions import caption
+from sdcli.training.judge import UNASKED, answers_of, choices
+from sdcli.training.masks import Plan
+from sdcli.training.places import CLASS_NAMES, TIMES, parts_of
+from sdcli.training.reading import COLUMNS, NOTHING, ROWS
+from sdcli.training.stream import Backdrops, Recipe, Scenes, chunk_of
+from sdcli.training.subjects import BY_NAME
+from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
+from sdcli.training.world import FEW, place_names, render
+from tests.training.conftest import SPRITES
+
+SIZE = 3
+SHAPES = {
+    "images": ((SIZE, 3, 256, 256), torch.uint8),
+    "maps": ((SIZE, 256, 256), torch.uint8),
+    "masks": ((SIZE, 256, 256), torch.uint8),
+    "ids": ((SIZE, 3, 77), torch.int16),
+    **{name: ((SIZE,), torch.int64) for name in ("places", "times", *choices(FEW))},
+    **{name: ((SIZE, 32), torch.int64) for name in ("subjects", "colours")},
+}
+HELD = {
+    "pictures": {"images"},
+    "answers": {"images", "maps", *choices(FEW)},
+    "captions": {"ids", "subjects", "colours", "places", "times"},
+    "text-to-image": {"images", "ids"},
+    "inpaint": {"images", "ids", "masks"},
+    "semantic": {"images", "ids", "maps"},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    rng = np.random.default_rng(0)
+    write_tokenizer(folder, [caption(scene, rng) for scene in islice(world.scenes(0, FEW), 300)])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """The scenes that a recipe has drawn, in their order."""
+    seen, original = [], world.scenes
+
+    def scenes(*arguments, **options):
+        for scene in original(*arguments, **options):
+            seen.append(scene)
+            yield scene
+
+    monkeypatch.setattr(world, "scenes", scenes)
+    return seen
+
+
+def first(kind, tokenizer, **changes):
+    recipe = Recipe(SPRITES, kind, **{"vocabulary": FEW, "tokenizer": tokenizer, **changes})
+    return next(stream.stream(recipe, workers=0, chunk=SIZE))
+
+
+@pytest.mark.parametrize("kind", stream.KINDS)
+def test_a_chunk_holds_what_its_kind_needs(kind, tokenizer):
+    chunk = first(kind, tokenizer)
+    assert set(chunk) == HELD[kind]
+    for name, tensor in chunk.items():
+        shape, dtype = SHAPES[name]
+        if kind == "captions" and name == "ids":
+            shape = (SIZE, 77)
+        assert (tensor.shape, tensor.dtype) == (shape, dtype), name
+
+
+def test_pictures_maps_and_answers_are_those_of_the_scenes(tokenizer, drawn, sprites):
+    chunk = first("answers", tokenizer, held_out=True)
+    known = choices(FEW)
+    assert len(drawn) == SIZE
+    for index, scene in enumerate(drawn):
+        alone = render(scene, sprites)  # the first view of a place is painted from the scene's own seed
+        assert np.array_equal(chunk["images"][index].permute(1, 2, 0), alone.image)
+        assert np.array_equal(chunk["maps"][index], alone.segmentation)
+        for name, values in known.items():
+            answer, number = getattr(answers_of(scene), name), int(chunk[name][index])
+            assert number == (values.index(answer) if answer in values else UNASKED), name
+
+
+def test_captions_go_with_the_layout_of_their_scene(tokenizer, drawn):
+    chunk = first("captions", tokenizer)
+    for index, scene in enumerate(drawn):
+        assert place_names(FEW)[chunk["places"][index]] == scene.place
+        assert TIMES[chunk["times"][index]] == scene.time
+        grid = chunk["subjects"][index].view(ROWS, COLUMNS)
+        assert {FEW.subjects[number - 1] for number in set(grid.flatten().tolist()) - {NOTHING}} == {
+            placement.subject for placement in scene.placements
+        }
+        front = scene.placements[-1]
+        cell = int(front.y * ROWS), int(front.x * COLUMNS)
+        assert grid[cell] == 1 + FEW.subjects.index(front.subject)
+        assert chunk["colours"][index].view(ROWS, COLUMNS)[cell] == 1 + FEW.colours.index(front.colour)
+
+
+def test_no_two_workers_draw_the_same_scenes(tokenizer):
+    chunks = stream.stream(Recipe(SPRITES, "captions", FEW, tokenizer), workers=2, chunk=8)
+    rows = [tuple(row.tolist()) for chunk in islice(chunks, 4) for row in chunk["ids"]]
+    assert len(rows) == 32
+    firsts, seconds = set(rows[:8] + rows[16:24]), set(rows[8:16] + rows[24:])  # the workers take turns
+    assert len(firsts & seconds) <= 2  # short captions may be of two scenes
+
+
+def test_a_seed_draws_the_same_again_and_another_seed_does_not(tokenizer):
+    one, again, other = (first("captions", tokenizer, seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    assert not torch.equal(one["ids"], other["ids"])
+
+
+def test_a_mask_about_a_subject_goes_with_captions_of_that_subject(tokenizer, sprites, monkeypatch):
+    """Two subjects at different sides: the mask lies on the one that the captions name."""
+    pair = next(s for s in world.scenes(5, replace(FEW, pairs=1.0, arctic=0, on=0, riding=0, counts=0, next=0, threes=0))
+                if s.relation == "row" and s.time == "day")  # fmt: skip
+    names = [placement.subject for placement in pair.placements]
+    plans = iter([Plan("subject", 0), Plan("subject", 1), Plan("box")])
+    monkeypatch.setattr(stream, "plan_mask", lambda count, rng: next(plans))
+    rng = np.random.default_rng(0)
+    loaded = load_tokenizer(tokenizer)
+    recipe = Recipe(SPRITES, "inpaint", FEW, tokenizer)
+    chunk = chunk_of(recipe, [pair] * 3, sprites, loaded, Backdrops(rng), rng)
+    assert set(chunk["masks"].unique().tolist()) == {0, 1}
+    rendering = render(pair, sprites)
+    for masked in (0, 1):
+        mask = chunk["masks"][masked].bool().numpy()
+        assert mask[rendering.masks[masked]].all()
+        assert mask[rendering.masks[1 - masked]].mean() < 0.5
+    told = [[loaded.decode(ids, skip_special_tokens=True) for ids in each.int()] for each in chunk["ids"]]
+    for masked in (0, 1):
+        assert all(names[masked] in named(words) for words in told[masked]), told
+        assert not any(names[1 - masked] in named(words) for words in told[masked]), told
+    assert any(set(names) <= named(words) for words in told[2])
+
+
+def named(words):
+    """The subjects of `few` that a caption names, by any of their words."""
+    return {name for name in FEW.subjects if any(word in words for word in BY_NAME[name].words)}
+
+
+def test_semantic_chunks_mix_places(tokenizer, drawn, sprites):
+    chunk = first("semantic", tokenizer, vocabulary=replace(FEW, mixed=1.0, background=0.0))
+    for index, scene in enumerate(drawn):
+        assert "/" in scene.place
+        assert set(parts_of(scene.place)) <= set(FEW.places)
+        alone = render(scene, sprites)
+        assert np.array_equal(chunk["images"][index].permute(1, 2, 0), alone.image)
+        assert np.array_equal(chunk["maps"][index], alone.segmentation)
+
+
+def test_maps_hold_the_numbers_of_the_classes(tokenizer, drawn):
+    chunk = first("semantic", tokenizer)
+    assert chunk["maps"].max() < len(CLASS_NAMES)
+    for found, scene in zip(chunk["maps"], drawn, strict=True):
+        kinds = {BY_NAME[placement.subject].kind for placement in scene.placements}
+        assert kinds <= {CLASS_NAMES[number] for number in found.unique().tolist()}
+
+
+def test_backdrops_are_of_the_scene_s_place_and_time_and_are_kept(monkeypatch):
+    """Each view is marked by how it was painted; a scene gets one of its place and time, mostly one that it had."""
+    painted = []
+
+    def paint(place, rng, size, time):
+        painted.append((place, time))
+        return place, time, len(painted)
+
+    monkeypatch.setattr(stream, "paint", paint)
+    scenes = list(islice(world.scenes(2, replace(FEW, background=0.3, mixed=0.2)), 1200))
+    backdrops = Backdrops(np.random.default_rng(0))
+    given = [backdrops.of(scene) for scene in scenes]
+    assert all(view[:2] == (scene.place, scene.time) for view, scene in zip(given, scenes, strict=True))
+    mixed = [scene for scene in scenes if "/" in scene.place]
+    fixed = len(scenes) - len(mixed)
+    kinds = {(scene.place, scene.time) for scene in scenes if "/" not in scene.place}
+    assert set(backdrops.bank) == kinds
+    assert all(len(views) <= stream.VIEWS for views in backdrops.bank.values())
+    repainted = len(painted) - len(mixed) - sum(len(views) for views in backdrops.bank.values())
+    assert 0 < repainted < 2.5 * stream.REPAINTED * fixed
+
+
+def test_a_kept_backdrop_is_not_changed_by_what_is_placed_on_it(sprites):
+    scene = next(s for s in world.scenes(1, FEW) if s.time == "day")
+    backdrop = stream.paint_for(scene)
+    before = [part.copy() for part in backdrop]
+    first_time, second_time = (render(scene, sprites, backdrop) for _ in range(2))
+    assert all(np.array_equal(part, kept) for part, kept in zip(backdrop, before, strict=True))
+    assert np.array_equal(first_time.image, second_time.image)
+
+
+def test_every_scene_of_training_may_be_shown_and_only_the_judge_sees_what_is_held_out(tokenizer, drawn):
+    for held_out in (False, True):
+        drawn.clear()
+        recipe = Recipe(SPRITES, "captions", FEW, tokenizer, held_out=held_out)
+        next(iter(Scenes(recipe, 150)))
+        shown = [
+            world.is_held_out(each.subject, each.colour, scene.place, scene.time)
+            for scene in drawn for each in scene.placements
+        ]  # fmt: skip
+        assert any(shown) is held_out
