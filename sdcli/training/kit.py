@@ -41,10 +41,12 @@ KIT = "kit"
 VOCABULARY_SIZE, CAPTIONS = 2304, 60_000
 UNSEEN, FITTED = 64, 256
 CAPTIONS_CHUNK = 256
+AHEAD = 32
+"""Chunks that are drawn before they are needed."""
 SAVE_SECONDS, LOG_SECONDS = 120.0, 5.0
 AVERAGE_DECAY = 0.995
 MIXED = {"captions": 0.0, "semantic": 0.5, "judge": 0.15}
-"""The share of a phase's scenes whose place is mixed of several: such a place has no name for a text encoder to read."""
+"""The share of a phase's scenes whose place is mixed of several; a mixed place has no name for a readout to learn."""
 RESUMED_SEED = 1000
 """A phase that resumes at step n draws scenes from a seed that is n times this higher: not those it has seen."""
 
@@ -132,7 +134,7 @@ class Clock:
 class Feeder:
     """Chunks drawn ahead by a thread, so that training need not wait for them."""
 
-    def __init__(self, chunks: Iterator[stream.Chunk], ahead: int = 32) -> None:
+    def __init__(self, chunks: Iterator[stream.Chunk], ahead: int) -> None:
         self.chunks = chunks
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.drawn = deque(self.thread.submit(next, chunks) for _ in range(ahead))
@@ -346,7 +348,7 @@ def feeder_of(name: str, settings: Settings) -> Feeder:
     vocabulary = replace(settings.vocabulary, mixed=MIXED.get(name, settings.vocabulary.mixed))
     recipe = stream.Recipe(settings.sprites, kind, vocabulary, tokenizer, seed, held_out=name == "judge")
     chunk = min(settings.phase(name).first, CAPTIONS_CHUNK if kind == "captions" else stream.CHUNK)
-    return Feeder(stream.stream(recipe, settings.workers, chunk))
+    return Feeder(stream.stream(recipe, settings.workers, chunk), AHEAD)
 
 
 def train(settings: Settings, here: Here, stop: Stop, tell: Told) -> bool:

@@ -91,8 +91,6 @@ def read(folder: Path) -> Parts:
 
 def read_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """The text encoder of such a folder, in float32, and its tokenizer; raises what `read` raises."""
-    for library in (diffusers, transformers):  # their bars would cross ours
-        library.utils.logging.disable_progress_bar()
     if not (folder / "model_index.json").is_file():
         raise ModelNotFound(f"{folder} is no diffusers folder: it has no model_index.json", "name one with --from")
     if (folder / "text_encoder_2").exists():
@@ -129,6 +127,8 @@ def noise_scheduler() -> DDIMScheduler:
 
 
 def _loaded(kind: Any, folder: Path) -> Any:
+    for library in (diffusers, transformers):  # their bars would cross ours
+        library.utils.logging.disable_progress_bar()
     try:
         # transformers 5 would keep the file's float16 if it were not told
         key = "dtype" if kind is CLIPTextModel else "torch_dtype"

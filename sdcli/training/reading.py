@@ -34,19 +34,24 @@ TOKENS = 32
 PLACE_WEIGHT = 0.3
 CELL_QUESTIONS, WHOLE_QUESTIONS = ("subjects", "colours"), ("places", "times")
 NOTHING = 0
+UNREAD = -100
+"""cross_entropy's mark of what is not asked: the name of a place that is mixed of several."""
 
 Layout = Mapping[str, Tensor]
 """What captions speak of: subjects and colours (n, CELLS), row by row, NOTHING where no subject stands; places and
-times (n,)."""
+times (n,), UNREAD for a mixed place."""
 
 
 def layout_of(drawn: Sequence[Scene], vocabulary: Vocabulary) -> dict[str, Tensor]:
-    """The subject whose box is about the middle of each cell, the one in front where there are two; place and time."""
-    places = place_names(vocabulary)
+    """The subject whose box is about the middle of each cell, the smaller where there are two; place and time.
+
+    The smaller is the one in front, or a rider, whom its mount's box would hide wholly.
+    """
+    numbers = {name: number for number, name in enumerate(place_names(vocabulary))}
     found = np.full((2, len(drawn), ROWS, COLUMNS), NOTHING)
     x, y = (np.arange(COLUMNS) + 0.5) / COLUMNS, (np.arange(ROWS) + 0.5) / ROWS
     for index, scene in enumerate(drawn):
-        for placement in scene.placements:
+        for placement in sorted(scene.placements, key=lambda placement: -placement.side):
             half = placement.side / 2
             within = (np.abs(y - placement.y) < half)[:, None] & (np.abs(x - placement.x) < half)
             found[0, index, within] = 1 + vocabulary.subjects.index(placement.subject)
@@ -55,7 +60,7 @@ def layout_of(drawn: Sequence[Scene], vocabulary: Vocabulary) -> dict[str, Tenso
     return {
         "subjects": subjects,
         "colours": colours,
-        "places": torch.tensor([places.index(scene.place) for scene in drawn]),
+        "places": torch.tensor([numbers.get(scene.place, UNREAD) for scene in drawn]),
         "times": torch.tensor([TIMES.index(scene.time) for scene in drawn]),
     }
 
@@ -91,7 +96,11 @@ class Readout(nn.Module):
 def reading_loss(logits: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """The cross-entropies of what is read, summed, and the share of the cells whose subject is read right."""
     cells = [F.cross_entropy(logits[name].float().flatten(0, 1), layout[name].flatten()) for name in CELL_QUESTIONS]
-    whole = [PLACE_WEIGHT * F.cross_entropy(logits[name].float(), layout[name]) for name in WHOLE_QUESTIONS]
+    whole = []
+    for name in WHOLE_QUESTIONS:
+        asked = (layout[name] != UNREAD).sum().clamp(min=1)  # the mean of nothing is not a number
+        total = F.cross_entropy(logits[name].float(), layout[name], ignore_index=UNREAD, reduction="sum")
+        whole.append(PLACE_WEIGHT * total / asked)
     right = (logits["subjects"].argmax(-1) == layout["subjects"]).float().mean()
     return torch.stack([*cells, *whole]).sum(), right
 

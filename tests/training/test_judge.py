@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -5,20 +6,28 @@ import pytest
 import torch
 from torch import nn
 
+from sdcli.errors import ModelCorrupt, ModelNotFound
+from sdcli.training import checkpoint, layout
 from sdcli.training.judge import (
+    QUESTIONS,
     UNASKED,
     Answers,
     Judge,
+    Segmenter,
     accuracy,
     answers_of,
-    load_or_train,
+    choices,
+    encode,
+    judging_loss,
+    load,
     mean_iou,
     read_maps,
+    shrink,
     shrink_maps,
     to_images,
 )
-from sdcli.training.places import CLASS_NAMES
-from sdcli.training.world import KIT, compose, compose_row, render, scenes
+from sdcli.training.places import BACKGROUNDS, CLASS_NAMES
+from sdcli.training.world import FEW, KIT, Scene, compose, render, scenes
 
 
 class Oracle(Judge):
@@ -56,31 +65,116 @@ def test_an_order_is_right_when_both_sides_are():
     assert shares["all"] == 1.0
 
 
+def test_a_stack_is_right_when_both_subjects_and_the_relation_are():
+    def stack(upper, lower, relation):
+        return Answers(place="snow", upper=upper, lower=lower, relation=relation)
+
+    told = [stack("fox", "car", "on"), stack("fox", "horse", "on"), stack("car", "fox", "on")]
+    asked = [stack("fox", "car", "on"), stack("fox", "horse", "riding"), stack("fox", "car", "on")]
+    shares = accuracy(Oracle(told), torch.zeros(3, 3, 64, 64), asked)
+    assert shares == {
+        "place": 1.0, "upper": 0.6667, "lower": 0.6667, "relation": 0.6667, "stack": 0.3333,
+    }  # fmt: skip
+
+
+def test_a_count_of_some_and_a_time_of_day_are_judged():
+    told = [Answers("fox", "red", "snow", "night", "3"), Answers("fox", "red", "snow", "day", "2")]
+    asked = [Answers("fox", "red", "snow", "night", "3"), Answers("fox", "red", "snow", "sunset", "3")]
+    shares = accuracy(Oracle(told), torch.zeros(2, 3, 64, 64), asked)
+    assert (shares["count"], shares["time"], shares["all"]) == (0.5, 0.5, 1.0)
+
+
+def scene_of(placements, relation, time="day"):
+    return Scene("snow", placements, 0, time, relation)
+
+
 def test_a_scene_answers_what_makes_sense_for_it():
     rng = np.random.default_rng(1)
-    fox, owl = ("fox", "red"), ("owl", "natural")
-    assert answers_of(compose((*fox, "snow"), rng)) == single("fox", "red", "snow")
-    assert answers_of(compose_row([owl, fox], "snow", rng)) == pair("owl", "fox")
-    assert answers_of(compose_row([owl, fox, owl], "snow", rng)) == Answers(place="snow")
-    assert Judge().targets([Answers(place="snow")])["subject"].tolist() == [UNASKED]
+    fox, owl, car = ("fox", "red"), ("owl", "natural"), ("car", "natural")
+    assert answers_of(compose((*fox, "snow"), rng)) == Answers("fox", "red", "snow", "day", "1")
+    pair = Answers(place="snow", time="night", left="owl", right="fox", relation="row")
+    assert answers_of(scene_of(layout.row([owl, fox], rng), "row", "night")) == pair
+    three = answers_of(scene_of(layout.row([fox] * 3, rng), "count"))
+    assert three == Answers("fox", "red", "snow", "day", "3")
+    several = Answers(place="snow", time="day")
+    assert answers_of(scene_of(layout.row([owl, fox, car], rng), "row")) == several
+    assert answers_of(scene_of(layout.some_next_to(owl, 2, fox, rng), "next")) == several
+    assert Judge().targets([several])["subject"].tolist() == [UNASKED]
+
+
+def test_of_a_stack_the_upper_is_what_the_scene_says_in_every_shape():
+    """By the order that `Scene` documents: of "on" what stands on top is last, of "riding" the mount is."""
+    seen = set()
+    stacks = replace(KIT, on=0.5, riding=0.5, arctic=0, pairs=0, counts=0, next=0, threes=0)
+    for scene in islice(scenes(4, stacks), 800):
+        names = [placement.subject for placement in scene.placements]
+        if scene.relation in ("on", "riding"):
+            upper, lower = reversed(names) if scene.relation == "on" else names
+            answers = answers_of(scene)
+            assert (answers.upper, answers.lower, answers.relation) == (upper, lower, scene.relation)
+            assert answers.subject is answers.count is answers.left is None
+            seen.add(scene.relation)
+    assert seen == {"on", "riding"}
+
+
+def test_the_numbers_of_answers_are_those_of_the_choices():
+    known = choices(FEW)
+    assert tuple(known) == QUESTIONS
+    assert known["place"] == ("snow", "beach", "city", "meadow", *BACKGROUNDS)
+    told = [Answers("horse", "red", "city", "sunset", "4"), Answers(place="snow/city/city", left="fox", right="owl")]
+    numbers = {name: found.tolist() for name, found in encode(told, known).items()}
+    assert (numbers["subject"], numbers["colour"], numbers["count"]) == ([1, UNASKED], [2, UNASKED], [3, UNASKED])
+    assert (numbers["place"], numbers["time"]) == ([2, UNASKED], [2, UNASKED])
+    assert (numbers["left"], numbers["right"]) == ([UNASKED, 0], [UNASKED, UNASKED])  # `few` has no owl
+
+
+def test_the_loss_is_the_sum_of_the_cross_entropies_of_what_is_asked():
+    """Heads that answer evenly are wrong by the logarithm of their choices; nobody asks for the rest."""
+    judge, segmenter = Judge(FEW), Segmenter()
+    for layer in (*judge.heads.values(), segmenter.head):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    told = [Answers("fox", "red", "snow", "day", "1"), Answers("horse", "red", "beach", "day", "2")]
+    images, maps = torch.zeros(2, 3, 256, 256), torch.zeros(2, 256, 256, dtype=torch.uint8)
+    loss = judging_loss(judge, segmenter, images, judge.targets(told), maps, np.random.default_rng(0))
+    choices_asked = (5, 4, 4 + len(BACKGROUNDS), 3, 4, len(CLASS_NAMES))
+    assert loss.item() == pytest.approx(sum(np.log(each) for each in choices_asked), abs=1e-4)
 
 
 def test_judge_and_segmenter_learn_and_are_kept(sprites, tmp_path):
+    def renderings(seed, count):
+        drawn = list(islice(scenes(seed, FEW, held_out=True), count))
+        pictures = [render(scene, sprites) for scene in drawn]
+        maps = torch.from_numpy(np.stack([picture.segmentation for picture in pictures]))
+        return to_images(pictures), maps, [answers_of(scene) for scene in drawn]
+
+    torch.manual_seed(0)
+    judge, segmenter = Judge(FEW), Segmenter()
+    unseen, unseen_maps, answers = renderings(5, 32)
+    before = accuracy(judge.eval(), unseen, answers)["place"]
+    images, maps, told = renderings(6, 48)
+    targets = judge.targets(told)
+    optimizer = torch.optim.AdamW([*judge.parameters(), *segmenter.parameters()], 1e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(18):
+        chosen = torch.from_numpy(rng.integers(len(images), size=8))
+        asked = {name: numbers[chosen] for name, numbers in targets.items()}
+        judging_loss(judge, segmenter, images[chosen], asked, maps[chosen], rng).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert accuracy(judge, unseen, answers)["place"] > max(0.4, before)
+    assert (read_maps(segmenter, unseen) == shrink_maps(unseen_maps)).float().mean() > 0.4
+
     file = tmp_path / "judge.pt"
-    judge, segmenter = load_or_train(file, sprites, steps=25, batch=16)
-    drawn = list(islice(scenes(5, KIT, held_out=True), 64))
-    renderings = [render(scene, sprites) for scene in drawn]
-    images, maps = to_images(renderings), shrink_maps(np.stack([r.segmentation for r in renderings]))
-    again, reader = load_or_train(file, sprites, steps=0)
-    for name, logits in judge(images[..., ::2, ::2][..., :96, :96]).items():
-        assert torch.equal(logits, again(images[..., ::2, ::2][..., :96, :96])[name])
-    assert accuracy(judge, images, [answers_of(scene) for scene in drawn])["place"] > 0.5
-    found = read_maps(segmenter, images)
-    assert torch.equal(found, read_maps(reader, images))
-    assert (found == maps).float().mean() > 0.4
-    knows_nothing, _ = load_or_train(tmp_path / "other.pt", sprites, steps=0)
-    assert isinstance(knows_nothing, nn.Module)
-    assert accuracy(knows_nothing, images, [answers_of(scene) for scene in drawn])["place"] < 0.4
+    checkpoint.save(file, {"judge": judge.state_dict(), "segmenter": segmenter.state_dict()})
+    again, reader = load(file, FEW)
+    for name, logits in judge(shrink(unseen[:2])).items():
+        assert torch.equal(logits, again(shrink(unseen[:2]))[name])
+    assert torch.equal(read_maps(segmenter, unseen[:2]), read_maps(reader, unseen[:2]))
+    with pytest.raises(ModelCorrupt, match="holds no judge of this world"):
+        load(file, KIT)
+    with pytest.raises(ModelNotFound, match="there is no judge"):
+        load(tmp_path / "none.pt", FEW)
 
 
 def test_mean_iou_is_over_the_classes_that_are_there():
@@ -92,7 +186,7 @@ def test_mean_iou_is_over_the_classes_that_are_there():
 
 
 def test_a_map_is_shrunk_to_what_stands_in_the_middle_of_each_cell():
-    maps = np.zeros((1, 256, 256), dtype=np.uint8)
+    maps = torch.zeros((1, 256, 256), dtype=torch.uint8)
     maps[0, 2, 6] = 7
     small = shrink_maps(maps)
     assert small.shape == (1, 64, 64)

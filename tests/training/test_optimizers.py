@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer, learning_rate
+from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer, learning_rate, orthogonalize
 
 
 def network():
@@ -39,6 +39,42 @@ def test_a_convolution_is_stepped_as_the_matrix_it_is():
         reference.step()
         optimizer.step(0.02)
     torch.testing.assert_close(module[0].weight.flatten(1), matrix, rtol=0, atol=0)
+
+
+def test_matrices_of_one_shape_are_stepped_together_as_each_would_be_alone():
+    """Wide, tall and square ones, with weight decay; one has no gradient in the second step, which counts as zeros."""
+    torch.manual_seed(0)
+    shapes = [(24, 16), (16, 24), (24, 16), (16, 16), (24, 16)]
+    module = nn.ModuleList([nn.Linear(inputs, outputs, bias=False) for outputs, inputs in shapes])
+    twins = [nn.Parameter(layer.weight.detach().clone()) for layer in module]
+    optimizer = MatrixOptimizer([module, nn.LayerNorm(9)], 0.5, weight_decay=0.1)
+    assert [len(group) for group in optimizer.groups] == [3, 1, 1]
+    reference = torch.optim.Muon(twins, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        gradients(module, step)
+        for layer, twin in zip(module, twins, strict=True):
+            twin.grad = layer.weight.grad.clone()
+        if step == 1:
+            module[2].weight.grad = None
+            twins[2].grad.zero_()
+        reference.step()
+        optimizer.step(0.02)
+    for layer, twin in zip(module, twins, strict=True):
+        torch.testing.assert_close(layer.weight, twin, rtol=0, atol=0)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one():
+    matrices = torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(0))
+    for given in (matrices, matrices.mT):
+        left, _, right = torch.linalg.svd(given, full_matrices=False)
+        found = orthogonalize(given)
+        assert (found.shape, found.dtype) == (given.shape, torch.bfloat16)
+        values = torch.linalg.svdvals(found.float())
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+        nearest = left @ right
+        cosine = (found.float() * nearest).sum((1, 2)) / found.float().norm(dim=(1, 2)) / nearest.norm(dim=(1, 2))
+        assert cosine.min() > 0.95
 
 
 def test_vectors_and_embeddings_are_stepped_by_adamw():

@@ -7,17 +7,32 @@ import numpy as np
 import pytest
 import torch
 
-from sdcli.training import parts
+from sdcli.training import layout, parts
 from sdcli.training.captions import caption
-from sdcli.training.places import BACKGROUNDS
-from sdcli.training.reading import NOTHING, STRIPS, TOKENS, Layout, TextEncoderRun, layout_of
+from sdcli.training.layout import Placement
+from sdcli.training.learners import CAPTION_TOKENS
+from sdcli.training.places import BACKGROUNDS, TIMES
+from sdcli.training.reading import (
+    CELL_QUESTIONS,
+    CELLS,
+    COLUMNS,
+    ROWS,
+    TOKENS,
+    UNREAD,
+    WHOLE_QUESTIONS,
+    TextEncoderRun,
+    layout_of,
+    reading_loss,
+)
 from sdcli.training.settings import TextEncoderTraining
 from sdcli.training.team import Team
 from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
-from sdcli.training.world import KIT, Placement, Scene, compose, compose_row, scenes
+from sdcli.training.world import FEW, KIT, Scene, scenes
 
 ALONE = Team(torch.device("cpu"), autocasts=False)
-SMALL = replace(KIT, subjects=KIT.subjects[:4], colours=KIT.colours[:2], places=KIT.places[:2], pairs=1.0, arctic=0.0)
+ROWS_ONLY = {"pairs": 1.0, **dict.fromkeys(("arctic", "on", "riding", "counts", "next", "threes"), 0.0)}
+SMALL = replace(KIT, subjects=KIT.subjects[:4], colours=KIT.colours[:2], places=KIT.places[:2], **ROWS_ONLY)
+SMALL_ENCODER = {**parts.TEXT_ENCODER, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +43,11 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(folder)
 
 
+@pytest.fixture(autouse=True)
+def _small_encoder(monkeypatch):
+    monkeypatch.setattr(parts, "TEXT_ENCODER", SMALL_ENCODER)
+
+
 def begin(tokenizer, team=ALONE, vocabulary=SMALL, **settings):
     torch.manual_seed(0)
     chosen = TextEncoderTraining(**{"steps": 150, "cooldown": 40, **settings})
@@ -35,30 +55,52 @@ def begin(tokenizer, team=ALONE, vocabulary=SMALL, **settings):
 
 
 def row(*subjects):
-    return compose_row([(subject, "natural") for subject in subjects], KIT.places[0], np.random.default_rng(0))
+    placements = layout.row([(subject, "natural") for subject in subjects], np.random.default_rng(0))
+    return Scene(KIT.places[0], placements, 0, "day", "row")
 
 
-def test_a_layout_says_what_stands_in_which_strip():
-    left, right = KIT.subjects[3], KIT.subjects[7]
-    layout = layout_of([row(left, right), compose((left, "white", "snow"), np.random.default_rng(0))], KIT)
-    assert layout.subjects.shape == layout.colours.shape == (2, STRIPS)
-    two, one = layout.subjects.tolist()
-    assert two[1] == two[2] == 1 + 3
-    assert two[5] == two[6] == 1 + 7
-    assert set(layout.colours[0].tolist()) <= {NOTHING, 1 + KIT.colours.index("natural")}
-    assert one[0] == one[-1] == NOTHING
-    assert one[3] == one[4] == 1 + 3
-    assert layout.colours[1, 4] == 1 + KIT.colours.index("white")
-    assert layout.places.tolist() == [0, KIT.places.index("snow")]
+def grid(found, name, index=0):
+    return found[name][index].view(ROWS, COLUMNS)
 
 
-def test_where_two_stand_in_one_strip_the_one_in_front_counts():
+def test_a_layout_says_what_stands_in_which_cell():
+    """Boxes by hand: the upper left quarter of the picture, and a box about the lower right corner."""
+    one, other = KIT.subjects[3], KIT.subjects[7]
+    boxes = (Placement(one, "natural", 0.25, 0.25, 0.5), Placement(other, "white", 0.875, 0.875, 0.25))
+    found = layout_of([Scene("snow", boxes, 0, "night"), row(one, other)], KIT)
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+        "subjects": (2, ROWS * COLUMNS), "colours": (2, ROWS * COLUMNS), "places": (2,), "times": (2,),
+    }  # fmt: skip
+    expected = torch.zeros(ROWS, COLUMNS, dtype=torch.long)
+    expected[:2, :4] = 1 + 3
+    expected[3, 6:] = 1 + 7
+    assert torch.equal(grid(found, "subjects"), expected)
+    colours = torch.zeros_like(expected)
+    colours[:2, :4] = 1 + KIT.colours.index("natural")
+    colours[3, 6:] = 1 + KIT.colours.index("white")
+    assert torch.equal(grid(found, "colours"), colours)
+    assert found["places"].tolist() == [KIT.places.index("snow"), 0]
+    assert found["times"].tolist() == [TIMES.index("night"), TIMES.index("day")]
+
+
+def test_where_two_stand_in_one_cell_the_one_in_front_counts():
     behind, front = KIT.subjects[3], KIT.subjects[7]
-    boxes = (Placement(behind, "natural", 0.5, 0.5, 0.9, False), Placement(front, "red", 0.5, 0.5, 0.3, False))
-    strips = layout_of([Scene(KIT.places[0], boxes, 0)], KIT).subjects[0].tolist()
-    assert strips == [NOTHING + 4, 4, 4, 8, 8, 4, 4, 4]
-    three = layout_of([row(behind, front, KIT.subjects[0])], KIT).subjects[0].tolist()
+    boxes = (Placement(behind, "natural", 0.5, 0.5, 0.9), Placement(front, "red", 0.5, 0.5, 0.3))
+    found = grid(layout_of([Scene(KIT.places[0], boxes, 0)], KIT), "subjects")
+    assert found[1].tolist() == [4, 4, 4, 8, 8, 4, 4, 4]
+    three = grid(layout_of([row(behind, front, KIT.subjects[0])], KIT), "subjects")[2].tolist()
     assert [each for each, _ in groupby(each for each in three if each)] == [4, 8, 1]
+
+
+def test_a_rider_is_read_above_its_mount_that_hides_a_part_of_it():
+    for seed in range(20):
+        what = [(name, "natural") for name in ("astronaut", "horse")]
+        scene = Scene("snow", layout.riding(*what, np.random.default_rng(seed)), 0, "day", "riding")
+        found = grid(layout_of([scene], FEW), "subjects").tolist()
+        rider, mount = (1 + FEW.subjects.index(name) for name, _ in what)
+        rows = {number: [index for index, cells in enumerate(found) if number in cells] for number in (rider, mount)}
+        assert min(rows[rider]) <= min(rows[mount])
+        assert max(rows[rider]) < max(rows[mount])
 
 
 def test_a_caption_longer_than_usual_is_read_to_its_end(tmp_path):
@@ -74,13 +116,25 @@ def test_a_caption_longer_than_usual_is_read_to_its_end(tmp_path):
 def test_plain_backgrounds_are_places_too():
     background = next(iter(BACKGROUNDS))
     scene = Scene(background, row(*KIT.subjects[:2]).placements, 0)
-    assert layout_of([scene], KIT).places.tolist() == [len(KIT.places)]
+    assert layout_of([scene], KIT)["places"].tolist() == [len(KIT.places)]
+
+
+def test_a_mixed_place_has_no_name_to_read():
+    scene = Scene("snow/city/beach", row(*KIT.subjects[:2]).placements, 0)
+    found = layout_of([scene], KIT)
+    assert found["places"].tolist() == [UNREAD]
+    choices = {"subjects": 1 + len(KIT.subjects), "colours": 1 + len(KIT.colours)}
+    logits = {name: torch.zeros(1, CELLS, count) for name, count in choices.items()}
+    logits |= {"places": torch.zeros(1, len(KIT.places) + len(BACKGROUNDS)), "times": torch.zeros(1, 3)}
+    loss, _ = reading_loss(logits, found)
+    expected = sum(np.log(count) for count in choices.values()) + 0.3 * np.log(3)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_captions_of_the_world_fit_the_tokens_that_are_read(tokenizer):
     rng = np.random.default_rng(1)
-    captions = [caption(scene, rng) for scene in islice(scenes(3, KIT), 2000)]
-    assert max(len(ids) for ids in tokenizer(captions).input_ids) < TOKENS
+    captions = [caption(scene, rng) for scene in islice(scenes(3, KIT), 1000)]
+    assert max(len(ids) for ids in tokenizer(captions).input_ids) < CAPTION_TOKENS
 
 
 def test_it_learns_to_tell_left_from_right(tokenizer):
@@ -91,8 +145,8 @@ def test_it_learns_to_tell_left_from_right(tokenizer):
     said = [f"a {one} left of a {other}", f"a {one} right of a {other}"]
     with torch.no_grad():
         ids = parts.tokenize(tokenizer, said)[:, :TOKENS]
-        subjects, _, _ = run.modules["readout"](run.text_encoder(ids).last_hidden_state)
-    read = subjects.argmax(-1)
+        logits = run.modules["readout"](run.text_encoder(ids).last_hidden_state)
+    read = logits["subjects"].argmax(-1).view(2, ROWS, COLUMNS)[:, 2]  # the row in which both stand
     assert read[0, 1] == read[1, 6] == 1
     assert read[0, 6] == read[1, 1] == 2
     assert run.report()["samples"] == 150 * 64
@@ -115,7 +169,7 @@ def test_held_states_move_less(tokenizer):
 def test_the_loss_is_the_sum_that_is_documented(tokenizer):
     """A readout that answers evenly is wrong by the logarithms of its choices; states moved by 0.2 add 5 × 0.04."""
     run = begin(tokenizer, hold=5.0)
-    for head in (run.modules["readout"].subjects, run.modules["readout"].colours, run.modules["readout"].places):
+    for head in (getattr(run.modules["readout"], name) for name in (*CELL_QUESTIONS, *WHOLE_QUESTIONS)):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
     run.text_encoder.eval()
@@ -123,9 +177,10 @@ def test_the_loss_is_the_sum_that_is_documented(tokenizer):
         run.before.final_layer_norm.bias += 0.2
     ids, _ = run.draw()
     n = len(ids)
-    strips = torch.zeros((n, STRIPS), dtype=torch.long)
-    loss = run.loss_of(ids, Layout(strips, strips, torch.zeros(n, dtype=torch.long)))
-    wanted = np.log(5) + np.log(3) + 0.3 * np.log(2 + len(BACKGROUNDS)) + 5 * 0.04
+    layout = {name: torch.zeros((n, CELLS), dtype=torch.long) for name in CELL_QUESTIONS}
+    layout |= {name: torch.zeros(n, dtype=torch.long) for name in WHOLE_QUESTIONS}
+    loss = run.loss_of(ids, layout)
+    wanted = np.log(5) + np.log(3) + 0.3 * (np.log(2 + len(BACKGROUNDS)) + np.log(3)) + 5 * 0.04
     assert loss.item() == pytest.approx(wanted, abs=1e-5)
 
 

@@ -25,8 +25,8 @@ SHAPES = {
     "maps": ((SIZE, 256, 256), torch.uint8),
     "masks": ((SIZE, 256, 256), torch.uint8),
     "ids": ((SIZE, 3, 77), torch.int16),
-    **{name: ((SIZE,), torch.int64) for name in ("places", "times", *choices(FEW))},
-    **{name: ((SIZE, 32), torch.int64) for name in ("subjects", "colours")},
+    **dict.fromkeys(("places", "times", *choices(FEW)), ((SIZE,), torch.int64)),
+    **dict.fromkeys(("subjects", "colours"), ((SIZE, 32), torch.int64)),
 }
 HELD = {
     "pictures": {"images"},
@@ -120,8 +120,8 @@ def test_a_seed_draws_the_same_again_and_another_seed_does_not(tokenizer):
 
 def test_a_mask_about_a_subject_goes_with_captions_of_that_subject(tokenizer, sprites, monkeypatch):
     """Two subjects at different sides: the mask lies on the one that the captions name."""
-    pair = next(s for s in world.scenes(5, replace(FEW, pairs=1.0, arctic=0, on=0, riding=0, counts=0, next=0, threes=0))
-                if s.relation == "row" and s.time == "day")  # fmt: skip
+    rows = replace(FEW, pairs=1.0, arctic=0, on=0, riding=0, counts=0, next=0, threes=0)
+    pair = next(s for s in world.scenes(5, rows) if s.relation == "row" and s.time == "day")
     names = [placement.subject for placement in pair.placements]
     plans = iter([Plan("subject", 0), Plan("subject", 1), Plan("box")])
     monkeypatch.setattr(stream, "plan_mask", lambda count, rng: next(plans))
