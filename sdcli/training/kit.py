@@ -24,10 +24,10 @@ from sdcli.training.captions import caption
 from sdcli.training.learners import (
     AutoencoderLearner,
     CaptionLearner,
-    Here,
     JudgeLearner,
     Learner,
     Rows,
+    Runtime,
     UnetLearner,
 )
 from sdcli.training.loop import CHECKPOINT, LOG, Stop, append_log, cut_log, last_step
@@ -83,7 +83,7 @@ class Settings:
     """A run: its folder, where sprites are, its phases in order with the seconds of each, and how many workers render.
 
     `steps` ends every phase after so many; None of both is without end. `scale` makes batches and pools smaller, for
-    machines without a GPU; `begin` is a model folder to go on from.
+    machines without a GPU; `base` is a model's folder to start from.
     """
 
     out: Path
@@ -93,7 +93,7 @@ class Settings:
     workers: int = 2
     scale: float = 1.0
     vocabulary: world.Vocabulary = world.KIT
-    begin: Path | None = None
+    base: Path | None = None
 
     def phase(self, name: str) -> Phase:
         """A phase at this scale."""
@@ -132,7 +132,7 @@ class Clock:
 
 
 class Feeder:
-    """Chunks drawn ahead by a thread, so that training need not wait for them."""
+    """Chunks drawn ahead of training by a thread."""
 
     def __init__(self, chunks: Iterator[stream.Chunk], ahead: int) -> None:
         self.chunks = chunks
@@ -183,20 +183,20 @@ def rate_at(phase: Phase, step: int, fraction: float) -> float:
     return phase.lr * max(0.0, min(1.0, (step + 1) / phase.warmup, (1 - fraction) / phase.cooldown))
 
 
-Told = Callable[[str, dict[str, Any], float], None]
-"""Told of each line of the log: the phase, the line, and how much of the phase is done, 0 … 1."""
+OnEntry = Callable[[str, dict[str, Any], float], None]
+"""Called with each line of the log: the phase, the line, and how much of the phase is done, 0 … 1."""
 
 
 class PhaseRun:
     """One phase in memory: learner, optimizer, averages, pool and clock."""
 
-    def __init__(self, name: str, settings: Settings, learner: Learner, here: Here) -> None:
-        self.name, self.settings, self.learner, self.here = name, settings, learner, here
+    def __init__(self, name: str, settings: Settings, learner: Learner, runtime: Runtime) -> None:
+        self.name, self.settings, self.learner, self.runtime = name, settings, learner, runtime
         self.phase = settings.phase(name)
         modules = list(learner.modules.values())
         self.optimizer = MatrixOptimizer(modules, self.phase.lr, weight_decay=0.01)
         self.average = AveragedWeights(modules, AVERAGE_DECAY)
-        self.pool = DevicePool(self.phase.pool, here.generator)
+        self.pool = DevicePool(self.phase.pool, runtime.generator)
         self.step = self.credit = 0
         self.clock = Clock(settings.phases[name], settings.steps)
         self.folder = settings.out / name
@@ -246,22 +246,22 @@ class PhaseRun:
         self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self.clock = Clock(self.clock.seconds, self.clock.steps, state["elapsed"])
-        self.here.generator.manual_seed(1 + self.step)  # other noise than the first steps had
+        self.runtime.generator.manual_seed(1 + self.step)  # other noise than the first steps had
         cut_log(self.folder / LOG, self.step)
 
-    def finish(self, tell: Told) -> None:
+    def finish(self, on_entry: OnEntry) -> None:
         """Export the averaged weights, write a sheet, and mark the phase as done."""
         self.average.swap()
         facts = self.learner.export(self.settings.out / KIT)
         entry = {"step": self.step, "done": True, "seconds": round(self.clock.elapsed(), 1), **facts}
         append_log(self.folder / LOG, entry)
-        tell(self.name, entry, 1.0)
+        on_entry(self.name, entry, 1.0)
         (self.folder / "done").touch()
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         self.learner.sheet(self.folder / "sheet.png")
         self.average.swap()
 
-    def run(self, feeder: Feeder, stop: Stop, tell: Told) -> bool:
+    def run(self, feeder: Feeder, stop: Stop, on_entry: OnEntry) -> bool:
         """Train until the phase is done, or it is to stop; says whether it is done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
@@ -272,19 +272,19 @@ class PhaseRun:
             losses.append(self.train_step())
             now = time.monotonic()
             if now - logged >= LOG_SECONDS or self.step == 1:
-                self.log(losses, now - logged, tell)
+                self.log(losses, now - logged, on_entry)
                 losses, logged = [], time.monotonic()
-            if stop.wanted(self.here.team) or now - saved >= SAVE_SECONDS:
+            if stop.wanted(self.runtime.team) or now - saved >= SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
-            if stop.wanted(self.here.team):
+            if stop.wanted(self.runtime.team):
                 return False
         if losses:
-            self.log(losses, max(1e-9, time.monotonic() - logged), tell)
-        self.finish(tell)
+            self.log(losses, max(1e-9, time.monotonic() - logged), on_entry)
+        self.finish(on_entry)
         return True
 
-    def log(self, losses: Sequence[Tensor], seconds: float, tell: Told) -> None:
+    def log(self, losses: Sequence[Tensor], seconds: float, on_entry: OnEntry) -> None:
         """A line of the log: the mean loss since the last one, and the rate."""
         entry = {
             "step": self.step,
@@ -295,25 +295,25 @@ class PhaseRun:
             "scenes": self.pool.added,
         }
         append_log(self.folder / LOG, entry)
-        tell(self.name, entry, self.clock.fraction(self.step))
+        on_entry(self.name, entry, self.clock.fraction(self.step))
 
 
-def begin_kit(settings: Settings) -> None:
+def prepare_kit(settings: Settings) -> None:
     """The folder of the model: its tokenizer, learnt from captions, its scheduler, and its index.
 
-    Raises ModelNotFound where there is no model to go on from.
+    Raises ModelNotFound where `base` is no model's folder.
     """
     kit = settings.out / KIT
-    if settings.begin is not None and not (settings.begin / "model_index.json").is_file():
-        raise ModelNotFound(f"there is no model_index.json in {settings.begin}", "name a diffusers folder with --from")
+    if settings.base is not None and not (settings.base / "model_index.json").is_file():
+        raise ModelNotFound(f"there is no model_index.json in {settings.base}", "name a diffusers folder with --from")
     kit.mkdir(parents=True, exist_ok=True)
     if (kit / "model_index.json").exists():
         return
     rng = np.random.default_rng(5)
     drawn = itertools.islice(world.scenes(5, settings.vocabulary), CAPTIONS)
-    if settings.begin is not None:
+    if settings.base is not None:
         for part in ("tokenizer", "text_encoder", "vae"):
-            export.copy_part(settings.begin / part, kit / part)
+            export.copy_part(settings.base / part, kit / part)
     else:
         write_tokenizer(kit / "tokenizer", (caption(scene, rng) for scene in drawn), VOCABULARY_SIZE)
     noise_scheduler().save_pretrained(kit / "scheduler")
@@ -327,17 +327,17 @@ def unseen_pictures(settings: Settings, count: int, seed: int) -> Tensor:
     return to_tensor([world.render(scene, sprites).image for scene in drawn])
 
 
-def learner_of(name: str, settings: Settings, here: Here) -> Learner:
+def learner_of(name: str, settings: Settings, runtime: Runtime) -> Learner:
     """What a phase learns."""
-    kit, begin = settings.out / KIT, settings.begin
+    kit, base = settings.out / KIT, settings.base
     if name == "autoencoder":
         unseen = unseen_pictures(settings, UNSEEN, 10_001)
-        return AutoencoderLearner(here, unseen, unseen_pictures(settings, FITTED, 10_002), begin)
+        return AutoencoderLearner(runtime, unseen, unseen_pictures(settings, FITTED, 10_002), base)
     if name == "captions":
-        return CaptionLearner(here, kit, settings.vocabulary, begin)
+        return CaptionLearner(runtime, kit, settings.vocabulary, base)
     if name == "judge":
-        return JudgeLearner(here, settings.vocabulary, begin)
-    return UnetLearner(here, kit, name, begin)
+        return JudgeLearner(runtime, settings.vocabulary, base)
+    return UnetLearner(runtime, kit, name, base)
 
 
 def feeder_of(name: str, settings: Settings) -> Feeder:
@@ -346,25 +346,25 @@ def feeder_of(name: str, settings: Settings) -> Feeder:
     tokenizer = settings.out / KIT / "tokenizer"
     seed = 1 + list(PHASES).index(name) + RESUMED_SEED * last_step(settings.out / name)
     vocabulary = replace(settings.vocabulary, mixed=MIXED.get(name, settings.vocabulary.mixed))
-    recipe = stream.Recipe(settings.sprites, kind, vocabulary, tokenizer, seed, held_out=name == "judge")
+    chunks = stream.ChunkSettings(settings.sprites, kind, vocabulary, tokenizer, seed, held_out=name == "judge")
     chunk = min(settings.phase(name).first, CAPTIONS_CHUNK if kind == "captions" else stream.CHUNK)
-    return Feeder(stream.stream(recipe, settings.workers, chunk), AHEAD)
+    return Feeder(stream.stream(chunks, settings.workers, chunk), AHEAD)
 
 
-def train(settings: Settings, here: Here, stop: Stop, tell: Told) -> bool:
+def train(settings: Settings, runtime: Runtime, stop: Stop, on_entry: OnEntry) -> bool:
     """Every phase that is not done, in order; says whether all are."""
-    begin_kit(settings)
+    prepare_kit(settings)
     for name in settings.phases:
         if (settings.out / name / "done").exists():
             continue
         feeder = feeder_of(name, settings)
         try:
-            run = PhaseRun(name, settings, learner_of(name, settings, here), here)
-            if not run.run(feeder, stop, tell):
+            run = PhaseRun(name, settings, learner_of(name, settings, runtime), runtime)
+            if not run.run(feeder, stop, on_entry):
                 return False
         finally:
             feeder.stop()
         del run
-        if here.device.type == "cuda":
+        if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
     return True

@@ -64,7 +64,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Here:
+class Runtime:
     """Where and how training computes: the device with its autocast, whether to compile, and a generator there."""
 
     team: Team
@@ -78,18 +78,18 @@ class Here:
 
 
 class Learner(Protocol):
-    """A phase in memory."""
+    """What a phase trains, and how."""
 
     modules: dict[str, nn.Module]
 
     def rows(self, chunk: Chunk) -> Rows:
-        """What the pool keeps of a chunk, on the device; every tensor has a row a scene."""
+        """The tensors that the pool keeps of a chunk, on the device, with a row for each scene."""
 
     def loss(self, rows: Rows, step: int) -> Tensor:
         """The loss of a batch of rows."""
 
     def export(self, kit: Path) -> dict[str, float]:
-        """Write the parts into kit's folder; returns what there is to say of them."""
+        """Write the parts into kit's folder; returns measurements for the log."""
 
     def sheet(self, path: Path) -> None:
         """Write a sheet of pictures that shows what has been learnt."""
@@ -104,39 +104,39 @@ def to_pixels(images: Tensor, device: torch.device, dtype: torch.dtype = torch.f
 class AutoencoderLearner:
     """An autoencoder from crops of pictures; its first steps follow a linear teacher (see `training.autoencoder`)."""
 
-    def __init__(self, here: Here, unseen: Tensor, fitted_to: Tensor, begin: Path | None = None) -> None:
+    def __init__(self, runtime: Runtime, unseen: Tensor, fitted_to: Tensor, base: Path | None = None) -> None:
         torch.manual_seed(1)
-        fresh = begin is None
-        vae = AutoencoderKL(**autoencoder.ARCHITECTURE) if begin is None else parts.read_vae(begin / "vae")
-        self.here, self.unseen = here, unseen
-        self.vae = vae.train().requires_grad_(True).to(here.device, memory_format=torch.channels_last)
+        fresh = base is None
+        vae = AutoencoderKL(**autoencoder.ARCHITECTURE) if base is None else parts.read_vae(base / "vae")
+        self.runtime, self.unseen = runtime, unseen
+        self.vae = vae.train().requires_grad_(True).to(runtime.device, memory_format=torch.channels_last)
         self.modules: dict[str, nn.Module] = {"vae": self.vae}
         self.settings = AutoencoderTraining()
         self.teacher_steps = self.settings.teacher_steps if fresh else 0
         channels = int(self.vae.config.latent_channels)
-        self.teacher = autoencoder.fit_teacher(fitted_to, channels).to(here.device)
+        self.teacher = autoencoder.fit_teacher(fitted_to, channels).to(runtime.device)
 
     def rows(self, chunk: Chunk) -> Rows:
         """The pictures."""
-        return {"images": chunk["images"].to(self.here.device, non_blocking=True)}
+        return {"images": chunk["images"].to(self.runtime.device, non_blocking=True)}
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """Of crops, each part of the batch at an offset of its own."""
+        """The loss of crops; each of CROP_GROUPS parts of the batch is cropped at an offset of its own."""
         room = rows["images"].shape[-1] - CROP
         rng = np.random.default_rng([7, step])
         crops = []
         for part in rows["images"].chunk(CROP_GROUPS):
             top, left = (round(room * rng.beta(1.3, 1.3)) for _ in range(2))
             crops.append(part[..., top : top + CROP, left : left + CROP])
-        images = to_pixels(torch.cat(crops), self.here.device)
+        images = to_pixels(torch.cat(crops), self.runtime.device)
         side = CROP // CELL
         shape = (len(images), int(self.vae.config.latent_channels), side, side)
-        noise = torch.randn(shape, generator=self.here.generator, device=self.here.device)
+        noise = torch.randn(shape, generator=self.runtime.generator, device=self.runtime.device)
         teacher = self.teacher if step < self.teacher_steps else None
-        return autoencoder.total_loss(self.vae, images, teacher, noise, self.settings, self.here.team)
+        return autoencoder.total_loss(self.vae, images, teacher, noise, self.settings, self.runtime.team)
 
     def export(self, kit: Path) -> dict[str, float]:
-        """The autoencoder, with the scaling factor of its latents; how well it gives unseen pictures back."""
+        """Write the autoencoder, with the scaling factor of its latents; returns its PSNR on unseen pictures."""
         self.vae.eval()
         autoencoder.set_scaling_factor(self.vae, self.unseen)
         psnr = autoencoder.measure_psnr(self.vae, self.unseen)
@@ -145,7 +145,7 @@ class AutoencoderLearner:
         return {"psnr": round(psnr, 2)}
 
     def sheet(self, path: Path) -> None:
-        """Pictures, and below them what becomes of them."""
+        """Write pictures, and their reconstructions below them."""
         images = self.unseen[:6]
         sheets.save_sheet(torch.cat([images, autoencoder.reconstruct(self.vae, images)]), columns=6, path=path)
 
@@ -153,39 +153,39 @@ class AutoencoderLearner:
 class CaptionLearner:
     """A text encoder from captions alone, by a readout of what stands where (see `training.reading`)."""
 
-    def __init__(self, here: Here, kit: Path, vocabulary: Vocabulary, begin: Path | None = None) -> None:
+    def __init__(self, runtime: Runtime, kit: Path, vocabulary: Vocabulary, base: Path | None = None) -> None:
         torch.manual_seed(2)
         tokenizer = parts.read_tokenizer(kit / "tokenizer")
-        encoder = parts.build_text_encoder(tokenizer) if begin is None else parts.read_text(begin)[0]
+        encoder = parts.build_text_encoder(tokenizer) if base is None else parts.read_text(base)[0]
         config = encoder.config
         readout = Readout(config.hidden_size, config.num_attention_heads, vocabulary)
-        self.here = here
+        self.runtime = runtime
         self.modules: dict[str, nn.Module] = {
-            "text_encoder": encoder.train().to(here.device),
-            "readout": readout.to(here.device),
+            "text_encoder": encoder.train().to(runtime.device),
+            "readout": readout.to(runtime.device),
         }
-        self.right = torch.zeros((), device=here.device)
+        self.right = torch.zeros((), device=runtime.device)
 
     def rows(self, chunk: Chunk) -> Rows:
         """Token ids, without what is padding in every caption, and layouts."""
         kept = {**chunk, "ids": chunk["ids"][:, :CAPTION_TOKENS]}
-        return {name: tensor.to(self.here.device, non_blocking=True) for name, tensor in kept.items()}
+        return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in kept.items()}
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """What the readout gets wrong."""
-        with self.here.team.autocast():
+        """The readout's loss."""
+        with self.runtime.team.autocast():
             states = self.modules["text_encoder"](rows["ids"].long()).last_hidden_state
             logits = self.modules["readout"](states)
         loss, self.right = reading_loss(logits, rows)
         return loss
 
     def export(self, kit: Path) -> dict[str, float]:
-        """The text encoder; the share of cells that were read right in the last batch."""
+        """Write the text encoder; returns the share of cells read right in the last batch."""
         export.export_text_encoder(copy.deepcopy(self.modules["text_encoder"]), kit / "text_encoder")
         return {"read": round(self.right.item(), 4)}
 
     def sheet(self, path: Path) -> None:
-        """Nothing: no pictures come of this."""
+        """Write nothing: there are no pictures."""
 
 
 def shared_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
@@ -230,27 +230,27 @@ def slots_of(kind: str, latents: int) -> list[int]:
 class UnetLearner:
     """A U-Net for one kind of context, and for text alone its text encoder with it."""
 
-    def __init__(self, here: Here, kit: Path, kind: str, begin: Path | None = None) -> None:
+    def __init__(self, runtime: Runtime, kit: Path, kind: str, base: Path | None = None) -> None:
         torch.manual_seed(3)
-        self.here, self.kind = here, kind
+        self.runtime, self.kind = runtime, kind
         tokenizer = parts.read_tokenizer(kit / "tokenizer")
         vae = parts.read_vae(kit / "vae")
-        self.parts = Parts(vae, unet_of(kit, kind, begin), parts.read_text_encoder(kit / "text_encoder"), tokenizer,
+        self.parts = Parts(vae, unet_of(kit, kind, base), parts.read_text_encoder(kit / "text_encoder"), tokenizer,
                            parts.noise_scheduler())  # fmt: skip
-        self.parts.to(here.device)
+        self.parts.to(runtime.device)
         self.parts.unet.train().to(memory_format=torch.channels_last)
-        self.encoder = copy.deepcopy(vae.encoder).to(here.device)
-        self.quant = copy.deepcopy(vae.quant_conv).to(here.device)
-        if here.device.type == "cuda":
+        self.encoder = copy.deepcopy(vae.encoder).to(runtime.device)
+        self.quant = copy.deepcopy(vae.quant_conv).to(runtime.device)
+        if runtime.device.type == "cuda":
             for part in (self.encoder, self.quant):
                 part.to(torch.bfloat16, memory_format=torch.channels_last)
         self.modules: dict[str, nn.Module] = {"unet": self.parts.unet}
         self.parts.text_encoder.requires_grad_(kind == "text-to-image")
         if kind == "text-to-image":
             self.modules["text_encoder"] = self.parts.text_encoder.train()
-        self.predict = torch.compile(self.parts.unet) if here.compiles else self.parts.unet
-        self.empty = parts.tokenize(tokenizer, [""]).to(here.device)
-        self.alphas = self.parts.scheduler.alphas_cumprod.to(here.device)
+        self.predict = torch.compile(self.parts.unet) if runtime.compiles else self.parts.unet
+        self.empty = parts.tokenize(tokenizer, [""]).to(runtime.device)
+        self.alphas = self.parts.scheduler.alphas_cumprod.to(runtime.device)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class UnetLearner:
 
     def rows(self, chunk: Chunk) -> Rows:
         """Latents, captions, and what the context is made of."""
-        device = self.here.device
+        device = self.runtime.device
         pixels = to_pixels(chunk["images"], device)
         rows = {"latents": self.encode(pixels), "ids": chunk["ids"].to(device)}
         if self.kind == "inpaint":
@@ -290,22 +290,22 @@ class UnetLearner:
 
     def draw(self, count: int) -> Tensor:
         """Timesteps, logit-normal (Esser et al. 2024, section 3.1), shifted towards the noise."""
-        normal = torch.randn(count, generator=self.here.generator, device=self.here.device)
+        normal = torch.randn(count, generator=self.runtime.generator, device=self.runtime.device)
         steps = len(self.alphas)
         return ((normal + TIMESTEP_SHIFT).sigmoid() * steps).long().clamp(max=steps - 1)
 
     def loss(self, rows: Rows, step: int) -> Tensor:
         """The mean squared error of the predicted v; for inpainting the known part counts less."""
-        here, latents, count = self.here, rows["latents"].float(), len(rows["latents"])
+        runtime, latents, count = self.runtime, rows["latents"].float(), len(rows["latents"])
         timesteps = self.draw(count)
-        noise = torch.randn(latents.shape, generator=here.generator, device=here.device)
+        noise = torch.randn(latents.shape, generator=runtime.generator, device=runtime.device)
         scheduler = self.parts.scheduler
         sample = torch.cat([scheduler.add_noise(latents, noise, timesteps), self.context(rows)], dim=1)
-        chosen = torch.randint(rows["ids"].shape[1], (count,), generator=here.generator, device=here.device)
-        ids = rows["ids"][torch.arange(count, device=here.device), chosen].long()
-        dropped = torch.rand(count, generator=here.generator, device=here.device) < EMPTY_PROMPTS
+        chosen = torch.randint(rows["ids"].shape[1], (count,), generator=runtime.generator, device=runtime.device)
+        ids = rows["ids"][torch.arange(count, device=runtime.device), chosen].long()
+        dropped = torch.rand(count, generator=runtime.generator, device=runtime.device) < EMPTY_PROMPTS
         ids = torch.where(dropped[:, None], self.empty, ids)
-        with here.team.autocast():
+        with runtime.team.autocast():
             with torch.set_grad_enabled(self.kind == "text-to-image"):
                 states = self.parts.text_encoder(ids).last_hidden_state
             sample = sample.contiguous(memory_format=torch.channels_last)
@@ -324,7 +324,7 @@ class UnetLearner:
         return Parts(held.vae, own_unet(held.unet, self.kind).eval(), held.text_encoder, held.tokenizer, held.scheduler)
 
     def export(self, kit: Path) -> dict[str, float]:
-        """The U-Net in shards, and the text encoder where it was trained."""
+        """Write the U-Net in shards, and the text encoder if it was trained."""
         if self.kind == "text-to-image":
             export.export_text_encoder(copy.deepcopy(self.parts.text_encoder), kit / "text_encoder")
         folder = kit / FOLDERS[self.kind]
@@ -334,19 +334,19 @@ class UnetLearner:
         return {}
 
     def sheet(self, path: Path) -> None:
-        """Pictures of fixed prompts, for text alone: the other contexts have no prompts of their own here."""
+        """Write pictures of PROMPTS after text-to-image; the other kinds would need a context for each prompt."""
         if self.kind == "text-to-image":
-            drawn = sheets.draw(self.own(), PROMPTS, None, self.here.team)
+            drawn = sheets.draw(self.own(), PROMPTS, None, self.runtime.team)
             sheets.save_sheet(drawn, columns=8, path=path)
 
 
-def unet_of(kit: Path, kind: str, begin: Path | None) -> UNet2DConditionModel:
-    """The shared U-Net that a phase begins with: from the model `begin` if it has this part, else from the U-Net for
+def unet_of(kit: Path, kind: str, base: Path | None) -> UNet2DConditionModel:
+    """The shared U-Net that a phase begins with: from the model `base` if it has this part, else from the U-Net for
     text in `kit`, else fresh.
     """
     own, text = FOLDERS[kind], FOLDERS["text-to-image"]
-    if begin is not None and (begin / own).is_dir():
-        return shared_unet(parts.read_unet(begin / own), kind)
+    if base is not None and (base / own).is_dir():
+        return shared_unet(parts.read_unet(base / own), kind)
     if kind != "text-to-image":
         return shared_unet(parts.read_unet(kit / text), "text-to-image")
     return shared_unet(UNet2DConditionModel(**parts.UNET), kind)
@@ -360,31 +360,31 @@ def world_classes() -> tuple[palette.Class, ...]:
 class JudgeLearner:
     """The judge of pictures and the segmenter of maps (see `training.judge`)."""
 
-    def __init__(self, here: Here, vocabulary: Vocabulary, begin: Path | None = None) -> None:
+    def __init__(self, runtime: Runtime, vocabulary: Vocabulary, base: Path | None = None) -> None:
         torch.manual_seed(4)
-        self.here = here
+        self.runtime = runtime
         self.modules: dict[str, Any] = {"judge": Judge(vocabulary), "segmenter": Segmenter()}
-        if begin is not None and (begin.parent / JUDGE).exists():
-            state = checkpoint.load(begin.parent / JUDGE)
+        if base is not None and (base.parent / JUDGE).exists():
+            state = checkpoint.load(base.parent / JUDGE)
             for name, module in self.modules.items():
                 module.load_state_dict(state[name])
         for module in self.modules.values():
-            module.to(here.device)
+            module.to(runtime.device)
 
     def rows(self, chunk: Chunk) -> Rows:
         """The pictures, their maps and the right answers."""
-        return {name: tensor.to(self.here.device, non_blocking=True) for name, tensor in chunk.items()}
+        return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in chunk.items()}
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """What both get wrong."""
-        images, maps = to_pixels(rows["images"], self.here.device), rows["maps"]
+        """The losses of both networks, summed."""
+        images, maps = to_pixels(rows["images"], self.runtime.device), rows["maps"]
         targets = {name: rows[name] for name in self.modules["judge"].choices}
-        with self.here.team.autocast():
+        with self.runtime.team.autocast():
             return judging_loss(self.modules["judge"], self.modules["segmenter"], images, targets, maps,
                                 np.random.default_rng([9, step]))  # fmt: skip
 
     def export(self, kit: Path) -> dict[str, float]:
-        """One file beside kit's folder."""
+        """Write one file beside kit's folder."""
         checkpoint.save(kit.parent / JUDGE, {
             name: {key: value.half() for key, value in module.state_dict().items()}
             for name, module in self.modules.items()
@@ -392,4 +392,4 @@ class JudgeLearner:
         return {}
 
     def sheet(self, path: Path) -> None:
-        """Nothing: it draws no pictures."""
+        """Write nothing: there are no pictures."""

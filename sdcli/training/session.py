@@ -20,12 +20,12 @@ import torch
 from sdcli.errors import ExitStatus, UsageError
 from sdcli.terminal import display, streams
 from sdcli.training import kit, loop, sprites, stages, team, world
-from sdcli.training.learners import Here
+from sdcli.training.learners import Runtime
 from sdcli.training.loop import Stop, Watcher
 from sdcli.training.order import MODEL, Order
 
 GPU_MINUTES, CPU_MINUTES, CPU_SCALE = 20.0, 900.0, 1 / 16
-"""What `train kit` takes where nothing is asked for."""
+"""The defaults of `train kit`: minutes on a GPU and on a CPU, and the scale on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class KitRun:
 
     out: Path
     sprites: Path | None = None
-    begin: Path | None = None
+    base: Path | None = None
     phases: Sequence[str] = ()
     minutes: float | None = None
     steps: int | None = None
@@ -74,16 +74,16 @@ class KitRun:
 def train_kit(run: KitRun, how: How) -> int:
     """Train the phases of kit as far as there is time, and print kit's folder once they are done."""
     with streams.results() as results, loop.stop_requests(how.deadline) as stop:
-        here = learning_device(run, how)
-        settings = kit_settings(run, is_gpu=here.device.type == "cuda")
+        runtime = runtime_of(run, how)
+        settings = kit_settings(run, is_gpu=runtime.device.type == "cuda")
         with display.training(quiet=how.quiet) as show:
 
-            def tell(phase: str, entry: dict[str, Any], fraction: float) -> None:
+            def on_entry(phase: str, entry: dict[str, Any], fraction: float) -> None:
                 show(phase, round(1000 * fraction), 1000, entry.get("loss"))
                 if how.json:
                     streams.write_line(results, json.dumps({"phase": phase, **entry}))
 
-            done = kit.train(settings, here, stop, tell)
+            done = kit.train(settings, runtime, stop, on_entry)
         if done:
             folder = str(run.out / kit.KIT)
             streams.write_line(results, json.dumps({"status": "done", "model": folder}) if how.json else folder)
@@ -93,7 +93,7 @@ def train_kit(run: KitRun, how: How) -> int:
 
 
 def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
-    """The settings of a run, with what suits the device where nothing was asked for."""
+    """The settings of a run; minutes, workers and scale that were not given suit the device."""
     phases = run.phases or tuple(kit.PHASES)
     minutes = run.minutes or (GPU_MINUTES if is_gpu else CPU_MINUTES)
     return kit.Settings(
@@ -104,19 +104,19 @@ def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
         max(1, (os.cpu_count() or 2) - 1) if run.workers is None else run.workers,
         (1.0 if is_gpu else CPU_SCALE) if run.scale is None else run.scale,
         world.VOCABULARIES[run.world],
-        run.begin,
+        run.base,
     )
 
 
-def learning_device(run: KitRun, how: How) -> Here:
-    """The device, and whether the U-Net is compiled there: on a GPU, if nothing else was asked for."""
-    here = _join(how)
-    is_gpu = here.device.type == "cuda"
+def runtime_of(run: KitRun, how: How) -> Runtime:
+    """Where and how training computes; the U-Net is compiled on a GPU, unless the run says otherwise."""
+    alone = _join(how)
+    is_gpu = alone.device.type == "cuda"
     if is_gpu:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-    generator = torch.Generator(here.device).manual_seed(1)
-    return Here(here, generator, is_gpu if run.compiles is None else run.compiles)
+    generator = torch.Generator(alone.device).manual_seed(1)
+    return Runtime(alone, generator, is_gpu if run.compiles is None else run.compiles)
 
 
 def _train(order: Order, how: How, here: team.Team, stop: Stop, out: Any) -> bool:

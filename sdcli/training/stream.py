@@ -37,7 +37,7 @@ Chunk = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ChunkSettings:
     """What scenes are drawn from and what is kept of them; `tokenizer` is a folder, which captions need."""
 
     sprites: Path
@@ -76,37 +76,37 @@ def paint_for(scene: Scene) -> Backdrop:
 
 
 class Scenes(IterableDataset[Chunk]):
-    """The endless chunks of a recipe; no two workers draw the same scenes."""
+    """The endless chunks of these settings; no two workers draw the same scenes."""
 
-    def __init__(self, recipe: Recipe, chunk: int = CHUNK) -> None:
-        self.recipe, self.chunk = recipe, chunk
+    def __init__(self, settings: ChunkSettings, chunk: int = CHUNK) -> None:
+        self.settings, self.chunk = settings, chunk
 
     def __iter__(self) -> Iterator[Chunk]:
         """Chunks of `chunk` scenes."""
-        recipe, info = self.recipe, get_worker_info()
-        rng = np.random.default_rng([recipe.seed, 0 if info is None else info.id])
-        sprites = world.sprites_of(recipe.sprites, recipe.vocabulary) if recipe.kind != "captions" else {}
-        tokenizer = None if recipe.tokenizer is None else load_tokenizer(recipe.tokenizer)
+        settings, info = self.settings, get_worker_info()
+        rng = np.random.default_rng([settings.seed, 0 if info is None else info.id])
+        sprites = world.sprites_of(settings.sprites, settings.vocabulary) if settings.kind != "captions" else {}
+        tokenizer = None if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
         backdrops = Backdrops(rng)
-        drawn = world.scenes(int(rng.integers(2**62)), recipe.vocabulary, held_out=recipe.held_out)
+        drawn = world.scenes(int(rng.integers(2**62)), settings.vocabulary, held_out=settings.held_out)
         while True:
-            yield chunk_of(recipe, list(islice(drawn, self.chunk)), sprites, tokenizer, backdrops, rng)
+            yield chunk_of(settings, list(islice(drawn, self.chunk)), sprites, tokenizer, backdrops, rng)
 
 
 def chunk_of(
-    recipe: Recipe,
+    settings: ChunkSettings,
     scenes: Sequence[Scene],
     sprites: Sprites,
     tokenizer: CLIPTokenizer | None,
     backdrops: Backdrops,
     rng: np.random.Generator,
 ) -> Chunk:
-    """What a recipe keeps of n scenes.
+    """The chunk of n scenes.
 
     images: uint8 (n, 3, 256, 256); ids: int16 (n, CAPTIONS, 77); masks, maps: uint8 (n, 256, 256), the mask to inpaint
     and class numbers; an answer to each question of the judge, and the layout that captions speak of, as theirs.
     """
-    kind, vocabulary = recipe.kind, recipe.vocabulary
+    kind, vocabulary = settings.kind, settings.vocabulary
     if kind == "captions":
         assert tokenizer is not None
         ids = tokenize(tokenizer, [caption(scene, rng) for scene in scenes])
@@ -131,12 +131,12 @@ def masked(
     scenes: Sequence[Scene], renderings: Sequence[Rendering], rng: np.random.Generator
 ) -> tuple[list[Scene], list[np.ndarray]]:
     """A mask to inpaint for each scene, and the scene that its caption is of: of the masked subject alone, if any."""
-    told, masks = [], []
+    captioned, masks = [], []
     for scene, rendering in zip(scenes, renderings, strict=True):
         plan = plan_mask(len(rendering.masks), rng)
         masks.append(draw_mask(plan, rendering.masks, rendering.image.shape[:2], rng).astype(np.uint8))
-        told.append(scene if plan.subject is None else world.only(scene, plan.subject))
-    return told, masks
+        captioned.append(scene if plan.subject is None else world.only(scene, plan.subject))
+    return captioned, masks
 
 
 def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
@@ -144,7 +144,7 @@ def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def stream(recipe: Recipe, workers: int, chunk: int = CHUNK) -> Iterator[Chunk]:
+def stream(settings: ChunkSettings, workers: int, chunk: int = CHUNK) -> Iterator[Chunk]:
     """Chunks without end, drawn ahead in `workers` processes; 0 draws them here."""
     ahead = 4 if workers else None
-    return iter(DataLoader(Scenes(recipe, chunk), batch_size=None, num_workers=workers, prefetch_factor=ahead))
+    return iter(DataLoader(Scenes(settings, chunk), batch_size=None, num_workers=workers, prefetch_factor=ahead))

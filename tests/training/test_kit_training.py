@@ -21,11 +21,11 @@ from sdcli.errors import ModelNotFound
 from sdcli.files import palette
 from sdcli.training import autoencoder, checkpoint, judge, kit, learners, parts, session, sheets, stream
 from sdcli.training.kit import Clock, DevicePool, Feeder, Phase, PhaseRun, Settings, rate_at, share_out
-from sdcli.training.learners import CaptionLearner, Here, UnetLearner, own_unet, shared_unet, slots_of
+from sdcli.training.learners import CaptionLearner, Runtime, UnetLearner, own_unet, shared_unet, slots_of
 from sdcli.training.loop import Stop
 from sdcli.training.optimizers import MatrixOptimizer
 from sdcli.training.places import CLASSES
-from sdcli.training.stream import Recipe
+from sdcli.training.stream import ChunkSettings
 from sdcli.training.team import Team
 from sdcli.training.world import FEW
 from tests.shell import call
@@ -41,7 +41,7 @@ OWN_CHANNELS = {"text-to-image": LATENTS, "inpaint": 2 * LATENTS + 1, "semantic"
 
 
 def here():
-    return Here(EXACT, torch.Generator().manual_seed(1))
+    return Runtime(EXACT, torch.Generator().manual_seed(1))
 
 
 # The parts of a run, one by one.
@@ -231,7 +231,7 @@ def test_a_stopped_phase_continues_from_its_checkpoint(tmp_path, monkeypatch):
     before, after = (each.optimizer.adamw.state_dict()["state"] for each in (first, again))
     for index, state in before.items():
         assert all(torch.equal(value, after[index][name]) for name, value in state.items())
-    assert not torch.equal(torch.rand(3, generator=again.here.generator), torch.rand(3, generator=here().generator))
+    assert not torch.equal(torch.rand(3, generator=again.runtime.generator), torch.rand(3, generator=here().generator))
 
     second = a_run(tmp_path)
     assert second.run(Ready(), Stop(), lambda *entry: told.append(entry))
@@ -274,7 +274,7 @@ def test_a_resumed_phase_draws_other_scenes(tmp_path, monkeypatch):
 
 def test_a_model_to_go_on_from_must_be_there(tmp_path):
     with pytest.raises(ModelNotFound, match=r"no model_index\.json"):
-        kit.begin_kit(Settings(tmp_path, SPRITES, {}, begin=tmp_path / "nowhere"))
+        kit.prepare_kit(Settings(tmp_path, SPRITES, {}, base=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(("is_gpu", "minutes", "scale"), [(True, 20, 1), (False, 900, 1 / 16)])
@@ -456,9 +456,9 @@ def learner(made):
 
     def begin(kind):
         model = made[0] / "kit"
-        recipe = Recipe(SPRITES, kind, replace(FEW, mixed=0.0, background=0.0), model / "tokenizer", seed=8)
+        recipe = ChunkSettings(SPRITES, kind, replace(FEW, mixed=0.0, background=0.0), model / "tokenizer", seed=8)
         chunk = next(stream.stream(recipe, 0, 2))
-        learning = UnetLearner(here(), model, kind, begin=model)
+        learning = UnetLearner(here(), model, kind, base=model)
         return learning, learning.rows(chunk), chunk
 
     return begin
@@ -565,7 +565,7 @@ def test_a_text_encoder_learns_to_read_captions(made, monkeypatch):
     monkeypatch.setattr(parts, "TEXT_ENCODER", TEXT_ENCODER)
     model = made[0] / "kit"
     learning = CaptionLearner(here(), model, FEW)
-    chunks = stream.stream(Recipe(SPRITES, "captions", FEW, model / "tokenizer"), 0, 48)
+    chunks = stream.stream(ChunkSettings(SPRITES, "captions", FEW, model / "tokenizer"), 0, 48)
     optimizer = MatrixOptimizer(learning.modules.values(), 4e-3, weight_decay=0.0)
     losses = []
     for chunk in islice(chunks, 40):
@@ -585,7 +585,7 @@ def test_an_autoencoder_to_go_on_from_is_not_taught_by_pca_again(made, monkeypat
     monkeypatch.setattr(autoencoder, "ARCHITECTURE", TINY_AUTOENCODER)
     pictures = torch.rand(2, 3, 64, 64) * 2 - 1
     fresh = learners.AutoencoderLearner(here(), pictures, pictures)
-    again = learners.AutoencoderLearner(here(), pictures, pictures, begin=made[0] / "kit")
+    again = learners.AutoencoderLearner(here(), pictures, pictures, base=made[0] / "kit")
     assert (fresh.teacher_steps, again.teacher_steps) == (200, 0)
     stored = load_file(made[0] / "kit" / "vae" / "diffusion_pytorch_model.safetensors")
     for name, value in again.vae.state_dict().items():

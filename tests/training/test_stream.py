@@ -1,4 +1,4 @@
-"""Chunks of rendered scenes, against the scenes that a recipe draws."""
+"""Chunks of rendered scenes, against the scenes that a settings draws."""
 
 from dataclasses import replace
 from itertools import islice
@@ -13,7 +13,7 @@ from sdcli.training.judge import UNASKED, answers_of, choices
 from sdcli.training.masks import Plan
 from sdcli.training.places import CLASS_NAMES, TIMES, parts_of
 from sdcli.training.reading import COLUMNS, NOTHING, ROWS
-from sdcli.training.stream import Backdrops, Recipe, Scenes, chunk_of
+from sdcli.training.stream import Backdrops, ChunkSettings, Scenes, chunk_of
 from sdcli.training.subjects import BY_NAME
 from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
 from sdcli.training.world import FEW, place_names, render
@@ -48,7 +48,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
-    """The scenes that a recipe has drawn, in their order."""
+    """The scenes that a settings has drawn, in their order."""
     seen, original = [], world.scenes
 
     def scenes(*arguments, **options):
@@ -61,8 +61,8 @@ def drawn(monkeypatch):
 
 
 def first(kind, tokenizer, **changes):
-    recipe = Recipe(SPRITES, kind, **{"vocabulary": FEW, "tokenizer": tokenizer, **changes})
-    return next(stream.stream(recipe, workers=0, chunk=SIZE))
+    settings = ChunkSettings(SPRITES, kind, **{"vocabulary": FEW, "tokenizer": tokenizer, **changes})
+    return next(stream.stream(settings, workers=0, chunk=SIZE))
 
 
 @pytest.mark.parametrize("kind", stream.KINDS)
@@ -105,7 +105,7 @@ def test_captions_go_with_the_layout_of_their_scene(tokenizer, drawn):
 
 
 def test_no_two_workers_draw_the_same_scenes(tokenizer):
-    chunks = stream.stream(Recipe(SPRITES, "captions", FEW, tokenizer), workers=2, chunk=8)
+    chunks = stream.stream(ChunkSettings(SPRITES, "captions", FEW, tokenizer), workers=2, chunk=8)
     rows = [tuple(row.tolist()) for chunk in islice(chunks, 4) for row in chunk["ids"]]
     assert len(rows) == 32
     firsts, seconds = set(rows[:8] + rows[16:24]), set(rows[8:16] + rows[24:])  # the workers take turns
@@ -127,8 +127,8 @@ def test_a_mask_about_a_subject_goes_with_captions_of_that_subject(tokenizer, sp
     monkeypatch.setattr(stream, "plan_mask", lambda count, rng: next(plans))
     rng = np.random.default_rng(0)
     loaded = load_tokenizer(tokenizer)
-    recipe = Recipe(SPRITES, "inpaint", FEW, tokenizer)
-    chunk = chunk_of(recipe, [pair] * 3, sprites, loaded, Backdrops(rng), rng)
+    settings = ChunkSettings(SPRITES, "inpaint", FEW, tokenizer)
+    chunk = chunk_of(settings, [pair] * 3, sprites, loaded, Backdrops(rng), rng)
     assert set(chunk["masks"].unique().tolist()) == {0, 1}
     rendering = render(pair, sprites)
     for masked in (0, 1):
@@ -199,8 +199,8 @@ def test_a_kept_backdrop_is_not_changed_by_what_is_placed_on_it(sprites):
 def test_every_scene_of_training_may_be_shown_and_only_the_judge_sees_what_is_held_out(tokenizer, drawn):
     for held_out in (False, True):
         drawn.clear()
-        recipe = Recipe(SPRITES, "captions", FEW, tokenizer, held_out=held_out)
-        next(iter(Scenes(recipe, 150)))
+        settings = ChunkSettings(SPRITES, "captions", FEW, tokenizer, held_out=held_out)
+        next(iter(Scenes(settings, 150)))
         shown = [
             world.is_held_out(each.subject, each.colour, scene.place, scene.time)
             for scene in drawn for each in scene.placements
