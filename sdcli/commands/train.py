@@ -291,7 +291,7 @@ class KitPhases:
         int | None,
         typer.Option(
             "--steps", metavar="N", min=1, rich_help_panel=_SETTINGS, show_default="as time allows",
-            help="Train each phase for N steps instead of a time.",
+            help="End each phase after N steps; with --minutes, at whichever comes first.",
         ),
     ] = None  # fmt: skip
     scale: Annotated[
@@ -330,8 +330,8 @@ def kit(
 ) -> None:  # fmt: skip
     """Train kit, the model that is part of sdcli, from nothing, and print its folder.
 
-    Phases run in order: autoencoder, captions, text-to-image, inpaint, semantic, judge. A phase that is done is not
-    repeated; one that was stopped continues.
+    Phases run in order: autoencoder, captions, text-to-image, inpaint, semantic, judge.
+    A finished phase is not repeated; a stopped one continues.
 
     sdcli train kit --out runs --minutes 20 --device cuda
 

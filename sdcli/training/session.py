@@ -99,7 +99,7 @@ def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
     return kit.Settings(
         run.out,
         sprites.find_sprites(run.sprites),
-        dict.fromkeys(phases) if run.steps is not None else kit.share_out(minutes, phases),
+        dict.fromkeys(phases) if run.steps and not run.minutes else kit.share_out(minutes, phases),
         run.steps,
         max(1, (os.cpu_count() or 2) - 1) if run.workers is None else run.workers,
         (1.0 if is_gpu else CPU_SCALE) if run.scale is None else run.scale,

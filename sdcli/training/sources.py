@@ -4,7 +4,7 @@ An item is what a source knows of a picture before it is rendered or read; the i
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,7 +84,7 @@ class World:
 
     def only(self, item: world.Scene, subject: int) -> world.Scene:
         """The scene with one subject."""
-        return replace(item, placements=(item.placements[subject],))
+        return world.only(item, subject)
 
 
 class ImageFolder:

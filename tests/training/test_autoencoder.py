@@ -90,6 +90,7 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(world):
 
 def test_a_run_leaves_a_log_with_psnr_and_a_sheet(world, tmp_path):
     run = AutoencoderRun(world, replace(SETTINGS, sheet_every=4), ALONE, TINY)
+    run.shown = stage.pictures(world, 2, 6)
     entries = []
     assert loop.train(run, tmp_path, loop.Stop(), loop.Watcher(on_entry=entries.append))
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4]

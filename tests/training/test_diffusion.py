@@ -11,7 +11,7 @@ from sdcli.files.palette import Class
 from sdcli.training import diffusion, parts
 from sdcli.training.diffusion import DiffusionRun, draw_batch
 from sdcli.training.masks import draw_mask, plan_mask
-from sdcli.training.parts import LATENT_CHANNELS, SCHEDULER, UNET, Parts, tokenize
+from sdcli.training.parts import LATENT_CHANNELS, SCHEDULER, Parts, tokenize
 from sdcli.training.places import CLASSES
 from sdcli.training.pool import Encoder, Pool, to_tensor
 from sdcli.training.settings import DiffusionTraining
@@ -20,13 +20,19 @@ from sdcli.training.tasks import Inpaint, Semantic, TextToImage
 from sdcli.training.team import Team
 from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
 from sdcli.training.world import FEW
+from tests.training.conftest import TINY_TEXT_ENCODER
+from tests.training.conftest import TINY_UNET as TINY
 from tests.training.test_autoencoder import TINY as TINY_AUTOENCODER
 
-TINY = {**UNET, "block_out_channels": (16, 16, 16), "attention_head_dim": (1, 1, 1), "norm_num_groups": 4}
 SETTINGS = DiffusionTraining(steps=4, batch=2, warmup=1, cooldown=1, scenes=2, fresh=1, most_scenes=4)
 ALONE = Team(torch.device("cpu"))
 PALETTE = tuple(Class(index, name, colour) for index, (name, colour) in enumerate(CLASSES.items()))
 TASKS = {"text": TextToImage(), "inpaint": Inpaint(LATENT_CHANNELS, 0.3), "semantic": Semantic(PALETTE)}
+
+
+@pytest.fixture(autouse=True)
+def _tiny_text_encoder(monkeypatch):
+    monkeypatch.setattr(parts, "TEXT_ENCODER", TINY_TEXT_ENCODER)
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +117,14 @@ def test_masked_latents_and_mask_are_what_sdcli_and_diffusers_make_of_the_same(v
     )  # fmt: skip
     theirs = [
         pipe.prepare_mask_latents(mask, pixels * (mask < 0.5), 1, 256, 256, torch.float32, "cpu", g, False)
-        for g in map(torch.Generator().manual_seed, range(64))
+        for g in map(torch.Generator().manual_seed, range(16))
     ]
     assert torch.equal(context[:, :1], theirs[0][0])
     assert torch.equal(context[:, :1], masked_image.mask_latents(Means, mask))
     gaussian = vae.encode(pixels * (mask < 0.5)).latent_dist
     torch.testing.assert_close(context[:, 1:], gaussian.mean * 0.5, atol=2e-3, rtol=2e-3)
     mean = torch.stack([latents for _, latents in theirs]).mean(0)
-    assert ((mean - context[:, 1:]).abs() / (gaussian.std * 0.5)).mean() < 0.2  # the mean of 64 draws
+    assert ((mean - context[:, 1:]).abs() / (gaussian.std * 0.5)).mean() < 0.3  # the mean of 16 draws
     assert context.shape == (1, task.channels, 32, 32)
 
 
@@ -193,7 +199,7 @@ def test_other_models_learn_what_they_were_trained_to_predict(kind, which):
 def test_a_widened_unet_draws_at_first_what_it_drew_before(task, start):
     torch.manual_seed(0)
     narrow = UNet2DConditionModel(**TINY)
-    latents, states = torch.randn(1, LATENT_CHANNELS, 8, 8), torch.randn(1, 77, UNET["cross_attention_dim"])
+    latents, states = torch.randn(1, LATENT_CHANNELS, 8, 8), torch.randn(1, 77, TINY["cross_attention_dim"])
     before = narrow(latents, 500, states).sample
     channels = TASKS[task].channels
     wide = parts.widen(narrow, channels)

@@ -29,12 +29,9 @@ from sdcli.training.stream import ChunkSettings
 from sdcli.training.team import Team
 from sdcli.training.world import FEW
 from tests.shell import call
-from tests.training.conftest import SPRITES
+from tests.training.conftest import SPRITES, TINY_TEXT_ENCODER, TINY_UNET
 from tests.training.test_autoencoder import TINY as TINY_AUTOENCODER
 
-UNET = {**parts.UNET, "block_out_channels": (16, 16, 16), "attention_head_dim": (1, 1, 1), "norm_num_groups": 4,
-        "cross_attention_dim": 64}  # fmt: skip
-TEXT_ENCODER = {**parts.TEXT_ENCODER, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 EXACT = Team(torch.device("cpu"), autocasts=False)
 LATENTS, KINDS = parts.LATENT_CHANNELS, len(CLASSES)
 OWN_CHANNELS = {"text-to-image": LATENTS, "inpaint": 2 * LATENTS + 1, "semantic": LATENTS + KINDS}
@@ -287,6 +284,8 @@ def test_what_is_not_asked_for_suits_the_device(is_gpu, minutes, scale, tmp_path
     )
     assert (chosen.phases, chosen.steps, chosen.workers, chosen.scale) == ({"judge": None}, 5, 0, 0.5)
     assert chosen.vocabulary is FEW
+    both = session.kit_settings(session.KitRun(tmp_path, SPRITES, minutes=1, steps=5), is_gpu=is_gpu)
+    assert (sum(both.phases.values()), both.steps) == (pytest.approx(60), 5)
 
 
 # U-Nets that share weights.
@@ -304,7 +303,7 @@ def test_each_context_has_slots_of_its_own():
 def test_a_shared_unet_draws_what_the_narrow_one_drew_and_gives_it_back(kind):
     torch.manual_seed(0)
     channels = OWN_CHANNELS[kind]
-    narrow = UNet2DConditionModel(**{**UNET, "in_channels": channels}).eval()
+    narrow = UNet2DConditionModel(**{**TINY_UNET, "in_channels": channels}).eval()
     sample, states = torch.randn(1, channels, 8, 8), torch.randn(1, 5, 64)
     before = narrow(sample, 500, states).sample
     shared = shared_unet(copy.deepcopy(narrow), kind)
@@ -324,7 +323,7 @@ def test_a_shared_unet_draws_what_the_narrow_one_drew_and_gives_it_back(kind):
 @torch.no_grad()
 def test_a_model_for_text_becomes_one_for_a_context_that_has_no_effect_yet():
     torch.manual_seed(0)
-    narrow = UNet2DConditionModel(**UNET).eval()
+    narrow = UNet2DConditionModel(**TINY_UNET).eval()
     sample, states = torch.randn(1, LATENTS, 8, 8), torch.randn(1, 5, 64)
     own = own_unet(shared_unet(copy.deepcopy(narrow), "inpaint"), "inpaint")
     context = torch.randn(1, 1 + LATENTS, 8, 8)
@@ -340,8 +339,8 @@ def made(tmp_path_factory):
     home = tmp_path_factory.mktemp("kit")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autoencoder, "ARCHITECTURE", TINY_AUTOENCODER)
-        patch.setattr(parts, "UNET", UNET)
-        patch.setattr(parts, "TEXT_ENCODER", TEXT_ENCODER)
+        patch.setattr(parts, "UNET", TINY_UNET)
+        patch.setattr(parts, "TEXT_ENCODER", TINY_TEXT_ENCODER)
         patch.setattr(learners, "PROMPTS", ("arctic fox", "a car"))
         patch.setattr(sheets, "STEPS", 2)
         for name, value in {"CAPTIONS": 400, "VOCABULARY_SIZE": 800, "UNSEEN": 6, "FITTED": 2, "AHEAD": 2}.items():
@@ -562,7 +561,7 @@ def test_most_timesteps_are_noisy_and_some_prompts_are_empty(learner):
 
 
 def test_a_text_encoder_learns_to_read_captions(made, monkeypatch):
-    monkeypatch.setattr(parts, "TEXT_ENCODER", TEXT_ENCODER)
+    monkeypatch.setattr(parts, "TEXT_ENCODER", TINY_TEXT_ENCODER)
     model = made[0] / "kit"
     learning = CaptionLearner(here(), model, FEW)
     chunks = stream.stream(ChunkSettings(SPRITES, "captions", FEW, model / "tokenizer"), 0, 48)

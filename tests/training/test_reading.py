@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdcli.training import layout, parts
+from sdcli.training import captions, layout, parts
 from sdcli.training.captions import caption
 from sdcli.training.layout import Placement
 from sdcli.training.learners import CAPTION_TOKENS
@@ -28,11 +28,11 @@ from sdcli.training.settings import TextEncoderTraining
 from sdcli.training.team import Team
 from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
 from sdcli.training.world import FEW, KIT, Scene, scenes
+from tests.training.conftest import TINY_TEXT_ENCODER
 
 ALONE = Team(torch.device("cpu"), autocasts=False)
 ROWS_ONLY = {"pairs": 1.0, **dict.fromkeys(("arctic", "on", "riding", "counts", "next", "threes"), 0.0)}
 SMALL = replace(KIT, subjects=KIT.subjects[:4], colours=KIT.colours[:2], places=KIT.places[:2], **ROWS_ONLY)
-SMALL_ENCODER = {**parts.TEXT_ENCODER, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_encoder(monkeypatch):
-    monkeypatch.setattr(parts, "TEXT_ENCODER", SMALL_ENCODER)
+    monkeypatch.setattr(parts, "TEXT_ENCODER", TINY_TEXT_ENCODER)
 
 
 def begin(tokenizer, team=ALONE, vocabulary=SMALL, **settings):
@@ -133,14 +133,26 @@ def test_a_mixed_place_has_no_name_to_read():
 
 def test_captions_of_the_world_fit_the_tokens_that_are_read(tokenizer):
     rng = np.random.default_rng(1)
-    captions = [caption(scene, rng) for scene in islice(scenes(3, KIT), 1000)]
-    assert max(len(ids) for ids in tokenizer(captions).input_ids) < CAPTION_TOKENS
+    texts = [caption(scene, rng) for scene in islice(scenes(3, KIT), 1000)]
+    assert max(len(ids) for ids in tokenizer(texts).input_ids) < CAPTION_TOKENS
 
 
-def test_it_learns_to_tell_left_from_right(tokenizer):
-    run = begin(tokenizer, batch=64, lr=2e-3)
-    losses = [run.train_step() for _ in range(150)]
-    assert np.mean(losses[-10:]) < 0.55 * np.mean(losses[:10])
+def test_it_learns_to_read(tokenizer):
+    run = begin(tokenizer, batch=32, lr=5e-3)
+    losses = [run.train_step() for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert run.report()["samples"] == 40 * 32
+    assert run.report()["read"] > 0.7
+
+
+@pytest.mark.slow
+def test_it_learns_to_tell_left_from_right(tokenizer, monkeypatch):
+    """From captions that always say it, until it is read right, and not only half of the time."""
+    monkeypatch.setattr(parts, "TEXT_ENCODER", {**TINY_TEXT_ENCODER, "hidden_size": 128, "intermediate_size": 256})
+    monkeypatch.setattr(captions, "ROW_PHRASES", ("{left} left of {right}", "{right} right of {left}"))
+    run = begin(tokenizer, batch=32, lr=2e-3, hold=0.0, steps=600)
+    for _ in range(600):
+        run.train_step()
     one, other = SMALL.subjects[:2]
     said = [f"a {one} left of a {other}", f"a {one} right of a {other}"]
     with torch.no_grad():
@@ -149,8 +161,6 @@ def test_it_learns_to_tell_left_from_right(tokenizer):
     read = logits["subjects"].argmax(-1).view(2, ROWS, COLUMNS)[:, 2]  # the row in which both stand
     assert read[0, 1] == read[1, 6] == 1
     assert read[0, 6] == read[1, 1] == 2
-    assert run.report()["samples"] == 150 * 64
-    assert run.report()["read"] > 0.7
 
 
 def test_held_states_move_less(tokenizer):

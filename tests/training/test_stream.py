@@ -1,5 +1,6 @@
-"""Chunks of rendered scenes, against the scenes that a settings draws."""
+"""Chunks of rendered scenes, against the scenes that their settings draw."""
 
+import re
 from dataclasses import replace
 from itertools import islice
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from sdcli.training import stream, world
-from sdcli.training.captions import caption
+from sdcli.training.captions import caption, plural
 from sdcli.training.judge import UNASKED, answers_of, choices
 from sdcli.training.masks import Plan
 from sdcli.training.places import CLASS_NAMES, TIMES, parts_of
@@ -48,7 +49,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
-    """The scenes that a settings has drawn, in their order."""
+    """The scenes that have been drawn, in their order."""
     seen, original = [], world.scenes
 
     def scenes(*arguments, **options):
@@ -142,9 +143,18 @@ def test_a_mask_about_a_subject_goes_with_captions_of_that_subject(tokenizer, sp
     assert any(set(names) <= named(words) for words in told[2])
 
 
-def named(words):
+def named(text):
     """The subjects of `few` that a caption names, by any of their words."""
-    return {name for name in FEW.subjects if any(word in words for word in BY_NAME[name].words)}
+    forms = {name: [form for word in BY_NAME[name].words for form in (word, plural(word))] for name in FEW.subjects}
+    return {name for name, words in forms.items() if any(re.search(rf"\b{word}\b", text) for word in words)}
+
+
+@pytest.mark.parametrize("kind", ["text-to-image", "semantic"])
+def test_captions_name_the_subjects_of_their_scene(kind, tokenizer, drawn):
+    chunk, loaded = first(kind, tokenizer), load_tokenizer(tokenizer)
+    for scene, captions in zip(drawn, chunk["ids"].int(), strict=True):
+        for ids in captions:
+            assert named(loaded.decode(ids, skip_special_tokens=True)) == {each.subject for each in scene.placements}
 
 
 def test_semantic_chunks_mix_places(tokenizer, drawn, sprites):

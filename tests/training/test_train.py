@@ -20,13 +20,15 @@ from safetensors.torch import load_file
 from sdcli.files import palette
 from sdcli.files.palette import Class
 from sdcli.training import measure as measuring
-from sdcli.training import session
+from sdcli.training import parts, session, stages
+from sdcli.training.autoencoder import AutoencoderRun
 from sdcli.training.diffusion import DiffusionRun
 from sdcli.training.imagefolder import read_rows
 from sdcli.training.judge import Judge, Segmenter
 from sdcli.training.world import FEW as FEW_WORLD
 from tests.conftest import clean_environment
-from tests.training.conftest import SPRITES
+from tests.training.conftest import SPRITES, TINY_TEXT_ENCODER, TINY_UNET
+from tests.training.test_autoencoder import TINY as TINY_AUTOENCODER
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--steps", "6", "--batch", "2", "--warmup", "1", "--cooldown", "1", "--log-every", "1", "--save-every", "2"]
@@ -189,7 +191,11 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(run, sd15, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_world_teaches_an_autoencoder_and_that_a_new_model(run, tmp_path):
+def test_the_world_teaches_an_autoencoder_and_that_a_new_model(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(AutoencoderRun.__init__, "__defaults__", (TINY_AUTOENCODER,))
+    monkeypatch.setattr(parts, "UNET", TINY_UNET)
+    monkeypatch.setattr(parts, "TEXT_ENCODER", TINY_TEXT_ENCODER)
+    monkeypatch.setattr(stages, "CAPTIONS", 300)
     small = ["--crop", "32", "--teacher-steps", "1", "--teacher-scenes", "4", "--sheet-every", "0"]
     few = ["--world", "few", "--sprites", SPRITES]
     first = run("train", "autoencoder", *few, "--out", "vae", *SHORT, "--steps", "2", *small)
