@@ -396,8 +396,8 @@ def test_what_the_user_has_set_counts_for_jobs_too(sdcli, tmp_path, monkeypatch)
     ("variable", "value", "words"),
     [
         ("SDCLI_STEPS", "zero", "SDCLI_STEPS is 'zero'"),
-        ("SDCLI_OUTPUT", "fox-{seed}.png", "SDCLI_OUTPUT: output 'fox-{seed}.png' names single pictures"),
-        ("SDCLI_OUTPUT", "jobs", "SDCLI_OUTPUT: output 'jobs' is no directory"),
+        ("SDCLI_OUTPUT", "fox-{seed}.png", "SDCLI_OUTPUT: output 'fox-{seed}.png' is a file name"),
+        ("SDCLI_OUTPUT", "jobs", "SDCLI_OUTPUT: output 'jobs' is not a directory"),
     ],
 )
 def test_what_the_user_has_set_wrongly_is_no_job_s_fault(sdcli, tmp_path, monkeypatch, variable, value, words):
@@ -416,11 +416,11 @@ def test_no_jobs_are_done_at_once(batch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["jobs", "-o", "file"], 2, "is no directory"),
+        (["jobs", "-o", "file"], 2, "is not a directory"),
         (["jobs", "--steps", "0"], 2, "steps is 0"),
         (["jobs", "--format", "xml"], 2, "unknown format"),
         (["jobs", "--matrix", "sede=1"], 2, "did you mean 'seed'"),
-        (["jobs", "--matrix", "seed=1", "--seed", "2"], 2, "an option sets it"),
+        (["jobs", "--matrix", "seed=1", "--seed", "2"], 2, "by an option"),
         (["jobs", "-m", "no-such-model"], 3, "no model"),
         (["nothing"], 4, "cannot read nothing"),
         (["bad.csv"], 4, "unknown key"),

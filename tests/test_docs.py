@@ -1,4 +1,4 @@
-"""docs/reference.md says what the program says. `python -m tests.test_docs` writes it anew."""
+"""docs/reference.md has the help texts of the program. `python -m tests.test_docs` updates it."""
 
 import re
 import subprocess
@@ -65,6 +65,22 @@ def test_the_reference_says_what_the_program_says():
     commands = [match[1] for match in HELP.finditer(text)]
     assert sorted(commands) == sorted(named(typer.main.get_command(cli.app), "sdcli"))
     assert written(text) == text, "docs/reference.md is stale: run python -m tests.test_docs"
+
+
+def test_help_groups_the_commands_and_shows_no_type_of_a_flag():
+    text = REFERENCE.read_text()
+    groups = re.findall(r"^([A-Z][a-z ]+):$", help_text("sdcli"), re.MULTILINE)
+    assert groups == [
+        "Make pictures",
+        "Edit pictures",
+        "Work with files",
+        "Manage models",
+        "Train models",
+        "Settings",
+        "Options",
+    ]
+    assert "<bool>" not in text
+    assert "--[no-]prompt-weights " in text
 
 
 def test_the_readme_lists_every_exit_status_in_use():

@@ -186,7 +186,7 @@ def test_refusals_have_two_lines_and_their_status(run: Run, folder: Path, sd15: 
     write_map(tmp_path / "map.png", random_map())
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     for status, said, arguments in (
-        (2, "there is no MAP", ["synthesize"]),
+        (2, "MAP is missing", ["synthesize"]),
         (4, "#ff0000, in 4,096 pixels, the first at 0, 0", ["synthesize", "red.png", "-m", folder]),
         (4, "cannot read none.png", ["synthesize", "none.png", "-m", folder]),
         (2, "no segmentation map", ["synthesize", "map.png", "-m", sd15]),
@@ -231,7 +231,7 @@ def test_the_help_names_the_model_that_is_taken(run: Run, tmp_path: Path):
     write_map(tmp_path / "map.png", random_map())
     shown = run("synthesize", "--help", env={"COLUMNS": "200"}).stdout.decode()
     taken = json.loads(run("synthesize", "map.png", "--snap", "--dry-run", "--json").stdout)["recipe"]["model"]
-    assert f"[default: ({taken})]" in shown
+    assert f"[default: {taken}]" in shown
     assert taken == "kit-semantic"
 
 

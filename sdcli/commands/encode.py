@@ -1,4 +1,4 @@
-"""`sdcli encode` and `sdcli decode`: the way through the autoencoder alone, x → z(x) and back."""
+"""`sdcli encode` and `sdcli decode`: run the autoencoder alone, from x to z(x) and back."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Latents(vae_orders.Output):
-    """Latents to hand over."""
+    """Options of the latents file."""
 
     path: Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="FILE", rich_help_panel=options.OUTPUT,
-            help="Where the latents go.", show_default="IMAGE's name with .safetensors, here",
+            help="The file to write.", show_default="IMAGE's name with .safetensors, in this directory",
         ),
     ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Decoded(vae_orders.Output):
-    """A decoded picture to hand over."""
+    """Options of the decoded picture."""
 
     path: Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="FILE.png", rich_help_panel=options.OUTPUT,
-            help="Where the picture goes.", show_default="LATENTS' name with .png, here",
+            help="The file to write.", show_default="LATENTS' name with .png, in this directory",
         ),
     ] = None  # fmt: skip
 
 
 @options.expand
 def encode(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to encode: PNG, JPEG, WebP ….")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to encode: PNG, JPEG, WebP and others.")],
     *,
     model: options.Model = None,
     output: Latents,
     machine: options.Machine,
 ) -> None:
-    """Encode a picture: write its latents z(x) to a .safetensors file, and print the file's path.
+    """Encode an image to latents with the autoencoder.
 
-    The tensor `latents`, (1, C, h, w) in float32, is z as the U-Net sees it: the encoder's mean times scaling_factor.
+    Writes a .safetensors file and prints its path. Its tensor `latents` has the shape (1, C, h, w) in float32 and the
+    scale that the U-Net takes: the encoder's mean times scaling_factor.
 
-    sdcli encode photo.png -o z.safetensors && sdcli decode z.safetensors -o again.png
+        sdcli encode photo.png -o z.safetensors
+        sdcli decode z.safetensors -o decoded.png
     """
 
     def read(facts: ModelFacts) -> Picture:
@@ -82,15 +84,17 @@ def encode(
 
 @options.expand
 def decode(
-    latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A file of `sdcli encode` or --save-latents.")],
+    latents: Annotated[
+        str, typer.Argument(metavar="LATENTS", help="A file written by `sdcli encode` or --save-latents.")
+    ],
     *,
     model: options.Model = None,
     output: Decoded,
     machine: options.Machine,
 ) -> None:
-    """Decode latents: write the picture that they are of as a PNG, and print its path.
+    """Decode latents to a PNG with the autoencoder.
 
-    sdcli decode z.safetensors -o again.png
+    sdcli decode z.safetensors -o decoded.png
     """
 
     def read(facts: ModelFacts) -> LatentFile:

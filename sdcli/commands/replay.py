@@ -1,4 +1,4 @@
-"""`sdcli replay`: a picture is made again from what its file says of it, and can be proven."""
+"""`sdcli replay`: make pictures again from their metadata, and compare them."""
 
 from __future__ import annotations
 
@@ -26,32 +26,37 @@ if TYPE_CHECKING:
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", help="Use this model, not the one named.", show_default="the picture's"
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Use this model instead of the recorded one.",
+        show_default="the picture's",
     ),
 ]
 
 
 @options.expand
 def replay(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Pictures with a recipe inside.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Pictures with a recipe in their metadata.")],
     *,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare, and write nothing unless -o is given.", show_default=False)
+        bool,
+        typer.Option("--verify", help="Compare the pixels. Writes no picture unless -o is given.", show_default=False),
     ] = False,
     model: Model = None,
     handover: options.Handover,
     machine: options.Machine,
     debug: options.Debug = False,
 ) -> None:
-    """Make pictures again from their own metadata, and print their paths.
+    """Make pictures again from their metadata.
 
-    Reads the recipe that sdcli writes into its PNGs, and as far as they go those of AUTOMATIC1111's web UI,
-    stable-diffusion.cpp and InvokeAI; whatever cannot be followed is named in a warning.
+    Reads the recipes that sdcli writes, and the metadata of AUTOMATIC1111's web UI, stable-diffusion.cpp and InvokeAI
+    as far as it can be reproduced; settings that cannot be reproduced are warnings.
 
-    With --verify nothing is written: the path of each picture whose pixels come out identical is printed, and the
-    exit status is 9 where one differs, with how it differs and why it may.
+    With --verify, prints the path of each picture whose pixels are identical. If a picture differs, the exit status is
+    9, and the error says how it differs and what the possible causes are.
 
-    sdcli generate "arctic fox" | xargs sdcli replay --verify
+        sdcli generate "arctic fox" | xargs sdcli replay --verify
     """
     from sdcli.planning import proof
 
@@ -92,7 +97,7 @@ def _plan(
     recipes = [source.recipe for source, _ in jobs]
     if output == "-":
         if verify:
-            raise UsageError("-o - and --verify both want stdout", "give -o a file, or leave it away")
+            raise UsageError("-o - and --verify both write to stdout", "give -o a file, or omit it")
         delivery.check_stdout(replace(jobs[0][1], recipes=recipes))
     if output == "-" or (verify and output is None):
         return [None] * len(jobs)

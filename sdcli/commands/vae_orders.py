@@ -42,19 +42,24 @@ class Work(Generic[Given]):
 
 @dataclass(frozen=True)
 class Output:
-    """One file to hand over, and what is said of it."""
+    """Options of the file to write."""
 
     path: str | None = None
     force: options.Force = False
     json: Annotated[
         bool,
         typer.Option(
-            "--json", rich_help_panel=options.OUTPUT, help="One JSON object, not the path.", show_default=False
+            "--json",
+            rich_help_panel=options.OUTPUT,
+            help="Print one JSON object instead of the path.",
+            show_default=False,
         ),
     ] = False
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", rich_help_panel=options.OUTPUT, help="No word on sizes.", show_default=False),
+        typer.Option(
+            "--quiet", "-q", rich_help_panel=options.OUTPUT, help="Do not print the sizes.", show_default=False
+        ),
     ] = False
     debug: options.Debug = False
 

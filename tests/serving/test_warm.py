@@ -510,7 +510,7 @@ def test_a_second_server_is_refused(run, warm):
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 2, "nowhere to listen"),
+        ([], 2, "needs an address"),
         (["--socket", "s.sock", "-m", "no-such-model"], 3, "no-such-model"),
         (["--socket", "no/such/s.sock"], 8, "mkdir -p no/such"),
         (["--socket", "s.sock", "--keep", "0"], 2, "--keep"),
