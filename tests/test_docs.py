@@ -83,9 +83,9 @@ def test_help_groups_the_commands_and_shows_no_type_of_a_flag():
     assert "--[no-]prompt-weights " in text
 
 
-def test_the_readme_lists_every_exit_status_in_use():
-    readme = (ROOT / "README.md").read_text()
-    listed = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", readme, re.MULTILINE) for number in row.split(",")}
+def test_the_documentation_lists_every_exit_status_in_use():
+    text = (ROOT / "docs" / "scripts.md").read_text()
+    listed = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE) for number in row.split(",")}
     assert listed == set(errors.ExitStatus)
 
 

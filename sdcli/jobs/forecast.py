@@ -43,7 +43,7 @@ def forecast(batch: Batch) -> dict[str, Any]:
 
     Raises OutputError where the directory cannot be read or written.
     """
-    plan = _Plan(batch, ledger.seen(Path(batch.directory)))
+    plan = _Plan(batch, ledger.peek(Path(batch.directory)))
     outputs.check_directory(Path(batch.directory), make=True)
     missing = []
     for job in batch.jobs:

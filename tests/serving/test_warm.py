@@ -503,7 +503,7 @@ def test_idle_it_ends_with_success_and_a_dead_socket_is_replaced(serve, tmp_path
 def test_a_second_server_is_refused(run, warm):
     done = run("serve", "--socket", "warm.sock", cwd=Path(warm.socket).parent)
     assert (done.status, done.stdout) == (8, b"")
-    assert "listens at warm.sock already" in done.stderr
+    assert "another process listens on warm.sock" in done.stderr
     assert Path(warm.socket).exists()
 
 
