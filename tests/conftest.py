@@ -1,50 +1,32 @@
-"""Fixtures that tests share: tiny models on disk, and the installed command as a shell sees it."""
+"""Fixtures that tests share: tiny models on disk, and the command as a shell sees it."""
 
 import functools
 import os
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+# Said before torch and the libraries are imported, as sdcli says it: tests in parallel have a core each.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+
 from tests import tiny
+from tests.shell import Finished, Run, call, clean_environment, spawn
+
+__all__ = ["Finished", "Run", "clean_environment"]
 
 # A shell that runs the tests in the background has them ignore SIGINT, and ignored is what children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("sdcli", deadline=None)  # a clock on a busy machine tells nothing of the code
 settings.load_profile("sdcli")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a shell sees of a command that has ended."""
-
-    status: int
-    stdout: bytes
-    stderr: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.stdout.decode().splitlines()
-
-
-Run = Callable[..., Finished]
-
-# Whatever of the caller's environment could change what the command does.
-_STRAY = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "SDCLI_", "XDG_", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
-
-
-def clean_environment(home: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(_STRAY)}
-    return kept | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
 
 
 @pytest.fixture(autouse=True)
@@ -60,23 +42,14 @@ def _nothing_of_the_callers(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: p
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """`run("generate", "a fox", ..., stdin=b"", env={...}, cwd=...)` runs the command in an empty directory."""
+    """`run("generate", "a fox", ..., stdin=b"", env={...}, cwd=...)` runs the command here, in an empty directory."""
+    return partial(call, home=tmp_path)
 
-    def run_sdcli(
-        *arguments: str | Path, stdin: bytes = b"", env: Mapping[str, str] | None = None, cwd: Path = tmp_path
-    ) -> Finished:
-        done = subprocess.run(
-            [sys.executable, "-m", "sdcli", *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            cwd=cwd,
-            env=clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)} | dict(env or {}),
-            timeout=240,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr.decode())
 
-    return run_sdcli
+@pytest.fixture
+def command(tmp_path: Path) -> Run:
+    """`run`, as a process of its own, for what cannot be seen within this one."""
+    return partial(spawn, home=tmp_path)
 
 
 @pytest.fixture(scope="session")

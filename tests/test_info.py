@@ -123,8 +123,8 @@ def test_on_the_shell(run, fox):
     assert re.fullmatch(r"error: text\.png .*\nhint: .*\n", failed.stderr)
 
 
-def test_info_loads_nothing_heavy(run, fox):
-    done = run("info", fox, env={"PYTHONPROFILEIMPORTTIME": "1"})
+def test_info_loads_nothing_heavy(command, fox):
+    done = command("info", fox, env={"PYTHONPROFILEIMPORTTIME": "1"})
     loaded = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert "PIL.Image" in loaded
     assert not loaded & {"torch", "diffusers", "transformers", "scipy"}
