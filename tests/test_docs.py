@@ -1,8 +1,6 @@
 """docs/reference.md has the help texts of the program. `python -m tests.test_docs` updates it."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import typer
 
 from sdcli import cli, errors
 from sdcli.recipe import schedulers
-from tests.conftest import clean_environment
+from tests.shell import call
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -20,12 +18,8 @@ TABLE = re.compile(r"(?<=<!-- schedulers -->\n)(.*?)(?=\n\n|\Z)", re.DOTALL)
 
 
 def help_text(command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "sdcli", *command.split()[1:], "--help"],
-        capture_output=True,
-        check=True,
-        env=clean_environment(ROOT) | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-    )
+    done = call(*command.split()[1:], "--help", home=ROOT, env={"COLUMNS": "100"})
+    assert done.status == 0, done.stderr
     return "\n".join(line.rstrip() for line in done.stdout.decode().strip().splitlines()) + "\n"
 
 

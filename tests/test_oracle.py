@@ -26,7 +26,7 @@ from sdcli.models import loading
 from sdcli.models.source import Source
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 from tests.test_denoise import CONFIG, Recorder, levels
 
 SEEDS = (7, 8)
@@ -332,12 +332,12 @@ def noise_over(x_0: Tensor, call: Mapping[str, Any]) -> Tensor:
     return noise
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "prediction_type"),
-    [*((name, "epsilon") for name in schedulers.NAMES), *((name, "v_prediction") for name in ("ddim", "euler-a"))],
-)
-@pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.__name__)
-def test_the_picture_that_a_context_tells_is_recovered(pair, tmp_path, context, scheduler, prediction_type):
+PREDICTED = [*((name, "epsilon") for name in schedulers.NAMES), ("ddim", "v_prediction"), ("euler-a", "v_prediction")]
+
+
+@pytest.mark.parametrize(("context", "predicted"), cases.product(CONTEXTS, PREDICTED, every=5))
+def test_the_picture_that_a_context_tells_is_recovered(pair, tmp_path, context, predicted):
+    scheduler, prediction_type = predicted
     made = pair("sd15")
     case = context(made.model, tmp_path)
     oracle = Oracle(told=case.told, channels=case.channels, prediction_type=prediction_type)
@@ -357,8 +357,7 @@ def test_the_picture_that_a_context_tells_is_recovered(pair, tmp_path, context, 
     assert (final - expected).abs().max() <= 1e-3
 
 
-@pytest.mark.parametrize("scheduler", CAN_STAY_NOISY)
-@pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.__name__)
+@pytest.mark.parametrize(("context", "scheduler"), cases.product(CONTEXTS, CAN_STAY_NOISY, every=3))
 def test_the_noise_that_is_left_of_it_is_known(pair, tmp_path, context, scheduler):
     """The first noise, at the least level; of SDE-DPM-Solver++ what each step's own has left of it.
 

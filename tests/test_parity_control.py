@@ -17,7 +17,7 @@ from sdcli.files.inputs import Inputs
 from sdcli.models.loading import controlnet
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 
 TOLERANCE = 1e-4
 KINDS = {
@@ -114,16 +114,20 @@ ONE = [("0", 1.0, 0.0, 1.0)]
 TWO = [("0", 0.7, 0.0, 0.6), ("1", 1.3, 0.3, 1.0)]
 
 
-@pytest.mark.parametrize("controls", [ONE, [("1", 0.5, 0.25, 0.75)], TWO], ids=["one", "part", "two"])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "scheduler", "controls"),
+    cases.product(
+        ["sd15", "sdxl"], ["ddim", "euler-a", "heun", "dpm++-2m"], [ONE, [("1", 0.5, 0.25, 0.75)], TWO], every=2
+    ),
+)
 def test_text_to_image(pair, folder, family, scheduler, controls):
     assert difference(pair(family), folder, family, "text", controls, scheduler=scheduler) <= TOLERANCE
 
 
-@pytest.mark.parametrize("controls", [ONE, TWO], ids=["one", "two"])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "scheduler", "controls"),
+    cases.product(["sd15", "sdxl"], ["ddim", "euler-a", "heun"], [ONE, TWO], every=2),
+)
 def test_image_to_image(pair, folder, family, scheduler, controls):
     options = {"scheduler": scheduler, "strength": 0.6, "steps": 5}
     assert difference(pair(family), folder, family, "image", controls, **options) <= TOLERANCE

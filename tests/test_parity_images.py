@@ -16,7 +16,7 @@ from sdcli.models import loading
 from sdcli.models.source import Source
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning")  # of diffusers' own dpm++-sde
 
@@ -109,16 +109,18 @@ def test_inpainting_by_blending_with_every_scheduler(pair, scheduler):
     assert difference(pair("sd15"), "sd15", "inpaint", scheduler=scheduler, steps=5, strength=0.6) <= TOLERANCE
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "scheduler", "strength"),
+    cases.product(FAMILIES, ["ddim", "euler-a", "heun", "dpm++-2m"], [0.5, 1.0], every=2),
+)
 def test_inpainting_by_blending(pair, family, scheduler, strength):
     assert difference(pair(family), family, "inpaint", scheduler=scheduler, strength=strength) <= TOLERANCE
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "scheduler", "strength"),
+    cases.product(FAMILIES, ["ddim", "euler-a", "heun", "dpm++-2m"], [0.5, 1.0], every=2),
+)
 def test_inpainting_by_concatenation(inpainting, family, scheduler, strength):
     assert difference(inpainting(family), family, "inpaint", scheduler=scheduler, strength=strength) <= TOLERANCE
 

@@ -86,7 +86,7 @@ def test_a_map_beside_the_latents_is_what_an_independent_loop_makes_of_it(folder
     said = {"segmentation_map": str(tmp_path / "map.png"), "scheduler": scheduler, "guidance_scale": guidance_scale}
     recipe = Recipe.from_dict({"model": "", **pairs.DEFAULTS, **said})
     assert expected.std() > 0.1
-    assert (pipeline.sample(model, [recipe]) - expected).abs().max() <= 1e-4
+    torch.testing.assert_close(pipeline.sample(model, [recipe]), expected, atol=1e-4, rtol=1e-5)  # latents up to 30
     write_map(tmp_path / "map.png", indices[::-1])
     assert (pipeline.sample(model, [recipe]) - expected).abs().max() > 1e-2
 
