@@ -303,7 +303,7 @@ def settle(layers: list[Mapping[str, Setting]]) -> dict[str, Setting]:
         rank |= dict.fromkeys(layer, height)
     name = settled["scheduler"].value
     row = TABLE.get(name) if isinstance(name, str) else None
-    takes = {} if row is None else {"sigmas": row.has_sigmas, "eta": row.takes_eta}
+    takes = {} if row is None else {"sigmas": len(row.sigmas) > 1, "eta": row.takes_eta}
     for key, taken in takes.items():
         if not taken and rank[key] < rank["scheduler"]:
             settled[key] = layers[0][key]

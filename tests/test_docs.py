@@ -41,7 +41,7 @@ def scheduler_table() -> str:
         row = schedulers.TABLE[name]
         facts = (
             row.class_name,
-            yes(row.has_sigmas),
+            yes(len(row.sigmas) > 1),
             yes(row.takes_eta),
             "itself" if row.zero_snr else "rescaled betas",
         )

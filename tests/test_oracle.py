@@ -34,13 +34,13 @@ SCALE = 3.0
 STEPS, STRENGTH = 5, 0.6
 SHAPE = (4, 8, 8)
 CLASSES = (Class(0, "sky", (120, 180, 240)), Class(1, "sand", (240, 214, 154)), Class(2, "fox", (255, 128, 0)))
-STAYS_NOISY = ("deis", "tcd")
-"""Schedulers whose last step ends at the least noise level of training, not at none."""
 LEANS_BACK = ("lms", "pndm")
 """Schedulers of diffusers that start midway as though there had been steps before, and so err in few steps."""
-CAN_STAY_NOISY = ("ddim", "pndm", "euler", "dpm++-2m", "dpm++-2m-sde", "dpm++-2s", "dpm++-3m-sde", "unipc")
-"""Schedulers that end there too where a model's config says so, in one of these ways."""
 STAY_NOISY = {"set_alpha_to_one": False, "final_sigmas_type": "sigma_min"}
+"""The ways in which a model's config has schedulers end at the least noise level of training."""
+CAN_STAY_NOISY = [
+    name for name, row in schedulers.TABLE.items() if row.ends_clean(CONFIG) and not row.ends_clean(STAY_NOISY)
+]
 BETWEEN_LEVELS = ("dpm2", "dpm++-sde")
 """Schedulers of diffusers that add noise at a whole step's level in their rounds between two levels."""
 
@@ -349,7 +349,7 @@ def test_the_picture_that_a_context_tells_is_recovered(pair, tmp_path, context, 
     if scheduler in LEANS_BACK and case.said.get("strength", 1) < 1:
         return  # the next test has these
     expected = x_0 = guided_picture(made, case)
-    if scheduler in STAYS_NOISY:
+    if not schedulers.TABLE[scheduler].ends_clean(config):
         alpha, sigma = levels(0)
         expected = alpha * x_0 + sigma * noise_over(x_0, oracle.calls[0])
     if case.image_latents is not None:

@@ -160,7 +160,7 @@ _FIELDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any] | None]]
 def _sdcpp_scheduler(sampler: str) -> tuple[str, str] | None:
     method, _, schedule = sampler.partition(" ")
     name, sigmas = SDCPP_SAMPLERS.get(method), _SDCPP_SIGMAS.get(schedule)
-    if name is None or sigmas is None or (sigmas != "default" and not schedulers.TABLE[name].has_sigmas):
+    if name is None or sigmas is None or sigmas not in schedulers.TABLE[name].sigmas:
         return None
     return name, sigmas
 
@@ -213,7 +213,7 @@ def _invokeai_value(key: str, value: Any, recorded: Mapping[str, Any]) -> dict[s
     if key == "scheduler":
         plain = str(value).removesuffix("_k")
         name = INVOKEAI_SCHEDULERS.get(plain, "")
-        known = name and (plain == value or schedulers.TABLE[name].has_sigmas)
+        known = name and (plain == value or len(schedulers.TABLE[name].sigmas) > 1)
         return {"scheduler": name, "sigmas": "default" if plain == value else "karras"} if known else None
     if key == "clip_skip":  # it counts skipped layers
         return {"clip_skip": value + 1} if type(value) is int else None

@@ -98,7 +98,7 @@ def parameters(recipe: Recipe) -> str:
     `Negative prompt:` is ambiguous in this format; the `sdcli` chunk never is.
     """
     condition, sampling = recipe.condition, recipe.sampling
-    plain = "Uniform" if schedulers.TABLE[sampling.scheduler].has_sigmas else None  # "Automatic" may mean Karras
+    plain = "Uniform" if len(schedulers.TABLE[sampling.scheduler].sigmas) > 1 else None  # "Automatic" may mean Karras
     values = {
         "Steps": sampling.steps,
         "Sampler": schedulers.a1111_name(sampling.scheduler, "default"),

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 
 from sdcli.errors import InvalidRecipe
 from sdcli.models.registry import ModelEntry, ModelFacts
-from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe, Sampling
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
 
 MAX_AREA_RATIO = 2.0
 MAX_ASPECT = 2.0
@@ -55,7 +56,7 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
             "choose 1, or more than 1 to guide",
             "guidance_scale",
         )
-    if sampling.eta and _is_final(sampling, facts):
+    if sampling.eta and not schedulers.uses_eta(sampling.scheduler, facts.scheduler_config, sampling.steps):
         yield Remark(
             "eta has no effect: the last step adds no noise, and there is no other", "take more steps, or no eta", "eta"
         )
@@ -87,12 +88,6 @@ def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
                 yield Remark(f"{each.name} has no effect: this model takes a class label", "leave it away", each.name)
     elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
         yield Remark("the prompt is empty", "say what to draw", "prompt")
-
-
-def _is_final(sampling: Sampling, facts: ModelFacts) -> bool:
-    """Whether the only step leads to x_0 itself, where no noise is left that eta could refresh."""
-    ends_at_one = facts.scheduler_config.get("set_alpha_to_one", True)
-    return sampling.steps == 1 and (sampling.scheduler == "tcd" or bool(ends_at_one))
 
 
 def _of_size(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
