@@ -18,6 +18,7 @@ from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import draw_noise, initial_latents
+from sdcli.diffusion.passes import Pass, passes
 from sdcli.files import images, inputs, latent_files, maps
 from sdcli.files.inputs import Inputs
 from sdcli.files.palette import Class
@@ -96,21 +97,49 @@ def sample(
     *,
     given: Inputs | None = None,
 ) -> Tensor:
-    """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds."""
-    recipe = recipes[0]
-    sampling = recipe.sampling
+    """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds.
+
+    They are made in the passes of the first recipe. `on_step` hears of the steps of all passes as of one run.
+    """
     seeds = [each.seed for each in recipes]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    planned = passes(recipes[0])
+    contexts = [encode_condition(model, each.recipe) for each in planned]
+    total, done = sum(each.steps for each in planned), 0
+    latents: Tensor | None = None
+    for each, context in zip(planned, contexts, strict=True):
 
-    context = encode_condition(model, recipe)
+        def count(step: Step, before: int = done) -> None:
+            on_step(replace(step, index=before + step.index, total=total))
+
+        latents = _sample_pass(model, each, seeds, context, latents, generators, count, given=given)
+        done += each.steps
+    assert latents is not None
+    return latents
+
+
+def _sample_pass(
+    model: LatentDiffusionModel,
+    one: Pass,
+    seeds: Sequence[int],
+    context: Context,
+    previous: Tensor | None,
+    generators: Sequence[torch.Generator],
+    on_step: Callable[[Step], None],
+    *,
+    given: Inputs | None,
+) -> Tensor:
+    """The latents (B, C, h, w) that one run of the loop ends in; `previous` are those of the pass before."""
+    recipe, architecture = one.recipe, architectures.load(model.architecture)
+    sampling = recipe.sampling
     scheduler = samplers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
-    architecture = architectures.load(model.architecture)
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
     start = _start(model, recipe, scheduler, generators, given)
+    if previous is not None:
+        start = _go_on(start, previous, scheduler, generators, one.strength)
     context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, given))
-    denoiser = architecture.bind(model.network, context, guidance_of(recipe), len(recipes))
     return denoise(
-        denoiser,
+        architecture.bind(model.network, context, guidance_of(recipe), len(seeds)),
         scheduler,
         start.latents,
         timesteps=start.timesteps,
@@ -187,6 +216,17 @@ def _start(
     draw_noise(generators, shape)  # diffusers encodes the masked image here too, for stochastic steps to come
     on_grid = masked_image.mask_latents(model, mask)
     return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
+
+
+def _go_on(
+    start: _Start, previous: Tensor, scheduler: Any, generators: Sequence[torch.Generator], strength: float | None
+) -> _Start:
+    """`start`, but from the latents of the pass before: resized to its size, with noise of their own over them."""
+    size = start.latents.shape[2:]
+    known = previous if previous.shape[2:] == size else torch.nn.functional.interpolate(previous, size, mode="bilinear")
+    noise = draw_noise(generators, known.shape[1:]).to(known.device)
+    timesteps = start_at(scheduler, 1.0 if strength is None else strength)
+    return replace(start, latents=scheduler.add_noise(known, noise, timesteps[:1]), timesteps=timesteps)
 
 
 def _read_latents(model: LatentDiffusionModel, recipe: Recipe) -> Tensor:
