@@ -17,7 +17,7 @@ from sdcli.diffusion.denoise import Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.model import LatentDiffusionModel
-from sdcli.diffusion.noise import draw_noise, initial_latents
+from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
 from sdcli.diffusion.passes import Pass, passes
 from sdcli.files import images, inputs, latent_files, maps
 from sdcli.files.inputs import Inputs
@@ -195,7 +195,7 @@ def _start(
     if given is None:
         known = _read_latents(model, recipe).expand(len(generators), -1, -1, -1)
         noise = draw_noise(generators, shape).to(model.device)
-        return _Start(scheduler.add_noise(known, noise, timesteps[:1]), timesteps)
+        return _Start(add_noise(scheduler, known, noise, timesteps[:1]), timesteps)
     size, padding = (recipe.width, recipe.height), recipe.initial.padding
     pixels = images.to_pixels(inputs.working(given, padding, size))
     from_noise = masked and strength == 1
@@ -206,7 +206,8 @@ def _start(
     if from_noise:
         latents = noise * scheduler.init_noise_sigma
     else:
-        latents = scheduler.add_noise(image_latents, noise, timesteps[:1])
+        assert image_latents is not None
+        latents = add_noise(scheduler, image_latents, noise, timesteps[:1])
     if not masked:
         return _Start(latents, timesteps)
     mask = images.to_pixels(inputs.working_mask(given, padding, size, model.vae_scale_factor))
@@ -226,7 +227,7 @@ def _go_on(
     known = previous if previous.shape[2:] == size else torch.nn.functional.interpolate(previous, size, mode="bilinear")
     noise = draw_noise(generators, known.shape[1:]).to(known.device)
     timesteps = start_at(scheduler, 1.0 if strength is None else strength)
-    return replace(start, latents=scheduler.add_noise(known, noise, timesteps[:1]), timesteps=timesteps)
+    return replace(start, latents=add_noise(scheduler, known, noise, timesteps[:1]), timesteps=timesteps)
 
 
 def _read_latents(model: LatentDiffusionModel, recipe: Recipe) -> Tensor:

@@ -63,7 +63,8 @@ def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
         def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
             if self.noise_sampler is None:
                 low, high = self.sigmas[self.sigmas > 0].min().item(), self.sigmas.max().item()
-                path = noise_sampler(sample.cpu(), low, high, self.noise_sampler_seed)
+                like = sample.new_empty(sample.shape, device="cpu")  # only its shape and dtype are used
+                path = noise_sampler(like, low, high, self.noise_sampler_seed)
 
                 def noise(sigma: Any, sigma_next: Any) -> Any:
                     with warnings.catch_warnings():  # torchsde rounds the ends of its path, and puts up with it
