@@ -54,6 +54,24 @@ FAULTS = (
         "count % scheduler.order == 0",
         ("test_denoise.py",),
     ),
+    Fault(
+        "a later pass is counted from its own first step",
+        "index=before + step.index",
+        "index=step.index",
+        ("test_passes.py",),
+    ),
+    Fault(
+        "a DiT's variance is taken for the noise",
+        "predicted[:, : sample.shape[1]]",
+        "predicted[:, -sample.shape[1] :]",
+        ("test_denoise.py",),
+    ),
+    Fault(
+        "latents are not shifted",
+        "(z - self.shift_factor if self.shift_factor else z)",
+        "z",
+        ("test_latent_space.py",),
+    ),
     # loading
     Fault(
         "tensors of another shape are not refused",
