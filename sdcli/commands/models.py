@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +86,10 @@ def show(name: Name, json: Json = False) -> None:
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        typer.echo(f"{key:{width}}  {_shown(value)}")
+        if key == "vocabulary":
+            _show_groups(value["groups"])
+        else:
+            typer.echo(f"{key:{width}}  {_shown(value)}")
 
 
 def describe(entry: registry.ModelEntry) -> dict[str, Any]:
@@ -109,7 +114,9 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
     if entry.parts:
         described["parts"] = dict(entry.parts)
     own = {key: each.value for key, each in entry.user_defaults.items()}
-    return described | {"defaults": {**resolve.DEFAULTS, **entry.defaults, **entry.needs, **own}}
+    described["defaults"] = {**resolve.DEFAULTS, **entry.defaults, **entry.needs, **own}
+    known = described.pop("vocabulary", None)  # which is long: last
+    return described if known is None else {**described, "vocabulary": known}
 
 
 def _of_configs(source: Source) -> dict[str, Any]:
@@ -124,7 +131,17 @@ def _of_configs(source: Source) -> dict[str, Any]:
         "in_channels": facts.in_channels,
         **({"classes": len(facts.classes)} if facts.classes else {}),
         "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
+        **({"vocabulary": facts.vocabulary.to_dict()} if facts.vocabulary else {}),
     }
+
+
+def _show_groups(groups: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """What a model knows, a paragraph a group: phrases, and their synonyms in brackets."""
+    width = max(20, shutil.get_terminal_size().columns - 2)
+    for name, phrases in groups.items():
+        said = (f"{phrase} ({', '.join(others)})" if others else phrase for phrase, others in phrases.items())
+        lines = textwrap.wrap(", ".join(said), width=width, break_on_hyphens=False)
+        typer.echo("\n".join(["", name, *(f"  {line}" for line in lines)]))
 
 
 @models.command("labels")

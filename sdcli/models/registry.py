@@ -22,9 +22,10 @@ from sdcli.diffusion import architectures
 from sdcli.diffusion.facts import Facts
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.files import palette
-from sdcli.models import families, labels
+from sdcli.models import families, labels, vocabulary
 from sdcli.models.hub import lock
 from sdcli.models.source import Source
+from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe.labels import Labels
 
 PACKAGE = Path(__file__).parents[1]
@@ -71,6 +72,8 @@ class ModelFacts(Facts):
     """Those of the segmentation maps that the U-Net takes, a channel each."""
     labels: Labels | None = None
     """The classes of a model that takes a class label, None for one that takes a text."""
+    vocabulary: Vocabulary | None = None
+    """The words that the model knows, None where its folder does not list them."""
 
 
 def entries() -> Mapping[str, ModelEntry]:
@@ -222,6 +225,7 @@ def read_facts(source: Source) -> ModelFacts:
             scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
+            vocabulary=vocabulary.read(source.path),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error

@@ -6,11 +6,14 @@ A remark is a warning, and with `--strict` an error. An option that asks for wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from sdcli.diffusion.context import weights
 from sdcli.errors import InvalidRecipe
 from sdcli.models.registry import ModelEntry, ModelFacts
+from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
 
@@ -18,6 +21,8 @@ MAX_AREA_RATIO = 2.0
 MAX_ASPECT = 2.0
 MAX_ASPECT_OF_MANY = 4.0
 """SDXL was trained on sizes of 512×2048 to 2048×512 (Podell et al. 2023, "SDXL", appendix I)."""
+MAX_SUGGESTIONS = 10
+"""Of a prompt with more unknown words, only so many are looked up, however long it is."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Remark:
 
 def of(entry: ModelEntry, facts: ModelFacts, recipe: Recipe, *, count: int = 1) -> tuple[Remark, ...]:
     """The remarks on `recipe`, of which `count` pictures are to be made, for the model of `entry` and `facts`."""
-    return (*_without_effect(facts, recipe, count), *_of_size(entry, facts, recipe))
+    words = _unknown_words(entry, facts, recipe)
+    return (*_without_effect(facts, recipe, count), *words, *_of_size(entry, facts, recipe))
 
 
 def insist(remarks: Iterable[Remark]) -> None:
@@ -88,6 +94,37 @@ def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
                 yield Remark(f"{each.name} has no effect: this model takes a class label", "leave it away", each.name)
     elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
         yield Remark("the prompt is empty", "say what to draw", "prompt")
+
+
+def _unknown_words(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
+    """The words of the prompts that the model does not know, where its folder lists those that it does.
+
+    Nothing is said of a negative prompt without guidance: all of it has no effect then.
+    """
+    if facts.vocabulary is None or facts.labels is not None:
+        return
+    guided = recipe.sampling.guidance_scale > 1 and not facts.guidance_distilled
+    for field in ("prompt", "negative_prompt") if guided else ("prompt",):
+        text = getattr(recipe.condition, field)
+        if recipe.condition.prompt_weights:
+            text = " ".join(stretch.text for part in weights.parse(text) for stretch in part)
+        unknown = facts.vocabulary.unknown(text)
+        if unknown:
+            where = "" if field == "prompt" else f" in {field}"
+            named = f"{entry.name} does not know {_listed(map(repr, unknown))}{where}"
+            hint = f"see what it knows with: sdcli models show {shlex.quote(recipe.model)}"
+            yield Remark(f"{named}{_suggestions(facts.vocabulary, unknown)}", hint, field)
+
+
+def _suggestions(vocabulary: Vocabulary, unknown: Sequence[str]) -> str:
+    near = {word: vocabulary.nearest(word) for word in unknown[:MAX_SUGGESTIONS]}
+    found = [repr(each) + (f" for {word!r}" if len(unknown) > 1 else "") for word, each in near.items() if each]
+    return f"; did you mean {_listed(found)}?" if found else ""
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _of_size(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:

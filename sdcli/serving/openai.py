@@ -12,7 +12,7 @@ import re
 import time
 import traceback
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
 from sdcli.making.remote import Picture
 from sdcli.models import registry
-from sdcli.planning import resolve
+from sdcli.planning import remarks, resolve
 from sdcli.recipe import recipe
 from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
@@ -97,8 +97,9 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
         source = source_of(entry)
         recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
         works: list[Work] = [partial(models.make, source, [each]) for each in recipes]
+        found = remarks.of(entry, registry.facts_of(entry), first)
         pictures = await _unless_gone(request, _series(line, works))
-        return _answer((first.width, first.height), pictures)
+        return _answer((first.width, first.height), pictures, found)
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Any:
@@ -115,8 +116,9 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
         source = source_of(entry)
         recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
         works: list[Work] = [partial(models.make, source, [each], given=given) for each in recipes]
+        found = remarks.of(entry, registry.facts_of(entry), first)
         pictures = await _unless_gone(request, _series(line, works))
-        return _answer(given.image.size, pictures)
+        return _answer(given.image.size, pictures, found)
 
     return app
 
@@ -222,10 +224,12 @@ def _edit(form: FormData) -> Generation:
         raise RequestValidationError(error.errors()) from error
 
 
-def _answer(size: tuple[int, int], pictures: list[Picture]) -> dict[str, Any]:
-    data = []
+def _answer(size: tuple[int, int], pictures: list[Picture], found: Iterable[remarks.Remark]) -> dict[str, Any]:
+    """The reply; what was `found` before the pictures were made is among the warnings of each, as in sdcli's lines."""
+    data, known = [], [remark.message for remark in found]
     for each in pictures:
-        said = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": each.warnings}
+        warnings = [*known, *each.warnings]
+        said = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": warnings}
         data.append({"b64_json": b64encode(each.png).decode(), **said})
     said = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": "opaque"}
     return {"created": int(time.time()), "data": data, **said}

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
 from sdcli.files import palette
+from sdcli.models import vocabulary
 from sdcli.models.families import PICKLES, STEMS
 
 INDEX = "model_index.json"
@@ -51,7 +52,7 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
             f"it is not in diffusers' layout: it has no {INDEX}, and no {CONFIG} of a ControlNet",
             "use another repository, or download its .safetensors file and use its path",
         )
-    found = {INDEX, *({palette.FILE} & set(paths))}
+    found = {INDEX, *({palette.FILE, vocabulary.FILE} & set(paths))}
     present = {path.partition("/")[0] for path in paths if "/" in path}
     of_classes = (parts for parts in _CLASS_PARTS if "text_encoder" not in present and present.issuperset(parts))
     for folder in (*next(of_classes, _TEXT_PARTS), *_OPTIONAL):
