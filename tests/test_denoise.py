@@ -187,6 +187,14 @@ def test_steps_are_counted_as_asked(name, steps):
     assert len(network.calls) == {**evaluations, "pndm": steps + (steps > 1)}.get(name, steps)
 
 
+@pytest.mark.parametrize("name", ["heun", "dpm2", "dpm2-a"])
+def test_a_step_of_two_evaluations_is_reported_after_the_second(name):
+    network = Recorder()
+    evaluations: list[int] = []
+    run(name, network, context_of(), steps=5, on_step=lambda step: evaluations.append(len(network.calls)))
+    assert evaluations == [2, 4, 6, 8, 9]
+
+
 def test_a_tail_of_pndms_evaluations_counts_as_steps():
     scheduler = samplers.make("pndm", "default", CONFIG)
     scheduler.set_timesteps(4)
