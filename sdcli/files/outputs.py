@@ -8,17 +8,16 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import shlex
 import stat
 import string
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from sdcli.errors import OutputError, OutputExists, UsageError
+from sdcli.files import atomic
 from sdcli.recipe.recipe import Recipe
 
 FIELDS = ("seed", "index", "prompt", "model")
@@ -157,7 +156,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
     """
     path, directory, kind = destination.path, destination.final.parent, destination.kind
     try:
-        with _staged(directory, data, staging) as temporary:
+        with atomic.staged(directory, data, staging) as temporary:
             if destination.unique:
                 path = _first_free(temporary, path, kind.suffix)
             elif destination.force:
@@ -165,7 +164,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
                 temporary.replace(destination.final)
             else:
                 _link(temporary, destination.final)
-        _sync_directory(directory)
+        atomic.sync_name(directory)
     except FileExistsError as error:
         raise _exists(path, kind.option) from error
     except OSError as error:
@@ -288,7 +287,7 @@ def _check_writable(directory: Path, *, make: bool, option: str = PICTURES.optio
     try:
         if make:
             directory.mkdir(parents=True, exist_ok=True)
-        with _staged(directory, b""):
+        with atomic.staged(directory, b""):
             pass
     except OSError as error:
         raise cannot_write(str(directory), directory, error, option) from error
@@ -308,21 +307,6 @@ def _check_free(destination: Destination) -> None:
         raise _exists(path, option)
     if not stat.S_ISREG(mode):
         raise OutputExists(f"{path} is no regular file", "for PNG bytes on stdout use -o -, else choose another name")
-
-
-@contextmanager
-def _staged(directory: Path, data: bytes, name: str | None = None) -> Iterator[Path]:
-    """A synced file with `data` in `directory`, hidden, and gone again at the end. Its mode follows the umask."""
-    temporary = directory / (name or f".sdcli-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        with suppress(OSError):  # renamed away; or the file was never made
-            temporary.unlink()
 
 
 def _first_free(temporary: Path, path: str, suffix: str) -> str:
@@ -359,16 +343,6 @@ def _link(temporary: Path, path: Path) -> None:
         except BaseException:
             path.unlink()
             raise
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the name itself last. Some file systems cannot; the picture is whole all the same."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _exists(path: str, option: str) -> OutputExists:
