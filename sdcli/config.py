@@ -33,6 +33,7 @@ from sdcli.files.user_files import user_folder
 from sdcli.recipe import recipe
 from sdcli.recipe.recipe import keys as _keys
 from sdcli.recipe.schedulers import TABLE
+from sdcli.terminal.spelling import did_you_mean
 
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
@@ -254,8 +255,7 @@ def _settings(
 
 def _check_known(path: Path, keys: tuple[str, ...], known: tuple[str, ...], what: str) -> None:
     if keys[-1] not in known:
-        near = difflib.get_close_matches(keys[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the {what}s here are {', '.join(known)}"
+        hint = did_you_mean(keys[-1], known, f"the {what}s here are {', '.join(known)}")
         raise _wrong(path, keys, f"unknown {what} {'.'.join(keys)!r}", hint)
 
 

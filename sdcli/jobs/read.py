@@ -6,7 +6,6 @@ An invalid line is a Fault and not an exception, so that the other lines are sti
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from sdcli.errors import InputError, InvalidRecipe, SdcliError, UsageError
 from sdcli.recipe import recipe
+from sdcli.terminal.spelling import did_you_mean
 
 Format = Literal["jsonl", "csv", "text"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "text")
@@ -113,8 +113,7 @@ def job_of(line: int, values: Mapping[str, Any], columns: Mapping[str, int]) -> 
     for key, value in given.items():
         column = columns.get(key)
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(KEYS)}"
+            hint = did_you_mean(key, KEYS, f"the keys are {', '.join(KEYS)}")
             raise _Wrong(f"unknown key {shorten(repr(key), MAX_QUOTE)} ({hint})", column, key)
         if isinstance(value, str) and not _is_unicode(value):
             raise _Wrong("the text is not valid Unicode", column, key)
@@ -265,8 +264,7 @@ def _header(cells: Sequence[str], source: str, line: int) -> list[str]:
     for column, name in enumerate(names, start=1):
         where = f"{source}, line {line}, column {column}"
         if name not in KEYS:
-            near = difflib.get_close_matches(name, KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(KEYS)}"
+            hint = did_you_mean(name, KEYS, f"the keys are {', '.join(KEYS)}")
             raise InputError(f"{where}: unknown key {shorten(repr(name))}", hint)
         if names.index(name) != column - 1:
             raise InputError(f"{where}: {name} occurs twice", "remove one of the columns")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from sdcli.models.digest import model_digest
 from sdcli.models.registry import CONTROLNET, ModelEntry, ModelFacts
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import Recipe
+from sdcli.terminal.spelling import did_you_mean
 
 CLASS_NAME = "ControlNetModel"
 _FAMILIES = {768: ("sd15", "SD 1.x"), 2048: ("sdxl", "SDXL")}
@@ -38,9 +38,8 @@ def find(name: str) -> ModelEntry:
     try:
         entry = registry.find(name)
     except ModelNotFound:
-        near = difflib.get_close_matches(name, named, n=1)
         known = f"the named ones are {', '.join(named)}; a folder or OWNER/NAME in the hub cache works too"
-        raise ModelNotFound(f"no ControlNet {name!r}", f"did you mean {near[0]!r}?" if near else known) from None
+        raise ModelNotFound(f"no ControlNet {name!r}", did_you_mean(name, named, known)) from None
     if name in registry.shipped() and entry.kind != CONTROLNET:
         raise _no_controlnet(name, named)
     source = registry.locate(entry)

@@ -7,7 +7,6 @@ network.
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from sdcli.models.hub import lock
 from sdcli.models.source import Source
 from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe.labels import Labels
+from sdcli.terminal.spelling import did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -92,8 +92,8 @@ def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> Mod
     if elsewhere:
         fields = {"folder": None, "repo": None, **fields}
     elif entry is None:
-        table, near = ".".join(said.keys), difflib.get_close_matches(name, shipped(), n=1)
-        hint = "give it a folder or a repo" + (f", or did you mean {near[0]!r}?" if near else "")
+        table, near = ".".join(said.keys), did_you_mean(name, shipped(), "")
+        hint = "give it a folder or a repo" + (f", or {near}" if near else "")
         raise UsageError(f"{said.file}: [{table}] is a new model, and says not where it is", hint)
     if entry is None:
         entry = ModelEntry(name, origin=str(said.file))
@@ -141,9 +141,8 @@ def find(model: str) -> ModelEntry:
         return ModelEntry(name=model, repo=model, origin="")
     if model.startswith((".", "/", "~")) or model.endswith(".safetensors"):
         raise ModelNotFound(f"there is no file or folder {model}", "check the path, or use a name of sdcli models list")
-    near = difflib.get_close_matches(model, named, n=1)
     known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
-    raise ModelNotFound(f"no model {model!r}", f"did you mean {near[0]!r}?" if near else known)
+    raise ModelNotFound(f"no model {model!r}", did_you_mean(model, named, known))
 
 
 def locate(entry: ModelEntry) -> Source:
