@@ -126,7 +126,7 @@ def test_a_shipped_entry_is_changed_key_by_key(home):
         ('[defaults]\nsteps = "3"\n', 2, "steps is '3'", "whole number"),
         ("defaults = { width = 64,  steps = true }\n", 1, "steps is True", "whole number"),
         ('[defaults]\nscheduler = "eular"\n', 2, "eular", "'euler'"),
-        ('[defaults]\nprompt = "a fox"\n', 2, "no default", "command line"),
+        ('[defaults]\nprompt = "a fox"\n', 2, "cannot have a default", "command line"),
         ("[defaults]\nmodel = 7\n", 2, "model is 7", "text"),
         ("[default]\nsteps = 3\n", 1, "unknown table 'default'", "'defaults'"),
         ("steps = 3\n", 1, "not in a table", "[defaults]"),

@@ -6,6 +6,7 @@ Names stay as they were given (`./fox.png` is printed as `./fox.png`), which is 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import stat
 import string
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -309,25 +311,24 @@ def _check_free(destination: Destination) -> None:
         raise OutputExists(f"{path} is no regular file", "for PNG bytes on stdout use -o -, else choose another name")
 
 
+def numbered(path: str, suffix: str) -> Iterator[str]:
+    """Yield `path`, which may end in `suffix`, and then the same with -2, -3 … before the suffix, without end."""
+    yield path
+    stem = path.removesuffix(suffix)
+    yield from (f"{stem}-{number}{suffix}" for number in itertools.count(2))
+
+
 def _first_free(temporary: Path, path: str, suffix: str) -> str:
-    stem, candidate, number = path.removesuffix(suffix), path, 1
-    while True:
-        try:
+    for candidate in numbered(path, suffix):
+        with suppress(FileExistsError):
             _link(temporary, Path(candidate))
-        except FileExistsError:
-            number += 1
-            candidate = f"{stem}-{number}{suffix}"
-        else:
             return candidate
+    raise AssertionError("names do not run out")
 
 
 def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
     """What `_first_free` will find, if nobody else writes in between."""
-    stem, candidate, number = path.removesuffix(suffix), path, 1
-    while candidate in taken or os.path.lexists(candidate):
-        number += 1
-        candidate = f"{stem}-{number}{suffix}"
-    return candidate
+    return next(name for name in numbered(path, suffix) if name not in taken and not os.path.lexists(name))
 
 
 def _link(temporary: Path, path: Path) -> None:

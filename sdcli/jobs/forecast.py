@@ -101,10 +101,8 @@ def _name(plan: _Plan, job: Planned) -> str:
             path = path_in(plan.batch.directory, job.name)
             raise OutputExists(f"{path} exists already", "choose another output, or give --force")
         return job.name
-    stem, name, number = outputs.default_name(job.recipe).removesuffix(".png"), "", 1
-    while not name or name in plan.names or os.path.lexists(directory / name):
-        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
-        number += 1
+    names = outputs.numbered(outputs.default_name(job.recipe), ".png")
+    name = next(each for each in names if each not in plan.names and not os.path.lexists(directory / each))
     plan.names.add(name)
     return name
 

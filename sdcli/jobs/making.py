@@ -214,12 +214,8 @@ def _hand_over(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) ->
 def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
     """Write the picture under the name asked for, else under the first that is free; the ledger knows it before."""
     directory = run.book.directory
-    stem = outputs.default_name(job.recipe).removesuffix(".png")
-    number = 1
-    while True:
-        name = job.name or (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+    for name in [job.name] if job.name else outputs.numbered(outputs.default_name(job.recipe), ".png"):
         path = directory / name
-        number += 1
         if os.path.lexists(path) and not (job.name and run.batch.force):
             if job.name:
                 raise OutputExists(
@@ -241,6 +237,7 @@ def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str
                 raise
         else:
             return name
+    raise AssertionError("names do not run out")
 
 
 def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> None:
