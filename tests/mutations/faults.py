@@ -161,8 +161,8 @@ FAULTS = (
         ("serving/test_warm.py",),
     ),
     Fault(
-        "an interrupted command ends with success",
-        "return ExitStatus.INTERRUPTED",
+        "a command that is told to end says that it has succeeded",
+        "return ExitStatus.TERMINATED",
         "return ExitStatus.OK",
         ("test_generate.py",),
     ),
