@@ -19,6 +19,8 @@ from sdcli.diffusion import pipeline
 from sdcli.errors import InvalidPicture
 from sdcli.files import images
 from sdcli.models import assemble
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
 from sdcli.planning import timings
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
@@ -302,7 +304,7 @@ def test_a_plan_counts_what_fails_and_says_what_all_takes(batch, sd15, tmp_path)
     assert [model["path"] for model in plan["models"]] == [str(sd15)]
     for line in plan["jobs"]:
         if line["status"] == "planned":
-            timings.record(Recipe.from_dict(line["recipe"] | {"device": "cpu"}), plan["models"][0]["digest"], 2)
+            timings.record(Recipe.from_dict(line["recipe"] | {"device": "cpu"}), Weights(Source(sd15)), 2)
     assert planned(batch(jobs, "--dry-run", "--json", "--device", "cpu", "--threads", 1))["seconds"] == 4
     said = batch(jobs, "--dry-run", "--device", "cpu", "--threads", 1).stdout.decode()
     assert "jobs:     2 to make, 0 cached, 2 failed\n" in said

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from sdcli.diffusion import pipeline
 from sdcli.diffusion.model import ControlNet, LatentDiffusionModel
-from sdcli.files.inputs import Inputs
+from sdcli.files.canvas import InitialImage
 from sdcli.files.palette import Class
 from sdcli.models import loading
 from sdcli.models.source import Source
@@ -93,7 +93,7 @@ class Case:
     """
 
     said: dict[str, Any] = field(default_factory=dict)
-    given: Inputs | None = None
+    given: InitialImage | None = None
     told: Told = lambda beside, conditions: of_text(conditions["encoder_hidden_states"])
     channels: int = 4
     beside: Tensor = field(default_factory=lambda: torch.zeros(1))
@@ -145,14 +145,14 @@ def text_alone(model: LatentDiffusionModel, folder: Path) -> Case:
 def image_to_image(model: LatentDiffusionModel, folder: Path) -> Case:
     image = random_image()
     z = z_of(model, pixels_of(image), 0)
-    return Case({"image": "given", "strength": STRENGTH}, Inputs(image), noise=drawn(1), draws=2, image_latents=z)
+    return Case({"image": "given", "strength": STRENGTH}, InitialImage(image), noise=drawn(1), draws=2, image_latents=z)
 
 
 def held(model: LatentDiffusionModel, folder: Path) -> Case:
     image = random_image()
     z = z_of(model, pixels_of(image), 0)
     said = {"image": "given", "mask_image": "given", "strength": STRENGTH}
-    return Case(said, Inputs(image, MASK, MASK), noise=drawn(1), draws=3, image_latents=z, known=1 - PAINTED)
+    return Case(said, InitialImage(image, MASK, MASK), noise=drawn(1), draws=3, image_latents=z, known=1 - PAINTED)
 
 
 def held_from_noise(model: LatentDiffusionModel, folder: Path) -> Case:
@@ -172,7 +172,7 @@ def concatenated(model: LatentDiffusionModel, folder: Path) -> Case:
     z, before = z_of(model, pixels_of(image), 0), z_of(model, shown, 2)
     said = {"image": "given", "mask_image": "given", "strength": STRENGTH}
     told = {"told": by_mask, "channels": 9, "beside": (1 - PAINTED) * before, "text_share": PAINTED}
-    return Case(said, Inputs(image, MASK, MASK), noise=drawn(1), draws=3, image_latents=z, **told)
+    return Case(said, InitialImage(image, MASK, MASK), noise=drawn(1), draws=3, image_latents=z, **told)
 
 
 def concatenated_from_noise(model: LatentDiffusionModel, folder: Path) -> Case:
@@ -225,7 +225,7 @@ def controlled(model: LatentDiffusionModel, folder: Path) -> Case:
             + of_residuals(conditions["down_block_additional_residuals"], conditions["mid_block_additional_residual"])
         ),
         beside=of_residuals([summed], summed.mean((2, 3), keepdim=True)),
-        controlnets={name: ControlNet(PoolingNet(), Source(folder)) for name in ("first", "second")},  # type: ignore[arg-type]
+        controlnets={name: ControlNet(PoolingNet()) for name in ("first", "second")},  # type: ignore[arg-type]
     )
 
 
@@ -254,7 +254,7 @@ def image_to_label(model: LatentDiffusionModel, folder: Path) -> Case:
     with torch.no_grad():
         z = case.model.vae.encode(pixels_of(random_image())).latents
     said = {**case.said, "image": "given", "strength": STRENGTH}
-    return replace(case, said=said, given=Inputs(random_image()), image_latents=z)
+    return replace(case, said=said, given=InitialImage(random_image()), image_latents=z)
 
 
 def label_in_the_norms(model: LatentDiffusionModel, folder: Path) -> Case:
@@ -293,7 +293,7 @@ def sampled(model: LatentDiffusionModel, case: Case, oracle: Oracle, scheduler: 
     model = replace(model, network=oracle, facts=facts, scheduler_config=config, **parts)
     asked = {**pairs.DEFAULTS, "steps": STEPS, "guidance_scale": SCALE, "scheduler": scheduler, **case.said}
     recipes = [Recipe.from_dict({"model": "", **asked, "seed": seed}) for seed in SEEDS]
-    return pipeline.sample(model, recipes, given=case.given)
+    return pipeline.sample(model, recipes, inputs=tiny.inputs_of(model, recipes[0], case.given))
 
 
 def guided_picture(pair: pairs.Pair, case: Case) -> Tensor:

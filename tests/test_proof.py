@@ -13,8 +13,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdcli import __version__
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound
+from sdcli.files.inputs import Inputs
 from sdcli.files.metadata import png_bytes, read
+from sdcli.models import located
+from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
 from sdcli.planning import proof
 from sdcli.recipe.recipe import Recipe
 from tests.test_foreign import A1111
@@ -24,6 +29,7 @@ BASE = {
     "height": 256, "seed": 7, "device": "cpu", "dtype": "float32", "threads": 1,
 }  # fmt: skip
 RECIPE = Recipe.from_dict(BASE)
+KIT = located.find("kit").source.sha256
 IMAGE = Image.new("RGB", (4, 4), (10, 20, 30))
 
 
@@ -33,7 +39,7 @@ def picture(tmp_path):
 
     def write(name="fox.png", image=IMAGE, **changes):
         png = tmp_path / name
-        png.write_bytes(png_bytes(IMAGE, RECIPE, extra={"model_digest": "a" * 64}))
+        png.write_bytes(png_bytes(IMAGE, RECIPE, extra={"model_digest": KIT}))
         with Image.open(png) as written:
             said = json.loads(written.info["sdcli"])
         for key, value in changes.items():
@@ -117,8 +123,8 @@ def test_refusals(picture, tmp_path):
         proof.source(str(tmp_path / "plain.png"))
 
 
-def reasons(path: str, digest: str = "a" * 64, pixels: str = "0" * 64, **changes) -> list[str]:
-    return proof.reasons(proof.source(path), RECIPE.replace(**changes), digest, pixels)
+def reasons(path: str, pixels: str = "0" * 64, **changes) -> list[str]:
+    return proof.reasons(proof.source(path), RECIPE.replace(**changes), pixels)
 
 
 def test_nothing_that_is_recorded_differs(picture):
@@ -127,13 +133,15 @@ def test_nothing_that_is_recorded_differs(picture):
 
 
 def test_each_reason_is_told(picture):
-    path = picture(software={"sdcli": "0.0", "torch": "1.0", "unheard-of": "5"}, recipe={"device": "cuda"})
-    told = reasons(path, digest="b" * 64, dtype="bfloat16", threads=4)
+    path = picture(
+        software={"sdcli": "0.0", "torch": "1.0", "unheard-of": "5"}, recipe={"device": "cuda"}, model_digest="a" * 64
+    )
+    told = reasons(path, dtype="bfloat16", threads=4)
     assert told == [
         "device: cuda then, cpu now",
         "dtype: float32 then, bfloat16 now",
         "threads: 1 then, 4 now",
-        f"the model is not what the picture was made with: sha256 {'a' * 12}… then, {'b' * 12}… now",
+        f"the model is not what the picture was made with: sha256 {'a' * 12}… then, {KIT[:12]}… now",
         f"sdcli: 0.0 then, {__version__} now",
         *[reason for reason in told if reason.startswith("torch: 1.0 then")],
     ]
@@ -144,16 +152,18 @@ def test_another_file_under_the_name_in_a_picture_of_a1111_is_said(tmp_path):
     file = tmp_path / "dream.safetensors"
     file.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    entry = ModelEntry(name="dream", folder=str(file))
+    model = LocatedModel(ModelEntry(name="dream", folder=str(file)), Source(file), located.find("kit").facts)
 
     def said(model_hash):
         chunks = PngInfo()
         chunks.add_text("parameters", A1111.replace("6ce0161689", model_hash))
         IMAGE.save(tmp_path / "theirs.png", pnginfo=chunks)
         found = read(tmp_path / "theirs.png")
-        origin = proof.Source("theirs.png", found, entry, [RECIPE.replace(model="dream")], 0, ())
+        origin = proof.Source(
+            "theirs.png", found, model, Weights(model.source), Inputs(), [RECIPE.replace(model="dream")], 0, ()
+        )
         told = [remark.message for remark in proof.other_weights(origin)]
-        assert set(told) <= set(proof.reasons(origin, RECIPE, digest, "0" * 64))
+        assert set(told) <= set(proof.reasons(origin, RECIPE, "0" * 64))
         return told
 
     assert said(digest[:10]) == said(digest) == []

@@ -12,7 +12,7 @@ from sdcli.commands import options
 from sdcli.commands.plain_help import Commands
 from sdcli.config import Setting
 from sdcli.errors import ModelNotFound
-from sdcli.models import registry
+from sdcli.models import located, registry
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import keys
 from sdcli.terminal import streams
@@ -57,7 +57,7 @@ def _settings(given: str | None) -> dict[str, Setting]:
     model = user_config.general("model", given, user_config.DEFAULT_MODEL)
     entry = registry.find(str(model.value))
     try:
-        facts = registry.facts_of(entry)
+        facts = located.locate(entry).facts
     except ModelNotFound:
         facts = None
     found = resolve.settings(entry, {}, facts)

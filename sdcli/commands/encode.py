@@ -62,10 +62,10 @@ def encode(
     """
 
     def read(facts: ModelFacts) -> Picture:
-        from sdcli.files import inputs
+        from sdcli.files import pictures
 
-        picture, _ = inputs.open_picture(image, None)
-        inputs.check_whole(picture, facts.latent_space.vae_scale_factor, image)
+        picture, _ = pictures.open_picture(image, None)
+        pictures.check_whole(picture, facts.latent_space.vae_scale_factor, image)
         return picture
 
     def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> vae_orders.Made:

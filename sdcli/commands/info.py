@@ -55,7 +55,7 @@ def _command(path: str, found: PictureInfo) -> str | None:
         source = proof.source(path, (found.recipe or {}).get("model"))
     except SdcliError:
         return None
-    return command_of(source.recipes)
+    return command_of(source.model, source.recipes)
 
 
 def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:

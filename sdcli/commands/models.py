@@ -17,11 +17,12 @@ from sdcli.commands.plain_help import Commands
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.files import folders, palette
-from sdcli.models import controlnets, registry, user_models
-from sdcli.models.digest import model_digest
+from sdcli.models import registry, user_models
+from sdcli.models.addons import controlnet
 from sdcli.models.hub import lock
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import INDEX, Source
+from sdcli.models.weights import Weights
 from sdcli.planning import dry_run, resolve
 from sdcli.terminal import display, streams
 
@@ -121,7 +122,7 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
 
 def _of_configs(source: Source) -> dict[str, Any]:
     if source.is_controlnet:
-        return {"kind": registry.CONTROLNET, **controlnets.takes(source)}
+        return {"kind": registry.CONTROLNET, **controlnet.takes(source)}
     facts = registry.read_facts(source)
     return {
         "native_size": facts.native_size,
@@ -281,10 +282,12 @@ def export(
     from sdcli.models.export import export as write
 
     with folders.written(folder, force=force) as staged, display.transfer(quiet=quiet) as start:
-        pipeline = write(source, staged, start(sum(file.stat().st_size for file in dry_run.find_parts(source).files)))
+        pipeline = write(
+            source, staged, start(sum(file.stat().st_size for file in dry_run.find_parts(Weights(source)).files))
+        )
     if json:
         files = [file for file in Path(folder).rglob("*") if file.is_file()]
-        facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": model_digest(Source(Path(folder)))}
+        facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": Source(Path(folder)).sha256}
         size = sum(file.stat().st_size for file in files)
         typer.echo(streams.to_json(facts | {"files": len(files), "bytes": size}))
     else:

@@ -14,7 +14,8 @@ from sdcli import config
 from sdcli.commands import options, orders
 from sdcli.errors import UsageError
 from sdcli.files.palette import Class
-from sdcli.models import controlnets, registry
+from sdcli.models import located, registry
+from sdcli.models.addons import controlnet
 from sdcli.recipe.control import Control
 
 
@@ -107,13 +108,12 @@ def _classes(model: str, control: Sequence[str]) -> Sequence[Class]:
     said = [Control.parse(each) for each in control]
     name = next((each.name for each in said if each.image is None), None)
     if name is None:
-        entry = registry.find(model)
-        facts = registry.facts_of(entry)
-        if facts.classes:
-            return facts.classes
-        name = controlnets.for_maps(registry.unet_config(entry), facts)
+        found = located.find(model)
+        if found.facts.classes:
+            return found.facts.classes
+        name = controlnet.for_maps(found)
     beside = registry.find(name)
-    return controlnets.classes(registry.locate(beside) if registry.is_present(beside) else None)
+    return controlnet.classes(registry.locate(beside) if registry.is_present(beside) else None)
 
 
 def _print(classes: Sequence[Class], *, as_json: bool) -> None:

@@ -324,7 +324,7 @@ def _how(execution: Execution) -> dict[str, Any]:
 
 def prepare_libraries() -> None:
     """Keep the libraries' own talk and bars off the terminal."""
-    from sdcli.making import delivery
+    from sdcli.making import deliver
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    delivery.prepare_libraries()
+    deliver.prepare_libraries()

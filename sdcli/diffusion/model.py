@@ -56,13 +56,9 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet, and the classes whose colours it reads, if it reads maps.
-
-    `source` says where it was loaded from, for whoever records that; nothing in this package looks at it.
-    """
+    """A ControlNet, and the classes whose colours it reads, if it reads maps."""
 
     net: ControlNetModel
-    source: Any
     classes: tuple[Class, ...] = ()
 
 

@@ -13,9 +13,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -244,23 +242,13 @@ def _unquote(value: str) -> str:
     return value
 
 
-_directory: ContextVar[Path] = ContextVar("_directory", default=Path())
+def file_bytes(path: str | Path, directory: Path = Path()) -> bytes:
+    """Return the content of a file; a relative `path` counts from `directory`.
 
-
-@contextmanager
-def relative_to(directory: Path) -> Iterator[None]:
-    """Let relative paths of input files count from `directory`, where whoever asks stands and this process does not."""
-    token = _directory.set(directory)
+    Raises InputError if it cannot be read, or is too large.
+    """
     try:
-        yield
-    finally:
-        _directory.reset(token)
-
-
-def file_bytes(path: str | Path) -> bytes:
-    """Return the content of a file. Raises InputError if it cannot be read, or is too large."""
-    try:
-        with (_directory.get() / path).open("rb") as file:
+        with (directory / path).open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -19,7 +19,7 @@ from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.making import Batch, chunks_of, flatness_fault, groups_of
 from sdcli.jobs.plan import Planned
 from sdcli.jobs.read import Fault, explain
-from sdcli.making import delivery
+from sdcli.making import deliver
 from sdcli.models.source import Source
 from sdcli.planning import dry_run
 from sdcli.planning.dry_run import Parts
@@ -58,8 +58,8 @@ def forecast(batch: Batch) -> dict[str, Any]:
     for group in groups_of(missing):
         parts: Parts | SdcliError
         try:
-            parts = dry_run.find_parts(group[0].source, group[0].recipe.layout.nets)
-            plan.models[group[0].source] = dry_run.model_of(group[0].entry, parts)
+            parts = dry_run.find_parts(group[0].weights)
+            plan.models[group[0].model.source] = dry_run.model_of(group[0].model.entry.name, parts)
         except SdcliError as error:
             parts = error
         for chunk in chunks_of(group):
@@ -79,11 +79,11 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
     try:
         if isinstance(parts, SdcliError):
             raise parts
-        cost = dry_run.cost_of(parts, recipe, delivery.digest_of(job.source))
+        cost = dry_run.cost_of(parts, recipe)
         name = _name(plan, job)
     except SdcliError as error:
         return failed_line_of(job, explain(error))
-    said = delivery.failed_line(recipe, "") | {
+    said = deliver.failed_line(recipe, "") | {
         "status": "planned",
         "path": path_in(plan.batch.directory, name),
         "seconds": cost["seconds"],

@@ -194,7 +194,13 @@ def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _no_model(name: str) -> InvalidRecipe:
+def check_is_model(entry: ModelEntry) -> None:
+    """Raise InvalidRecipe for an entry that is of use only beside a model."""
+    if entry.kind == CONTROLNET:
+        raise _not_a_model(entry.name)
+
+
+def _not_a_model(name: str) -> InvalidRecipe:
     return InvalidRecipe(
         f"{name} is a ControlNet, and no model", f"name it beside a model: --control {name}=IMAGE", "model"
     )
@@ -215,7 +221,7 @@ def read_facts(source: Source) -> ModelFacts:
     """
     source.check()
     if source.is_controlnet:
-        raise _no_model(source.path.name)
+        raise _not_a_model(source.path.name)
     network, vae = (_config(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
     architecture = architectures.load(architectures.find(source.denoiser, network))
     try:
@@ -230,24 +236,12 @@ def read_facts(source: Source) -> ModelFacts:
         raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
 
 
-def facts_of(entry: ModelEntry) -> ModelFacts:
-    """What the configs of an entry's model say; raises what `locate` and `read_facts` raise."""
-    if entry.kind == CONTROLNET:
-        raise _no_model(entry.name)
-    return read_facts(locate(entry))
-
-
-def unet_config(entry: ModelEntry) -> Mapping[str, Any]:
-    """The config of a model's U-Net, or transformer. Raises what `locate` raises, and ModelCorrupt."""
-    source = locate(entry)
-    return _config(source.folder(source.denoiser) / "config.json")
-
-
 def labels_of(entry: ModelEntry) -> Labels | None:
     """The classes of an entry's model, None where it takes a text; those of its family where the model is not here."""
     if entry.family is not None and not is_present(entry):
         return labels.read(Source(families.config_folder(entry.family)))
-    return facts_of(entry).labels
+    check_is_model(entry)
+    return read_facts(locate(entry)).labels
 
 
 def _config(path: Path) -> Mapping[str, Any]:

@@ -14,10 +14,12 @@ from PIL import Image, ImageChops, ImageStat
 from sdcli import __version__
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
+from sdcli.files.inputs import Inputs
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
-from sdcli.models import controlnets, other_names, registry
-from sdcli.models.digest import file_sha256, model_digest
-from sdcli.models.registry import ModelEntry
+from sdcli.models import located, other_names, registry
+from sdcli.models.digest import file_sha256
+from sdcli.models.located import LocatedModel
+from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.planning.remarks import Remark
 from sdcli.recipe.recipe import MAX_SEED, Recipe, keys
@@ -35,7 +37,9 @@ class Source:
 
     path: str
     found: PictureInfo
-    entry: ModelEntry
+    model: LocatedModel
+    weights: Weights
+    inputs: Inputs
     recipes: Sequence[Recipe]
     index: int
     remarks: tuple[Remark, ...]
@@ -76,9 +80,11 @@ def source(path: str, model: str | None = None, **execution: Any) -> Source:
     recipe |= execution
     entry = registry.find(recipe["model"])
     try:
-        resolved = resolve.resolve_recipe(entry, recipe, user=False)
+        place = located.locate(entry)
+        whole = resolve.resolve(place, recipe, user=False)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or say with -m which model it is") from error
+    resolved = whole.recipe
     seeds, index = _batch(found, resolved)
     if resolved.execution.batch_size > 1 and len(seeds) == 1:
         remarks.append(
@@ -89,7 +95,7 @@ def source(path: str, model: str | None = None, **execution: Any) -> Source:
             )
         )
     recipes = [resolved.replace(seed=seed, batch_size=len(seeds)) for seed in seeds]
-    return Source(path, found, entry, recipes, index, tuple(remarks))
+    return Source(path, found, place, whole.weights, whole.inputs, recipes, index, tuple(remarks))
 
 
 def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[Remark]]:
@@ -105,7 +111,7 @@ def unknown_keys(found: PictureInfo) -> Iterator[Remark]:
         yield Remark(f"unknown metadata key {key!r} is not heeded", "was it written by a newer sdcli?", key)
 
 
-CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "control_digests", "batch")
+CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "batch")
 
 
 def _our_model(path: str, found: PictureInfo) -> str:
@@ -143,8 +149,8 @@ def other_weights(origin: Source) -> Iterator[Remark]:
 
     Apart from `source`, for it reads the model's files where their digest is not known yet.
     """
-    found, place, hint = origin.found, registry.locate(origin.entry), "say with -m which model it was made with"
-    now, then = model_digest(place), found.chunk.get("model_digest")
+    found, place, hint = origin.found, origin.model.source, "say with -m which model it was made with"
+    now, then = place.sha256, found.chunk.get("model_digest")
     if isinstance(then, str) and then != now:
         yield Remark(_changed("the model", then, now), hint, "model")
     said = foreign.translate(found) if found.recipe is None else None
@@ -153,8 +159,8 @@ def other_weights(origin: Source) -> Iterator[Remark]:
         if not own.startswith(said.model_hash):
             problem = f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {own[:12]}…"
             yield Remark(problem, hint, "model")
-    for each in _changed_controls(origin.recipe, found.chunk.get("control_digests")):
-        yield Remark(each, "bring back the one that it was made with", "control")
+    for kind, each in _changed_addons(origin.weights, found.chunk.get("addons")):
+        yield Remark(each, "bring back the one that it was made with", kind)
 
 
 def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
@@ -173,13 +179,16 @@ def _changed(what: str, then: object, now: str) -> str:
     return f"{what} is not what the picture was made with: sha256 {str(then)[:12]}… then, {now[:12]}… now"
 
 
-def _changed_controls(made: Recipe, then: Any) -> Iterator[str]:
-    """A word on each ControlNet that is not what it was when the picture was made, of which the digests are `then`."""
-    names = [each.name for each in made.layout.controls]
-    if isinstance(then, list) and len(then) == len(names):
-        for name, before, now in zip(names, then, controlnets.digests(made), strict=True):
-            if before != now:
-                yield _changed(f"the ControlNet {name}", before, now)
+def _changed_addons(weights: Weights, then: Any) -> Iterator[tuple[str, str]]:
+    """The kind of each add-on that is not what it was when the picture recorded `then`, and what is said of it."""
+    recorded = {}
+    for each in then if isinstance(then, list) else ():
+        if isinstance(each, Mapping):
+            recorded[each.get("kind"), each.get("name")] = each.get("sha256")
+    for addon in weights.addons:
+        before = recorded.get((addon.kind, addon.name), addon.source.sha256)
+        if before != addon.source.sha256:
+            yield addon.kind, _changed(f"the {addon.kind} {addon.name}", before, addon.source.sha256)
 
 
 def difference(before: Image.Image, after: Image.Image) -> Difference | None:
@@ -204,7 +213,7 @@ def difference(before: Image.Image, after: Image.Image) -> Difference | None:
     return Difference(total - histogram[0], total, highest, psnr)
 
 
-def reasons(origin: Source, made: Recipe, digest: str, pixels_sha256: str) -> list[str]:
+def reasons(origin: Source, made: Recipe, pixels_sha256: str) -> list[str]:
     """Why the replay of `origin`, with `made` as its recipe, may differ: what was other when the picture was made."""
     found = origin.found
     chunk = found.chunk
@@ -220,9 +229,10 @@ def reasons(origin: Source, made: Recipe, digest: str, pixels_sha256: str) -> li
         told.append(f"{found.format} does not keep pixels as they were")
     then, now = dict(found.recipe or {}), made.to_dict()
     told += [f"{key}: {then[key]} then, {now[key]} now" for key in _EXECUTION if key in then and then[key] != now[key]]
+    digest = origin.model.source.sha256
     if chunk.get("model_digest", digest) != digest:
         told.append(_changed("the model", chunk["model_digest"], digest))
-    told += _changed_controls(made, chunk.get("control_digests"))
+    told += [what for _, what in _changed_addons(origin.weights, chunk.get("addons"))]
     here = {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}}
     told += [
         f"{name}: {number} then, {here[name]} now"

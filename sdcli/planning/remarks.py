@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 
 from sdcli.diffusion.context import weights
 from sdcli.errors import InvalidRecipe
-from sdcli.models.registry import ModelEntry, ModelFacts
+from sdcli.models.located import LocatedModel
+from sdcli.models.registry import ModelFacts
 from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
@@ -34,10 +35,10 @@ class Remark:
     field: str
 
 
-def of(entry: ModelEntry, facts: ModelFacts, recipe: Recipe, *, count: int = 1) -> tuple[Remark, ...]:
-    """The remarks on `recipe`, of which `count` pictures are to be made, for the model of `entry` and `facts`."""
-    words = _unknown_words(entry, facts, recipe)
-    return (*_without_effect(facts, recipe, count), *words, *_of_size(entry, facts, recipe))
+def of(model: LocatedModel, recipe: Recipe, *, count: int = 1) -> tuple[Remark, ...]:
+    """The remarks on `recipe`, of which `count` pictures are to be made with `model`."""
+    words = _unknown_words(model, recipe)
+    return (*_without_effect(model.facts, recipe, count), *words, *_of_size(model, recipe))
 
 
 def insist(remarks: Iterable[Remark]) -> None:
@@ -96,11 +97,12 @@ def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
         yield Remark("the prompt is empty", "say what to draw", "prompt")
 
 
-def _unknown_words(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
+def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[Remark]:
     """The words of the prompts that the model does not know, where its folder lists those that it does.
 
     Nothing is said of a negative prompt without guidance: all of it has no effect then.
     """
+    facts = model.facts
     if facts.vocabulary is None or facts.labels is not None:
         return
     guided = recipe.sampling.guidance_scale > 1 and not facts.guidance_distilled
@@ -111,7 +113,7 @@ def _unknown_words(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iter
         unknown = facts.vocabulary.unknown(text)
         if unknown:
             where = "" if field == "prompt" else f" in {field}"
-            named = f"{entry.name} does not know {_listed(map(repr, unknown))}{where}"
+            named = f"{model.entry.name} does not know {_listed(map(repr, unknown))}{where}"
             hint = f"see what it knows with: sdcli models show {shlex.quote(recipe.model)}"
             yield Remark(f"{named}{_suggestions(facts.vocabulary, unknown)}", hint, field)
 
@@ -127,12 +129,13 @@ def _listed(words: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _of_size(entry: ModelEntry, facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
+def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[Remark]:
     """A model is at home with half to twice the area of the pictures it makes unasked, and sides up to 1:2.
 
     An SDXL, which was trained on many shapes and told which, is at home with sides up to 1:4.
     """
-    own = {**entry.defaults, **entry.needs}
+    facts = model.facts
+    own = {**model.entry.defaults, **model.entry.needs}
     home = own.get("width", facts.native_size), own.get("height", facts.native_size)
     ratio = recipe.width * recipe.height / (home[0] * home[1])
     aspect = max(recipe.width, recipe.height) / min(recipe.width, recipe.height)

@@ -18,7 +18,7 @@ from sdcli.errors import InputError, InvalidRecipe
 from sdcli.recipe.recipe import INPUT_KEYS, Initial, keys, parse_value
 
 if TYPE_CHECKING:
-    from sdcli.files.inputs import Inputs
+    from sdcli.files.canvas import InitialImage
 
 FILES = ("image", "image[]", "mask")
 
@@ -40,7 +40,7 @@ def fields(form: FormData) -> dict[str, Any]:
     return values
 
 
-async def initial(form: FormData) -> tuple[dict[str, Any], Inputs]:
+async def initial(form: FormData) -> tuple[dict[str, Any], InitialImage]:
     """Return the recipe keys of the files, with the names they were sent under, and the decoded pictures.
 
     Raises InvalidRecipe unless the form has one image, and InputError for a file that is not a picture or does not fit.
@@ -60,26 +60,28 @@ async def initial(form: FormData) -> tuple[dict[str, Any], Inputs]:
     return _decoded(named, image_data, mask_data)
 
 
-def _decoded(named: Mapping[str, str], image_data: bytes, mask_data: bytes | None) -> tuple[dict[str, Any], Inputs]:
+def _decoded(
+    named: Mapping[str, str], image_data: bytes, mask_data: bytes | None
+) -> tuple[dict[str, Any], InitialImage]:
     from PIL import ImageChops
 
-    from sdcli.files import inputs
+    from sdcli.files import canvas, inputs, pictures
 
     said: dict[str, Any] = dict(named)
-    image = inputs.decode(image_data, named["image"])
+    image = pictures.decode(image_data, named["image"])
     mask, mask_sha256 = None, None
     if mask_data is not None:
-        picture = inputs.decode(mask_data, named["mask_image"])
+        picture = pictures.decode(mask_data, named["mask_image"])
         if picture.mode != "RGBA":
             raise InputError(f"{named['mask_image']} has no transparent part", "make the part to repaint transparent")
         mask, mask_sha256 = ImageChops.invert(picture.getchannel("A")), hashlib.sha256(mask_data).hexdigest()
     elif image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 128:  # type: ignore[operator]
         mask, said["mask_image"] = ImageChops.invert(image.getchannel("A")), inputs.ALPHA
     image_sha256 = hashlib.sha256(image_data).hexdigest()
-    return said, inputs.prepare(image, mask, Initial(**said), image_sha256, mask_sha256)
+    return said, canvas.prepare(image, mask, Initial(**said), image_sha256, mask_sha256)
 
 
-def check_size(size: str | None, given: Inputs) -> None:
+def check_size(size: str | None, given: InitialImage) -> None:
     """Raise InvalidRecipe for a size other than the image's."""
     own = f"{given.image.width}x{given.image.height}"
     if size not in (None, "auto", own):

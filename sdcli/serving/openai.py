@@ -26,13 +26,14 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
-from sdcli.making.remote import Picture
-from sdcli.models import registry
+from sdcli.making.maker import LocalMaker, OnStep, Task
+from sdcli.making.picture import Picture
+from sdcli.models import located, registry
 from sdcli.planning import remarks, resolve
+from sdcli.planning.resolve import Resolved
 from sdcli.recipe import recipe
 from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
-from sdcli.serving.models import Models, source_of
 
 HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BODY_BYTES = 2**20
@@ -73,7 +74,9 @@ class Generation(BaseModel):
     user: str | None = None
 
 
-def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntry], *, debug: bool = False) -> FastAPI:
+def make_app(
+    line: Line, maker: LocalMaker, served: Mapping[str, registry.ModelEntry], *, debug: bool = False
+) -> FastAPI:
     """The application. `served` are the models it offers, the first of them for those who name none."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Guard)
@@ -92,14 +95,11 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
     @app.post("/v1/images/generations")
     async def generations(asked: Generation, request: Request) -> Any:
         name = asked.model or next(iter(served), "kit")
-        entry = _entry(served, name)
-        first = resolve.resolve_recipe(entry, {**_options(asked), "model": name})
-        source = source_of(entry)
-        recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
-        works: list[Work] = [partial(models.make, source, [each]) for each in recipes]
-        found = remarks.of(entry, registry.facts_of(entry), first)
-        pictures = await _unless_gone(request, _series(line, works))
-        return _answer((first.width, first.height), pictures, found)
+        model = located.locate(_entry(served, name))
+        resolved = resolve.resolve(model, {**_options(asked), "model": name})
+        found = remarks.of(model, resolved.recipe)
+        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
+        return _answer((resolved.recipe.width, resolved.recipe.height), pictures, found)
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Any:
@@ -110,14 +110,11 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
             asked, (named, given) = _edit(form), await edits_form.initial(form)
         edits_form.check_size(asked.size, given)
         name = asked.model or next(iter(served), "kit")
-        entry = _entry(served, name)
+        model = located.locate(_entry(served, name))
         said = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
-        first = resolve.resolve_recipe(entry, said, given=given)
-        source = source_of(entry)
-        recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
-        works: list[Work] = [partial(models.make, source, [each], given=given) for each in recipes]
-        found = remarks.of(entry, registry.facts_of(entry), first)
-        pictures = await _unless_gone(request, _series(line, works))
+        resolved = resolve.resolve(model, said, given=given)
+        found = remarks.of(model, resolved.recipe)
+        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(given.image.size, pictures, found)
 
     return app
@@ -185,6 +182,17 @@ def _options(asked: Generation) -> dict[str, Any]:
             raise InvalidRecipe(f"size is {asked.size!r}", "size must be WIDTHxHEIGHT, such as 512x512", "size")
         options |= {"width": int(match[1]), "height": int(match[2])}
     return options
+
+
+def _works(maker: LocalMaker, resolved: Resolved, count: int) -> list[Work]:
+    """The making of `count` pictures, one by one; picture i has the resolved seed + i."""
+    first, weights = resolved.recipe, resolved.weights.absolute()
+    recipes = [first.replace(seed=first.seed + index) for index in range(count)]
+    return [partial(_make, maker, Task(weights, [each], resolved.inputs)) for each in recipes]
+
+
+def _make(maker: LocalMaker, task: Task, on_step: OnStep) -> tuple[Picture, ...]:
+    return tuple(maker.make(task, on_step))
 
 
 async def _series(line: Line, works: list[Work]) -> list[Picture]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.files.metadata import read
+from sdcli.models.source import Source
 from tests.conftest import Finished, clean_environment
 from tests.hub.conftest import REPO, model_files, noise
 from tests.hub.server import sha256
@@ -316,6 +318,40 @@ def test_a_pulled_model_draws(hub, models, around, run, sd15, tmp_path):
     done = run("generate", "x", "-s", 1, "-m", REPO, "--steps", 1, "--threads", 1, env=around)
     assert (done.status, done.lines) == (0, ["x-1.png"]), done.stderr
     assert hub.asked == []
+
+
+PULLING = """
+import os, subprocess, sys
+from sdcli import cli
+from sdcli.models import assemble
+load = assemble.load
+def load_and_pull(*arguments):
+    loaded = load(*arguments)
+    online = os.environ | {"HF_HUB_OFFLINE": "0"}
+    subprocess.run([sys.executable, "-m", "sdcli", "models", "pull", sys.argv[1]], env=online, check=True, stdout=2)
+    return loaded
+assemble.load = load_and_pull
+sys.exit(cli.run(["generate", "x", "-s", "1", "-m", sys.argv[1], "--steps", "1", "--threads", "1", "-o", "x.png"]))
+"""
+
+
+def test_a_picture_names_the_files_it_was_made_with_though_others_are_pulled_meanwhile(
+    hub, models, around, sd15, tmp_path
+):
+    parts = {str(path.relative_to(sd15)): path.read_bytes() for path in sd15.rglob("*") if path.is_file()}
+    hub.put(REPO, parts)
+    before = Source(Path(models("pull", REPO).lines[0]))
+    index = parts["model_index.json"]
+    hub.put(REPO, parts | {"model_index.json": index + b"\n"})
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)} | dict(around)
+    done = subprocess.run(
+        [sys.executable, "-c", PULLING, REPO], env=environment, cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    after = Source(Path(json.loads(models("show", REPO, "--json").stdout)["path"]))
+    assert after.path != before.path
+    assert after.sha256 != before.sha256
+    assert read(tmp_path / "x.png").chunk["model_digest"] == before.sha256
 
 
 def test_a_controlnet_is_pulled_and_found(hub, models, run, tmp_path):
