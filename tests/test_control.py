@@ -17,7 +17,7 @@ from sdcli.models import located, registry
 from sdcli.models.addons import controlnet
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
-from sdcli.planning import remarks
+from sdcli.planning import warnings
 from sdcli.planning.command_line import command_of
 from sdcli.recipe import recipe
 from sdcli.recipe.control import Control
@@ -281,7 +281,7 @@ def test_what_does_nothing_is_remarked(sd15: Path):
 
     def fields(control: str) -> list[str]:
         made = Recipe.from_dict({**MINIMAL, "control": control})
-        return [each.field for each in remarks.of(model, made)]
+        return [each.field for each in warnings.find(model, made)]
 
     assert fields("a=x:0") == ["control"]
     assert fields("a=x:1:0.3-0.4") == ["control"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdcli.commands import options, vae_orders
+from sdcli.commands import autoencoder, options
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Latents(vae_orders.Output):
+class Latents(autoencoder.Output):
     """Options of the latents file."""
 
     path: Annotated[
@@ -32,7 +32,7 @@ class Latents(vae_orders.Output):
 
 
 @dataclass(frozen=True)
-class Decoded(vae_orders.Output):
+class Decoded(autoencoder.Output):
     """Options of the decoded picture."""
 
     path: Annotated[
@@ -68,7 +68,7 @@ def encode(
         pictures.check_whole(picture, facts.latent_space.vae_scale_factor, image)
         return picture
 
-    def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> vae_orders.Made:
+    def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> autoencoder.Made:
         from sdcli.diffusion import autoencode
         from sdcli.files import latent_files
 
@@ -78,8 +78,8 @@ def encode(
         return data, picture.size, tuple(z.shape)
 
     path = output.path or f"{PurePath(image).stem}.safetensors"
-    work = vae_orders.Work(read, make)
-    vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))
+    work = autoencoder.Work(read, make)
+    autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))
 
 
 @options.expand
@@ -102,7 +102,7 @@ def decode(
 
         return latent_files.read(latents, facts.latent_space.channels, facts.latent_space.scaling_factor)
 
-    def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> vae_orders.Made:
+    def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> autoencoder.Made:
         from io import BytesIO
 
         from sdcli.diffusion import autoencode
@@ -113,5 +113,5 @@ def decode(
         return buffer.getvalue(), picture.size, found.latents.shape
 
     path = output.path or f"{PurePath(latents).stem}.png"
-    work = vae_orders.Work(read, make)
-    vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))
+    work = autoencoder.Work(read, make)
+    autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 
 Strength = Annotated[
     float | None,
@@ -38,4 +38,4 @@ def generate(
         sdcli generate --label "arctic fox" -m dit-256
     """
     asked = options.given(picture, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength)
-    orders.carry_out(asked, output)
+    pictures.make(asked, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 
 
 @options.expand
@@ -24,4 +24,4 @@ def img2img(
         sdcli img2img sketch.png "a castle at dusk" --strength 0.6
     """
     asked = options.given(picture, execution, image=image, prompt=prompt, label=label, strength=strength)
-    orders.carry_out(asked, output)
+    pictures.make(asked, output)

@@ -33,10 +33,10 @@ def info(
         sdcli info arctic-fox-7.png --json | jq .recipe.seed
     """
     from sdcli.files import metadata
-    from sdcli.planning import proof
+    from sdcli.planning import replay
 
     found = metadata.read(image)
-    unknown = [remark.message for remark in proof.unknown_keys(found)]
+    unknown = [each.message for each in replay.unknown_keys(found)]
     for warning in unknown:
         streams.warn(warning)
     said = {**_as_dict(image, found), "command": _command(image, found), "warnings": unknown}
@@ -48,11 +48,11 @@ def info(
 
 def _command(path: str, found: PictureInfo) -> str | None:
     """The command that makes the picture; None where it says too little, or names a model that is not here."""
-    from sdcli.planning import proof
+    from sdcli.planning import replay
     from sdcli.planning.command_line import command_of
 
     try:
-        source = proof.source(path, (found.recipe or {}).get("model"))
+        source = replay.read_recorded(path, (found.recipe or {}).get("model"))
     except SdcliError:
         return None
     return command_of(source.model, source.recipes)

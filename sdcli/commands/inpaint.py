@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ def inpaint(
 
         sdcli inpaint photo.png "a red door" --mask door.png
     """
-    orders.carry_out(options.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)
+    pictures.make(options.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)

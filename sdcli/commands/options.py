@@ -8,7 +8,7 @@ group as one parameter, and its command line has an option for each field:
                 picture: options.Edited, output: options.Output, execution: options.Execution) -> None:
         '''The help.'''
         given = options.given(picture, execution, image=image, prompt=prompt, strength=strength)
-        orders.carry_out(given, output)
+        pictures.make(given, output)
 
 To add an option for a key of the recipe: add a field of that name to `sdcli/recipe/recipe.py`, and a field of the same
 name to the group of the commands that need it (`Picture`, `Execution`, or `Output` if it is not part of a recipe), or a

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 from sdcli.errors import UsageError
 
 
@@ -55,4 +55,4 @@ def outpaint(
         raise UsageError(
             "outpaint has no border to extend", "give --left, --right, --top or --bottom a number of pixels"
         )
-    orders.carry_out(options.given(borders, picture, execution, image=image, prompt=prompt, label=label), output)
+    pictures.make(options.given(borders, picture, execution, image=image, prompt=prompt, label=label), output)

@@ -17,11 +17,11 @@ from sdcli.files import outputs
 from sdcli.making import deliver, warm
 from sdcli.making.picture import Picture
 from sdcli.making.request import Request
-from sdcli.planning.remarks import Remark
+from sdcli.planning.warnings import RecipeWarning
 from sdcli.terminal import streams
 
 if TYPE_CHECKING:
-    from sdcli.planning.proof import Source
+    from sdcli.planning.replay import Recorded
 
 Model = Annotated[
     str | None,
@@ -58,21 +58,21 @@ def replay(
 
         sdcli generate "arctic fox" | xargs sdcli replay --verify
     """
-    from sdcli.planning import proof
+    from sdcli.planning import replay
 
     execution = options.given(machine)
     output = handover.path if verify else config.output(handover.path)
     shared = {key: getattr(handover, key) for key in ("force", "json", "quiet", "strict")}
     jobs = []
     for path in images:
-        source = proof.source(path, model, **execution)
+        source = replay.read_recorded(path, model, **execution)
         request = Request(
             model=source.model,
             weights=source.weights,
             inputs=source.inputs,
             recipes=source.recipes,
             output=output,
-            warnings=(*source.remarks, *proof.other_weights(source)),
+            warnings=(*source.warnings, *replay.other_weights(source)),
             **shared,
         )
         jobs.append((source, request))
@@ -97,7 +97,7 @@ def replay(
 
 
 def _plan(
-    jobs: Sequence[tuple[Source, Request]], output: str | None, verify: bool
+    jobs: Sequence[tuple[Recorded, Request]], output: str | None, verify: bool
 ) -> Sequence[outputs.Destination | None]:
     """Where each picture goes; nowhere with --verify alone, and to stdout itself with `-o -`."""
     recipes = [source.recipe for source, _ in jobs]
@@ -113,13 +113,13 @@ def _plan(
 def _fit_to_machine(request: Request) -> Request:
     """The request, but on the device that is here where the recorded one is not; that is said, or refused if strict."""
     recorded = request.recipes[0].execution
-    remark = None
+    warning = None
     if warm.socket_path() and recorded.device in ("auto", "cpu"):
         return request  # which needs no torch to be told, and the warm process takes as many threads as it is told
     from sdcli.diffusion import device
 
     if recorded.device not in ("auto", *device.devices()):
-        remark = Remark(
+        warning = RecipeWarning(
             f"there is no {recorded.device} device here; the picture is made on {device.devices()[0]}",
             "choose another with --device",
             "device",
@@ -129,30 +129,32 @@ def _fit_to_machine(request: Request) -> Request:
         threads = device.resolve_execution(request.recipes[0]).execution.threads
         if recorded.threads not in (0, threads):
             hint = "choose another number with --threads"
-            remark = Remark(f"{recorded.threads} threads cannot be had here; {threads} are used", hint, "threads")
-    if remark is None:
+            warning = RecipeWarning(
+                f"{recorded.threads} threads cannot be had here; {threads} are used", hint, "threads"
+            )
+    if warning is None:
         return request
-    deliver.announce(replace(request, warnings=(remark,)))
-    return replace(request, warnings=(*request.warnings, remark))
+    deliver.announce(replace(request, warnings=(warning,)))
+    return replace(request, warnings=(*request.warnings, warning))
 
 
 def _verify(
-    source: Source, request: Request, out: BinaryIO, picture: Picture, destination: outputs.Destination | None
+    source: Recorded, request: Request, out: BinaryIO, picture: Picture, destination: outputs.Destination | None
 ) -> list[PictureDiffers]:
     """Compare a picture with its replay, and say so on stdout; the error, if they differ."""
     from PIL import Image
 
-    from sdcli.planning import proof
+    from sdcli.planning import replay
 
     if destination is not None:
         outputs.write(destination, picture.png)
     made = picture.image
     with Image.open(source.path) as image:
-        difference = proof.difference(image, made)
+        difference = replay.difference(image, made)
     replayed = picture.pixels_sha256
     error, why = None, []
     if difference is not None:
-        why = proof.reasons(source, picture.recipe, replayed)
+        why = replay.reasons(source, picture.recipe, replayed)
         error = PictureDiffers(f"{source.path} differs from its replay in {difference}", "; ".join(why))
     if request.json:
         line = {
@@ -165,7 +167,7 @@ def _verify(
             "sha256": hashlib.sha256(Path(source.path).read_bytes()).hexdigest(),
             "pixels_sha256": replayed,
             "seconds": round(picture.seconds, 3),
-            "warnings": [*(remark.message for remark in request.warnings), *picture.warnings],
+            "warnings": [*(each.message for each in request.warnings), *picture.warnings],
             "error": error.message if error else None,
             "difference": asdict(difference) if difference else None,
             "reasons": why,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sdcli import config
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 from sdcli.errors import UsageError
 from sdcli.files.palette import Class
 from sdcli.models import located, registry
@@ -100,7 +100,7 @@ def synthesize(
             "MAP is missing", "give a segmentation map; sdcli synthesize --classes lists the classes and their colours"
         )
     asked = options.given(picture, execution, segmentation_map=segmentation_map, prompt=prompt)
-    orders.carry_out({**asked, "model": model}, output)
+    pictures.make({**asked, "model": model}, output)
 
 
 def _classes(model: str, control: Sequence[str]) -> Sequence[Class]:

@@ -87,7 +87,7 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
         "status": "planned",
         "path": path_in(plan.batch.directory, name),
         "seconds": cost["seconds"],
-        "warnings": [each.message for each in job.remarks],
+        "warnings": [each.message for each in job.warnings],
         "error": None,
     }
     return line_of(job, said) | {"tokens": cost["tokens"], "memory": cost["memory"], "recipe": recipe.to_dict()}

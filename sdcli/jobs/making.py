@@ -170,7 +170,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
             _fail(run, chunk[0], _words(run, error))
         return
     for job, picture in zip(chunk, pictures, strict=True):
-        line = done_line(picture, "", job.remarks) | {"flat": picture.flat}
+        line = done_line(picture, "", job.warnings) | {"flat": picture.flat}
         fault = flatness_fault(line) if run.batch.strict else None
         if fault is not None:
             _fail(run, job, explain(fault))

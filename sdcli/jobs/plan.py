@@ -23,8 +23,8 @@ from sdcli.jobs.read import Fault, Job, explain
 from sdcli.models import addons, located, registry
 from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
-from sdcli.planning import remarks, resolve
-from sdcli.planning.remarks import Remark
+from sdcli.planning import resolve, warnings
+from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.recipe import MAX_SEED, Recipe
 
 MAX_NAME_BYTES = 255
@@ -47,7 +47,7 @@ class Planned:
     weights: Weights
     recipe: Recipe
     name: str | None = None
-    remarks: tuple[Remark, ...] = ()
+    warnings: tuple[RecipeWarning, ...] = ()
 
 
 @dataclass
@@ -66,7 +66,7 @@ class _Seen:
 def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
     """Each of `items` as it can be made, in order; `defaults` (flat keys, the model among them) fill what a job leaves.
 
-    What deserves a word is among a job's remarks, or where `strict` its fault.
+    Options without effect and the like are among a job's warnings, or where `strict` its fault.
 
     A job's seed, unless it, `defaults` or the user's settings say one, and the choices of its wildcards are drawn from
     a hash of what it says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but
@@ -95,9 +95,9 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe
         # how many jobs may share a call is not known yet, so that no batch size is too large
-        found = remarks.of(model, recipe, count=recipe.execution.batch_size)
+        found = warnings.find(model, recipe, count=recipe.execution.batch_size)
         if strict:
-            remarks.insist(found)
+            warnings.raise_first(found)
         name = None if job.output is None else _name(job.output, recipe, index, seen)
         key = _identity(recipe, resolved.weights, job.output, seen)
     except SdcliError as error:

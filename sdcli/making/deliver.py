@@ -17,8 +17,8 @@ from sdcli.making.maker import LocalMaker, Maker, Task
 from sdcli.making.picture import Picture
 from sdcli.making.request import Request
 from sdcli.making.warm import WarmMaker
-from sdcli.planning import dry_run, remarks
-from sdcli.planning.remarks import Remark
+from sdcli.planning import dry_run, warnings
+from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.recipe import Recipe
 from sdcli.terminal import display, streams
 
@@ -62,7 +62,7 @@ def _check_apart(pictures: Sequence[outputs.Destination], latents: Sequence[outp
 def announce(request: Request) -> None:
     """Print the warnings of `request` on stderr, a line each; raise the first instead where it is strict."""
     if request.strict:
-        remarks.insist(request.warnings)
+        warnings.raise_first(request.warnings)
     for each in request.warnings:
         streams.warn(each.message)
 
@@ -80,7 +80,7 @@ def forecast(request: Request) -> None:
         save_latents=request.save_latents,
     )
     if request.json:
-        warnings = [remark.message for remark in request.warnings]
+        warnings = [each.message for each in request.warnings]
         print(streams.to_json({**plan, "warnings": warnings, "error": None}))
     else:
         print("\n".join(dry_run.lines(plan)))
@@ -145,7 +145,7 @@ def maker() -> Maker:
     return WarmMaker(socket_path) if socket_path else LocalMaker()
 
 
-def done_line(picture: Picture, path: str, found: Sequence[Remark] = ()) -> dict[str, Any]:
+def done_line(picture: Picture, path: str, found: Sequence[RecipeWarning] = ()) -> dict[str, Any]:
     """What a line of JSON says of a picture that is safely on disk at `path`.
 
     `found` are the warnings of before it was begun; they come first.

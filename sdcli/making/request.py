@@ -9,7 +9,7 @@ from sdcli.files.inputs import Inputs
 from sdcli.making.maker import Task
 from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
-from sdcli.planning.remarks import Remark
+from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.recipe import Recipe
 
 
@@ -26,7 +26,7 @@ class Request:
     json: bool
     quiet: bool
     strict: bool = False
-    warnings: tuple[Remark, ...] = ()
+    warnings: tuple[RecipeWarning, ...] = ()
     """What is known before a picture is made; an error at once where `strict`."""
     save_latents: str | None = None
     """Where the pictures' latents go, a file, directory or template; None keeps none."""

@@ -1,6 +1,6 @@
-"""What deserves a word before a picture is made: options that change nothing, sizes a model is not at home with.
+"""Warnings before a picture is made: options that change nothing, sizes that a model was not trained on.
 
-A remark is a warning, and with `--strict` an error. An option that asks for what happens anyway (`--batch-size 1`,
+With `--strict` the first of them is an error. An option that asks for what happens anyway (`--batch-size 1`,
 `--eta 0`) is not worth one; an option that asks for something else and does not get it is. Imports no torch.
 """
 
@@ -27,77 +27,81 @@ MAX_SUGGESTIONS = 10
 
 
 @dataclass(frozen=True)
-class Remark:
-    """One thing worth a word: what it is, what to do about it, and the flat key of the recipe that it is about."""
+class RecipeWarning:
+    """One warning: what it is about, what to do about it, and the flat key of the recipe that it is about."""
 
     message: str
     hint: str
     field: str
 
 
-def of(model: LocatedModel, recipe: Recipe, *, count: int = 1) -> tuple[Remark, ...]:
-    """The remarks on `recipe`, of which `count` pictures are to be made with `model`."""
+def find(model: LocatedModel, recipe: Recipe, *, count: int = 1) -> tuple[RecipeWarning, ...]:
+    """The warnings for `recipe`, of which `count` pictures are to be made with `model`."""
     words = _unknown_words(model, recipe)
     return (*_without_effect(model.facts, recipe, count), *words, *_of_size(model, recipe))
 
 
-def insist(remarks: Iterable[Remark]) -> None:
-    """Raise the first of `remarks`, if there is one, as InvalidRecipe: what `--strict` makes of them."""
-    for each in remarks:
-        raise InvalidRecipe(each.message, f"{each.hint}; or leave --strict away", each.field)
+def raise_first(warnings: Iterable[RecipeWarning]) -> None:
+    """Raise the first of `warnings`, if there is one, as InvalidRecipe: what `--strict` makes of them."""
+    for each in warnings:
+        raise InvalidRecipe(each.message, f"{each.hint}; or omit --strict", each.field)
 
 
-def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[Remark]:
+def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[RecipeWarning]:
     yield from _of_text(facts, recipe)
     sampling = recipe.sampling
     guided = sampling.guidance_scale > 1 and not facts.guidance_distilled
     why = "this model's guidance was distilled into its U-Net" if facts.guidance_distilled else "guidance is off"
     way_out = "leave it away" if facts.guidance_distilled else "leave it away, or raise guidance_scale above 1"
     if recipe.condition.negative_prompt and not guided and facts.labels is None:
-        yield Remark(f"negative_prompt has no effect: {why}", way_out, "negative_prompt")
+        yield RecipeWarning(f"negative_prompt has no effect: {why}", way_out, "negative_prompt")
     if sampling.guidance_rescale and not guided:
-        yield Remark(f"guidance_rescale has no effect: {why}", way_out, "guidance_rescale")
+        yield RecipeWarning(f"guidance_rescale has no effect: {why}", way_out, "guidance_rescale")
     if 0 < sampling.guidance_scale < 1 and not facts.guidance_distilled:
-        yield Remark(
+        yield RecipeWarning(
             f"guidance_scale {sampling.guidance_scale:g} has no effect: 1 and all below it are no guidance",
             "choose 1, or more than 1 to guide",
             "guidance_scale",
         )
     if sampling.eta and not schedulers.uses_eta(sampling.scheduler, facts.scheduler_config, sampling.steps):
-        yield Remark(
+        yield RecipeWarning(
             "eta has no effect: the last step adds no noise, and there is no other", "take more steps, or no eta", "eta"
         )
     yield from _idle_controls(recipe)
     if recipe.execution.batch_size > count:
-        yield Remark(
+        yield RecipeWarning(
             f"batch_size {recipe.execution.batch_size} has no effect beyond the number of pictures, {count}",
             "ask for more pictures with -n, or choose a smaller batch",
             "batch_size",
         )
 
 
-def _idle_controls(recipe: Recipe) -> Iterable[Remark]:
+def _idle_controls(recipe: Recipe) -> Iterable[RecipeWarning]:
     """ControlNets that do nothing. A second-order scheduler calls the U-Net twice a step but for its last."""
     steps = max(1, int(recipe.sampling.steps * (recipe.initial.strength or 1)))
     for each in recipe.layout.controls:
         if each.scale == 0:
-            yield Remark(f"control {each} has no effect: its scale is 0", "leave it away", "control")
+            yield RecipeWarning(f"control {each} has no effect: its scale is 0", "leave it away", "control")
         elif not any(each.covers(index, total) for total in (steps, 2 * steps - 1) for index in range(total)):
             hint = "choose a wider range, or more steps"
-            yield Remark(f"control {each} has no effect: none of the {steps} steps lies in its range", hint, "control")
+            yield RecipeWarning(
+                f"control {each} has no effect: none of the {steps} steps lies in its range", hint, "control"
+            )
 
 
-def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[Remark]:
+def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
     """What is said of a prompt where the model takes none, and where it is empty and nothing else is there to draw."""
     if facts.labels is not None:
         for each in fields(Condition):
             if each.name in TEXT_KEYS and getattr(recipe.condition, each.name) != each.default:
-                yield Remark(f"{each.name} has no effect: this model takes a class label", "leave it away", each.name)
+                yield RecipeWarning(
+                    f"{each.name} has no effect: this model takes a class label", "leave it away", each.name
+                )
     elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
-        yield Remark("the prompt is empty", "say what to draw", "prompt")
+        yield RecipeWarning("the prompt is empty", "say what to draw", "prompt")
 
 
-def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[Remark]:
+def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
     """The words of the prompts that the model does not know, where its folder lists those that it does.
 
     Nothing is said of a negative prompt without guidance: all of it has no effect then.
@@ -115,7 +119,7 @@ def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[Remark]:
             where = "" if field == "prompt" else f" in {field}"
             named = f"{model.entry.name} does not know {_listed(map(repr, unknown))}{where}"
             hint = f"see what it knows with: sdcli models show {shlex.quote(recipe.model)}"
-            yield Remark(f"{named}{_suggestions(facts.vocabulary, unknown)}", hint, field)
+            yield RecipeWarning(f"{named}{_suggestions(facts.vocabulary, unknown)}", hint, field)
 
 
 def _suggestions(vocabulary: Vocabulary, unknown: Sequence[str]) -> str:
@@ -129,7 +133,7 @@ def _listed(words: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[Remark]:
+def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
     """A model is at home with half to twice the area of the pictures it makes unasked, and sides up to 1:2.
 
     An SDXL, which was trained on many shapes and told which, is at home with sides up to 1:4.
@@ -143,13 +147,13 @@ def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[Remark]:
     size = f"{recipe.width}×{recipe.height}"
     field = "width" if recipe.width > recipe.height else "height"
     if not 1 / MAX_AREA_RATIO <= ratio <= MAX_AREA_RATIO:
-        yield Remark(
+        yield RecipeWarning(
             f"{size} is {_times(ratio)} the area this model is at home with, {home[0]}×{home[1]}",
             "expect repeated or broken things; choose half to twice that area",
             field,
         )
     if aspect > most:
-        yield Remark(
+        yield RecipeWarning(
             f"{size} is longer than this model is at home with: 1:{most:g}",
             "expect repeated things; choose sides that differ less",
             field,

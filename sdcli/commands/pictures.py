@@ -1,4 +1,4 @@
-"""From the options of a command that makes pictures to pictures delivered; what such commands share."""
+"""From the options of a command to its pictures on disk; every command that makes pictures calls `make`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sdcli.errors import InputError, UsageError
 from sdcli.making import deliver
 from sdcli.making.request import Request
 from sdcli.models import located
-from sdcli.planning import remarks, resolve
+from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
 from sdcli.recipe.recipe import Layout
 from sdcli.terminal import streams
 
 
-def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
-    """Make, or with `--dry-run` forecast, the pictures of `asked`: flat keys, those that were given.
+def make(asked: Mapping[str, Any], output: options.Output) -> None:
+    """Make the pictures of `asked` (flat keys, those that were given), or with `--dry-run` print the plan for them.
 
-    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where a
-    picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a label is
-    there, and what `resolve.resolve` and `deliver.deliver` raise.
+    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Unless quiet, a note on stderr says
+    where a picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a
+    label is given, and what `resolve.resolve` and `deliver.deliver` raise.
     """
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a model that takes a class; see --help"
@@ -45,7 +45,7 @@ def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
         quiet=output.quiet,
         strict=output.strict,
         save_latents=output.save_latents,
-        warnings=remarks.of(found, recipe, count=output.num_images),
+        warnings=warnings.find(found, recipe, count=output.num_images),
     )
     if output.dry_run:
         deliver.forecast(request)

@@ -66,8 +66,8 @@ class Output:
     debug: options.Debug = False
 
 
-def carry_out(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
-    """Do `work` with the model of `asked` (flat keys), write what comes of it to the output's path, and print that.
+def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
+    """Do `work` with the model of `asked` (flat keys), write the result to the output's path, and print that.
 
     Says on stderr, unless quiet, what became how much smaller or larger. Raises OutputError where nothing can be
     written there, and what the work raises of its input, before the model is loaded.
