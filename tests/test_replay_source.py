@@ -13,7 +13,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdcli import __version__
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound
-from sdcli.files.inputs import Inputs
 from sdcli.files.metadata import png_bytes, read
 from sdcli.models import located
 from sdcli.models.located import LocatedModel
@@ -160,7 +159,7 @@ def test_another_file_under_the_name_in_a_picture_of_a1111_is_said(tmp_path):
         IMAGE.save(tmp_path / "theirs.png", pnginfo=chunks)
         found = read(tmp_path / "theirs.png")
         origin = replay.Recorded(
-            "theirs.png", found, model, Weights(model.source), Inputs(), [RECIPE.replace(model="dream")], 0, ()
+            "theirs.png", found, model, Weights(model.source), [RECIPE.replace(model="dream")], 0, ()
         )
         told = [each.message for each in replay.other_weights(origin)]
         assert set(told) <= set(replay.reasons(origin, RECIPE, "0" * 64))

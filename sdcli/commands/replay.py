@@ -14,6 +14,7 @@ from sdcli import config
 from sdcli.commands import options
 from sdcli.errors import PictureDiffers, UsageError
 from sdcli.files import outputs
+from sdcli.files.inputs import NO_INPUTS
 from sdcli.making import deliver, warm
 from sdcli.making.picture import Picture
 from sdcli.making.request import Request
@@ -59,6 +60,7 @@ def replay(
         sdcli generate "arctic fox" | xargs sdcli replay --verify
     """
     from sdcli.planning import replay
+    from sdcli.planning.resolve import read_inputs
 
     execution = options.given(machine)
     output = handover.path if verify else config.output(handover.path)
@@ -69,7 +71,7 @@ def replay(
         request = Request(
             model=source.model,
             weights=source.weights,
-            inputs=source.inputs,
+            inputs=NO_INPUTS,  # read before each is made: those of many pictures may not fit into memory
             recipes=source.recipes,
             output=output,
             warnings=(*source.warnings, *replay.other_weights(source)),
@@ -84,7 +86,9 @@ def replay(
     with streams.results() as out:
         maker = deliver.maker()
         for (source, asked), destination in zip(jobs, destinations, strict=True):
-            request = _fit_to_machine(asked)
+            recipe, facts = source.recipe, source.model.facts
+            inputs = read_inputs(recipe.initial, recipe.layout, facts, source.weights)
+            request = _fit_to_machine(replace(asked, inputs=inputs))
             picture = list(deliver.pictures(request, out, maker))[source.index]
             if verify:
                 differing += _verify(source, request, out, picture, destination)

@@ -14,7 +14,6 @@ from PIL import Image, ImageChops, ImageStat
 from sdcli import __version__
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
-from sdcli.files.inputs import Inputs
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
 from sdcli.models import located, other_names, registry
 from sdcli.models.digest import file_sha256
@@ -39,7 +38,6 @@ class Recorded:
     found: PictureInfo
     model: LocatedModel
     weights: Weights
-    inputs: Inputs
     recipes: Sequence[Recipe]
     index: int
     warnings: tuple[RecipeWarning, ...]
@@ -95,7 +93,7 @@ def read_recorded(path: str, model: str | None = None, **execution: Any) -> Reco
             )
         )
     recipes = [resolved.replace(seed=seed, batch_size=len(seeds)) for seed in seeds]
-    return Recorded(path, found, place, whole.weights, whole.inputs, recipes, index, tuple(warnings))
+    return Recorded(path, found, place, whole.weights, recipes, index, tuple(warnings))
 
 
 def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[RecipeWarning]]:
