@@ -30,7 +30,8 @@ from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import ModelError
-from sdcli.files.inputs import Inputs
+from sdcli.files.canvas import InitialImage
+from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.recipe.recipe import Recipe
 from tests import pairs
 
@@ -185,7 +186,7 @@ def test_sd3_would_be_one_module(sd3_network, vae, monkeypatch, strength):
     model = model_of(sd3_network, vae, SD3, monkeypatch, shift=3.0)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 64, 3), dtype=np.uint8))
     given = {} if strength is None else {"image": "given", "strength": strength}
-    ours = pipeline.sample(model, [recipe_of(**given)], given=Inputs(image) if given else None)
+    ours = pipeline.sample(model, [recipe_of(**given)], inputs=Inputs(InitialImage(image)) if given else NO_INPUTS)
     context = sd3_encode(None, None, (0, 0), Guidance(1.0))
     kind = StableDiffusion3Pipeline if strength is None else StableDiffusion3Img2ImgPipeline
     parts = dict.fromkeys(

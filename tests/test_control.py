@@ -141,7 +141,9 @@ def test_a_picture_follows_another_says_how_and_can_be_made_again(run: Run, here
     chunk = chunk_in(here / "out.png")
     assert chunk["recipe"]["control"] == ["edges=wide.png:0.8:0-0.5", "./depth=a.png"]
     assert len(chunk["recipe"]["control_sha256"]) == 2
-    assert chunk["addons"] == [{"kind": "controlnet", "name": "edges", "sha256": Source(here / "edges").sha256}]
+    assert [each["name"] for each in chunk["addons"]] == ["edges", "./depth"]
+    digest = Source(here / "edges").sha256
+    assert chunk["addons"][0] == {"kind": "controlnet", "name": "edges", "sha256": digest}
     assert run("replay", "--verify", "out.png").lines == ["out.png"]
     assert run("info", "out.png").lines[-1].endswith("--control edges=wide.png:0.8:0-0.5 --control ./depth=a.png")
     plain = run("generate", "a fox", "-m", sd15, "-s", "3", "-W", "88", "-H", "64", "-o", "plain.png", *FAST)

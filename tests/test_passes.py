@@ -15,6 +15,7 @@ from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import draw_noise, initial_latents
 from sdcli.diffusion.passes import Pass, passes
+from sdcli.files.canvas import InitialImage
 from sdcli.files.inputs import Inputs
 from sdcli.recipe.recipe import Recipe
 from sdcli.terminal import display
@@ -114,7 +115,7 @@ def test_a_masked_picture_is_held_in_both_passes(pair, in_two_passes):
     mask = Image.new("L", image.size)
     mask.paste(255, (0, 0, 64, 192))
     recipe = recipe_of(image="given", mask_image="given", strength=1.0)
-    made = pipeline.run(pair("sd15").model, [recipe], given=Inputs(image, mask, mask))[0].image
+    made = pipeline.run(pair("sd15").model, [recipe], inputs=Inputs(InitialImage(image, mask, mask)))[0].image
     kept, painted = (np.asarray(each.crop((64, 0, 128, 192))) for each in (image, made))
     assert made.size == image.size
     assert np.array_equal(kept, painted)

@@ -43,7 +43,7 @@ def _hash(path: Path) -> str:
 
 
 def _cache_directory() -> Path:
-    """`sdcli/digests` in the XDG cache directory, which is absolute or not heeded (XDG Base Directory 0.8)."""
+    """`sdcli/digests` in the XDG cache directory, which is absolute or not used (XDG Base Directory 0.8)."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "sdcli" / "digests"
 

@@ -31,7 +31,7 @@ from sdcli.terminal.spelling import did_you_mean
 PACKAGE = Path(__file__).parents[1]
 
 SHIPPED = "sdcli"
-MODEL, CONTROLNET = config.KINDS
+MODEL, CONTROLNET = config.KINDS[:2]
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def find_parts(weights: Weights) -> Parts:
     """The files and sizes of what is loaded. Raises ModelError for files that are missing, short or unsafe."""
     source = weights.model
     source.check()
-    added = [(each, families.component_files(each.source.path, each.source.variant)) for each in weights.addons]
+    added = [(each, addons.KINDS[each.kind].files(each.source)) for each in weights.addons]
     beside = {each.name: sum(map(_numbers, files)) for each, files in added}
     files = {
         part: families.component_files(source.folder(part), source.variant)

@@ -15,7 +15,7 @@ from sdcli import __version__
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
-from sdcli.models import located, other_names, registry
+from sdcli.models import addons, located, other_names, registry
 from sdcli.models.digest import file_sha256
 from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
@@ -186,7 +186,10 @@ def _changed_addons(weights: Weights, then: Any) -> Iterator[tuple[str, str]]:
     for addon in weights.addons:
         before = recorded.get((addon.kind, addon.name), addon.source.sha256)
         if before != addon.source.sha256:
-            yield addon.kind, _changed(f"the {addon.kind} {addon.name}", before, addon.source.sha256)
+            yield (
+                addon.kind,
+                _changed(f"the {addons.KINDS[addon.kind].title} {addon.name}", before, addon.source.sha256),
+            )
 
 
 def difference(before: Image.Image, after: Image.Image) -> Difference | None:

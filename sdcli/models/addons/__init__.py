@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli.models.addons import controlnet
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 class Kind:
     """What there is to know of a kind of add-on."""
 
+    title: str
+    """What people call it."""
     asked: Callable[[Mapping[str, Any]], Sequence[tuple[str, float | None]]]
     """From flat keys of a recipe to the names that they ask for, each with its scale where the kind is merged."""
     locate: Callable[[str], Source]
     """Where an add-on of that name lies. Raises ModelNotFound, ModelError, InvalidRecipe."""
     check_fit: Callable[[str, Source, LocatedModel], None]
     """Raises InvalidRecipe, saying what the model takes, unless the add-on at that place fits it."""
+    files: Callable[[Source], Sequence[Path]]
+    """The files of weights of an add-on. Raises ModelError where they are missing or unsafe."""
     attach: Callable[[LatentDiffusionModel, Sequence[Addon]], LatentDiffusionModel]
     """The loaded model with these add-ons of the kind. May import torch."""
     activations: float = 0.0
@@ -37,9 +42,11 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     controlnet.KIND: Kind(
+        title="ControlNet",
         asked=controlnet.asked,
         locate=controlnet.locate,
         check_fit=controlnet.check_fit,
+        files=controlnet.files,
         attach=controlnet.attach,
         activations=1.0,
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli.errors import InvalidRecipe, ModelError, ModelNotFound
@@ -156,6 +157,11 @@ def _family(unet: Mapping[str, Any]) -> tuple[str | None, str]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def files(source: Source) -> list[Path]:
+    """The files of weights in the folder of a ControlNet. Raises ModelError where they are missing or unsafe."""
+    return families.component_files(source.path, source.variant)
 
 
 def attach(model: LatentDiffusionModel, addons: Sequence[Addon]) -> LatentDiffusionModel:
