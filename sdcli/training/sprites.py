@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdcli.digest import _cache_directory
 from sdcli.errors import InputError
+from sdcli.models.digest import _cache_directory
 from sdcli.training.subjects import BY_NAME, SUBJECTS, Subject
 
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
