@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from sdcli.errors import ExitStatus, InvalidRecipe, ModelCorrupt
 from sdcli.models import registry, vocabulary
 from sdcli.models.hub import files
+from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
 from sdcli.models.vocabulary import FILE, Vocabulary
-from sdcli.planning import remarks
+from sdcli.planning import warnings
 from sdcli.recipe.recipe import Recipe
 from sdcli.training.vocabulary_file import vocabulary_of
 
@@ -62,7 +63,7 @@ def facts_with(known: Vocabulary | None, folder: Path):
 def warnings_of(folder: Path, prompt: str, known: Vocabulary | None = KNOWN, **options) -> list[str]:
     flat = {"model": "kit", "prompt": prompt, "steps": 2, "guidance_scale": 7.0, "scheduler": "ddim", "seed": 1}
     recipe = Recipe.from_dict({**flat, "width": 64, "height": 64, **options})
-    found = remarks.of(ModelEntry(name="kit"), facts_with(known, folder), recipe)
+    found = warnings.find(LocatedModel(ModelEntry(name="kit"), Source(folder), facts_with(known, folder)), recipe)
     return [each.message for each in found if "does not know" in each.message]
 
 
@@ -192,8 +193,9 @@ def test_a_hint_says_where_the_words_are_listed(sd15):
         {"model": "my models/kit", "prompt": "a roc", "steps": 2, "guidance_scale": 1.0, "scheduler": "ddim", "seed": 1}
         | {"width": 64, "height": 64}
     )
+    model = LocatedModel(ModelEntry(name="kit"), Source(sd15), facts_with(KNOWN, sd15))
     with pytest.raises(InvalidRecipe) as raised:
-        remarks.insist(remarks.of(ModelEntry(name="kit"), facts_with(KNOWN, sd15), recipe))
+        warnings.raise_first(warnings.find(model, recipe))
     assert raised.value.field == "prompt"
     assert "sdcli models show 'my models/kit'" in raised.value.hint
 

@@ -29,7 +29,7 @@ from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, S
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models import located, registry
-from sdcli.planning import remarks, resolve
+from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
 from sdcli.recipe import recipe
 from sdcli.serving import edits as edits_form
@@ -97,7 +97,7 @@ def make_app(
         name = asked.model or next(iter(served), "kit")
         model = located.locate(_entry(served, name))
         resolved = resolve.resolve(model, {**_options(asked), "model": name})
-        found = remarks.of(model, resolved.recipe)
+        found = warnings.find(model, resolved.recipe)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer((resolved.recipe.width, resolved.recipe.height), pictures, found)
 
@@ -113,7 +113,7 @@ def make_app(
         model = located.locate(_entry(served, name))
         said = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
         resolved = resolve.resolve(model, said, given=given)
-        found = remarks.of(model, resolved.recipe)
+        found = warnings.find(model, resolved.recipe)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(given.image.size, pictures, found)
 
@@ -232,7 +232,7 @@ def _edit(form: FormData) -> Generation:
         raise RequestValidationError(error.errors()) from error
 
 
-def _answer(size: tuple[int, int], pictures: list[Picture], found: Iterable[remarks.Remark]) -> dict[str, Any]:
+def _answer(size: tuple[int, int], pictures: list[Picture], found: Iterable[warnings.RecipeWarning]) -> dict[str, Any]:
     """The reply; what was `found` before the pictures were made is among the warnings of each, as in sdcli's lines."""
     data, known = [], [remark.message for remark in found]
     for each in pictures:

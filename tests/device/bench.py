@@ -22,8 +22,8 @@ from sdcli.diffusion.architectures import unet as architecture
 from sdcli.diffusion.context import Context
 from sdcli.diffusion.denoise import denoise
 from sdcli.diffusion.guidance import Guidance
-from sdcli.models import assemble, families, loading, registry
-from sdcli.models.source import Source
+from sdcli.models import assemble, families, loading, located
+from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
 from tests.device.making import synchronise
@@ -359,14 +359,13 @@ def kit() -> None:
     for dtype in ("float32", "auto"):
         if left() > 3:
             with attempt(f"kit {dtype}"):
-                entry = registry.find("kit")
-                recipe = resolve.resolve_recipe(entry, {**asked, "dtype": dtype}, user=False)
-                tell(f"kit {dtype}", **_kit(registry.locate(entry), device.resolve_execution(recipe)))
+                resolved = resolve.resolve(located.find("kit"), {**asked, "dtype": dtype}, user=False)
+                tell(f"kit {dtype}", **_kit(resolved.weights, device.resolve_execution(resolved.recipe)))
 
 
-def _kit(source: Source, recipe: Recipe) -> dict[str, Any]:
+def _kit(weights: Weights, recipe: Recipe) -> dict[str, Any]:
     begun = time.perf_counter()
-    model = assemble.load(source, recipe)
+    model = assemble.load(weights, recipe)
     synchronise(ON)
     told: dict[str, Any] = {"load": round(time.perf_counter() - begun, 3)}
     pipeline.run(model, [recipe])

@@ -13,8 +13,7 @@ from PIL import Image
 from sdcli.diffusion import device, pipeline
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.files.palette import Class
-from sdcli.models import assemble, registry
-from sdcli.planning import resolve
+from sdcli.models import addons, assemble, located, registry
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
 
@@ -83,13 +82,14 @@ class Studio:
         return self.resolved(asked)
 
     def resolved(self, asked: dict[str, Any]) -> Recipe:
-        return device.resolve_execution(resolve.resolve_recipe(registry.find(asked["model"]), asked, user=False))
+        return device.resolve_execution(tiny.recipe_for(registry.find(asked["model"]), asked, user=False))
 
     def make(self, recipe: Recipe, seeds: Sequence[int] | None = None) -> list[pipeline.Result]:
         """The picture of `recipe`, or one for each of `seeds` in one batch."""
         seeds = [recipe.seed] if seeds is None else seeds
         recipes = [recipe.replace(seed=seed, batch_size=len(seeds)) for seed in seeds]
-        return pipeline.run(self.model(recipe), recipes)
+        model = self.model(recipe)
+        return pipeline.run(model, recipes, inputs=tiny.inputs_of(model, recipe))
 
     def model(self, recipe: Recipe) -> LatentDiffusionModel:
         """The model of `recipe`, with its ControlNets, loaded once."""
@@ -107,7 +107,7 @@ class Studio:
     def _load(self, model: str, nets: tuple[str, ...], device: str, dtype: str) -> LatentDiffusionModel:
         asked = {**SHARED, "prompt": "x", "model": model, "device": device, "dtype": dtype}
         recipe = Recipe.from_dict({**asked, "control": [f"{each}=x.png" for each in nets]} if nets else asked)
-        return assemble.load(registry.locate(registry.find(model)), recipe)
+        return assemble.load(addons.locate(located.find(model), recipe.to_dict()), recipe)
 
     def _control(self, words: str) -> str:
         family = words.partition("=")[0].partition("/")[2]
