@@ -90,7 +90,7 @@ def test_tokens_are_transformers_own(sd15, prompt):
     theirs = CLIPTokenizer.from_pretrained(sd15 / "tokenizer")(plain, add_special_tokens=False)["input_ids"]
     said = dry_run.count_tokens(Source(sd15), of)
     assert said["prompt"] == len(theirs)
-    assert said["windows"] == (2 if len(theirs) > 75 or "BREAK" in prompt else 1)
+    assert said["chunks"] == (2 if len(theirs) > 75 or "BREAK" in prompt else 1)
 
 
 def refusal(function, *arguments, **options) -> SdcliError:

@@ -181,20 +181,20 @@ def _check_clip_skip(source: Source, of: Recipe) -> None:
 
 
 def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
-    """The tokens of the prompts in the first text encoder's vocabulary, and the windows of `window` that they take."""
-    from sdcli.diffusion.context.windows import windows
+    """The tokens of the prompts in the first text encoder's vocabulary, and the chunks of `chunk_size` that they take."""
+    from sdcli.diffusion.context.chunks import chunks
 
     tokenizer = _tokenizer(source)
     condition = of.condition
     divided = [
-        windows(tokenizer, text, condition.prompt_weights) for text in (condition.prompt, condition.negative_prompt)
+        chunks(tokenizer, text, condition.prompt_weights) for text in (condition.prompt, condition.negative_prompt)
     ]
     prompt, negative_prompt = (sum(map(len, each)) for each in divided)
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
-        "window": tokenizer.max_length - 2,
-        "windows": max(map(len, divided)),
+        "chunk_size": tokenizer.max_length - 2,
+        "chunks": max(map(len, divided)),
     }
 
 
@@ -294,7 +294,7 @@ def memory_in_words(memory: Mapping[str, Any]) -> str:
 def _tokens(tokens: Mapping[str, int] | None) -> dict[str, str]:
     if tokens is None:
         return {}
-    said = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['windows']} × {tokens['window']}"
+    said = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['chunks']} × {tokens['chunk_size']}"
     return {"tokens": said}
 
 
