@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdcli.diffusion import architectures
 from sdcli.errors import InvalidRecipe
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
@@ -181,7 +182,7 @@ def _check_clip_skip(source: Source, of: Recipe) -> None:
 
 
 def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
-    """The tokens of the prompts in the first text encoder's vocabulary, and the chunks of `chunk_size` that they take."""
+    """Count the tokens of the prompts in the first text encoder's vocabulary, and the chunks that they take."""
     from sdcli.diffusion.context.chunks import chunks
 
     tokenizer = _tokenizer(source)
@@ -229,7 +230,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     widest = max(vae["block_out_channels"][:2])  # the decoder's last block begins with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch
     latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
-    kept = _kept_by_transformer(unet, latents) if source.denoiser == "transformer" else sum(_kept(unet, latents))
+    kept = architectures.load(architectures.find(source.denoiser, unet)).activations(unet, latents)
     beside = max((addons.KINDS[each.kind].activations for each, _ in parts.addons), default=0)
     denoising = round(guided * batch * size * kept * (1 + beside))
     return {
@@ -238,22 +239,6 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
         "activations": max(decoding, denoising),
         "peak": weights + max(decoding, denoising),
     }
-
-
-def _kept(unet: Mapping[str, Any], latents: int) -> Iterable[int]:
-    """Numbers that the U-Net keeps for one picture: skip connections of each level, and the largest block's own."""
-    layers = unet.get("layers_per_block", 2)
-    channels = unet["block_out_channels"]
-    for level, width in enumerate(channels):
-        count = layers[level] if isinstance(layers, list | tuple) else layers
-        yield (count + 1) * width * latents // 4**level
-    yield 10 * max(width * latents // 4**level for level, width in enumerate(channels))
-
-
-def _kept_by_transformer(transformer: Mapping[str, Any], latents: int) -> int:
-    """Numbers that one block keeps for one picture: its input, three projections, and the fourfold hidden layer."""
-    width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
-    return 10 * width * latents // int(transformer.get("patch_size", 2)) ** 2
 
 
 def lines(said: Mapping[str, Any]) -> Iterable[str]:

@@ -30,6 +30,9 @@ class Architecture(Protocol):
     def facts(self, network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
         """What the two configs say. Raises KeyError, TypeError or ValueError where they lack what it needs."""
 
+    def activations(self, network: Mapping[str, Any], latents: int) -> int:
+        """About how many numbers the network keeps at once for one picture of `latents` places, by its config."""
+
     def latent_space(self, vae: Any) -> LatentSpace:
         """The latent space of a loaded autoencoder."""
 
