@@ -25,6 +25,7 @@ from sdcli.commands.info import info
 from sdcli.commands.inpaint import inpaint
 from sdcli.commands.models import models
 from sdcli.commands.outpaint import outpaint
+from sdcli.commands.plain_help import Commands
 from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
 from sdcli.commands.synthesize import synthesize
@@ -34,29 +35,30 @@ from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
 from sdcli.terminal.streams import complain, warn
 
-app = typer.Typer(
+app = Commands(
     name="sdcli",
-    help="Text to image by latent diffusion. Results go to stdout, everything else to stderr.",
-    no_args_is_help=True,
+    help="""Generate images from text with latent diffusion models, on this machine.
+
+    Results go to stdout, everything else to stderr. See 'sdcli COMMAND --help' for one command.""",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(generate)
-app.command()(img2img)
-app.command()(inpaint)
-app.command()(outpaint)
-app.command()(synthesize)
-app.command()(encode)
-app.command()(decode)
-app.command()(batch)
-app.command()(info)
-app.command()(replay)
-app.command()(serve)
-app.add_typer(models, name="models")
-for command in (measure, export):
-    train.command()(command)
-app.add_typer(train, name="train")
-app.add_typer(config, name="config")
+
+_MAKE, _EDIT, _FILES, _MODELS = "Make pictures", "Edit pictures", "Work with files", "Manage models"
+_TRAIN, _SETTINGS = "Train models", "Settings"
+
+for _heading, _commands in {
+    _MAKE: (generate, synthesize, batch, serve),
+    _EDIT: (img2img, inpaint, outpaint),
+    _FILES: (info, replay, encode, decode),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_heading)(_command)
+for _command in (measure, export):
+    train.command()(_command)
+app.add_typer(models, name="models", rich_help_panel=_MODELS)
+app.add_typer(train, name="train", rich_help_panel=_TRAIN)
+app.add_typer(config, name="config", rich_help_panel=_SETTINGS)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,19 +1,19 @@
-"""What a user sets once: a config file, environment variables, and models of their own. Reads, and never writes.
+"""The user's settings: the config file, environment variables, and models of their own. Reads them, and never writes.
 
-A value is looked for in this order, and the first place that has it wins:
+A value is taken from the first of these that has one:
 
 1. the option on the command line, or the key of a job
 2. the environment: `SDCLI_STEPS`, …
-3. what the user says of this model: `[models.NAME.defaults]` in config.toml, `defaults` in their models.toml
-4. what the shipped models.toml says that this model cannot do without (`needs`)
-5. what the user says of all models: `[defaults]` in config.toml
-6. what the shipped models.toml finds good for this model (`defaults`)
+3. the user's defaults for this model: `[models.NAME.defaults]` in config.toml, `defaults` in their models.toml
+4. what the shipped models.toml requires for this model (`needs`)
+5. the user's defaults for all models: `[defaults]` in config.toml
+6. what the shipped models.toml recommends for this model (`defaults`)
 7. the model's own configs: its size
 8. the built-in value
 
-The user's word comes before sdcli's taste (5 before 6), else `steps = 40` in `[defaults]` would do nothing for any
-shipped model. It does not come before a model's nature (4 before 5): forty steps at guidance 7.5 spoil the pictures
-of a distilled model, and whoever wants them says so of that model, or for that one picture.
+The user's general defaults take precedence over recommended values (5 before 6); otherwise `steps = 40` in `[defaults]`
+would have no effect with any shipped model. Required values take precedence over general defaults (4 before 5): forty
+steps at guidance 7.5 ruin the pictures of a distilled model. They can be overridden for that model, or for one picture.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from sdcli.files.user_files import user_folder
 from sdcli.recipe import recipe
 from sdcli.recipe.recipe import keys as _keys
 from sdcli.recipe.schedulers import TABLE
+from sdcli.terminal.spelling import did_you_mean
 
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
 GENERAL = ("model", "output")
-"""Keys that hold for a command, not for one of its models. A prompt has no default: it is what each command is told."""
+"""Keys of a command rather than of a model. A prompt has no default."""
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes")
 KINDS = ("model", "controlnet")
@@ -45,13 +46,13 @@ PARTS = (
     *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer"),
     *("unet", "vae"),
 )
-"""The parts of a model that may come from elsewhere, as diffusers' folders call them."""
+"""The parts of a model that can come from other folders, by the names of diffusers' folders."""
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it comes from: an option, a variable, `models.toml`, or a file and the keys that lead to it."""
+    """A value and its source: an option, a variable, `models.toml`, or a file and the keys in it."""
 
     value: Any
     source: str
@@ -59,25 +60,25 @@ class Setting:
 
     @property
     def place(self) -> str:
-        """`source`, with the line where it is a file of the user's."""
+        """`source`, with the line if it is a file of the user."""
         return f"{self.source}:{_line(Path(self.source), self.keys)}" if self.keys else self.source
 
 
 @dataclass(frozen=True)
 class UserModel:
-    """What one file of the user's says of one model: fields of its entry, and recipe keys."""
+    """The entry of one model in a file of the user: fields of the entry, and recipe keys."""
 
     file: Path
     keys: tuple[str, ...]
     fields: Mapping[str, str]
     parts: Mapping[str, str]
-    """Folders of parts from elsewhere, absolute, by the part."""
+    """Absolute folders of replaced parts, by part."""
     defaults: Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a config file says. Without a file it says nothing."""
+    """The content of a config file; empty if there is no file."""
 
     defaults: Mapping[str, Setting] = field(default_factory=dict)
     models: Mapping[str, UserModel] = field(default_factory=dict)
@@ -90,7 +91,7 @@ def recipe_keys() -> tuple[str, ...]:
 
 
 def config_path() -> Path:
-    """The config file, which need not exist: `SDCLI_CONFIG`, which `--config` sets, or that in XDG_CONFIG_HOME."""
+    """The path of the config file, which need not exist: `SDCLI_CONFIG` (set by `--config`), or in XDG_CONFIG_HOME."""
     asked = os.environ.get("SDCLI_CONFIG")
     return Path(asked).expanduser() if asked else user_folder("XDG_CONFIG_HOME", ".config") / "config.toml"
 
@@ -101,7 +102,7 @@ def models_path() -> Path:
 
 
 def read() -> Config:
-    """The config file as it is now. Raises UsageError for one that was asked for and is missing, or that is wrong."""
+    """Read the config file. Raises UsageError if it is invalid, or was given explicitly and is missing."""
     path = config_path()
     if os.environ.get("SDCLI_CONFIG") and not path.exists():
         raise UsageError(f"the config file {path} does not exist", "check --config and SDCLI_CONFIG")
@@ -109,13 +110,13 @@ def read() -> Config:
 
 
 def read_models() -> Mapping[str, UserModel]:
-    """The models that `sdcli models add` wrote. Raises UsageError for a file that is wrong."""
+    """Read the models that `sdcli models add` wrote. Raises UsageError if the file is invalid."""
     path = models_path()
     return _read(path, _stamp(path), _parse_models).models
 
 
 def environment() -> dict[str, Setting]:
-    """What `SDCLI_…` variables say; one that is empty says nothing. Raises UsageError for a value that cannot be."""
+    """Read the `SDCLI_…` variables; empty ones are ignored. Raises UsageError for an invalid value."""
     found = {}
     for key in (*GENERAL, *recipe_keys()):
         variable = PREFIX + key.upper()
@@ -129,7 +130,7 @@ def environment() -> dict[str, Setting]:
 
 
 def misspelt() -> Iterator[tuple[str, str]]:
-    """Variables that nobody reads, each with the one that its name comes close to."""
+    """Yield each unknown variable that resembles a known one, with the known one."""
     known = [*OTHER_VARIABLES, *(PREFIX + key.upper() for key in (*GENERAL, *recipe_keys()))]
     for name in os.environ:
         if name.startswith(PREFIX) and name not in known:
@@ -137,20 +138,20 @@ def misspelt() -> Iterator[tuple[str, str]]:
 
 
 def general(key: str, given: str | None, otherwise: str | None = None) -> Setting:
-    """The value of one of GENERAL: what was given, else the environment's, the config file's, or `otherwise`."""
+    """Return one of GENERAL: the given value, or that of the environment, of the config file, or `otherwise`."""
     if given is not None:
         return Setting(given, "option")
-    said = {**read().defaults, **environment()}
-    return said.get(key, Setting(otherwise, "built-in"))
+    settings = {**read().defaults, **environment()}
+    return settings.get(key, Setting(otherwise, "built-in"))
 
 
 def model(given: str | None) -> str:
-    """The model to use where `-m` says `given`."""
+    """Return the model to use if `-m` is `given`."""
     return str(general("model", given, DEFAULT_MODEL).value)
 
 
 def output(given: str | None) -> str | None:
-    """Where pictures go where `-o` says `given`; None for the names that sdcli makes."""
+    """Return the output path if `-o` is `given`; None means generated names."""
     value = general("output", given).value
     return None if value is None else str(value)
 
@@ -165,14 +166,14 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, stamp: tuple[int, int] | None, parse: Callable[[Path, Mapping[str, Any]], Config]) -> Config:
-    """The file, read anew only when `stamp` says that it has changed."""
+    """Read and parse a file; `stamp` changes when the file does."""
     if stamp is None:
         return Config()
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
-    except ValueError as error:  # no TOML, or no UTF-8
+    except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"{path} is not TOML: {error}", 'a line is key = value, with text in "quotes"') from error
     return parse(path, tables)
 
@@ -180,7 +181,7 @@ def _read(path: Path, stamp: tuple[int, int] | None, parse: Callable[[Path, Mapp
 def _parse_config(path: Path, tables: Mapping[str, Any]) -> Config:
     for name, table in tables.items():
         if name in recipe_keys() or name in GENERAL:
-            raise _wrong(path, (name,), f"{name} stands in no table", "put it below a line [defaults]")
+            raise _wrong(path, (name,), f"{name} is not in a table", "move it below a line [defaults]")
         _check_known(path, (name,), ("defaults", "models"), "table")
         _check_table(path, (name,), table)
     return Config(
@@ -199,7 +200,7 @@ def _user_model(path: Path, keys: tuple[str, ...], table: Any) -> UserModel:
     for key, value in table.items():
         here = (*keys, key)
         if key in recipe_keys():
-            raise _wrong(path, here, f"{key} is a recipe key", f"put it below a line [{'.'.join(keys)}.defaults]")
+            raise _wrong(path, here, f"{key} is a recipe key", f"move it below a line [{'.'.join(keys)}.defaults]")
         _check_known(path, here, (*MODEL_FIELDS, "parts", "defaults"), "key")
         if key == "defaults":
             _check_table(path, here, value)
@@ -212,9 +213,9 @@ def _user_model(path: Path, keys: tuple[str, ...], table: Any) -> UserModel:
         else:
             fields[key] = value
     if "folder" in fields and "repo" in fields:
-        raise _wrong(path, (*keys, "repo"), f"{keys[-1]} has a folder and a repo", "leave one of the two away")
+        raise _wrong(path, (*keys, "repo"), f"{keys[-1]} has a folder and a repo", "remove one of the two")
     if "folder" in fields:
-        fields["folder"] = _beside(path, fields["folder"])
+        fields["folder"] = _absolute(path, fields["folder"])
     defaults = _settings(path, (*keys, "defaults"), table.get("defaults", {}), recipe_keys())
     return UserModel(path, keys, fields, parts, defaults)
 
@@ -225,12 +226,12 @@ def _parts(path: Path, keys: tuple[str, ...], table: Any) -> dict[str, str]:
         here = (*keys, part)
         _check_known(path, here, PARTS, "part")
         if type(folder) is not str or not folder:
-            raise _wrong(path, here, f"{part} is {folder!r}", f"{part} must be text: the folder that it comes from")
-    return {part: _beside(path, folder) for part, folder in table.items()}
+            raise _wrong(path, here, f"{part} is {folder!r}", f"{part} must be text: the path of its folder")
+    return {part: _absolute(path, folder) for part, folder in table.items()}
 
 
-def _beside(path: Path, folder: str) -> str:
-    """A folder, relative to the file that says so, as an absolute path."""
+def _absolute(path: Path, folder: str) -> str:
+    """Return a folder, which is relative to `path`, as an absolute path."""
     return str(path.absolute().parent / Path(folder).expanduser())
 
 
@@ -241,7 +242,7 @@ def _settings(
     for key, value in table.items():
         here = (*keys, key)
         if key in ("prompt", "label"):
-            raise _wrong(path, here, f"{key} has no default", "give it to each command")
+            raise _wrong(path, here, f"{key} cannot have a default", "give it on the command line")
         _check_known(path, here, tuple(known), "key")
         try:
             if key in GENERAL and (type(value) is not str or not value):
@@ -254,8 +255,7 @@ def _settings(
 
 def _check_known(path: Path, keys: tuple[str, ...], known: tuple[str, ...], what: str) -> None:
     if keys[-1] not in known:
-        near = difflib.get_close_matches(keys[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the {what}s here are {', '.join(known)}"
+        hint = did_you_mean(keys[-1], known, f"the {what}s here are {', '.join(known)}")
         raise _wrong(path, keys, f"unknown {what} {'.'.join(keys)!r}", hint)
 
 
@@ -269,20 +269,20 @@ def _wrong(path: Path, keys: tuple[str, ...], message: str, hint: str) -> UsageE
 
 
 def _line(path: Path, keys: tuple[str, ...]) -> int:
-    """The line of a file where `keys` first lead somewhere: that of the statement which makes its beginning say so."""
+    """Return the line of the statement that defines `keys`."""
     lines, start = path.read_text(encoding="utf-8").split("\n"), 1
     for end in range(1, len(lines) + 1):
         try:
             tables = tomllib.loads("\n".join(lines[:end]))
-        except tomllib.TOMLDecodeError:  # within a statement of several lines
+        except tomllib.TOMLDecodeError:  # inside a statement of several lines
             continue
-        if _leads(tables, keys):
+        if _has(tables, keys):
             return start
         start = end + 1
     return len(lines)
 
 
-def _leads(tables: Any, keys: tuple[str, ...]) -> bool:
+def _has(tables: Any, keys: tuple[str, ...]) -> bool:
     for key in keys:
         if not isinstance(tables, dict) or key not in tables:
             return False
@@ -291,10 +291,10 @@ def _leads(tables: Any, keys: tuple[str, ...]) -> bool:
 
 
 def settle(layers: list[Mapping[str, Setting]]) -> dict[str, Setting]:
-    """One setting a key from layers in rising order, of which the lowest has them all but the sizes.
+    """Merge layers of settings, from the lowest precedence to the highest.
 
-    Sigmas and eta go with the scheduler that they were said for: where a higher layer names one that does not take
-    them, they fall back to the lowest layer's value instead of being an error about something nobody asked for.
+    The lowest layer has every key except the sizes. Sigmas and eta belong to the scheduler they were set for: if a
+    higher layer sets a scheduler that does not support them, they get the lowest layer's value.
     """
     settled: dict[str, Setting] = {}
     rank: dict[str, int] = {}
@@ -303,7 +303,7 @@ def settle(layers: list[Mapping[str, Setting]]) -> dict[str, Setting]:
         rank |= dict.fromkeys(layer, height)
     name = settled["scheduler"].value
     row = TABLE.get(name) if isinstance(name, str) else None
-    takes = {} if row is None else {"sigmas": row.has_sigmas, "eta": row.takes_eta}
+    takes = {} if row is None else {"sigmas": len(row.sigmas) > 1, "eta": row.takes_eta}
     for key, taken in takes.items():
         if not taken and rank[key] < rank["scheduler"]:
             settled[key] = layers[0][key]
@@ -311,5 +311,5 @@ def settle(layers: list[Mapping[str, Setting]]) -> dict[str, Setting]:
 
 
 def at(settings: Mapping[str, Any], source: str) -> dict[str, Setting]:
-    """Plain values as settings of one source."""
+    """Return plain values as settings with one source."""
     return {key: Setting(value, source) for key, value in settings.items()}

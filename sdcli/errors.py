@@ -1,30 +1,30 @@
-"""Every error a user can meet, and the exit status it becomes. Imports nothing of sdcli.
+"""The errors of sdcli and their exit statuses. Imports nothing else of sdcli.
 
     SdcliError
-    ├── UsageError                2   an option or argument that cannot be
-    │   └── InvalidRecipe         2   a recipe whose parts do not fit together or its model
+    ├── UsageError                2   an invalid option or argument
+    │   └── InvalidRecipe         2   a recipe whose values are invalid together or with the model
     ├── ModelError                3
     │   ├── ModelNotFound         3   unknown name, nothing at that path, not in the local cache
     │   ├── ModelCorrupt          3   truncated, wrong shapes, missing tensors or files
-    │   └── ModelUnsafe           3   a pickle, which could run code when opened
-    ├── InputError                4   an image, mask, map or jobs file that cannot be read or does not fit
+    │   └── ModelUnsafe           3   a pickle: loading one can run code
+    ├── InputError                4   an image, mask, map or jobs file that is unreadable or does not fit
     ├── OutOfMemory               5
-    ├── InvalidPicture            6   the model produced NaN, or black by failure
+    ├── InvalidPicture            6   the model produced NaN or a black picture
     ├── JobsFailed                7   some jobs of a batch failed
-    ├── OutputError               8   the output could not be written
-    │   └── OutputExists          8   … because it is there already
-    ├── PictureDiffers            9   a replayed picture is not the same
-    └── ServerUnavailable        10   no warm process answers, or it is stopping, or of another version
-        └── ServerBusy           10   … or its line is full
+    ├── OutputError               8   the output cannot be written
+    │   └── OutputExists          8   … because it already exists
+    ├── PictureDiffers            9   a replayed picture differs
+    └── ServerUnavailable        10   the warm process does not answer, is stopping, or has another version
+        └── ServerBusy           10   … or too many requests wait
 
-Anything else that escapes is a bug in sdcli and exits 1.
+Any other exception is a bug in sdcli, with exit status 1.
 """
 
 from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """The exit statuses of every command; part of the contract with the shell."""
+    """The exit statuses of every command; part of the public interface."""
 
     OK = 0
     BUG = 1
@@ -42,7 +42,7 @@ class ExitStatus(IntEnum):
 
 
 class SdcliError(Exception):
-    """An error with a way out: `message` says what is wrong, `hint` what to do about it."""
+    """An error with a `message` that says what is wrong and a `hint` that says how to fix it."""
 
     exit_status = ExitStatus.BUG
 
@@ -53,13 +53,13 @@ class SdcliError(Exception):
 
 
 class UsageError(SdcliError):
-    """An option or argument that cannot be."""
+    """An invalid option or argument."""
 
     exit_status = ExitStatus.USAGE
 
 
 class InvalidRecipe(UsageError):
-    """A recipe whose parts do not fit together or its model; `field` is the flat key at fault."""
+    """A recipe whose values are invalid together or with the model; `field` is the wrong key."""
 
     def __init__(self, message: str, hint: str, field: str | None = None) -> None:
         super().__init__(message, hint)
@@ -77,11 +77,11 @@ class ModelNotFound(ModelError):
 
 
 class ModelCorrupt(ModelError):
-    """Model files that are truncated, of wrong shapes, or incomplete."""
+    """Model files that are truncated, incomplete, or have wrong shapes."""
 
 
 class ModelUnsafe(ModelError):
-    """A pickle, which could run code when opened."""
+    """A pickle: loading one can run code."""
 
 
 class InputError(SdcliError):
@@ -91,44 +91,44 @@ class InputError(SdcliError):
 
 
 class OutOfMemory(SdcliError):
-    """The machine has too little memory for the picture asked for."""
+    """There is not enough memory for the picture."""
 
     exit_status = ExitStatus.OUT_OF_MEMORY
 
 
 class InvalidPicture(SdcliError):
-    """The model produced NaN, or a picture black by failure."""
+    """The model produced NaN or a black picture."""
 
     exit_status = ExitStatus.INVALID_PICTURE
 
 
 class JobsFailed(SdcliError):
-    """Some jobs of a batch failed, and its other pictures are made."""
+    """Some jobs of a batch failed; the pictures of the others were made."""
 
     exit_status = ExitStatus.SOME_JOBS_FAILED
 
 
 class OutputError(SdcliError):
-    """The output could not be written."""
+    """The output cannot be written."""
 
     exit_status = ExitStatus.OUTPUT
 
 
 class OutputExists(OutputError):
-    """The output is there already."""
+    """The output already exists."""
 
 
 class PictureDiffers(SdcliError):
-    """A replayed picture is not the same."""
+    """A replayed picture differs from the original."""
 
     exit_status = ExitStatus.PICTURE_DIFFERS
 
 
 class ServerUnavailable(SdcliError):
-    """The warm process does not answer, is stopping, or is of another version."""
+    """The warm process does not answer, is stopping, or has another version."""
 
     exit_status = ExitStatus.UNAVAILABLE
 
 
 class ServerBusy(ServerUnavailable):
-    """As many pictures wait in the warm process as may."""
+    """Too many requests wait in the warm process."""

@@ -19,6 +19,8 @@ from sdcli.diffusion import pipeline
 from sdcli.errors import InvalidPicture
 from sdcli.files import images
 from sdcli.models import assemble
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
 from sdcli.planning import timings
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
@@ -302,7 +304,7 @@ def test_a_plan_counts_what_fails_and_says_what_all_takes(batch, sd15, tmp_path)
     assert [model["path"] for model in plan["models"]] == [str(sd15)]
     for line in plan["jobs"]:
         if line["status"] == "planned":
-            timings.record(Recipe.from_dict(line["recipe"] | {"device": "cpu"}), plan["models"][0]["digest"], 2)
+            timings.record(Recipe.from_dict(line["recipe"] | {"device": "cpu"}), Weights(Source(sd15)), 2)
     assert planned(batch(jobs, "--dry-run", "--json", "--device", "cpu", "--threads", 1))["seconds"] == 4
     said = batch(jobs, "--dry-run", "--device", "cpu", "--threads", 1).stdout.decode()
     assert "jobs:     2 to make, 0 cached, 2 failed\n" in said
@@ -396,8 +398,8 @@ def test_what_the_user_has_set_counts_for_jobs_too(sdcli, tmp_path, monkeypatch)
     ("variable", "value", "words"),
     [
         ("SDCLI_STEPS", "zero", "SDCLI_STEPS is 'zero'"),
-        ("SDCLI_OUTPUT", "fox-{seed}.png", "SDCLI_OUTPUT: output 'fox-{seed}.png' names single pictures"),
-        ("SDCLI_OUTPUT", "jobs", "SDCLI_OUTPUT: output 'jobs' is no directory"),
+        ("SDCLI_OUTPUT", "fox-{seed}.png", "SDCLI_OUTPUT: output 'fox-{seed}.png' is a file name"),
+        ("SDCLI_OUTPUT", "jobs", "SDCLI_OUTPUT: output 'jobs' is not a directory"),
     ],
 )
 def test_what_the_user_has_set_wrongly_is_no_job_s_fault(sdcli, tmp_path, monkeypatch, variable, value, words):
@@ -416,11 +418,11 @@ def test_no_jobs_are_done_at_once(batch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["jobs", "-o", "file"], 2, "is no directory"),
+        (["jobs", "-o", "file"], 2, "is not a directory"),
         (["jobs", "--steps", "0"], 2, "steps is 0"),
         (["jobs", "--format", "xml"], 2, "unknown format"),
         (["jobs", "--matrix", "sede=1"], 2, "did you mean 'seed'"),
-        (["jobs", "--matrix", "seed=1", "--seed", "2"], 2, "an option sets it"),
+        (["jobs", "--matrix", "seed=1", "--seed", "2"], 2, "by an option"),
         (["jobs", "-m", "no-such-model"], 3, "no model"),
         (["nothing"], 4, "cannot read nothing"),
         (["bad.csv"], 4, "unknown key"),

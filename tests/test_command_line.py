@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from sdcli import cli
 from sdcli.errors import InvalidRecipe
-from sdcli.making import delivery
-from sdcli.models import registry
-from sdcli.planning import resolve
+from sdcli.making import deliver
+from sdcli.making.request import Request
+from sdcli.models import located, registry
 from sdcli.planning.command_line import command_of, quote
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
+from tests import tiny
 
 KIT = registry.find("kit")
 PROMPTS = st.text(st.characters(exclude_categories=["C"]), max_size=30)
@@ -33,23 +34,26 @@ PLAIN = {
 
 
 def recipe(**options) -> Recipe:
-    return resolve.resolve_recipe(KIT, {"prompt": "an arctic fox", "model": "kit", "seed": 7, **options})
+    return tiny.recipe_for(KIT, {"prompt": "an arctic fox", "model": "kit", "seed": 7, **options})
 
 
 def read_back(command: str) -> list[Recipe]:
     """What `sdcli generate` would make of the command's words."""
-    orders: list[delivery.Order] = []
+    requests: list[Request] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(delivery, "deliver", orders.append)
+        patch.setattr(deliver, "deliver", requests.append)
         words = shlex.split(command)
         assert words[:2] == ["sdcli", "generate"]
         assert cli.run(words[1:]) == 0
-    return list(orders[0].recipes)
+    return list(requests[0].recipes)
 
 
 def test_only_what_is_not_the_default_is_said():
-    assert command_of([recipe()]) == "sdcli generate 'an arctic fox' -s 7"
-    said = command_of([recipe(steps=5, guidance_scale=7.0, negative_prompt="a cat", prompt_weights=False, width=128)])
+    assert command_of(located.locate(KIT), [recipe()]) == "sdcli generate 'an arctic fox' -s 7"
+    said = command_of(
+        located.locate(KIT),
+        [recipe(steps=5, guidance_scale=7.0, negative_prompt="a cat", prompt_weights=False, width=128)],
+    )
     assert said == (
         "sdcli generate 'an arctic fox' -N 'a cat' --no-prompt-weights --steps 5 --guidance-scale 7 -W 128 -s 7"
     )
@@ -61,8 +65,8 @@ def test_what_a_user_s_settings_would_change_is_said_too(tmp_path, monkeypatch):
     (tmp_path / "config.toml").write_text('[defaults]\nmodel = "sd15"\nsteps = 40\n')
     changed = recipe()
     assert (plain.sampling.steps, changed.sampling.steps) == (12, 40)
-    assert command_of([plain]) == "sdcli generate 'an arctic fox' -m kit --steps 12 -s 7"
-    assert command_of([changed]) == "sdcli generate 'an arctic fox' -m kit --steps 40 -s 7"
+    assert command_of(located.locate(KIT), [plain]) == "sdcli generate 'an arctic fox' -m kit --steps 12 -s 7"
+    assert command_of(located.locate(KIT), [changed]) == "sdcli generate 'an arctic fox' -m kit --steps 40 -s 7"
 
 
 @settings(deadline=None, max_examples=60)
@@ -84,13 +88,13 @@ def test_read_back_it_is_the_same_recipe(**options):
     except InvalidRecipe:  # numbers of steps that the model refuses
         return
     if made.condition.prompt != "-":
-        assert read_back(command_of([made])) == [made]
+        assert read_back(command_of(located.locate(KIT), [made])) == [made]
 
 
 def test_a_batch_is_said_whole():
     batch = [recipe(seed=seed, batch_size=3) for seed in (7, 8, 9)]
-    assert command_of(batch) == "sdcli generate 'an arctic fox' --batch-size 3 -s 7 -n 3"
-    assert read_back(command_of(batch)) == batch
+    assert command_of(located.locate(KIT), batch) == "sdcli generate 'an arctic fox' --batch-size 3 -s 7 -n 3"
+    assert read_back(command_of(located.locate(KIT), batch)) == batch
 
 
 @pytest.mark.parametrize("word", ["", "fox\x1b]0;x\x07", "a'b\\c\x9b", "plain", "ü\ttab'", "two\nlines"])
@@ -101,5 +105,5 @@ def test_a_shell_reads_every_word_back(word):
 
 
 def test_a_prompt_of_one_hyphen_comes_through_a_pipe():
-    said = command_of([recipe(prompt="-")])
+    said = command_of(located.locate(KIT), [recipe(prompt="-")])
     assert said.startswith("printf %s - | sdcli generate - ")

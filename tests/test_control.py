@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sdcli.errors import InputError, InvalidRecipe, ModelError, ModelNotFound
-from sdcli.files import inputs, metadata
-from sdcli.files.inputs import Inputs
-from sdcli.models import controlnets, registry
+from sdcli.files import canvas, metadata
+from sdcli.files.canvas import InitialImage
+from sdcli.models import located, registry
+from sdcli.models.addons import controlnet
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
-from sdcli.planning import remarks, resolve
+from sdcli.planning import warnings
 from sdcli.planning.command_line import command_of
 from sdcli.recipe import recipe
 from sdcli.recipe.control import Control
@@ -24,6 +25,7 @@ from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import Run
 from tests.test_light import HEAVY, modules_of
+from tests.test_synthesize import with_config
 
 FAST = ("--steps", "2", "--dtype", "float32", "--threads", "1")
 MINIMAL = {"model": "m", "prompt": "a fox", "steps": 4, "guidance_scale": 5.0, "scheduler": "ddim"}
@@ -138,8 +140,10 @@ def test_a_picture_follows_another_says_how_and_can_be_made_again(run: Run, here
     ]
     chunk = chunk_in(here / "out.png")
     assert chunk["recipe"]["control"] == ["edges=wide.png:0.8:0-0.5", "./depth=a.png"]
-    assert len(chunk["recipe"]["control_sha256"]) == len(chunk["control_digests"]) == 2
-    assert chunk["control_digests"][0] == controlnets.model_digest(Source(here / "edges"))
+    assert len(chunk["recipe"]["control_sha256"]) == 2
+    assert [each["name"] for each in chunk["addons"]] == ["edges", "./depth"]
+    digest = Source(here / "edges").sha256
+    assert chunk["addons"][0] == {"kind": "controlnet", "name": "edges", "sha256": digest}
     assert run("replay", "--verify", "out.png").lines == ["out.png"]
     assert run("info", "out.png").lines[-1].endswith("--control edges=wide.png:0.8:0-0.5 --control ./depth=a.png")
     plain = run("generate", "a fox", "-m", sd15, "-s", "3", "-W", "88", "-H", "64", "-o", "plain.png", *FAST)
@@ -191,13 +195,13 @@ def test_a_plan_names_the_controlnets(run: Run, here: Path, sd15: Path):
     done = run("generate", "x", "--dry-run", "--json", *options)
     assert done.status == 0, done.stderr
     plan = json.loads(done.stdout)
-    (beside,) = plan["controls"]
-    assert (beside["name"], beside["path"]) == ("edges", "edges")
-    assert len(beside["digest"]) == len(beside["files"][0]["sha256"]) == 64
+    (beside,) = plan["addons"]
+    assert (beside["kind"], beside["name"], beside["path"]) == ("controlnet", "edges", "edges")
+    assert len(beside["sha256"]) == len(beside["files"][0]["sha256"]) == 64
     alone = json.loads(run("generate", "x", "--dry-run", "--json", "-m", sd15).stdout)
     assert plan["memory"]["weights"] > alone["memory"]["weights"]
-    assert "controls" not in alone
-    assert "control edges:" in run("generate", "x", "--dry-run", *options).stdout.decode()
+    assert "addons" not in alone
+    assert "controlnet edges:" in run("generate", "x", "--dry-run", *options).stdout.decode()
 
 
 def test_refusals_have_two_lines_and_their_status(run: Run, here: Path, sd15: Path, tmp_path: Path):
@@ -235,21 +239,21 @@ def test_refusals_load_no_torch(here: Path, sd15: Path):
 
 def test_what_a_model_takes_is_named(nets: Path, sd15: Path, monkeypatch):
     """A fit is told from the configs; a user learns which ControlNets there are for the model, or what they must be."""
-    facts = registry.read_facts(Source(sd15))
+    model, edges = located.locate(ModelEntry("m", folder=str(sd15))), str(nets / "edges")
     with pytest.raises(InvalidRecipe) as refused:
-        controlnets.check_fit(str(nets / "edges"), SD15, facts)
+        controlnet.check_fit(edges, Source(nets / "edges"), with_config(model, SD15))
     assert "made for text of 32 features a token, and the model's is 768" in refused.value.message
     assert "SD 1.x, such as canny-sd15, depth-sd15, openpose-sd15, seg-sd15" in refused.value.hint
-    unet = json.loads((sd15 / "unet" / "config.json").read_text())
-    controlnets.check_fit(str(nets / "edges"), unet, facts)
+    controlnet.check_fit(edges, Source(nets / "edges"), model)
     for key, value in (("block_out_channels", [32, 64, 64]), ("layers_per_block", 1), ("addition_embed_type", "text")):
+        changed = with_config(model, {**model.denoiser_config, key: value})
         with pytest.raises(InvalidRecipe) as refused:
-            controlnets.check_fit(str(nets / "edges"), {**unet, key: value}, facts)
+            controlnet.check_fit(edges, Source(nets / "edges"), changed)
         assert f"{key} {value}" in refused.value.hint
 
 
 def test_latents_and_pictures_must_be_alike(tmp_path: Path, sd15: Path):
-    facts, unet = registry.read_facts(Source(sd15)), json.loads((sd15 / "unet" / "config.json").read_text())
+    model = located.locate(ModelEntry("m", folder=str(sd15)))
     for name, settings in (
         ("wide", {"in_channels": 8}),
         ("grey", {"conditioning_channels": 1}),
@@ -257,7 +261,7 @@ def test_latents_and_pictures_must_be_alike(tmp_path: Path, sd15: Path):
     ):
         tiny.make_controlnet("sd15", tmp_path / name, **settings)
         with pytest.raises(InvalidRecipe, match="it takes latents of") as refused:
-            controlnets.check_fit(str(tmp_path / name), unet, facts)
+            controlnet.check_fit(name, Source(tmp_path / name), model)
         assert "latents of 4 channels, and pictures 3 channels, 8 pixels a latent" in refused.value.hint
 
 
@@ -275,12 +279,11 @@ def test_a_name_of_the_user_s_own(run: Run, here: Path, sd15: Path):
 
 
 def test_what_does_nothing_is_remarked(sd15: Path):
-    entry = ModelEntry("m", folder=str(sd15))
-    facts = registry.facts_of(entry)
+    model = located.locate(ModelEntry("m", folder=str(sd15)))
 
     def fields(control: str) -> list[str]:
         made = Recipe.from_dict({**MINIMAL, "control": control})
-        return [each.field for each in remarks.of(entry, facts, made)]
+        return [each.field for each in warnings.find(model, made)]
 
     assert fields("a=x:0") == ["control"]
     assert fields("a=x:1:0.3-0.4") == ["control"]
@@ -297,9 +300,9 @@ def test_a1111_s_fields_name_the_controlnet():
 
 
 def test_a_recipe_is_shown_as_its_command():
-    plain = resolve.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
+    plain = tiny.recipe_for(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
     made = plain.replace(control=["canny=e.png:0.5", "depth=d d.png"])
-    assert command_of([made]) == (
+    assert command_of(located.find("kit"), [made]) == (
         "sdcli generate 'a fox' -W 256 -H 256 -s 1 --control canny=e.png:0.5 --control 'depth=d d.png'"
     )
 
@@ -307,24 +310,24 @@ def test_a_recipe_is_shown_as_its_command():
 def test_a_changed_picture_is_refused(here: Path, sd15: Path):
     said = {"prompt": "x", "model": "m", "control": f"{here}/edges={here}/a.png", "control_sha256": ["0" * 64]}
     with pytest.raises(InputError, match="another file"):
-        resolve.resolve_recipe(ModelEntry("m", folder=str(sd15)), said)
+        tiny.recipe_for(ModelEntry("m", folder=str(sd15)), said)
 
 
 def test_only_controlnets_are_found(nets: Path, sd15: Path, tmp_path: Path):
-    assert controlnets.find(str(nets / "edges")).folder == str(nets / "edges")
+    assert controlnet.find(str(nets / "edges")).folder == str(nets / "edges")
     with pytest.raises(ModelNotFound):
-        controlnets.find(str(tmp_path / "nothing"))
+        controlnet.find(str(tmp_path / "nothing"))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"_class_name": "ControlNetXSAdapter"}')
     with pytest.raises(ModelError, match="ControlNetXSAdapter"):
-        controlnets.find(str(tmp_path / "broken"))
+        controlnet.find(str(tmp_path / "broken"))
 
 
 def test_a_control_picture_lies_over_the_part_that_is_worked_on():
     picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8).repeat(3).reshape(8, 8, 3))
     mask = Image.new("L", (8, 8))
     mask.paste(255, (2, 3, 6, 7))
-    given = Inputs(Image.new("RGB", (8, 8)), mask, mask)
-    assert inputs.guide(picture, given, 0, (4, 4)).tobytes() == picture.crop((2, 3, 6, 7)).tobytes()
-    assert inputs.guide(picture, given, None, (8, 8)).tobytes() == picture.tobytes()
-    assert inputs.guide(picture, None, None, (4, 8)).size == (4, 8)
+    given = InitialImage(Image.new("RGB", (8, 8)), mask, mask)
+    assert canvas.guide(picture, given, 0, (4, 4)).tobytes() == picture.crop((2, 3, 6, 7)).tobytes()
+    assert canvas.guide(picture, given, None, (8, 8)).tobytes() == picture.tobytes()
+    assert canvas.guide(picture, None, None, (4, 8)).size == (4, 8)

@@ -26,7 +26,6 @@ CONFIG: dict[str, Any] = {
     "steps_offset": 1,
     "clip_sample": False,
     "set_alpha_to_one": True,
-    "skip_prk_steps": True,
 }
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS_CUMPROD = np.cumprod(1 - BETAS)
@@ -188,6 +187,14 @@ def test_steps_are_counted_as_asked(name, steps):
     assert len(network.calls) == {**evaluations, "pndm": steps + (steps > 1)}.get(name, steps)
 
 
+@pytest.mark.parametrize("name", ["heun", "dpm2", "dpm2-a"])
+def test_a_step_of_two_evaluations_is_reported_after_the_second(name):
+    network = Recorder()
+    evaluations: list[int] = []
+    run(name, network, context_of(), steps=5, on_step=lambda step: evaluations.append(len(network.calls)))
+    assert evaluations == [2, 4, 6, 8, 9]
+
+
 def test_a_tail_of_pndms_evaluations_counts_as_steps():
     scheduler = samplers.make("pndm", "default", CONFIG)
     scheduler.set_timesteps(4)
@@ -197,12 +204,12 @@ def test_a_tail_of_pndms_evaluations_counts_as_steps():
     assert [(step.index, step.total) for step in seen] == [(1, 2), (2, 2)]
 
 
-def test_pndm_with_its_runge_kutta_start_counts_steps():
-    seen: list[Any] = []
+@pytest.mark.parametrize("config", [{}, {"skip_prk_steps": False}, {"skip_prk_steps": True}])
+def test_pndm_is_plms_whatever_the_model_says(config):
+    """One evaluation a step and one more, as of A1111's PLMS; with Runge-Kutta there would be nine more."""
     network = Recorder()
-    run("pndm", network, context_of(), steps=5, config={**CONFIG, "skip_prk_steps": False}, on_step=seen.append)
-    assert [(step.index, step.total) for step in seen] == [(index, 5) for index in range(1, 6)]
-    assert len(network.calls) == 14
+    run("pndm", network, context_of(), steps=5, config={**CONFIG, **config})
+    assert len(network.calls) == 6
 
 
 def test_initial_latents_are_each_generators_first_noise():

@@ -9,7 +9,7 @@ import pytest
 
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.models import digest
-from sdcli.models.digest import file_sha256, model_digest
+from sdcli.models.digest import file_sha256
 from sdcli.models.source import Source
 
 HOUR_AGO = 3600
@@ -42,30 +42,30 @@ def old(path: Path, data: bytes) -> Path:
 def test_of_a_folder_it_is_what_sha256sum_says(model):
     command = "find . -type f -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum"
     done = subprocess.run(["sh", "-c", command], cwd=model, capture_output=True, text=True, check=True)
-    assert model_digest(Source(model)) == done.stdout.split()[0]
+    assert Source(model).sha256 == done.stdout.split()[0]
 
 
 def test_of_a_file_it_is_the_file_s(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
-    assert model_digest(Source(file)) == hashlib.sha256(b"weights").hexdigest()
+    assert Source(file).sha256 == hashlib.sha256(b"weights").hexdigest()
 
 
 def test_it_changes_with_a_weight_a_config_and_a_name_and_with_nothing_else(model, tmp_path):
-    first = model_digest(Source(model))
+    first = Source(model).sha256
     (model / "README.md").write_text("words")
     (model / "unet" / "old.bin").write_text("a pickle")
     (model / "safety_checker").mkdir()
     (model / "safety_checker" / "model.safetensors").write_text("not in use")
     moved = model.rename(tmp_path / "elsewhere")
-    assert model_digest(Source(moved)) == first
+    assert Source(moved).sha256 == first
     seen = {first}
     (moved / "unet" / "model.safetensors").write_text("other weights")
-    seen.add(model_digest(Source(moved)))
+    seen.add(Source(moved).sha256)
     (moved / "unet" / "config.json").write_text("other config")
-    seen.add(model_digest(Source(moved)))
+    seen.add(Source(moved).sha256)
     (moved / "unet" / "config.json").rename(moved / "unet" / "other.json")
-    seen.add(model_digest(Source(moved)))
+    seen.add(Source(moved).sha256)
     assert len(seen) == 4
 
 
@@ -109,11 +109,11 @@ def test_without_a_place_for_the_cache_it_works_all_the_same(tmp_path, monkeypat
 
 def test_what_is_not_there_and_what_cannot_be_read(model, monkeypatch):
     with pytest.raises(ModelNotFound):
-        model_digest(Source(model / "nothing"))
+        _ = Source(model / "nothing").sha256
 
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(digest, "_hash", refuse)
     with pytest.raises(ModelCorrupt, match="Permission denied"):
-        model_digest(Source(model))
+        _ = Source(model).sha256

@@ -1,8 +1,6 @@
-"""docs/reference.md says what the program says. `python -m tests.test_docs` writes it anew."""
+"""docs/reference.md has the help texts of the program. `python -m tests.test_docs` updates it."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import typer
 
 from sdcli import cli, errors
 from sdcli.recipe import schedulers
-from tests.conftest import clean_environment
+from tests.shell import call
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -20,12 +18,8 @@ TABLE = re.compile(r"(?<=<!-- schedulers -->\n)(.*?)(?=\n\n|\Z)", re.DOTALL)
 
 
 def help_text(command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "sdcli", *command.split()[1:], "--help"],
-        capture_output=True,
-        check=True,
-        env=clean_environment(ROOT) | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-    )
+    done = call(*command.split()[1:], "--help", home=ROOT, env={"COLUMNS": "100"})
+    assert done.status == 0, done.stderr
     return "\n".join(line.rstrip() for line in done.stdout.decode().strip().splitlines()) + "\n"
 
 
@@ -47,7 +41,7 @@ def scheduler_table() -> str:
         row = schedulers.TABLE[name]
         facts = (
             row.class_name,
-            yes(row.has_sigmas),
+            yes(len(row.sigmas) > 1),
             yes(row.takes_eta),
             "itself" if row.zero_snr else "rescaled betas",
         )
@@ -67,9 +61,25 @@ def test_the_reference_says_what_the_program_says():
     assert written(text) == text, "docs/reference.md is stale: run python -m tests.test_docs"
 
 
-def test_the_readme_lists_every_exit_status_in_use():
-    readme = (ROOT / "README.md").read_text()
-    listed = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", readme, re.MULTILINE) for number in row.split(",")}
+def test_help_groups_the_commands_and_shows_no_type_of_a_flag():
+    text = REFERENCE.read_text()
+    groups = re.findall(r"^([A-Z][a-z ]+):$", help_text("sdcli"), re.MULTILINE)
+    assert groups == [
+        "Make pictures",
+        "Edit pictures",
+        "Work with files",
+        "Manage models",
+        "Train models",
+        "Settings",
+        "Options",
+    ]
+    assert "<bool>" not in text
+    assert "--[no-]prompt-weights " in text
+
+
+def test_the_documentation_lists_every_exit_status_in_use():
+    text = (ROOT / "docs" / "scripts.md").read_text()
+    listed = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE) for number in row.split(",")}
     assert listed == set(errors.ExitStatus)
 
 

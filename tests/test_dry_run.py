@@ -12,11 +12,13 @@ from transformers import CLIPTokenizer
 from sdcli import cli
 from sdcli.errors import InvalidRecipe, ModelCorrupt, OutputError, SdcliError
 from sdcli.files import outputs
-from sdcli.models import digest, registry
+from sdcli.models import located, registry
 from sdcli.models.source import Source
-from sdcli.planning import dry_run, resolve, timings
+from sdcli.models.weights import Weights
+from sdcli.planning import dry_run, timings
 from tests import tiny
 
+OTHER = Weights(registry.locate(registry.find("kit-inpaint")))
 LIKELY = {"device": "cpu", "dtype": "float32"}
 
 
@@ -30,7 +32,7 @@ def in_an_empty_directory(tmp_path, monkeypatch):
 def recipe(folder: Path, **options):
     entry = registry.find(str(folder))
     options = {"prompt": "arctic fox", "model": str(folder), "seed": 7, **options}
-    return entry, resolve.resolve_recipe(entry, options)
+    return located.locate(entry), tiny.recipe_for(entry, options)
 
 
 def test_a_plan_on_the_shell(capfd, sd15):
@@ -41,7 +43,7 @@ def test_a_plan_on_the_shell(capfd, sd15):
     assert (plan["status"], plan["error"], plan["seeds"]) == ("planned", None, [7, 8])
     assert plan["paths"] == ["out/a-fox-7.png", "out/a-fox-8.png"]
     assert plan["recipe"]["prompt"] == "a fox"
-    assert plan["model"]["digest"] == digest.model_digest(Source(sd15))
+    assert plan["model"]["digest"] == Source(sd15).sha256
     assert plan["seconds"] is None
     assert plan["warnings"] == ["negative_prompt has no effect: guidance is off"]
     assert err == "warning: negative_prompt has no effect: guidance is off\n"
@@ -55,7 +57,7 @@ def test_a_plan_on_the_shell(capfd, sd15):
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_files_and_weights_are_those_on_disk(family, tmp_path):
     folder = tiny.make_folder(family, tmp_path / "model")
-    parts = dry_run.find_parts(Source(folder))
+    parts = dry_run.find_parts(Weights(Source(folder)))
     assert set(parts.files) == set(folder.rglob("*.safetensors"))
     counted = 0
     for file in parts.files:
@@ -70,7 +72,7 @@ def test_files_and_weights_are_those_on_disk(family, tmp_path):
 
 
 def test_the_decoder_s_memory_grows_with_the_area_and_the_batch(sd15):
-    parts = dry_run.find_parts(Source(sd15))
+    parts = dry_run.find_parts(Weights(Source(sd15)))
 
     def activations(**options) -> int:
         return dry_run.estimate_memory(parts, recipe(sd15, **options)[1], LIKELY)["activations"]
@@ -88,7 +90,7 @@ def test_tokens_are_transformers_own(sd15, prompt):
     theirs = CLIPTokenizer.from_pretrained(sd15 / "tokenizer")(plain, add_special_tokens=False)["input_ids"]
     said = dry_run.count_tokens(Source(sd15), of)
     assert said["prompt"] == len(theirs)
-    assert said["windows"] == (2 if len(theirs) > 75 or "BREAK" in prompt else 1)
+    assert said["chunks"] == (2 if len(theirs) > 75 or "BREAK" in prompt else 1)
 
 
 def refusal(function, *arguments, **options) -> SdcliError:
@@ -128,33 +130,33 @@ def test_a_broken_file_of_weights_is_found(sd15, tmp_path):
     broken = shutil.copytree(sd15, tmp_path / "broken")
     weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    entry, of = recipe(broken)
-    assert isinstance(refusal(dry_run.plan, entry, [of], None), ModelCorrupt)
+    model, of = recipe(broken)
+    assert isinstance(refusal(dry_run.plan, "m", Weights(model.source), [of], None), ModelCorrupt)
 
 
 def test_options_that_only_the_model_can_refuse_are_refused(sd15):
     for options in ({"clip_skip": 4}, {"device": "mps"}):
-        entry, of = recipe(sd15, **options)
-        assert isinstance(refusal(dry_run.plan, entry, [of], None), InvalidRecipe)
+        model, of = recipe(sd15, **options)
+        assert isinstance(refusal(dry_run.plan, "m", Weights(model.source), [of], None), InvalidRecipe)
 
 
 def test_a_time_is_one_measured_here_or_none(sd15):
-    entry, of = recipe(sd15, dtype="float32", device="cpu", threads=1)
-    model = digest.model_digest(Source(sd15))
+    model, of = recipe(sd15, dtype="float32", device="cpu", threads=1)
+    weights = Weights(model.source)
 
     def seconds(**options):
-        return dry_run.plan(entry, [of.replace(**options)] * 3, None)["seconds"]
+        return dry_run.plan("m", weights, [of.replace(**options)] * 3, None)["seconds"]
 
     assert seconds() is None
-    timings.record(of, model, 0.05)  # too short to matter
+    timings.record(of, weights, 0.05)  # too short to matter
     assert seconds() is None
-    timings.record(of, model, 9.0)
-    timings.record(of, model, 2.5)
+    timings.record(of, weights, 9.0)
+    timings.record(of, weights, 2.5)
     assert seconds() == 7.5
     assert seconds(seed=9, prompt="owl", device="auto", threads=0) == 7.5
     for other in ({"width": 128}, {"steps": 3}, {"scheduler": "ddim"}, {"guidance_scale": 1.0}, {"dtype": "bfloat16"}):
         assert seconds(**other) is None
-    assert timings.recall(of, "another model") is None
+    assert timings.recall(of, OTHER) is None
     with (Path().parent / "../cache/sdcli/timings.jsonl").open("a") as file:
         file.write('{"broken\n[]\n')
     assert seconds() == 7.5
@@ -163,15 +165,15 @@ def test_a_time_is_one_measured_here_or_none(sd15):
 def test_times_do_not_grow_without_end(sd15):
     _, of = recipe(sd15, dtype="float32", device="cpu", threads=1)
     for seconds in range(1, 2500):
-        timings.record(of, "m" * 64, seconds)
+        timings.record(of, OTHER, seconds)
     file = Path().parent / "../cache/sdcli/timings.jsonl"
     assert file.stat().st_size < timings.MAX_BYTES + 1000
-    assert timings.recall(of, "m" * 64) == 2499
+    assert timings.recall(of, OTHER) == 2499
     assert [each.name for each in file.parent.iterdir()] == ["timings.jsonl"]
 
 
 def test_a_picture_that_starts_from_another_takes_a_time_of_its_own(sd15):
     _, of = recipe(sd15, dtype="float32", device="cpu", threads=1, steps=10)
-    timings.record(of.replace(image="i.png", strength=0.3), "m", 3)
-    assert timings.recall(of, "m") is None
-    assert timings.recall(of.replace(image="j.png", strength=0.3), "m") == 3
+    timings.record(of.replace(image="i.png", strength=0.3), OTHER, 3)
+    assert timings.recall(of, OTHER) is None
+    assert timings.recall(of.replace(image="j.png", strength=0.3), OTHER) == 3

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sdcli.errors import InputError, InvalidRecipe
-from sdcli.models import registry
+from sdcli.models import located, registry
 from sdcli.models.registry import ModelEntry
-from sdcli.planning import resolve
 from sdcli.planning.command_line import command_of
 from sdcli.recipe import checks, recipe
 from sdcli.recipe.recipe import Recipe
@@ -61,7 +60,7 @@ def test_inpaint_returns_what_is_not_masked_to_the_bit(run: Run, sd15: Path, pho
     said = recipe_in(tmp_path / "out.png")
     assert (said["image"], said["mask_image"], said["strength"]) == ("photo.png", "mask.png", 1.0)
     assert (said["width"], said["height"]) == (72, 64)
-    again = resolve.resolve_recipe(
+    again = tiny.recipe_for(
         ModelEntry("m", folder=str(sd15)),
         {**said, "image": str(tmp_path / "photo.png"), "mask_image": str(tmp_path / "mask.png")},
     )
@@ -163,8 +162,10 @@ def test_a_strength_that_the_hint_names_is_taken():
     ],
 )
 def test_a_recipe_is_shown_as_its_command(said, command):
-    plain = resolve.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
-    shown = command_of([plain.replace(image="i.png", image_sha256="0" * 64, width=64, height=64, **said)])
+    plain = tiny.recipe_for(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
+    shown = command_of(
+        located.find("kit"), [plain.replace(image="i.png", image_sha256="0" * 64, width=64, height=64, **said)]
+    )
     assert shown == command
 
 
@@ -187,7 +188,7 @@ def test_u_nets_take_what_they_take(tmp_path: Path, photo):
     nine = ModelEntry("nine", folder=str(tiny.make_folder("sd15", tmp_path / "nine", in_channels=9)))
     for said in ({}, {"image": str(tmp_path / "photo.png")}):
         with pytest.raises(InvalidRecipe, match="mask and a masked image") as refused:
-            resolve.resolve_recipe(nine, {"prompt": "x", "model": "nine", **said})
+            tiny.recipe_for(nine, {"prompt": "x", "model": "nine", **said})
         assert "sdcli inpaint" in refused.value.hint
     with pytest.raises(InvalidRecipe, match="8 channels, 4 beside"):
         checks.check_channels(8, 4, masked=True)
@@ -196,4 +197,4 @@ def test_u_nets_take_what_they_take(tmp_path: Path, photo):
 def test_a_changed_image_is_not_taken_for_the_recipe_s(photo, sd15: Path, tmp_path: Path):
     said = {"prompt": "x", "model": "m", "image": str(tmp_path / "photo.png"), "image_sha256": "0" * 64}
     with pytest.raises(InputError, match="another file"):
-        resolve.resolve_recipe(ModelEntry("m", folder=str(sd15)), said)
+        tiny.recipe_for(ModelEntry("m", folder=str(sd15)), said)

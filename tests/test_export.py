@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from sdcli.diffusion import pipeline
 from sdcli.errors import OutputError, OutputExists
 from sdcli.files import folders
+from sdcli.files.canvas import InitialImage
 from sdcli.files.inputs import Inputs
 from sdcli.models import export, loading, registry
-from sdcli.models.digest import model_digest
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import Recipe
 from tests import exported, original, tiny
@@ -44,12 +44,12 @@ def ours(source: Source) -> torch.Tensor:
     model = loading.load(source, name="x", device=torch.device("cpu"), dtype=torch.float32)
     scheduler = {"DDIMScheduler": "ddim", "PNDMScheduler": "pndm", "EulerDiscreteScheduler": "euler"}
     flat = {**exported.ASKED, "scheduler": scheduler[model.scheduler_config["_class_name"]], "seed": exported.SEED}
-    given = None
+    inputs = Inputs()
     if model.concat_channels:
-        given = Inputs(exported.picture(), exported.mask(), exported.mask())
+        inputs = Inputs(InitialImage(exported.picture(), exported.mask(), exported.mask()))
         flat |= {"image": "given", "mask_image": "given", "strength": 1.0}
     flat |= {"model": "x", "width": exported.SIZE, "height": exported.SIZE}
-    return pipeline.sample(model, [Recipe.from_dict(flat)], given=given)
+    return pipeline.sample(model, [Recipe.from_dict(flat)], inputs=inputs)
 
 
 def assert_same(source: Source, folder: Path, pipeline_name: str) -> None:
@@ -178,7 +178,7 @@ def test_on_the_shell(run: Run, sd15, tmp_path):
         "name": str(sd15),
         "path": "out",
         "pipeline": "StableDiffusionPipeline",
-        "digest": model_digest(Source(tmp_path / "empty")),
+        "digest": Source(tmp_path / "empty").sha256,
         "files": 12,
         "bytes": sum(each.stat().st_size for each in (tmp_path / "out").rglob("*") if each.is_file()),
     }

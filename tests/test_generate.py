@@ -47,8 +47,8 @@ def test_stdout_is_exactly_the_path(run, sd15, tmp_path):
 def test_libraries_that_print_and_warn_do_not_reach_stdout(sd15, tmp_path):
     noisy = """
 import os, subprocess, sys, warnings
-from sdcli.making import delivery
-quiet = delivery.prepare_libraries
+from sdcli.making import deliver
+quiet = deliver.prepare_libraries
 def noisy():
     quiet()
     from sdcli.models import assemble
@@ -61,7 +61,7 @@ def noisy():
         warnings.warn("a warning")
         return load(*args, **kwargs)
     assemble.load = loud
-delivery.prepare_libraries = noisy
+deliver.prepare_libraries = noisy
 from sdcli.__main__ import main
 main()
 """

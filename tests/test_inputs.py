@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from sdcli.errors import InputError
-from sdcli.files import inputs
-from sdcli.recipe.recipe import Initial
+from sdcli.files import canvas, inputs, pictures
+from sdcli.recipe.recipe import Initial, Layout
 
 HOME = (256, 256)
+TAKES: Any = {"latent_channels": 4, "scaling_factor": 0.18215}
 
 
 def noise(width: int, height: int, bands: int = 3, seed: int = 0) -> np.ndarray:
@@ -28,8 +30,10 @@ def save(path: Path, pixels: np.ndarray) -> str:
     return str(path)
 
 
-def read(path: Path | str, **initial: object) -> inputs.Inputs:
-    return inputs.read(Initial(image=str(path), **initial))  # type: ignore[arg-type]
+def read(path: Path | str, **initial: object) -> canvas.InitialImage:
+    found = inputs.read(Initial(image=str(path), **initial), Layout(), **TAKES).image  # type: ignore[arg-type]
+    assert found is not None
+    return found
 
 
 @st.composite
@@ -55,12 +59,12 @@ def test_nothing_changes_where_the_mask_is_zero(data):
     initial = Initial(image="x", mask_image="m", mask_blur=blur)
     if blur and not np.asarray(mask.filter(ImageFilter.GaussianBlur(blur))).any():
         with pytest.raises(InputError, match="no part of it is left"):
-            inputs.prepare(Image.fromarray(before), mask, initial)
+            canvas.prepare(Image.fromarray(before), mask, initial)
         return
-    given_ = inputs.prepare(Image.fromarray(before), mask, initial)
-    asked = inputs.complete(given_, {"padding": padding}, HOME, 8)
+    given_ = canvas.prepare(Image.fromarray(before), mask, initial)
+    asked = canvas.complete(given_, {"padding": padding}, HOME, 8)
     picture = Image.fromarray(noise(asked["width"], asked["height"], seed=1))
-    after = np.asarray(inputs.put_back(picture, given_, padding))
+    after = np.asarray(canvas.put_back(picture, given_, padding))
     outside = np.asarray(given_.mask) == 0
     assert after.shape == before.shape
     assert (after == before)[outside].all()
@@ -73,21 +77,21 @@ def test_a_mask_that_softening_leaves_nothing_of_is_refused():
     mask.putpixel((30, 30), 255)
     initial = Initial(image="x", mask_image="m", mask_blur=20.0)
     with pytest.raises(InputError, match="softened by 20 pixels, no part of it is left") as refused:
-        inputs.prepare(mask.convert("RGB"), mask, initial)
+        canvas.prepare(mask.convert("RGB"), mask, initial)
     assert "--mask-blur" in refused.value.hint
 
 
 def test_what_is_fully_masked_is_the_picture():
     image, picture = Image.fromarray(noise(30, 20)), Image.fromarray(noise(30, 20, seed=1))
     mask = Image.new("L", (30, 20), 255)
-    assert inputs.put_back(picture, inputs.Inputs(image, mask, mask), None).tobytes() == picture.tobytes()
+    assert canvas.put_back(picture, canvas.InitialImage(image, mask, mask), None).tobytes() == picture.tobytes()
 
 
 def test_colours_mix_by_their_opacity():
     """Half of an opaque red over transparent green is a half-opaque pure red."""
     image = Image.new("RGBA", (1, 1), (0, 255, 0, 0))
     mask = Image.new("L", (1, 1), 128)
-    mixed = inputs.put_back(Image.new("RGB", (1, 1), "red"), inputs.Inputs(image, mask, mask), None)
+    mixed = canvas.put_back(Image.new("RGB", (1, 1), "red"), canvas.InitialImage(image, mask, mask), None)
     assert mixed.getpixel((0, 0)) == (255, 0, 0, 128)
 
 
@@ -219,7 +223,7 @@ def test_alpha_is_a_mask_of_what_is_transparent(tmp_path):
 
 def test_borders_mirror_the_image_and_are_repainted():
     pixels = noise(5, 4)
-    extended, mask = inputs.extend(Image.fromarray(pixels), (3, 1, 12, 0))
+    extended, mask = canvas.extend(Image.fromarray(pixels), (3, 1, 12, 0))
     after = np.asarray(extended)
     assert extended.size == mask.size == (20, 5)
     assert (after[1:, 3:8] == pixels).all()
@@ -230,7 +234,7 @@ def test_borders_mirror_the_image_and_are_repainted():
 
 def test_the_size_that_is_worked_on():
     def size(wide: int, high: int, **asked: int) -> tuple[int, int]:
-        done = inputs.complete(inputs.Inputs(Image.new("RGB", (wide, high))), asked, HOME, 8)
+        done = canvas.complete(canvas.InitialImage(Image.new("RGB", (wide, high))), asked, HOME, 8)
         return done["width"], done["height"]
 
     assert size(256, 256) == (256, 256)
@@ -247,7 +251,7 @@ def test_the_size_that_is_worked_on():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_sizes_are_valid_and_near_the_home_area(width, height):
-    done = inputs.complete(inputs.Inputs(Image.new("L", (width, height))), {}, HOME, 8)
+    done = canvas.complete(canvas.InitialImage(Image.new("L", (width, height))), {}, HOME, 8)
     assert done["width"] % 8 == done["height"] % 8 == 0
     assert min(done["width"], done["height"]) >= 64
     if 0.25 < width / height < 4:
@@ -257,11 +261,11 @@ def test_sizes_are_valid_and_near_the_home_area(width, height):
 def test_padding_works_on_the_masked_part_alone():
     mask = Image.new("L", (800, 600))
     mask.paste(255, (100, 200, 150, 250))
-    given_ = inputs.Inputs(Image.new("RGB", (800, 600)), mask, mask)
-    assert inputs.box(given_, 10) == (90, 190, 160, 260)
-    assert inputs.box(given_, 150) == (0, 50, 300, 400)
-    assert inputs.box(given_, None) == (0, 0, 800, 600)
-    done = inputs.complete(given_, {"padding": 10}, HOME, 8)
+    given_ = canvas.InitialImage(Image.new("RGB", (800, 600)), mask, mask)
+    assert canvas.box(given_, 10) == (90, 190, 160, 260)
+    assert canvas.box(given_, 150) == (0, 50, 300, 400)
+    assert canvas.box(given_, None) == (0, 0, 800, 600)
+    done = canvas.complete(given_, {"padding": 10}, HOME, 8)
     assert (done["width"], done["height"]) == (256, 256)
 
 
@@ -278,22 +282,22 @@ def test_padding_works_on_the_masked_part_alone():
 def test_a_thin_part_is_worked_on_at_a_shape_that_models_know(line, box):
     mask = Image.new("L", (800, 600))
     mask.paste(255, line)
-    given_ = inputs.Inputs(Image.new("RGB", (800, 600)), mask, mask)
-    assert inputs.box(given_, 0) == box
-    done = inputs.complete(given_, {"padding": 0}, HOME, 8)
+    given_ = canvas.InitialImage(Image.new("RGB", (800, 600)), mask, mask)
+    assert canvas.box(given_, 0) == box
+    done = canvas.complete(given_, {"padding": 0}, HOME, 8)
     assert 0.5 <= done["width"] / done["height"] <= 2
     assert done["width"] * done["height"] <= 1.1 * 256 * 256
 
 
 def test_a_part_cannot_be_wider_than_the_image():
     mask = Image.new("L", (300, 20), 255)
-    assert inputs.box(inputs.Inputs(mask.convert("RGB"), mask, mask), 5) == (0, 0, 300, 20)
+    assert canvas.box(canvas.InitialImage(mask.convert("RGB"), mask, mask), 5) == (0, 0, 300, 20)
 
 
 def test_a_thin_line_still_repaints_its_cells():
     mask = Image.new("L", (64, 64))
     mask.paste(255, (9, 0, 10, 64))
-    cells = np.asarray(inputs.working_mask(inputs.Inputs(mask.convert("RGB"), mask, mask), None, (64, 64), 8))
+    cells = np.asarray(canvas.working_mask(canvas.InitialImage(mask.convert("RGB"), mask, mask), None, (64, 64), 8))
     assert (cells[:, 8:16] == 255).all()
     assert (cells == 255).sum() == 64 * 8
     assert set(np.unique(cells)) == {0, 255}
@@ -301,9 +305,9 @@ def test_a_thin_line_still_repaints_its_cells():
 
 def test_transparent_pixels_are_seen_white():
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert inputs.working(inputs.Inputs(image), None, (8, 8)).getpixel((0, 0)) == (255, 255, 255)
+    assert canvas.working(canvas.InitialImage(image), None, (8, 8)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_mask_s_own_transparency_is_black():
-    assert inputs.mask_of(Image.new("RGBA", (1, 1), (255, 255, 255, 0))).getpixel((0, 0)) == 0
-    assert inputs.mask_of(Image.new("RGBA", (1, 1), (255, 255, 255, 255))).getpixel((0, 0)) == 255
+    assert pictures.mask_of(Image.new("RGBA", (1, 1), (255, 255, 255, 0))).getpixel((0, 0)) == 0
+    assert pictures.mask_of(Image.new("RGBA", (1, 1), (255, 255, 255, 255))).getpixel((0, 0)) == 255

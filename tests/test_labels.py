@@ -15,7 +15,6 @@ from sdcli.files import metadata, outputs
 from sdcli.models import families, labels, registry
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
-from sdcli.planning import resolve
 from sdcli.recipe.labels import Labels
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
@@ -101,7 +100,7 @@ def test_latents_of_a_class_start_a_picture_of_their_size(run: Run, dit: Path, l
     for model, shape in ((dit, (1, 4, 8, 8)), (ldm, (1, 3, 16, 16))):
         save_file({"latents": torch.randn(shape)}, tmp_path / "z.safetensors")
         said = {"label": "279", "model": "m", "init_latents": str(tmp_path / "z.safetensors")}
-        made = resolve.resolve_recipe(ModelEntry("m", folder=str(model)), said)
+        made = tiny.recipe_for(ModelEntry("m", folder=str(model)), said)
         assert (made.width, made.height) == (64, 64)
     save_file({"latents": torch.randn((1, 4, 8, 8))}, tmp_path / "z.safetensors")
     done = run("generate", "--label", "279", "-m", dit, "--init-latents", "z.safetensors", "--json", *FAST)
@@ -182,24 +181,24 @@ def test_the_a1111_chunk_has_a_label_and_no_prompt():
 def test_what_a_model_takes_is_read_from_its_configs(make, tmp_path, sd15):
     """Whatever its folder is called."""
     entry = ModelEntry("sd15", folder=str(make(tmp_path / "sd15")))
-    recipe = resolve.resolve_recipe(entry, {"model": "m", "label": "279"})
+    recipe = tiny.recipe_for(entry, {"model": "m", "label": "279"})
     assert (recipe.condition.label, recipe.width, recipe.height) == ("Arctic fox", 64, 64)
     with pytest.raises(InvalidRecipe, match="takes a class label, and no text") as caught:
-        resolve.resolve_recipe(entry, {"model": "m", "prompt": "a fox"})
+        tiny.recipe_for(entry, {"model": "m", "prompt": "a fox"})
     assert "--label 'Arctic fox'" in caught.value.hint
     with pytest.raises(InvalidRecipe, match="takes a text, and no label"):
-        resolve.resolve_recipe(ModelEntry("ldm-imagenet", folder=str(sd15)), {"model": "m", "label": "279"})
+        tiny.recipe_for(ModelEntry("ldm-imagenet", folder=str(sd15)), {"model": "m", "label": "279"})
 
 
 def test_a_transformer_makes_squares_of_whole_patches(dit):
     entry = ModelEntry("dit", folder=str(dit))
     said = {"model": "m", "label": "279"}
     with pytest.raises(InvalidRecipe, match="makes squares only") as caught:
-        resolve.resolve_recipe(entry, {**said, "width": 128})
+        tiny.recipe_for(entry, {**said, "width": 128})
     assert "64×64 and 128×128" in caught.value.hint
     with pytest.raises(InvalidRecipe, match="multiples of 16 pixels"):
-        resolve.resolve_recipe(entry, {**said, "width": 72, "height": 72})
-    assert resolve.resolve_recipe(entry, {**said, "width": 128, "height": 128}).width == 128
+        tiny.recipe_for(entry, {**said, "width": 72, "height": 72})
+    assert tiny.recipe_for(entry, {**said, "width": 128, "height": 128}).width == 128
 
 
 def recipe_in(path: Path) -> dict[str, object]:

@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from sdcli import cli
 from sdcli.diffusion import autoencode, pipeline
 from sdcli.errors import InputError
-from sdcli.files import inputs, latent_files
+from sdcli.files import latent_files, pictures
 from sdcli.models import assemble, loading, registry
-from sdcli.models.digest import model_digest
 from sdcli.models.source import Source
-from sdcli.planning import resolve
+from tests import tiny
 from tests.conftest import Run
 from tests.test_light import HEAVY, modules_of
 
@@ -37,7 +36,7 @@ def test_there_and_back_on_the_shell(run: Run, sd15, tmp_path):
     with safe_open(tmp_path / "z.safetensors", framework="pt") as opened:
         z, said = opened.get_tensor("latents"), opened.metadata()
     assert (tuple(z.shape), z.dtype) == ((1, 4, 16, 8), torch.float32)
-    assert said == {"model": str(sd15), "model_digest": model_digest(Source(sd15)), "scaling_factor": "0.18215"}
+    assert said == {"model": str(sd15), "model_digest": Source(sd15).sha256, "scaling_factor": "0.18215"}
     back = run("decode", "z.safetensors", "-m", sd15, "--json", "--quiet", "--dtype", "float32")
     line = json.loads(back.stdout)
     assert back.stderr == ""
@@ -110,9 +109,9 @@ def test_what_is_no_file_of_latents_is_refused(tmp_path):
 )
 def test_a_picture_of_no_whole_latents_is_refused_with_the_nearest_sizes(size, hint):
     with pytest.raises(InputError, match=f"x is {size[0]}×{size[1]}") as caught:
-        inputs.check_whole(Image.new("RGB", size), 8, "x")
+        pictures.check_whole(Image.new("RGB", size), 8, "x")
     assert caught.value.hint.endswith(hint)
-    inputs.check_whole(Image.new("RGB", (64, 72)), 8, "x")
+    pictures.check_whole(Image.new("RGB", (64, 72)), 8, "x")
 
 
 def test_what_does_not_fit_is_refused_before_torch(sd15, tmp_path):
@@ -126,7 +125,7 @@ def test_kit_keeps_its_own_pictures(tmp_path):
     """decode(encode(x)) of a picture that kit has drawn, at 30 dB or more."""
     model = loading.load(KIT, name="kit", device=torch.device("cpu"), dtype=torch.float32)
     flat = {"model": "kit", "prompt": "arctic fox", "seed": 7, "steps": 8}
-    recipe = resolve.resolve_recipe(registry.find("kit"), flat, user=False)
+    recipe = tiny.recipe_for(registry.find("kit"), flat, user=False)
     picture = pipeline.run(model, [recipe])[0].image
     z = autoencode.encode_picture(model, picture)
     (tmp_path / "z.safetensors").write_bytes(

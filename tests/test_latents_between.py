@@ -19,7 +19,7 @@ from sdcli.diffusion import pipeline
 from sdcli.errors import InputError, InvalidRecipe
 from sdcli.files import latent_files
 from sdcli.recipe.recipe import Recipe
-from tests import pairs
+from tests import pairs, tiny
 
 FOX = ("arctic fox", "--steps", "2", "-s", "7", "--quiet", "--threads", "1")
 FLAT = {"model": "tiny", "prompt": "a fox", "steps": 4, "guidance_scale": 5.0, "scheduler": "ddim", "seed": 7} | {
@@ -153,8 +153,9 @@ def test_latents_start_as_diffusers_own_do(pair, tmp_path, scheduler, strength):
     said = {"init_latents": str(tmp_path / "z.safetensors"), "strength": strength}
     recipe = Recipe.from_dict({**FLAT, **said, "scheduler": scheduler})
     with torch.inference_mode():
-        ours = pipeline.sample(made.model, [recipe])
-        twice = pipeline.sample(made.model, [recipe, recipe.replace(seed=8)])
+        inputs = tiny.inputs_of(made.model, recipe)
+        ours = pipeline.sample(made.model, [recipe], inputs=inputs)
+        twice = pipeline.sample(made.model, [recipe, recipe.replace(seed=8)], inputs=inputs)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(twice[:1], expected, rtol=0, atol=1e-4)
 

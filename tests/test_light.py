@@ -33,51 +33,85 @@ def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[st
     return set(report["modules"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        (["--help"], 0),
-        (["--version"], 0),
-        (["generate", "--help"], 0),
-        (["batch", "--help"], 0),
-        (["info", "--help"], 0),
-        (["replay", "--help"], 0),
-        (["replay"], 2),
-        (["serve", "--help"], 0),
-        (["serve"], 2),
-        (["train", "--help"], 0),
-        (["train", "text-to-image", "--help"], 0),
-        (["train", "inpaint", "--out", "run"], 2),
-        (["train", "autoencoder", "--out", "run", "--data", "none"], 4),
-        (["train", "semantic", "--out", "run", "--from", "none"], 3),
-        (["train", "export", "none", "--to", "model"], 3),
-        (["models", "--help"], 0),
-        (["models", "list"], 0),
-        (["models", "list", "--json"], 0),
-        (["models", "show", "kit"], 0),
-        (["models", "show", "sd15", "--json"], 0),
-        (["models", "pull", "--help"], 0),
-        (["models", "add", "x", "somebody/some-model"], 0),
-        (["models", "export", "kit", "."], 8),
-        (["encode", "x.png", "-o", "no/such/directory/z.safetensors"], 8),
-        (["decode", "--help"], 0),
-        (["models", "rm", "sd15"], 3),
-        (["models", "verify", "kit"], 2),
-        (["config", "show"], 0),
-        (["config", "show", "--json", "-m", "sd15"], 0),
-        (["config", "path"], 0),
-        (["--config", "none.toml", "generate", "x"], 2),
-        (["generate", "x", "--steps", "0"], 2),
-        (["generate", "x", "--no-such-option"], 2),
-        (["generate", "x", "-W", "250"], 2),
-        (["generate", "x", "-m", "sd15"], 3),
-        (["generate", "x", "-o", "no/such/directory/x.png"], 8),
-        (["generate"], 2),
-        (["nonsense"], 2),
-    ],
-)
-def test_answers_and_refusals_import_nothing_heavy(arguments, status, tmp_path):
-    assert not modules_of(arguments, tmp_path, status) & HEAVY
+LIGHT: list[tuple[list[str], int]] = [
+    (["--help"], 0),
+    (["--version"], 0),
+    (["generate", "--help"], 0),
+    (["batch", "--help"], 0),
+    (["info", "--help"], 0),
+    (["replay", "--help"], 0),
+    (["replay"], 2),
+    (["serve", "--help"], 0),
+    (["serve"], 2),
+    (["train", "--help"], 0),
+    (["train", "text-to-image", "--help"], 0),
+    (["train", "inpaint", "--out", "run"], 2),
+    (["train", "autoencoder", "--out", "run", "--data", "none"], 4),
+    (["train", "semantic", "--out", "run", "--from", "none"], 3),
+    (["train", "export", "none", "--to", "model"], 3),
+    (["models", "--help"], 0),
+    (["models", "list"], 0),
+    (["models", "list", "--json"], 0),
+    (["models", "show", "kit"], 0),
+    (["models", "show", "sd15", "--json"], 0),
+    (["models", "pull", "--help"], 0),
+    (["models", "add", "x", "somebody/some-model"], 0),
+    (["models", "export", "kit", "."], 8),
+    (["encode", "x.png", "-o", "no/such/directory/z.safetensors"], 8),
+    (["decode", "--help"], 0),
+    (["models", "rm", "sd15"], 3),
+    (["models", "verify", "kit"], 2),
+    (["config", "show"], 0),
+    (["config", "show", "--json", "-m", "sd15"], 0),
+    (["config", "path"], 0),
+    (["--config", "none.toml", "generate", "x"], 2),
+    (["generate", "x", "--steps", "0"], 2),
+    (["generate", "x", "--no-such-option"], 2),
+    (["generate", "x", "-W", "250"], 2),
+    (["generate", "x", "-m", "sd15"], 3),
+    (["generate", "x", "-o", "no/such/directory/x.png"], 8),
+    (["generate"], 2),
+    (["nonsense"], 2),
+]
+PROBE_ALL = """
+import json, os, sys
+from sdcli.cli import run
+report = []
+for place, arguments in enumerate(json.loads(sys.argv[1])):
+    home = os.path.join(sys.argv[2], str(place))
+    os.mkdir(home)
+    os.chdir(home)
+    os.environ.pop("SDCLI_CONFIG", None)
+    os.environ |= {"HOME": home, "XDG_CACHE_HOME": home}
+    before = {name.split(".")[0] for name in sys.modules}
+    status = run(arguments)
+    report.append({"status": status, "modules": sorted({name.split(".")[0] for name in sys.modules} - before)})
+print("\\n" + json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory) -> list[dict]:
+    """The status of each command of LIGHT, all run in one process, and the packages that it was first to import."""
+    home = tmp_path_factory.mktemp("light")
+    commands = json.dumps([arguments for arguments, _ in LIGHT])
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE_ALL, commands, str(home)],
+        capture_output=True,
+        check=True,
+        env=clean_environment(home) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    return json.loads(done.stdout.decode().splitlines()[-1])
+
+
+@pytest.mark.parametrize("place", range(len(LIGHT)), ids=[" ".join(arguments) for arguments, _ in LIGHT])
+def test_answers_and_refusals_import_nothing_heavy(light, place):
+    assert light[place]["status"] == LIGHT[place][1]
+    assert not set(light[place]["modules"]) & HEAVY
+
+
+def test_the_command_line_itself_imports_nothing_heavy(tmp_path):
+    assert not modules_of(["generate", "x", "--steps", "0"], tmp_path, 2) & HEAVY
 
 
 def test_a_batch_that_makes_nothing_imports_nothing_heavy(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdcli.errors import ModelCorrupt, ModelError
-from sdcli.models import export, families, loading, registry
+from sdcli.models import export, families, loading, located, registry
 from sdcli.models.loading import weights
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
@@ -197,7 +197,7 @@ def test_dit_without_names_has_its_classes_by_number(tmp_path):
     index = json.loads((folder / "model_index.json").read_text())
     del index["id2label"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    labels = registry.facts_of(ModelEntry("tiny", folder=str(folder))).labels
+    labels = located.locate(ModelEntry("tiny", folder=str(folder))).facts.labels
     assert labels is not None
     assert (labels.find("279"), labels.name(279), len(labels.names)) == (279, "279", 1000)
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from sdcli.diffusion import pipeline
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError
+from sdcli.files.canvas import InitialImage
 from sdcli.files.inputs import Inputs
 from sdcli.models import families, loading, registry
 from sdcli.models.loading import weights
 from sdcli.models.source import Source
-from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
 from tests import original, tiny
 
@@ -198,10 +198,10 @@ def test_an_inpainting_file_is_taken_to_inpaint_and_for_nothing_else(family, tmp
     Image.new("L", (512, 512), "white").save(tmp_path / "mask.png")
     entry = registry.find(str(tmp_path / "model.safetensors"))
     inputs = {"image": str(tmp_path / "photo.png"), "mask_image": str(tmp_path / "mask.png")}
-    made = resolve.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox", **inputs})
+    made = tiny.recipe_for(entry, {"model": entry.name, "prompt": "a fox", **inputs})
     assert (made.width, made.height) == ((1024, 1024) if family == "sdxl-inpaint" else (512, 512))
     with pytest.raises(InvalidRecipe, match="it inpaints, and does nothing else"):
-        resolve.resolve_recipe(entry, {"model": entry.name, "prompt": "a fox"})
+        tiny.recipe_for(entry, {"model": entry.name, "prompt": "a fox"})
 
 
 def test_an_inpainting_file_inpaints_as_its_folder_does(tmp_path):
@@ -211,9 +211,9 @@ def test_an_inpainting_file_inpaints_as_its_folder_does(tmp_path):
     mask.paste(255, (8, 8, 40, 56))
     said = {"model": "", "prompt": "a fox", "image": "given", "strength": 1.0, "steps": 2, "guidance_scale": 5.0}
     recipe = Recipe.from_dict({**said, "scheduler": "ddim", "width": 64, "height": 64, "seed": 1})
-    given = Inputs(image, mask, mask)
+    inputs = Inputs(InitialImage(image, mask, mask))
     from_file, from_folder = (
-        pipeline.sample(model, [recipe], given=given) for model in (load(file, configs=folder), load(folder))
+        pipeline.sample(model, [recipe], inputs=inputs) for model in (load(file, configs=folder), load(folder))
     )
     assert torch.equal(from_file, from_folder)
     assert from_file.isfinite().all()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdcli.errors import InputError
 from sdcli.files import maps, palette
+from sdcli.files.inputs import Inputs
 from sdcli.files.palette import Class
 from sdcli.planning import layouts
 from sdcli.recipe.recipe import Layout
@@ -21,6 +22,10 @@ CLASSES = (
     Class(3, "sea", (0, 0, 90)),
 )
 TABLE = np.array([each.color for each in CLASSES], dtype=np.uint8)
+
+
+def read(path: str, *, snap: bool = False, recorded: str | None = None) -> maps.SegmentationMap:
+    return maps.classify(maps.open_map(path, recorded), CLASSES, snap=snap)
 
 
 def random_indices(seed: int = 1, size: tuple[int, int] = (40, 24)) -> np.ndarray:
@@ -61,7 +66,7 @@ def test_every_way_of_writing_a_map_is_read(kind, tmp_path: Path):
     indices = random_indices()
     file = tmp_path / f"map.{suffix}"
     make(indices).save(file, **({"lossless": True} if suffix == "webp" else {}))
-    found = maps.read(str(file), CLASSES)
+    found = read(str(file))
     np.testing.assert_array_equal(found.indices, indices)
     assert (found.indices.dtype, found.snapped, found.size) == (np.uint8, 0, (40, 24))
 
@@ -69,7 +74,7 @@ def test_every_way_of_writing_a_map_is_read(kind, tmp_path: Path):
 def test_a_bilevel_picture_holds_the_indices_0_and_1(tmp_path: Path):
     indices = random_indices() % 2
     Image.fromarray(indices * 255).convert("1").save(tmp_path / "map.png")
-    np.testing.assert_array_equal(maps.read(str(tmp_path / "map.png"), CLASSES).indices, indices)
+    np.testing.assert_array_equal(read(str(tmp_path / "map.png")).indices, indices)
 
 
 def test_a_map_lies_as_its_exif_says(tmp_path: Path):
@@ -78,7 +83,7 @@ def test_a_map_lies_as_its_exif_says(tmp_path: Path):
     exif = picture.getexif()
     exif[0x0112] = 6  # turn it right by 90°
     picture.save(tmp_path / "map.png", exif=exif)
-    np.testing.assert_array_equal(maps.read(str(tmp_path / "map.png"), CLASSES).indices, np.rot90(indices, -1))
+    np.testing.assert_array_equal(read(str(tmp_path / "map.png")).indices, np.rot90(indices, -1))
 
 
 def test_a_colour_of_no_class_is_named_with_its_place_its_number_and_the_nearest(tmp_path: Path):
@@ -87,7 +92,7 @@ def test_a_colour_of_no_class_is_named_with_its_place_its_number_and_the_nearest
     pixels[20, 3] = (1, 2, 3)
     Image.fromarray(pixels).save(tmp_path / "map.png")
     with pytest.raises(InputError) as refused:
-        maps.read(str(tmp_path / "map.png"), CLASSES)
+        read(str(tmp_path / "map.png"))
     assert "#fa7804, in 6 pixels, the first at 9, 5, and 1 more colour of none in 1 pixel" in refused.value.message
     assert "the nearest class is fox, #ff8000" in refused.value.hint
     assert "--snap" in refused.value.hint
@@ -99,7 +104,7 @@ def test_snapping_takes_the_nearest_class_and_leaves_the_others(tmp_path_factory
     pixels[0, :4] = TABLE
     file = tmp_path_factory.mktemp("snap") / "map.png"
     Image.fromarray(pixels).save(file)
-    found = maps.read(str(file), CLASSES, snap=True)
+    found = read(str(file), snap=True)
     distances = ((pixels[:, :, None].astype(int) - TABLE.astype(int)) ** 2).sum(-1)
     np.testing.assert_array_equal(found.indices, distances.argmin(-1))
     assert found.snapped == (distances.min(-1) > 0).sum()
@@ -108,8 +113,8 @@ def test_snapping_takes_the_nearest_class_and_leaves_the_others(tmp_path_factory
 def test_a_palette_s_colours_count_where_they_may_be_snapped(tmp_path: Path):
     picture = with_palette(random_indices(), TABLE[::-1] ^ 1)
     picture.save(tmp_path / "map.png")
-    np.testing.assert_array_equal(maps.read(str(tmp_path / "map.png"), CLASSES).indices, random_indices())
-    snapped = maps.read(str(tmp_path / "map.png"), CLASSES, snap=True)
+    np.testing.assert_array_equal(read(str(tmp_path / "map.png")).indices, random_indices())
+    snapped = read(str(tmp_path / "map.png"), snap=True)
     np.testing.assert_array_equal(snapped.indices, 3 - random_indices())
 
 
@@ -118,7 +123,7 @@ def test_a_palette_half_of_whose_colours_are_classes_is_one_of_colours(tmp_path:
     table[3] = (9, 9, 9)
     with_palette(random_indices(), table).save(tmp_path / "map.png")
     with pytest.raises(InputError, match="#090909"):
-        maps.read(str(tmp_path / "map.png"), CLASSES)
+        read(str(tmp_path / "map.png"))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -127,7 +132,7 @@ def test_an_index_of_no_class_is_named(dtype, tmp_path: Path):
     indices[2, 7:9] = 200
     Image.fromarray(indices).save(tmp_path / "map.png")
     with pytest.raises(InputError) as refused:
-        maps.read(str(tmp_path / "map.png"), CLASSES, snap=True)
+        read(str(tmp_path / "map.png"), snap=True)
     assert "index 200 of no class, in 2 pixels, the first at 7, 2" in refused.value.message
     assert "0 … 3" in refused.value.hint
 
@@ -137,7 +142,7 @@ def test_transparent_pixels_are_of_no_class(tmp_path: Path):
     picture.putpixel((3, 4), (120, 180, 240, 128))
     picture.save(tmp_path / "map.png")
     with pytest.raises(InputError, match="transparent in 1 pixel, the first at 3, 4"):
-        maps.read(str(tmp_path / "map.png"), CLASSES, snap=True)
+        read(str(tmp_path / "map.png"), snap=True)
 
 
 @pytest.mark.parametrize(("data", "said"), [(b"", "empty"), (b"no picture", "no picture"), (None, "cannot read")])
@@ -145,13 +150,13 @@ def test_a_file_that_is_no_picture(data, said, tmp_path: Path):
     if data is not None:
         (tmp_path / "map.png").write_bytes(data)
     with pytest.raises(InputError, match=said):
-        maps.read(str(tmp_path / "map.png"), CLASSES)
+        read(str(tmp_path / "map.png"))
 
 
 def test_a_changed_file_is_refused(tmp_path: Path):
     colour_picture(random_indices()).save(tmp_path / "map.png")
     with pytest.raises(InputError, match="another file"):
-        maps.read(str(tmp_path / "map.png"), CLASSES, recorded="0" * 64)
+        read(str(tmp_path / "map.png"), recorded="0" * 64)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
@@ -177,11 +182,12 @@ def test_what_is_said_of_a_map_that_is_used_otherwise_than_it_is(tmp_path: Path)
     file = tmp_path / "map.png"
     Image.fromarray(pixels).save(file)
     layout = Layout(segmentation_map=str(file), snap=True)
-    assert list(layouts.notes(layout, CLASSES, (80, 40))) == [
+    found = Inputs(maps={CLASSES: read(str(file), snap=True)})
+    assert list(layouts.notes(layout, found, (80, 40))) == [
         f"{file}: 1 of 960 pixels were taken for the nearest class",
         f"{file} is 40×24, and used at 80×40, without 8 pixels of its height",
     ]
-    assert len(list(layouts.notes(layout, CLASSES, (40, 24)))) == 1
+    assert len(list(layouts.notes(layout, found, (40, 24)))) == 1
 
 
 def test_the_shipped_palette_is_ade20k_s():

@@ -7,7 +7,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from sdcli.diffusion import pipeline
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning")  # of diffusers' own dpm++-sde
 
@@ -17,14 +17,15 @@ STOCHASTIC = ("ddpm", "euler-a", "dpm2-a", "dpm++-2m-sde", "dpm++-sde", "dpm++-3
 RESCALING = ("ddim", "ddpm", "euler", "euler-a", "dpm++-2m", "dpm++-2m-sde", "dpm++-3m-sde", "unipc", "lcm", "tcd")
 
 
-@pytest.mark.parametrize("scheduler", schedulers.NAMES)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("family", "scheduler"), cases.product(tiny.FAMILIES, schedulers.NAMES, every=3))
 def test_every_family_with_every_scheduler(pair, family, scheduler):
     assert pair(family).difference(scheduler=scheduler) <= TOLERANCE
 
 
-@pytest.mark.parametrize("sigmas", schedulers.SIGMAS[1:])
-@pytest.mark.parametrize("scheduler", [name for name in schedulers.NAMES if name not in WITHOUT_SIGMAS])
+@pytest.mark.parametrize(
+    ("scheduler", "sigmas"),
+    cases.product([name for name in schedulers.NAMES if name not in WITHOUT_SIGMAS], schedulers.SIGMAS[1:], every=3),
+)
 def test_every_spacing_of_sigmas(pair, scheduler, sigmas):
     assert pair("sd15").difference(scheduler=scheduler, sigmas=sigmas) <= TOLERANCE
 
@@ -64,8 +65,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("family", "option"), cases.product(tiny.FAMILIES, list(OPTIONS), every=3))
 def test_every_family_with_every_option(pair, family, option):
     assert pair(family).difference(**{"steps": 2, **OPTIONS[option]}) <= TOLERANCE
 

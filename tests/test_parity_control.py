@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sdcli.diffusion import pipeline
 from sdcli.diffusion.model import ControlNet
-from sdcli.files.inputs import Inputs
+from sdcli.files.canvas import InitialImage
 from sdcli.models.loading import controlnet
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 
 TOLERANCE = 1e-4
 KINDS = {
@@ -93,14 +93,14 @@ def ours(made: pairs.Pair, folder: Path, family: str, task: str, controls: list[
     recipe = Recipe.from_dict({"model": "", **pairs.DEFAULTS, **options, **extra, "control": said})
     nets = {
         f"{folder}/{family}-{name}": ControlNet(
-            controlnet.load(Source(folder / f"{family}-{name}"), device=torch.device("cpu"), dtype=torch.float32),
-            Source(folder / f"{family}-{name}"),
+            controlnet.load(Source(folder / f"{family}-{name}"), device=torch.device("cpu"), dtype=torch.float32)
         )
         for name, *_ in controls
     }
     mask = random_mask() if task == "mask" else None
-    given = None if task == "text" else Inputs(random_image(7), mask, mask)
-    return pipeline.sample(replace(made.model, controlnets=nets), [recipe], given=given)
+    given = None if task == "text" else InitialImage(random_image(7), mask, mask)
+    model = replace(made.model, controlnets=nets)
+    return pipeline.sample(model, [recipe], inputs=tiny.inputs_of(model, recipe, given))
 
 
 def difference(made: pairs.Pair, *arguments: Any, **options: Any) -> float:
@@ -114,16 +114,20 @@ ONE = [("0", 1.0, 0.0, 1.0)]
 TWO = [("0", 0.7, 0.0, 0.6), ("1", 1.3, 0.3, 1.0)]
 
 
-@pytest.mark.parametrize("controls", [ONE, [("1", 0.5, 0.25, 0.75)], TWO], ids=["one", "part", "two"])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "scheduler", "controls"),
+    cases.product(
+        ["sd15", "sdxl"], ["ddim", "euler-a", "heun", "dpm++-2m"], [ONE, [("1", 0.5, 0.25, 0.75)], TWO], every=2
+    ),
+)
 def test_text_to_image(pair, folder, family, scheduler, controls):
     assert difference(pair(family), folder, family, "text", controls, scheduler=scheduler) <= TOLERANCE
 
 
-@pytest.mark.parametrize("controls", [ONE, TWO], ids=["one", "two"])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "scheduler", "controls"),
+    cases.product(["sd15", "sdxl"], ["ddim", "euler-a", "heun"], [ONE, TWO], every=2),
+)
 def test_image_to_image(pair, folder, family, scheduler, controls):
     options = {"scheduler": scheduler, "strength": 0.6, "steps": 5}
     assert difference(pair(family), folder, family, "image", controls, **options) <= TOLERANCE
@@ -158,10 +162,11 @@ def test_everything_that_is_said_matters(pair, folder):
 def test_a_batch_is_its_pictures(pair, folder):
     model = pair("sd15").model
     net = controlnet.load(Source(folder / "sd15-0"), device=torch.device("cpu"), dtype=torch.float32)
-    model = replace(model, controlnets={"net": ControlNet(net, Source(folder / "sd15-0"))})
+    model = replace(model, controlnets={"net": ControlNet(net)})
     said = {"model": "", **pairs.DEFAULTS, "control": f"net={folder}/0.png"}
     recipes = [Recipe.from_dict({**said, "seed": seed}) for seed in (5, 6)]
-    both = pipeline.sample(model, recipes)
-    alone = torch.cat([pipeline.sample(model, [each]) for each in recipes])
+    inputs = tiny.inputs_of(model, recipes[0])
+    both = pipeline.sample(model, recipes, inputs=inputs)
+    alone = torch.cat([pipeline.sample(model, [each], inputs=inputs) for each in recipes])
     torch.testing.assert_close(both, alone, rtol=0, atol=1e-4)
     assert (both[0] - both[1]).abs().max() > 0.1

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from sdcli.diffusion import pipeline
 from sdcli.diffusion.context import masked_image
+from sdcli.files.canvas import InitialImage
 from sdcli.files.inputs import Inputs
 from sdcli.models import loading
 from sdcli.models.source import Source
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning")  # of diffusers' own dpm++-sde
 
@@ -86,7 +87,7 @@ def difference(made: pairs.Pair, family: str, task: str, **options: Any) -> floa
     image, mask = random_image(), random_mask() if task == "inpaint" else None
     expected = theirs(made, KINDS[family, task], options, image, mask)
     recipe = Recipe.from_dict({"model": "", **pairs.DEFAULTS, "image": "given", **options})
-    latents = pipeline.sample(made.model, [recipe], given=Inputs(image, mask, mask))
+    latents = pipeline.sample(made.model, [recipe], inputs=Inputs(InitialImage(image, mask, mask)))
     assert expected.isfinite().all()
     assert expected.std() > 0.1
     return float((latents - expected).abs().max())
@@ -109,16 +110,18 @@ def test_inpainting_by_blending_with_every_scheduler(pair, scheduler):
     assert difference(pair("sd15"), "sd15", "inpaint", scheduler=scheduler, steps=5, strength=0.6) <= TOLERANCE
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "scheduler", "strength"),
+    cases.product(FAMILIES, ["ddim", "euler-a", "heun", "dpm++-2m"], [0.5, 1.0], every=2),
+)
 def test_inpainting_by_blending(pair, family, scheduler, strength):
     assert difference(pair(family), family, "inpaint", scheduler=scheduler, strength=strength) <= TOLERANCE
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "heun", "dpm++-2m"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "scheduler", "strength"),
+    cases.product(FAMILIES, ["ddim", "euler-a", "heun", "dpm++-2m"], [0.5, 1.0], every=2),
+)
 def test_inpainting_by_concatenation(inpainting, family, scheduler, strength):
     assert difference(inpainting(family), family, "inpaint", scheduler=scheduler, strength=strength) <= TOLERANCE
 
@@ -141,8 +144,8 @@ def test_a_batch_is_its_pictures(pair):
         Recipe.from_dict({"model": "", **pairs.DEFAULTS, "image": "given", "strength": 0.5, "seed": seed})
         for seed in (5, 6)
     ]
-    given = Inputs(random_image(), random_mask(), random_mask())
-    both = pipeline.sample(model, recipes, given=given)
-    alone = torch.cat([pipeline.sample(model, [each], given=given) for each in recipes])
+    inputs = Inputs(InitialImage(random_image(), random_mask(), random_mask()))
+    both = pipeline.sample(model, recipes, inputs=inputs)
+    alone = torch.cat([pipeline.sample(model, [each], inputs=inputs) for each in recipes])
     torch.testing.assert_close(both, alone, rtol=0, atol=1e-4)
     assert (both[0] - both[1]).abs().max() > 0.1

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from sdcli.diffusion import autoencode, pipeline
+from sdcli.files.canvas import InitialImage
 from sdcli.models import loading
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import Recipe
@@ -140,10 +141,10 @@ def test_an_image_is_redrawn_as_a_class(make, tmp_path):
     """The context and the latents to start from are told apart: each goes with each of the other."""
     from sdcli.files.inputs import Inputs
 
-    given = Inputs(Image.effect_noise((64, 64), 80).convert("RGB"))
+    inputs = Inputs(InitialImage(Image.effect_noise((64, 64), 80).convert("RGB")))
     said = {"image": "given", "steps": 5}
     little, much = (
-        pipeline.run(load(make(tmp_path / str(strength))), [recipe(strength=strength, **said)], given=given)[0].image
+        pipeline.run(load(make(tmp_path / str(strength))), [recipe(strength=strength, **said)], inputs=inputs)[0].image
         for strength in (0.2, 1.0)
     )
     assert little.tobytes() != much.tobytes()

@@ -13,19 +13,20 @@ from sdcli.errors import InvalidPicture, InvalidRecipe, OutOfMemory
 from sdcli.files import images
 from sdcli.models import assemble, registry
 from sdcli.models.source import Source
-from sdcli.planning import resolve
+from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
+from tests import tiny
 
 
 def recipe_for(folder: Path | str, **options) -> Recipe:
     entry = registry.find(str(folder))
     defaults = {"prompt": "arctic fox", "model": str(folder), "seed": 7, "steps": 3, "scheduler": "ddim"}
-    return resolve.resolve_recipe(entry, {**defaults, "dtype": "float32", "device": "cpu", **options})
+    return tiny.recipe_for(entry, {**defaults, "dtype": "float32", "device": "cpu", **options})
 
 
 def made(folder: Path | str, **options) -> list[pipeline.Result]:
     recipe = device.resolve_execution(recipe_for(folder, **options))
-    model = assemble.load(registry.locate(registry.find(str(folder))), recipe)
+    model = assemble.load(Weights(registry.locate(registry.find(str(folder)))), recipe)
     return pipeline.run(model, [recipe])
 
 
@@ -58,7 +59,7 @@ def test_the_same_recipe_gives_the_same_bytes(sd15):
 
 def test_a_batch_holds_the_pictures_of_its_seeds(sd15):
     recipes = [device.resolve_execution(recipe_for(sd15, seed=seed, batch_size=2)) for seed in (7, 8)]
-    model = assemble.load(Source(sd15), recipes[0])
+    model = assemble.load(Weights(Source(sd15)), recipes[0])
     together = pipeline.run(model, recipes)
     for result, recipe in zip(together, recipes, strict=True):
         alone = pipeline.run(model, [recipe])[0]
@@ -97,7 +98,7 @@ def test_a_device_that_is_not_here_is_refused(sd15):
 
 def test_nan_latents_are_no_picture(sd15):
     recipe = device.resolve_execution(recipe_for(sd15))
-    model = assemble.load(Source(sd15), recipe)
+    model = assemble.load(Weights(Source(sd15)), recipe)
     with torch.no_grad():
         model.network.conv_out.bias.fill_(float("nan"))
     with pytest.raises(InvalidPicture):
@@ -106,7 +107,7 @@ def test_nan_latents_are_no_picture(sd15):
 
 def test_an_allocation_beyond_the_machine_is_out_of_memory(sd15):
     recipe = device.resolve_execution(recipe_for(sd15))
-    model = assemble.load(Source(sd15), recipe)
+    model = assemble.load(Weights(Source(sd15)), recipe)
 
     def greedy(*args, **kwargs):
         return torch.empty(2**60)
@@ -118,7 +119,7 @@ def test_an_allocation_beyond_the_machine_is_out_of_memory(sd15):
 
 def test_other_runtime_errors_are_not_explained_away(sd15):
     recipe = device.resolve_execution(recipe_for(sd15))
-    model = assemble.load(Source(sd15), recipe)
+    model = assemble.load(Weights(Source(sd15)), recipe)
 
     def broken(*args, **kwargs):
         raise RuntimeError("shapes do not fit")
@@ -149,7 +150,7 @@ def overflowing(model, threshold):
 
 def test_a_decode_that_overflows_is_done_again_in_float32_alone(sd15):
     recipes = [device.resolve_execution(recipe_for(sd15, seed=seed, dtype="bfloat16")) for seed in (7, 8)]
-    model = assemble.load(Source(sd15), recipes[0])
+    model = assemble.load(Weights(Source(sd15)), recipes[0])
     plain = pipeline.run(model, recipes)
     latents = pipeline.sample(model, recipes)
     means = latents.mean((1, 2, 3))
@@ -166,7 +167,7 @@ def test_a_decode_that_overflows_is_done_again_in_float32_alone(sd15):
 
 def test_what_is_nan_in_float32_too_is_no_picture(sd15):
     recipe = device.resolve_execution(recipe_for(sd15, dtype="bfloat16"))
-    model = assemble.load(Source(sd15), recipe)
+    model = assemble.load(Weights(Source(sd15)), recipe)
     model.vae.decode = lambda latents, return_dict: (torch.full((1, 3, 64, 64), float("nan")),)
     with pytest.raises(InvalidPicture):
         pipeline.run(model, [recipe])

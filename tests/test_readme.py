@@ -1,4 +1,4 @@
-"""Every shell block of the README is run, but for the installing, which whoever runs this has done."""
+"""Runs every shell block of the README and of docs/, without the installation that the first one begins with."""
 
 import os
 import re
@@ -14,7 +14,9 @@ from tests import tiny
 from tests.conftest import clean_environment
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SHELL = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCKS = [(document.stem, block) for document in DOCUMENTS for block in SHELL.findall(document.read_text())]
 INSTALL = re.compile(r"^pip install \S+ && ")
 TEST_COMMAND = "python -m pytest -n 2"
 
@@ -39,17 +41,23 @@ def shell(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> dict[str, str
     return clean_environment(home) | extra
 
 
-def test_the_first_block_installs_and_draws_and_another_tests():
-    assert INSTALL.match(BLOCKS[0])
-    assert "sdcli generate" in BLOCKS[0]
-    assert any(INSTALL.sub("", block).strip() == TEST_COMMAND for block in BLOCKS)
+def test_the_first_block_installs_and_generates_and_another_tests():
+    document, first = BLOCKS[0]
+    assert document == "README"
+    assert INSTALL.match(first)
+    assert "sdcli generate" in first
+    assert any(INSTALL.sub("", block).strip() == TEST_COMMAND for _, block in BLOCKS)
+
+
+def test_the_readme_fits_three_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 @pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if TEST_COMMAND not in block], ids=lambda block: block[:30]
+    "block",
+    [pytest.param(block, id=f"{stem} {block[:30]}") for stem, block in BLOCKS if TEST_COMMAND not in block],
 )
 def test_a_block_runs(block: str, shell: dict[str, str], tmp_path: Path):
-    (tmp_path / "fox.png").write_bytes(b"")
     script = "set -euo pipefail\n" + INSTALL.sub("", block)
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=shell, capture_output=True, timeout=300, check=False
@@ -58,10 +66,10 @@ def test_a_block_runs(block: str, shell: dict[str, str], tmp_path: Path):
 
 
 def test_links_in_the_documents_lead_somewhere():
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-def test_ci_runs_the_readme_s_test_command():
+def test_ci_runs_the_documented_test_command():
     assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()

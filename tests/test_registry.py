@@ -12,6 +12,7 @@ from sdcli.models import registry
 from sdcli.models.source import Source
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import keys
+from tests import tiny
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_every_entry_s_defaults_make_a_recipe(sd15, hub_cache):
     for entry in (registry.entries()[name] for name in registry.names()):
         if entry.repo:
             put_into_cache(hub_cache, entry.repo, sd15)
-            recipe = resolve.resolve_recipe(entry, {"prompt": "a fox", "model": entry.name})
+            recipe = tiny.recipe_for(entry, {"prompt": "a fox", "model": entry.name})
             usual = {**entry.defaults, **entry.needs}
             assert {key: recipe.to_dict()[key] for key in usual} == usual
 
@@ -85,7 +86,7 @@ def test_a_repository_is_found_in_the_cache_or_said_to_be_absent(sd15, hub_cache
 
 def test_options_come_before_entry_defaults_and_those_before_the_model_s_own(sd15):
     entry = registry.ModelEntry(name="x", folder=str(sd15), defaults={"steps": 3, "width": 128, "scheduler": "ddim"})
-    recipe = resolve.resolve_recipe(entry, {"prompt": "a", "model": "x", "steps": 5})
+    recipe = tiny.recipe_for(entry, {"prompt": "a", "model": "x", "steps": 5})
     assert recipe.sampling.steps == 5
     assert recipe.sampling.scheduler == "ddim"
     assert (recipe.width, recipe.height) == (128, 64)
@@ -95,7 +96,7 @@ def test_options_come_before_entry_defaults_and_those_before_the_model_s_own(sd1
 def test_a_size_the_model_cannot_make_is_refused(sd15):
     entry = registry.find(str(sd15))
     with pytest.raises(InvalidRecipe) as caught:
-        resolve.resolve_recipe(entry, {"prompt": "a", "model": "x", "width": 250})
+        tiny.recipe_for(entry, {"prompt": "a", "model": "x", "width": 250})
     assert "248 and 256" in caught.value.hint
 
 

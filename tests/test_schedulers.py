@@ -32,8 +32,8 @@ def parameters(name: str) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_says_what_the_classes_take(name):
     row = TABLE[name]
-    for sigmas in SIGMAS[1:]:
-        assert (f"use_{sigmas}_sigmas" in parameters(name)) == row.has_sigmas
+    assert row.sigmas == tuple(each for each in SIGMAS if each == "default" or f"use_{each}_sigmas" in parameters(name))
+    assert ("noise_sampler_seed" in parameters(name)) == row.brownian
     assert ("rescale_betas_zero_snr" in parameters(name)) == row.zero_snr
     assert ("eta" in inspect.signature(class_of(name).step).parameters) == row.takes_eta
     assert set(row.options) <= parameters(name)
@@ -63,7 +63,7 @@ def test_the_stochastic_ones_draw_noise_and_the_others_do_not(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_says_which_follow_a_model_that_predicts_x_0(name):
-    if TABLE[name].takes_sample:
+    if "sample" in TABLE[name].predictions:
         assert stepped(name, 1, "sample").isfinite().all()
     else:
         with pytest.raises((NotImplementedError, ValueError), match="prediction_type"):
@@ -73,7 +73,7 @@ def test_the_table_says_which_follow_a_model_that_predicts_x_0(name):
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd-turbo"])
 @pytest.mark.parametrize(
     ("name", "sigmas"),
-    [(name, sigmas) for name in NAMES for sigmas in (SIGMAS if TABLE[name].has_sigmas else SIGMAS[:1])],
+    [(name, sigmas) for name in NAMES for sigmas in TABLE[name].sigmas],
 )
 def test_make_is_from_config(name, family, sigmas):
     class_name, extra = pairs.SCHEDULERS[name]
@@ -181,7 +181,7 @@ def test_a_model_that_predicts_x_0(name):
         ("lcm", {"original_inference_steps": 8}, 9, "steps must be between 1 and 8"),
         ("tcd", {}, 51, "steps must be between 1 and 50"),
         ("ddim", {"num_train_timesteps": 100}, 99, "steps must be between 1 and 98"),
-        ("pndm", {}, 3, "steps must be between 4 and 998"),
+        ("pndm", {}, 999, "steps must be between 1 and 998"),
         ("ddim", {"timestep_spacing": "trailing"}, 61, "the nearest numbers of steps are 60 and 62"),
         ("euler", {"timestep_spacing": "trailing"}, 122, "the nearest numbers of steps are 120 and 123"),
     ],
@@ -238,7 +238,7 @@ def test_names_that_other_tools_write(name, sigmas, theirs):
 
 def test_every_name_is_found_again():
     for name in NAMES:
-        for sigmas in SIGMAS if TABLE[name].has_sigmas else SIGMAS[:1]:
+        for sigmas in TABLE[name].sigmas:
             assert from_a1111(a1111_name(name, sigmas)) == (name, sigmas)
 
 

@@ -11,13 +11,13 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from sdcli import config
 from sdcli.diffusion import device, pipeline
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
-from sdcli.making import delivery
+from sdcli.making.maker import LocalMaker, Task
+from sdcli.making.picture import Picture
 from sdcli.models import assemble, loading, registry, user_models
-from sdcli.models.digest import model_digest
 from sdcli.models.source import Source
-from sdcli.planning import dry_run, resolve
+from sdcli.models.weights import Weights
+from sdcli.planning import dry_run
 from sdcli.recipe.recipe import Recipe
-from sdcli.serving.models import Models, source_of
 from tests import original, tiny
 
 
@@ -75,26 +75,30 @@ def test_each_part_comes_from_where_it_is_said_to_come_from(sd15, other):
 @pytest.mark.parametrize("part", ["scheduler", "text_encoder", "tokenizer", "unet", "vae"])
 def test_the_digest_is_that_of_the_folder_put_together(sd15, other, tmp_path, part):
     source = composed(sd15, **{part: other / part})
-    assert model_digest(source) == model_digest(Source(put_together(sd15, tmp_path / "whole", **{part: other / part})))
+    assert source.sha256 == Source(put_together(sd15, tmp_path / "whole", **{part: other / part})).sha256
     same_bytes = part in ("scheduler", "tokenizer")
-    assert (model_digest(source) == model_digest(Source(sd15))) == same_bytes
+    assert (source.sha256 == Source(sd15).sha256) == same_bytes
 
 
 def test_the_digest_follows_the_files_in_use_and_no_others(sd15, other, tmp_path):
     base, vae = Path(shutil.copytree(sd15, tmp_path / "base")), Path(shutil.copytree(other / "vae", tmp_path / "vae"))
     source = composed(base, vae=vae)
-    first = model_digest(source)
+    first = source.sha256
     (base / "vae" / "config.json").write_text("{}")
-    assert model_digest(source) == first
+    assert composed(base, vae=vae).sha256 == first
+    source.check_unchanged()
     (vae / "config.json").write_text((vae / "config.json").read_text() + "\n")
-    assert model_digest(source) != first
+    assert composed(base, vae=vae).sha256 != first
+    assert source.sha256 == first
+    with pytest.raises(ModelCorrupt, match="have changed"):
+        source.check_unchanged()
 
 
 def test_the_digest_counts_what_lies_beside_a_part_s_weights(sd15, inpaint, tmp_path):
     unet = Path(shutil.copytree(inpaint, tmp_path / "unet"))
-    first = model_digest(composed(sd15, unet=unet))
+    first = composed(sd15, unet=unet).sha256
     (unet / "classes.json").write_text("[]")
-    assert model_digest(composed(sd15, unet=unet)) != first
+    assert composed(sd15, unet=unet).sha256 != first
 
 
 def test_a_single_file_takes_a_part_of_a_folder_s(sd15, other, tmp_path):
@@ -104,10 +108,10 @@ def test_a_single_file_takes_a_part_of_a_folder_s(sd15, other, tmp_path):
     model, own, others = load(source), load(Source(sd15)), load(Source(other))
     assert torch.equal(weights(model.vae), weights(others.vae))
     assert torch.equal(weights(model.network), weights(own.network))
-    assert model_digest(source) not in (model_digest(alone), model_digest(Source(other)))
-    plan = dry_run.find_parts(source)
+    assert source.sha256 not in (alone.sha256, Source(other).sha256)
+    plan = dry_run.find_parts(Weights(source))
     assert plan.files == [file, *(other / "vae").glob("*.safetensors")]
-    assert plan.parameters == dry_run.find_parts(Source(sd15)).parameters
+    assert plan.parameters == dry_run.find_parts(Weights(Source(sd15))).parameters
 
 
 def test_the_class_is_the_part_s_own(sd15, tmp_path):
@@ -136,7 +140,7 @@ def test_a_part_that_is_not_there(sd15, tmp_path, what):
     if what == "is a file":
         missing.touch()
     source = composed(sd15, vae=missing)
-    for read in (load, model_digest, registry.read_facts, dry_run.find_parts):
+    for read in (load, lambda each: each.sha256, registry.read_facts, lambda each: dry_run.find_parts(Weights(each))):
         with pytest.raises(ModelNotFound) as caught:
             read(source)
         assert f"vae of {sd15.name} is to come from {missing}, which {what}" in caught.value.message
@@ -209,19 +213,19 @@ def test_a_plan_names_the_files_in_use(home, run, sd15, other):
     named = {file["path"] for file in plan["model"]["files"]}
     assert {Path(name).parent for name in named} == {sd15 / "unet", sd15 / "text_encoder", other / "vae"}
     assert plan["model"]["parts"] == {"vae": str(other / "vae")}
-    assert plan["model"]["digest"] == model_digest(composed(sd15, vae=other / "vae"))
+    assert plan["model"]["digest"] == composed(sd15, vae=other / "vae").sha256
 
 
 def test_cold_warm_and_batch_pictures_are_those_of_the_folder_put_together(home, run, sd15, other, tmp_path):
     parts = {"vae": other / "vae"}
     user_models.add("soft", str(sd15), [f"vae={other / 'vae'}"])
-    recipe = resolve.resolve_recipe(
+    recipe = tiny.recipe_for(
         registry.find("soft"),
         {"prompt": "a fox", "model": "soft", "steps": 1, "seed": 7, "dtype": "float32", "threads": 1},
     )
     expected = picture_of(Source(put_together(sd15, tmp_path / "whole", **parts)), recipe)
     assert expected != picture_of(Source(sd15), recipe)
-    (warm,) = Models(1).make(source_of(registry.find("soft")), [recipe])
+    (warm,) = LocalMaker().make(Task(weights_of("soft"), [recipe]))
     assert warm.pixels_sha256 == expected
     jobs = [{"prompt": "a fox", "model": model} for model in ("soft", str(sd15), "soft")]
     options = ["--steps", 1, "--seed", 7, "--dtype", "float32", "--threads", 1, "-o", "out"]
@@ -233,17 +237,21 @@ def test_cold_warm_and_batch_pictures_are_those_of_the_folder_put_together(home,
 
 def picture_of(source: Source, recipe: Recipe) -> str:
     resolved = device.resolve_execution(recipe)
-    (result,) = pipeline.run(assemble.load(source, resolved), [resolved])
-    return delivery._pixels_sha256(result)
+    (result,) = pipeline.run(assemble.load(Weights(source), resolved), [resolved])
+    return Picture.of(result, Weights(source)).pixels_sha256
+
+
+def weights_of(name: str) -> Weights:
+    return Weights(registry.locate(registry.find(name)))
 
 
 def test_the_warm_process_sees_a_part_change(home, sd15, other, tmp_path):
     vae = Path(shutil.copytree(sd15 / "vae", tmp_path / "vae"))
     user_models.add("soft", str(sd15), [f"vae={vae}"])
-    recipe = resolve.resolve_recipe(registry.find("soft"), {"prompt": "a fox", "model": "soft", "steps": 1, "seed": 7})
-    models = Models(1)
-    (first,) = models.make(source_of(registry.find("soft")), [recipe])
+    recipe = tiny.recipe_for(registry.find("soft"), {"prompt": "a fox", "model": "soft", "steps": 1, "seed": 7})
+    maker = LocalMaker()
+    (first,) = maker.make(Task(weights_of("soft"), [recipe]))
     shutil.rmtree(vae)
     shutil.copytree(other / "vae", vae)
-    (second,) = models.make(source_of(registry.find("soft")), [recipe])
+    (second,) = maker.make(Task(weights_of("soft"), [recipe]))
     assert first.pixels_sha256 != second.pixels_sha256

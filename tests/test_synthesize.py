@@ -5,8 +5,10 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -19,12 +21,12 @@ from sdcli.diffusion.model import ControlNet
 from sdcli.errors import InvalidRecipe, ModelCorrupt
 from sdcli.files import palette
 from sdcli.files.palette import Class
-from sdcli.models import loading, registry
-from sdcli.models.digest import model_digest
+from sdcli.models import loading, located, registry
+from sdcli.models.addons.controlnet import for_maps
 from sdcli.models.loading import controlnet
+from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
-from sdcli.planning import resolve
 from sdcli.planning.command_line import command_of
 from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
@@ -86,9 +88,10 @@ def test_a_map_beside_the_latents_is_what_an_independent_loop_makes_of_it(folder
     said = {"segmentation_map": str(tmp_path / "map.png"), "scheduler": scheduler, "guidance_scale": guidance_scale}
     recipe = Recipe.from_dict({"model": "", **pairs.DEFAULTS, **said})
     assert expected.std() > 0.1
-    assert (pipeline.sample(model, [recipe]) - expected).abs().max() <= 1e-4
+    ours = pipeline.sample(model, [recipe], inputs=tiny.inputs_of(model, recipe))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)  # latents up to 30
     write_map(tmp_path / "map.png", indices[::-1])
-    assert (pipeline.sample(model, [recipe]) - expected).abs().max() > 1e-2
+    assert (pipeline.sample(model, [recipe], inputs=tiny.inputs_of(model, recipe)) - expected).abs().max() > 1e-2
 
 
 def test_a_controlnet_reads_the_map_in_the_colours_of_its_classes(pair, tmp_path):
@@ -113,10 +116,11 @@ def test_a_controlnet_reads_the_map_in_the_colours_of_its_classes(pair, tmp_path
         generator=torch.Generator("cpu").manual_seed(pairs.SEED),
         output_type="latent",
     ).images
-    beside = {"seg": ControlNet(controlnet.load(Source(tmp_path / "seg"), **CPU), Source(tmp_path / "seg"), classes)}
+    beside = {"seg": ControlNet(controlnet.load(Source(tmp_path / "seg"), **CPU), classes)}
     said = {"segmentation_map": str(tmp_path / "map.png"), "control": "seg:0.8"}
     recipe = Recipe.from_dict({"model": "", **pairs.DEFAULTS, **said})
-    assert (pipeline.sample(replace(made.model, controlnets=beside), [recipe]) - expected).abs().max() <= 1e-4
+    model = replace(made.model, controlnets=beside)
+    assert (pipeline.sample(model, [recipe], inputs=tiny.inputs_of(model, recipe)) - expected).abs().max() <= 1e-4
 
 
 def test_a_map_becomes_a_picture_that_says_how_and_can_be_made_again(run: Run, folder: Path, tmp_path: Path):
@@ -186,7 +190,7 @@ def test_refusals_have_two_lines_and_their_status(run: Run, folder: Path, sd15: 
     write_map(tmp_path / "map.png", random_map())
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     for status, said, arguments in (
-        (2, "there is no MAP", ["synthesize"]),
+        (2, "MAP is missing", ["synthesize"]),
         (4, "#ff0000, in 4,096 pixels, the first at 0, 0", ["synthesize", "red.png", "-m", folder]),
         (4, "cannot read none.png", ["synthesize", "none.png", "-m", folder]),
         (2, "no segmentation map", ["synthesize", "map.png", "-m", sd15]),
@@ -208,21 +212,26 @@ def test_what_a_u_net_takes_is_said(tmp_path: Path, folder: Path):
     said = {"prompt": "x", "model": "m", "segmentation_map": str(tmp_path / "map.png")}
     nine = tiny.make_folder("sd15", tmp_path / "nine", in_channels=9)
     with pytest.raises(InvalidRecipe, match="a mask and a masked image"):
-        resolve.resolve_recipe(ModelEntry("m", folder=str(nine)), said)
+        tiny.recipe_for(ModelEntry("m", folder=str(nine)), said)
     (nine / "classes.json").write_text((folder / "classes.json").read_text())
     with pytest.raises(ModelCorrupt, match="lists 3 classes, and its U-Net takes 5"):
-        resolve.resolve_recipe(ModelEntry("m", folder=str(nine)), said)
+        tiny.recipe_for(ModelEntry("m", folder=str(nine)), said)
+
+
+def with_config(model: LocatedModel, config: Mapping[str, Any]) -> LocatedModel:
+    """The model as if that were its U-Net's config."""
+    other = replace(model)
+    other.__dict__["denoiser_config"] = config
+    return other
 
 
 def test_an_sd15_gets_the_controlnet_that_reads_maps(sd15: Path):
     """Told from the features of a token, 768; which one it is stands in the recipe."""
-    facts = registry.facts_of(ModelEntry("m", folder=str(sd15)))
+    model = located.locate(ModelEntry("m", folder=str(sd15)))
     config = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
-    from sdcli.models import controlnets
-
-    assert controlnets.for_maps(config, facts) == "seg-sd15"
+    assert for_maps(with_config(model, config)) == "seg-sd15"
     with pytest.raises(InvalidRecipe, match="takes a text, and no segmentation map") as refused:
-        controlnets.for_maps({**config, "cross_attention_dim": 1024}, facts)
+        for_maps(with_config(model, {**config, "cross_attention_dim": 1024}))
     assert "use -m kit-semantic, or name with --control a ControlNet" in refused.value.hint
     assert "cross_attention_dim 1024" in refused.value.hint
 
@@ -231,7 +240,7 @@ def test_the_help_names_the_model_that_is_taken(run: Run, tmp_path: Path):
     write_map(tmp_path / "map.png", random_map())
     shown = run("synthesize", "--help", env={"COLUMNS": "200"}).stdout.decode()
     taken = json.loads(run("synthesize", "map.png", "--snap", "--dry-run", "--json").stdout)["recipe"]["model"]
-    assert f"[default: ({taken})]" in shown
+    assert f"[default: {taken}]" in shown
     assert taken == "kit-semantic"
 
 
@@ -246,16 +255,16 @@ def test_the_model_for_maps_is_the_first_that_is_shipped(monkeypatch, folder: Pa
 def test_the_classes_belong_to_the_model(tmp_path: Path, folder: Path, sd15: Path):
     """To its facts, its digest, and to a model that takes its U-Net from there."""
     entry = ModelEntry("m", folder=str(folder))
-    assert registry.facts_of(entry).classes == CLASSES
+    assert located.locate(entry).facts.classes == CLASSES
     copied = tiny.make_semantic_folder(tmp_path / "copy", CLASSES)
-    assert model_digest(Source(copied)) == model_digest(Source(folder))
+    assert Source(copied).sha256 == Source(folder).sha256
     composed = Source(sd15, parts=(("unet", folder / "unet"),))
     assert registry.read_facts(composed).classes == CLASSES
     assert loading.load(composed, name="m", **CPU).classes == CLASSES
-    before = model_digest(composed)
+    before = composed.sha256
     palette.write(copied, (*CLASSES[:2], Class(2, "owl", (255, 128, 0))))
-    assert model_digest(Source(copied)) != model_digest(Source(folder))
-    assert model_digest(Source(sd15, parts=(("unet", copied / "unet"),))) != before
+    assert Source(copied).sha256 != Source(folder).sha256
+    assert Source(sd15, parts=(("unet", copied / "unet"),)).sha256 != before
 
 
 def test_an_export_takes_the_classes_along(run: Run, folder: Path, tmp_path: Path):
@@ -269,8 +278,8 @@ def test_an_export_takes_the_classes_along(run: Run, folder: Path, tmp_path: Pat
 
 
 def test_a_recipe_with_a_map_is_shown_as_its_command():
-    plain = resolve.resolve_recipe(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
+    plain = tiny.recipe_for(registry.find("kit"), {"prompt": "a fox", "model": "kit", "seed": 1})
     made = plain.replace(segmentation_map="m.png", snap=True, control=["seg:0.5", "canny=e.png"], width=64, height=64)
-    assert command_of([made]) == (
+    assert command_of(located.find("kit"), [made]) == (
         "sdcli synthesize m.png 'a fox' -m kit -W 64 -H 64 -s 1 --snap --control seg:0.5 --control canny=e.png"
     )

@@ -21,7 +21,6 @@ from sdcli.errors import InputError
 from sdcli.models import loading
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
-from sdcli.planning import resolve
 from tests import tiny
 
 MODES = ("RGB", "RGBA", "palette", "clear palette", "grey", "grey and alpha", "16-bit", "JPEG")
@@ -189,9 +188,9 @@ def check_untouched(models: dict[int, Model], folder: Path, example: Example) ->
     entry, said = ModelEntry("tiny", folder=str(model.folder)), said | {"dtype": "float32"}
     if not blurred.any():
         with pytest.raises(InputError, match="no part of it is left"):
-            resolve.resolve_recipe(entry, said)
+            tiny.recipe_for(entry, said)
         return
-    recipe = resolve.resolve_recipe(entry, said)
+    recipe = tiny.recipe_for(entry, said)
     after = np.asarray(pipeline.run(model.loaded, [device.resolve_execution(recipe)])[0].image)
     assert after.shape == before.shape
     assert np.count_nonzero((after != before)[blurred == 0]) == 0

@@ -7,7 +7,7 @@ Diffusion does.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,15 @@ from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-from sdcli.files import palette
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.files import inputs, palette
+from sdcli.files.canvas import InitialImage
+from sdcli.files.inputs import Inputs
 from sdcli.files.palette import Class
-from sdcli.models import families
+from sdcli.models import families, located
+from sdcli.models.registry import ModelEntry
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Recipe
 
 FAMILIES = ("sd15", "sd21-v", "sdxl", "sd-turbo", "lcm")
 NATIVE_SIZE = 64
@@ -309,3 +315,21 @@ def _finish(directory: Path, index: dict[str, Any], scheduler: dict[str, Any]) -
     index = {"_diffusers_version": "0.42.1", **index, "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(directory / "model_index.json", index)
     return directory
+
+
+def recipe_for(entry: ModelEntry, options: Mapping[str, Any], **more: Any) -> Recipe:
+    """The recipe of these flat keys for the model of `entry`."""
+    return resolve.resolve(located.locate(entry), options, **more).recipe
+
+
+def inputs_of(model: LatentDiffusionModel, recipe: Recipe, given: InitialImage | None = None) -> Inputs:
+    """The files that `recipe` names, read for a loaded model; `given` stands in the place of its image and mask."""
+    known = [model.classes, *(each.classes for each in model.controlnets.values())]
+    return inputs.read(
+        recipe.initial,
+        recipe.layout,
+        palettes=[each for each in known if each],
+        latent_channels=model.latent_channels,
+        scaling_factor=model.latent_space.scaling_factor,
+        given=given,
+    )

@@ -1,4 +1,4 @@
-"""`sdcli batch`: many pictures from one file of jobs."""
+"""`sdcli batch`: make many pictures from a file of jobs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sdcli.planning import resolve
 from sdcli.recipe import recipe
 from sdcli.terminal import streams
 
-_JOBS = "The jobs"
+_JOBS = "Jobs"
 
 
 @dataclass(frozen=True)
 class BatchOutput:
-    """Where the pictures of a batch go, and what is said of them."""
+    """Options of a batch's output."""
 
     directory: Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="DIR", rich_help_panel=options.OUTPUT,
-            help="Made where it is missing.", show_default="here",
+            help="The directory for the pictures; it is created if needed.", show_default="this directory",
         ),
     ] = None  # fmt: skip
     force: options.Force = False
@@ -38,7 +38,7 @@ class BatchOutput:
         typer.Option(
             "--json",
             rich_help_panel=options.OUTPUT,
-            help="The plan of --dry-run as one JSON object; a batch's lines are JSON anyway.",
+            help="Print the result of --dry-run as one JSON object.",
             show_default=False,
         ),
     ] = False
@@ -54,7 +54,7 @@ def batch(
         str,
         typer.Argument(
             metavar="JOBS",
-            help="A file: JSONL, CSV with a header, or a prompt a line; - for stdin.",
+            help="A file of jobs: JSONL, CSV with a header, or one prompt per line; - reads stdin.",
             show_default=False,
         ),
     ],
@@ -62,7 +62,11 @@ def batch(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="|".join(read.FORMATS), rich_help_panel=_JOBS, show_default="by suffix or first line"
+            "--format",
+            metavar="|".join(read.FORMATS),
+            rich_help_panel=_JOBS,
+            help="The format of JOBS.",
+            show_default="from the suffix or the first line",
         ),
     ] = None,
     matrix: Annotated[
@@ -72,34 +76,32 @@ def batch(
             metavar="KEY=V1,V2",
             rich_help_panel=_JOBS,
             show_default=False,
-            help="Each job with each of these values; given again, with every combination.",
+            help="Run each job once per value. If repeated, once per combination of values.",
         ),
     ] = None,
     fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at a failed job.", show_default=False)
+        bool,
+        typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at the first failed job.", show_default=False),
     ] = False,
-    output: BatchOutput,
     picture: options.Picture,
+    output: BatchOutput,
     execution: options.Execution,
 ) -> None:
-    """Make the pictures of a file of jobs, and print one line of JSON for each.
+    """Generate the pictures of a file of jobs.
 
-    sdcli batch jobs.jsonl -o out/ | jq -r .path
+    Prints one JSON object per job. The keys of a job are the long options with underscores (prompt, seed,
+    guidance_scale and so on), 'id', which is repeated in the output, and 'output', a file name in DIR. Options given
+    here are the defaults of all jobs. Run the same command again after an interruption, and it makes only the pictures
+    that are missing.
 
-    printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
-
-    sdcli batch prompts.txt --matrix seed=1,2 --matrix scheduler=ddim,euler
-
-    A job's keys are the long options with underscores (prompt, seed, guidance_scale …), and two more:
-
-    id, which its line repeats, and output, a name in DIR. The options here fill what a job leaves out.
-
-    Run again, after whatever ended it, the same command makes only what is missing.
+        sdcli batch jobs.jsonl -o out/ | jq -r .path
+        printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
+        sdcli batch prompts.txt --matrix seed=1,2 --matrix scheduler=ddim,euler
     """
     given = options.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
         recipe.check_value(key, value)
-    resolve.settings(registry.find(given["model"]), given, None)  # whatever is wrong there is no job's fault
+    resolve.settings(registry.find(given["model"]), given, None)  # an error here concerns the options, not a job
     asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
     planned = plan.plan(asked, given, strict=output.strict)
     if not planned:
@@ -114,32 +116,33 @@ def batch(
 
 
 def _say_forecast(order: making.Batch, *, json: bool) -> None:
-    """Print what a batch would do. Raises JobsFailed where jobs of it cannot be made."""
+    """Print what a batch would do. Raises JobsFailed if some jobs cannot be made."""
     said = forecast.forecast(order)
     print(streams.to_json(said) if json else "\n".join(forecast.lines(said)))
     if said["failed"]:
-        raise JobsFailed(f"{said['failed']} of {len(said['jobs'])} jobs would fail", "their lines say why")
+        raise JobsFailed(f"{said['failed']} of {len(said['jobs'])} jobs would fail", "see the error of each failed job")
 
 
 def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]]]:
     axes = expand.parse_matrix(matrix)
     for key, _ in axes:
         if key in given and key != "model":
-            raise UsageError(f"--matrix varies {key}, and an option sets it", f"leave out --{key.replace('_', '-')}")
+            raise UsageError(f"{key} is set by --matrix and by an option", f"omit --{key.replace('_', '-')}")
     return axes
 
 
 def _directory(given: str | None) -> str:
-    """Where the pictures go: `given`, which is made if need be, or the directory that the user's settings name."""
+    """The directory for the pictures: `given`, or the one in the user's settings."""
     said = config.general("output", given, ".")
     output, named = str(said.value), "-o" if given is not None else f"{said.place}: output"
     if not output or "\0" in output or (Path(output).exists() and not Path(output).is_dir()):
         raise UsageError(
-            f"{named} {output!r} is no directory", "a batch writes into a directory, which it makes if need be"
+            f"{named} {output!r} is not a directory",
+            "give the directory to write the pictures to; it is created if needed",
         )
     if given is None and not (output.endswith("/") or Path(output).is_dir()):
         raise UsageError(
-            f"{named} {output!r} names single pictures, and a batch takes a directory", "give it one with -o"
+            f"{named} {output!r} is a file name, and a batch needs a directory", "give a directory with -o"
         )
     return output
 

@@ -1,4 +1,4 @@
-"""`sdcli config`: what is set, and where."""
+"""`sdcli config`: show the settings and where each of them comes from."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import typer
 
 from sdcli import config as user_config
 from sdcli.commands import options
+from sdcli.commands.plain_help import Commands
 from sdcli.config import Setting
 from sdcli.errors import ModelNotFound
-from sdcli.models import registry
+from sdcli.models import located, registry
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import keys
 from sdcli.terminal import streams
 
-config = typer.Typer(help="What is set once for all: the config file and SDCLI_ variables.", no_args_is_help=True)
+config = Commands(help="Show the settings from the config file and SDCLI_ variables.")
 
 
 @config.command()
 def show(
     model: options.Model = None,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line instead: key, value, source.", show_default=False)
+        bool, typer.Option("--json", help="Print one JSON object per line: key, value, source.", show_default=False)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)
+    ] = False,
 ) -> None:
-    """Print every setting a picture would be made with, one a line: its key, its value, and where that comes from.
+    """Show every setting with its value and where the value comes from.
 
     sdcli config show -m sd15
-
     sdcli config show --json | jq -r 'select(.source != "built-in").key'
     """
     rows = [(key, each.value, each.place) for key, each in _settings(model).items()]
@@ -46,7 +48,7 @@ def show(
 
 @config.command()
 def path() -> None:
-    """Print where the config file is, or would be."""
+    """Print the path of the config file, whether it exists or not."""
     typer.echo(str(user_config.config_path()))
 
 
@@ -55,11 +57,11 @@ def _settings(given: str | None) -> dict[str, Setting]:
     model = user_config.general("model", given, user_config.DEFAULT_MODEL)
     entry = registry.find(str(model.value))
     try:
-        facts = registry.facts_of(entry)
+        facts = located.locate(entry).facts
     except ModelNotFound:
         facts = None
     found = resolve.settings(entry, {}, facts)
-    unknown = {"seed": Setting(None, "drawn for each picture")}
+    unknown = {"seed": Setting(None, "random for each picture")}
     unknown |= {side: Setting(None, "model (not on this machine)") for side in ("width", "height")}
     found = {**unknown, **found}
     output = user_config.general("output", None)

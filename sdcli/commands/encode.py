@@ -1,4 +1,4 @@
-"""`sdcli encode` and `sdcli decode`: the way through the autoencoder alone, x → z(x) and back."""
+"""`sdcli encode` and `sdcli decode`: run the autoencoder alone, from x to z(x) and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdcli.commands import options, vae_orders
+from sdcli.commands import autoencoder, options
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -19,54 +19,56 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Latents(vae_orders.Output):
-    """Latents to hand over."""
+class Latents(autoencoder.Output):
+    """Options of the latents file."""
 
     path: Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="FILE", rich_help_panel=options.OUTPUT,
-            help="Where the latents go.", show_default="IMAGE's name with .safetensors, here",
+            help="The file to write.", show_default="IMAGE's name with .safetensors, in this directory",
         ),
     ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Decoded(vae_orders.Output):
-    """A decoded picture to hand over."""
+class Decoded(autoencoder.Output):
+    """Options of the decoded picture."""
 
     path: Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="FILE.png", rich_help_panel=options.OUTPUT,
-            help="Where the picture goes.", show_default="LATENTS' name with .png, here",
+            help="The file to write.", show_default="LATENTS' name with .png, in this directory",
         ),
     ] = None  # fmt: skip
 
 
 @options.expand
 def encode(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to encode: PNG, JPEG, WebP ….")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to encode: PNG, JPEG, WebP and others.")],
     *,
     model: options.Model = None,
     output: Latents,
     machine: options.Machine,
 ) -> None:
-    """Encode a picture: write its latents z(x) to a .safetensors file, and print the file's path.
+    """Encode an image to latents with the autoencoder.
 
-    The tensor `latents`, (1, C, h, w) in float32, is z as the U-Net sees it: the encoder's mean times scaling_factor.
+    Writes a .safetensors file and prints its path. Its tensor `latents` has the shape (1, C, h, w) in float32 and the
+    scale that the U-Net takes: the encoder's mean times scaling_factor.
 
-    sdcli encode photo.png -o z.safetensors && sdcli decode z.safetensors -o again.png
+        sdcli encode photo.png -o z.safetensors
+        sdcli decode z.safetensors -o decoded.png
     """
 
     def read(facts: ModelFacts) -> Picture:
-        from sdcli.files import inputs
+        from sdcli.files import pictures
 
-        picture, _ = inputs.open_picture(image, None)
-        inputs.check_whole(picture, facts.latent_space.vae_scale_factor, image)
+        picture, _ = pictures.open_picture(image, None)
+        pictures.check_whole(picture, facts.latent_space.vae_scale_factor, image)
         return picture
 
-    def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> vae_orders.Made:
+    def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> autoencoder.Made:
         from sdcli.diffusion import autoencode
         from sdcli.files import latent_files
 
@@ -76,21 +78,23 @@ def encode(
         return data, picture.size, tuple(z.shape)
 
     path = output.path or f"{PurePath(image).stem}.safetensors"
-    work = vae_orders.Work(read, make)
-    vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))
+    work = autoencoder.Work(read, make)
+    autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))
 
 
 @options.expand
 def decode(
-    latents: Annotated[str, typer.Argument(metavar="LATENTS", help="A file of `sdcli encode` or --save-latents.")],
+    latents: Annotated[
+        str, typer.Argument(metavar="LATENTS", help="A file written by `sdcli encode` or --save-latents.")
+    ],
     *,
     model: options.Model = None,
     output: Decoded,
     machine: options.Machine,
 ) -> None:
-    """Decode latents: write the picture that they are of as a PNG, and print its path.
+    """Decode latents to a PNG with the autoencoder.
 
-    sdcli decode z.safetensors -o again.png
+    sdcli decode z.safetensors -o decoded.png
     """
 
     def read(facts: ModelFacts) -> LatentFile:
@@ -98,7 +102,7 @@ def decode(
 
         return latent_files.read(latents, facts.latent_space.channels, facts.latent_space.scaling_factor)
 
-    def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> vae_orders.Made:
+    def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> autoencoder.Made:
         from io import BytesIO
 
         from sdcli.diffusion import autoencode
@@ -109,5 +113,5 @@ def decode(
         return buffer.getvalue(), picture.size, found.latents.shape
 
     path = output.path or f"{PurePath(latents).stem}.png"
-    work = vae_orders.Work(read, make)
-    vae_orders.carry_out(work, options.given(machine, model=model), replace(output, path=path))
+    work = autoencoder.Work(read, make)
+    autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))

@@ -1,4 +1,4 @@
-"""`sdcli generate`: a prompt becomes a picture."""
+"""`sdcli generate`: make pictures from a prompt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 
 Strength = Annotated[
     float | None,
     typer.Option(
-        "--strength", metavar="0…1", rich_help_panel=options.PICTURE, show_default="with --init-latents 0.6",
-        help="The share of the steps to take from --init-latents; less keeps more of them.",
+        "--strength", metavar="0…1", rich_help_panel=options.PICTURE, show_default="0.6",
+        help="With --init-latents: the share of the steps to run. A lower value keeps more of the latents.",
     ),
 ]  # fmt: skip
 
@@ -28,15 +28,14 @@ def generate(
     output: options.Output,
     execution: options.Execution,
 ) -> None:
-    """Turn a prompt into a PNG, and print its path.
+    """Generate pictures from a text prompt.
 
-    sdcli generate "arctic fox"
+    Writes PNG files and prints their paths, one per line.
 
-    sdcli generate "a red owl at night" -n 4 -o owls/
-
-    sdcli generate "arctic fox" -m sd15 --scheduler euler-a --seed 7
-
-    sdcli generate --label "arctic fox" -m dit-256
+        sdcli generate "arctic fox"
+        sdcli generate "a red owl at night" -n 4 -o owls/
+        sdcli generate "arctic fox" -m sd15 --scheduler euler-a --seed 7
+        sdcli generate --label "arctic fox" -m dit-256
     """
     asked = options.given(picture, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength)
-    orders.carry_out(asked, output)
+    pictures.make(asked, output)

@@ -1,8 +1,8 @@
-"""`sdcli img2img`: an image and a prompt become another image."""
+"""`sdcli img2img`: redraw an image from a prompt."""
 
 from __future__ import annotations
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 
 
 @options.expand
@@ -16,11 +16,12 @@ def img2img(
     output: options.Output,
     execution: options.Execution,
 ) -> None:
-    """Redraw an image after a prompt, and print the new one's path.
+    """Redraw an image from a prompt.
 
-    The image is noised up to the level that --strength of the steps takes away again: low keeps it, 1 forgets it.
+    Noise is added to the image and removed again in the last steps of the schedule. --strength sets how many: a low
+    value keeps the image, 1 ignores it.
 
-    sdcli img2img sketch.png "a castle at dusk" --strength 0.6
+        sdcli img2img sketch.png "a castle at dusk" --strength 0.6
     """
     asked = options.given(picture, execution, image=image, prompt=prompt, label=label, strength=strength)
-    orders.carry_out(asked, output)
+    pictures.make(asked, output)

@@ -1,4 +1,4 @@
-"""`sdcli info`: how a picture was made, as its file says."""
+"""`sdcli info`: print the recipe in a picture's metadata."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ if TYPE_CHECKING:
 
 def info(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on one line instead.", show_default=False)
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
 ) -> None:
-    """Print how a picture was made: the recipe inside its file.
+    """Print the recipe in a picture's metadata.
 
-    Reads what sdcli writes, and the parameters that AUTOMATIC1111's web UI, tools like it and InvokeAI leave in PNG,
-    JPEG and WebP files. The last line is the command that makes the picture, where its model is on this machine. A
-    picture that says nothing of its making is no error.
+    Reads the metadata of sdcli, AUTOMATIC1111's web UI, similar tools and InvokeAI in PNG, JPEG and WebP files. The
+    last line is the command that makes the picture, if its model is on this machine. A picture without metadata is
+    not an error.
 
-    Examples: sdcli info arctic-fox-7.png · sdcli info arctic-fox-7.png --json | jq .recipe.seed
+        sdcli info arctic-fox-7.png
+        sdcli info arctic-fox-7.png --json | jq .recipe.seed
     """
     from sdcli.files import metadata
-    from sdcli.planning import proof
+    from sdcli.planning import replay
 
     found = metadata.read(image)
-    unknown = [remark.message for remark in proof.unknown_keys(found)]
+    unknown = [each.message for each in replay.unknown_keys(found)]
     for warning in unknown:
         streams.warn(warning)
     said = {**_as_dict(image, found), "command": _command(image, found), "warnings": unknown}
@@ -47,14 +48,14 @@ def info(
 
 def _command(path: str, found: PictureInfo) -> str | None:
     """The command that makes the picture; None where it says too little, or names a model that is not here."""
-    from sdcli.planning import proof
+    from sdcli.planning import replay
     from sdcli.planning.command_line import command_of
 
     try:
-        source = proof.source(path, (found.recipe or {}).get("model"))
+        source = replay.read_recorded(path, (found.recipe or {}).get("model"))
     except SdcliError:
         return None
-    return command_of(source.recipes)
+    return command_of(source.model, source.recipes)
 
 
 def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:

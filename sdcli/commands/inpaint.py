@@ -1,4 +1,4 @@
-"""`sdcli inpaint`: a part of an image is repainted after a prompt."""
+"""`sdcli inpaint`: repaint a part of an image from a prompt."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 
 
 @dataclass(frozen=True)
 class Repainting:
-    """Which part is repainted, and how."""
+    """Options that select the part to repaint."""
 
     mask_image: Annotated[
         str,
@@ -20,15 +20,18 @@ class Repainting:
             "--mask",
             metavar="MASK",
             rich_help_panel=options.PICTURE,
-            help="A picture whose white is repainted; alpha: where the image itself is transparent.",
+            help="An image that is white where IMAGE is repainted, or 'alpha' for IMAGE's transparent part.",
         ),
     ]
     invert_mask: Annotated[
         bool | None,
-        typer.Option("--invert-mask", rich_help_panel=options.PICTURE, help="Repaint the mask's black, not its white."),
+        typer.Option("--invert-mask", rich_help_panel=options.PICTURE, help="Repaint where the mask is black."),
     ] = None
     fit_mask: Annotated[
-        bool | None, typer.Option("--fit-mask", rich_help_panel=options.PICTURE, help="Stretch a mask of another size.")
+        bool | None,
+        typer.Option(
+            "--fit-mask", rich_help_panel=options.PICTURE, help="Resize a mask that has another size than IMAGE."
+        ),
     ] = None
     padding: Annotated[
         int | None,
@@ -37,7 +40,8 @@ class Repainting:
             metavar="PIXELS",
             rich_help_panel=options.PICTURE,
             show_default="the whole image",
-            help="Work on the masked area and at least so many pixels around it alone, at the model's own resolution.",
+            help="Crop to the masked area plus at least this many pixels around it, and repaint the crop at the "
+            "model's resolution.",
         ),
     ] = None
     strength: options.Strength = None
@@ -55,10 +59,10 @@ def inpaint(
     output: options.Output,
     execution: options.Execution,
 ) -> None:
-    """Repaint the white part of a mask after a prompt, and print the new image's path.
+    """Repaint the masked part of an image from a prompt.
 
-    Pixels that the mask, softened by --mask-blur, leaves black come back bit for bit.
+    Pixels that are black in the mask, after --mask-blur, are unchanged.
 
-    sdcli inpaint photo.png "a red door" --mask door.png
+        sdcli inpaint photo.png "a red door" --mask door.png
     """
-    orders.carry_out(options.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)
+    pictures.make(options.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)

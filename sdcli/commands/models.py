@@ -1,9 +1,11 @@
-"""`sdcli models`: which models there are, and what is known of one."""
+"""`sdcli models`: list, show, download, verify, name, export and remove models."""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,20 +13,20 @@ import typer
 from typer.exceptions import Abort
 
 from sdcli import config
+from sdcli.commands.plain_help import Commands
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.files import folders, palette
-from sdcli.models import controlnets, registry, user_models
-from sdcli.models.digest import model_digest
+from sdcli.models import registry, user_models
+from sdcli.models.addons import controlnet
 from sdcli.models.hub import lock
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import INDEX, Source
+from sdcli.models.weights import Weights
 from sdcli.planning import dry_run, resolve
 from sdcli.terminal import display, streams
 
-models = typer.Typer(
-    help="The models sdcli knows by name: list, get, check, name, export and remove them.", no_args_is_help=True
-)
+models = Commands(help="List, show, download, verify, name, export and remove models.")
 
 Name = Annotated[
     str,
@@ -42,16 +44,17 @@ HubName = Annotated[
         autocompletion=lambda incomplete: [name for name in registry.names() if name.startswith(incomplete)],
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line, instead.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", show_default=False)]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", show_default=False)]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)]
 
 
 @models.command("list")
 def list_models(json: Json = False) -> None:
-    """One line a model: its name, whether it is on this machine, whose it is, of what kind, and what it is.
+    """List the known models.
 
-    A ControlNet is of use beside a model alone: sdcli generate --control NAME=IMAGE.
+    Each line has the name, "here" or "absent", who named it (sdcli or you), the kind, and a description. A
+    ControlNet is used together with a model: sdcli generate --control NAME=IMAGE.
     """
     entries = registry.entries().values()
     width = max(len(entry.name) for entry in entries)
@@ -74,14 +77,20 @@ def list_models(json: Json = False) -> None:
 
 @models.command("show")
 def show(name: Name, json: Json = False) -> None:
-    """What is known of a model: where it is, what it takes, and its defaults. Reads configs, not weights."""
+    """Show a model's path, its inputs and its defaults.
+
+    Reads the model's configs, and no weights.
+    """
     facts = describe(registry.find(name))
     if json:
         typer.echo(streams.to_json(facts))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        typer.echo(f"{key:{width}}  {_shown(value)}")
+        if key == "vocabulary":
+            _show_groups(value["groups"])
+        else:
+            typer.echo(f"{key:{width}}  {_shown(value)}")
 
 
 def describe(entry: registry.ModelEntry) -> dict[str, Any]:
@@ -106,12 +115,14 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
     if entry.parts:
         described["parts"] = dict(entry.parts)
     own = {key: each.value for key, each in entry.user_defaults.items()}
-    return described | {"defaults": {**resolve.DEFAULTS, **entry.defaults, **entry.needs, **own}}
+    described["defaults"] = {**resolve.DEFAULTS, **entry.defaults, **entry.needs, **own}
+    known = described.pop("vocabulary", None)  # which is long: last
+    return described if known is None else {**described, "vocabulary": known}
 
 
 def _of_configs(source: Source) -> dict[str, Any]:
     if source.is_controlnet:
-        return {"kind": registry.CONTROLNET, **controlnets.takes(source)}
+        return {"kind": registry.CONTROLNET, **controlnet.takes(source)}
     facts = registry.read_facts(source)
     return {
         "native_size": facts.native_size,
@@ -121,14 +132,26 @@ def _of_configs(source: Source) -> dict[str, Any]:
         "in_channels": facts.in_channels,
         **({"classes": len(facts.classes)} if facts.classes else {}),
         "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
+        **({"vocabulary": facts.vocabulary.to_dict()} if facts.vocabulary else {}),
     }
+
+
+def _show_groups(groups: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """What a model knows, a paragraph a group: phrases, and their synonyms in brackets."""
+    width = max(20, shutil.get_terminal_size().columns - 2)
+    for name, phrases in groups.items():
+        said = (f"{phrase} ({', '.join(others)})" if others else phrase for phrase, others in phrases.items())
+        lines = textwrap.wrap(", ".join(said), width=width, break_on_hyphens=False)
+        typer.echo("\n".join(["", name, *(f"  {line}" for line in lines)]))
 
 
 @models.command("labels")
 def labels(name: Name, json: Json = False, debug: Debug = False) -> None:
-    """The classes of a model that takes a label, one a line: number and names, as --label takes them.
+    """List the classes of a class-conditional model.
 
-    sdcli models labels ldm-imagenet | grep fox
+    Each line has a class's number and its names, as --label takes them.
+
+        sdcli models labels ldm-imagenet | grep fox
     """
     entry = registry.find(name)
     known = registry.labels_of(entry)
@@ -143,19 +166,20 @@ def labels(name: Name, json: Json = False, debug: Debug = False) -> None:
 def pull(
     name: HubName,
     revision: Annotated[
-        str, typer.Option("--revision", metavar="R", help="The branch, tag or commit to get, and to stay with.")
+        str, typer.Option("--revision", metavar="R", help="The branch, tag or commit to download.")
     ] = "main",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Get a model from the Hugging Face hub, and print where it is. The only command that reaches for the network.
+    """Download a model from the Hugging Face hub and print its path.
 
-    Only the files that are needed come, and what is here already is checked and stays. The commit is pinned: until
-    the next pull the model is what it was, whatever becomes of the branch. A pull that broke off goes on where it was.
-    HF_TOKEN is sent along for gated and private models, HF_ENDPOINT names another hub.
+    This is the only command that uses the network. It downloads only the files that are needed, resumes an interrupted
+    download, and verifies files that are already present. The commit is pinned: the model does not change until the
+    next pull. HF_TOKEN is sent for gated and private models; HF_ENDPOINT selects another hub.
 
-    sdcli models pull sd15 && sdcli generate "arctic fox, photograph" -m sd15
+        sdcli models pull sd15
+        sdcli generate "arctic fox, photograph" -m sd15
     """
     from sdcli.models.hub.pull import pull as get
 
@@ -177,9 +201,9 @@ def pull(
 
 @models.command("verify")
 def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Read each file of a pulled model again, and print whether it is what was pulled: ok, missing or changed.
+    """Verify the files of a downloaded model against their recorded checksums.
 
-    Exits 3 where one is not.
+    Prints "ok", "missing" or "changed" for each file. The exit status is 3 if any file is missing or changed.
     """
     entry = _on_hub(registry.find(name), "verify")
     assert entry.repo is not None
@@ -203,28 +227,33 @@ def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug
 
 @models.command("add")
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: letters, digits, '.', '_' and '-'.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new name: letters, digits, '.', '_' and '-'.")],
     source: Annotated[
-        str, typer.Argument(metavar="PATH|OWNER/NAME", help="A diffusers folder, a .safetensors file, or a repository.")
+        str,
+        typer.Argument(
+            metavar="PATH|OWNER/NAME", help="A diffusers folder, a .safetensors file, or a repository on the hub."
+        ),
     ],
     part: Annotated[
         list[str] | None,
         typer.Option(
             "--part",
             metavar="PART=FOLDER",
-            help=f"Take a part from another folder, in place of the model's own: {', '.join(PARTS)}. May be repeated.",
+            help=f"Load this part from another folder: {', '.join(PARTS)}. Can be repeated.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a name of yours.", show_default=False)] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a name that you added before.", show_default=False)
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Give a model a name of your own, and print the file that keeps it, sdcli/models.toml in XDG_CONFIG_HOME.
+    """Add a name for a model of your own.
 
-    That file is yours to edit too: description, license, variant, family, and tables of parts and defaults.
+    The name is written to sdcli/models.toml in XDG_CONFIG_HOME, and the path of that file is printed. You can edit the
+    file: an entry can also have a description, license, variant, family, and tables of parts and defaults.
 
-    sdcli models add ink ~/models/ink.safetensors && sdcli generate "arctic fox" -m ink
-
-    sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
+        sdcli models add ink ~/models/ink.safetensors
+        sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
     """
     typer.echo(str(user_models.add(name, source, part or (), force=force)))
 
@@ -232,20 +261,18 @@ def add(
 @models.command("export")
 def export(
     name: Name,
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new directory, or an empty one.")],
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the directory of an earlier export.", show_default=False)
-    ] = False,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new or empty directory.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.", show_default=False)] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model as a diffusers folder that diffusers itself loads, and print the directory.
+    """Write a model as a diffusers folder.
 
-    Whatever it was read from: a folder, a single file in the original layout, or parts from several places. Weights
-    keep their precision; text encoders and tokenizers get the layout that transformers 4 and 5 both read.
+    Works for every model: a folder, a single file in the original layout, or parts from several folders. Weights keep
+    their dtype; text encoders and tokenizers are written in a layout that transformers 4 and 5 both load.
 
-    sdcli models export kit kit-folder
+        sdcli models export kit kit-folder
     """
     source = registry.locate(registry.find(name))
     source.check()
@@ -255,10 +282,12 @@ def export(
     from sdcli.models.export import export as write
 
     with folders.written(folder, force=force) as staged, display.transfer(quiet=quiet) as start:
-        pipeline = write(source, staged, start(sum(file.stat().st_size for file in dry_run.find_parts(source).files)))
+        pipeline = write(
+            source, staged, start(sum(file.stat().st_size for file in dry_run.find_parts(Weights(source)).files))
+        )
     if json:
         files = [file for file in Path(folder).rglob("*") if file.is_file()]
-        facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": model_digest(Source(Path(folder)))}
+        facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": Source(Path(folder)).sha256}
         size = sum(file.stat().st_size for file in files)
         typer.echo(streams.to_json(facts | {"files": len(files), "bytes": size}))
     else:
@@ -268,12 +297,13 @@ def export(
 @models.command("rm")
 def remove(
     name: HubName,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.", show_default=False)] = False,
     debug: Debug = False,
 ) -> None:
-    """Remove a name of your own, and the files of a model that was pulled, after asking.
+    """Remove a name that you added, or the files of a downloaded model.
 
-    A folder or file that you gave a name stays where it is, and so do pulled files that another name of yours needs.
+    Asks before it deletes downloaded files. A folder or file of your own is never deleted, and downloaded files that
+    another name uses are kept.
     """
     entry = registry.find(name)
     pin, named = _pin(entry), name in config.read_models()

@@ -1,4 +1,4 @@
-"""The options that commands share, under the names the field uses; None stands for "not given".
+"""The options that commands share, under the names that diffusers uses; None means "not given".
 
 Related options are the fields of one frozen dataclass, a group. A command that is decorated with `expand` takes a
 group as one parameter, and its command line has an option for each field:
@@ -7,13 +7,13 @@ group as one parameter, and its command line has an option for each field:
     def img2img(image: options.Image, prompt: options.Prompt = None, *, strength: options.Strength = None,
                 picture: options.Edited, output: options.Output, execution: options.Execution) -> None:
         '''The help.'''
-        asked = options.given(picture, execution, image=image, prompt=prompt, strength=strength)
-        orders.carry_out(asked, output)
+        given = options.given(picture, execution, image=image, prompt=prompt, strength=strength)
+        pictures.make(given, output)
 
-To add an option for a key of the recipe: a field of that name in `sdcli/recipe/recipe.py`, and a field of the same
-name in the group of the commands that are to have it (`Picture`, `Execution`; `Output` for what is no part of a
-recipe), or a parameter where one command alone has it. To add a command: a file like `commands/img2img.py`, and a line
-in `cli.py`. An option's place in the help is its panel, and within the panel its place here.
+To add an option for a key of the recipe: add a field of that name to `sdcli/recipe/recipe.py`, and a field of the same
+name to the group of the commands that need it (`Picture`, `Execution`, or `Output` if it is not part of a recipe), or a
+parameter if only one command has it. To add a command: add a file like `commands/img2img.py`, and a line to `cli.py`.
+The help lists options by `rich_help_panel`, in the order of this file.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[s
 controlnets = _completer(lambda: registry.names(registry.CONTROLNET))
 """Completes the names of ControlNets."""
 
-PICTURE, SAMPLING, OUTPUT, EXECUTION = "The picture", "Sampling", "Output", "Execution"
+PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
 Prompt = Annotated[
-    str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.", show_default=False)
+    str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.", show_default=False)
 ]
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to start from: PNG, JPEG, WebP ….")]
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The image to start from: PNG, JPEG, WebP and others.")]
 
 
 def model_option(default: str) -> Any:
-    """-m, whose help names the model that is taken where nobody says which."""
+    """The option -m, whose help shows the default model."""
     return typer.Option(
         "--model", "-m", metavar="MODEL", rich_help_panel=PICTURE, show_default=default,
         autocompletion=_completer(registry.names),
@@ -65,78 +65,93 @@ Label = Annotated[
     str | None,
     typer.Option(
         "--label", metavar="CLASS", rich_help_panel=PICTURE,
-        help="What to draw, by name or number, for a model of classes (see sdcli models labels).",
+        help="The class to draw, by name or number, with a class-conditional model; see `sdcli models labels`.",
     ),
 ]  # fmt: skip
 Strength = Annotated[
     float | None,
     typer.Option(
-        "--strength", metavar="0…1", rich_help_panel=PICTURE, show_default="img2img 0.6, else 1",
-        help="The share of the steps to take; 1 starts from pure noise, less keeps more of the image.",
+        "--strength", metavar="0…1", rich_help_panel=PICTURE, show_default="0.6 for img2img, 1 otherwise",
+        help="The share of the steps to run. 1 starts from pure noise; a lower value keeps more of the image.",
     ),
 ]  # fmt: skip
 InitLatents = Annotated[
     str | None,
     typer.Option(
         "--init-latents", metavar="FILE", rich_help_panel=PICTURE, show_default=False,
-        help="Start from the latents in FILE, of `sdcli encode` or --save-latents, noised up to --strength.",
+        help="Start from latents written by `sdcli encode` or --save-latents.",
     ),
 ]  # fmt: skip
 MaskBlur = Annotated[
     float | None,
     typer.Option(
         "--mask-blur", metavar="PIXELS", rich_help_panel=PICTURE, show_default="4",
-        help="How softly the mask's edge fades into the image; 0 is hard.",
+        help="Blur the edge of the mask by this many pixels; 0 keeps it sharp.",
     ),
 ]  # fmt: skip
 Force = Annotated[
-    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a named file that exists.", show_default=False)
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Overwrite an existing file.", show_default=False)
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="No progress, no preview.", show_default=False)
+    bool,
+    typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Show no progress and no preview.", show_default=False),
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", rich_help_panel=OUTPUT, help="Make every warning an error.", show_default=False),
+    typer.Option("--strict", rich_help_panel=OUTPUT, help="Treat warnings as errors.", show_default=False),
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run", rich_help_panel=OUTPUT, show_default=False,
-        help="Say what would be made, of what files and where to, and make nothing.",
+        help="Show what would be made, from which files and where, and exit.",
     ),
 ]  # fmt: skip
 Debug = Annotated[
-    bool, typer.Option("--debug", rich_help_panel=OUTPUT, help="Tracebacks with errors.", show_default=False)
+    bool, typer.Option("--debug", rich_help_panel=OUTPUT, help="Print the traceback of an error.", show_default=False)
 ]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn and how it is sampled: keys of a recipe."""
+    """Options of the picture and of sampling; all are keys of a recipe."""
 
     model: Model = None
     negative_prompt: Annotated[
         str | None,
         typer.Option(
-            "--negative-prompt", "-N", metavar="TEXT", rich_help_panel=PICTURE, help="What to steer away from."
+            "--negative-prompt", "-N", metavar="TEXT", rich_help_panel=PICTURE, help="What the picture should not show."
         ),
     ] = None
     width: Annotated[
         int | None,
-        typer.Option("--width", "-W", metavar="PIXELS", rich_help_panel=PICTURE, show_default="the model's"),
+        typer.Option(
+            "--width",
+            "-W",
+            metavar="PIXELS",
+            rich_help_panel=PICTURE,
+            help="Width of the picture.",
+            show_default="the model's",
+        ),
     ] = None
     height: Annotated[
         int | None,
-        typer.Option("--height", "-H", metavar="PIXELS", rich_help_panel=PICTURE, show_default="the model's"),
+        typer.Option(
+            "--height",
+            "-H",
+            metavar="PIXELS",
+            rich_help_panel=PICTURE,
+            help="Height of the picture.",
+            show_default="the model's",
+        ),
     ] = None
     control: Annotated[
         list[str] | None,
         typer.Option(
             "--control", metavar="NAME=IMAGE", rich_help_panel=PICTURE, show_default=False,
             autocompletion=controlnets,
-            help="Follow IMAGE by the ControlNet NAME; IMAGE:0.8:0-0.5 with that scale, in that share of the steps. "
-            "May be given again.",
+            help="Guide the picture by a ControlNet and IMAGE. IMAGE:0.8:0-0.5 sets the scale and the part of the "
+            "steps. Can be repeated.",
         ),
     ] = None  # fmt: skip
     seed: Annotated[
@@ -146,14 +161,18 @@ class Picture:
             "-s",
             metavar="INTEGER",
             rich_help_panel=PICTURE,
-            help=f"0 … {MAX_SEED}.",
-            show_default="drawn",
+            help=f"Seed of the noise, from 0 to {MAX_SEED}.",
+            show_default="random",
         ),
     ] = None
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", metavar="N", rich_help_panel=SAMPLING, help="Denoising steps.", show_default="the model's"
+            "--steps",
+            metavar="N",
+            rich_help_panel=SAMPLING,
+            help="Number of denoising steps.",
+            show_default="the model's",
         ),
     ] = None
     guidance_scale: Annotated[
@@ -161,7 +180,7 @@ class Picture:
         typer.Option(
             "--guidance-scale", "--cfg-scale", metavar="SCALE", rich_help_panel=SAMPLING,
             show_default="the model's",
-            help="How strongly the prompt pulls; 1 or less switches guidance off.",
+            help="How closely to follow the prompt; 1 or less disables guidance.",
         ),
     ] = None  # fmt: skip
     guidance_rescale: Annotated[
@@ -170,7 +189,7 @@ class Picture:
             "--guidance-rescale",
             metavar="0…1",
             rich_help_panel=SAMPLING,
-            help="Tame overexposure of high guidance scales.",
+            help="Reduce the overexposure of high guidance scales.",
         ),
     ] = None
     scheduler: Annotated[
@@ -178,7 +197,7 @@ class Picture:
         typer.Option(
             "--scheduler", metavar="NAME", rich_help_panel=SAMPLING,
             autocompletion=_completer(lambda: schedulers.NAMES),
-            help=f"{', '.join(schedulers.NAMES)}.", show_default="the model's",
+            help=f"One of {', '.join(schedulers.NAMES)}.", show_default="the model's",
         ),
     ] = None  # fmt: skip
     sigmas: Annotated[
@@ -186,96 +205,116 @@ class Picture:
         typer.Option(
             "--sigmas", metavar="NAME", rich_help_panel=SAMPLING,
             autocompletion=_completer(lambda: schedulers.SIGMAS),
-            help=f"Spacing of noise levels: {', '.join(schedulers.SIGMAS)}.",
+            help=f"Spacing of the noise levels: {', '.join(schedulers.SIGMAS)}.",
         ),
     ] = None  # fmt: skip
     eta: Annotated[
         float | None,
         typer.Option(
-            "--eta", metavar="0…1", rich_help_panel=SAMPLING, help="DDIM's share of fresh noise in each step."
+            "--eta", metavar="0…1", rich_help_panel=SAMPLING, help="Noise that DDIM adds in each step; 0 adds none."
         ),
     ] = None
     clip_skip: Annotated[
         int | None,
         typer.Option(
-            "--clip-skip", metavar="N", rich_help_panel=SAMPLING, help="Text layer from the end; 1 skips none."
+            "--clip-skip",
+            metavar="N",
+            rich_help_panel=SAMPLING,
+            help="Layer of the text encoder to use, counted from the end; 1 is the last.",
         ),
     ] = None
     prompt_weights: Annotated[
         bool | None,
         typer.Option(
-            "--prompt-weights/--no-prompt-weights", rich_help_panel=SAMPLING, show_default="read",
-            help="Read (word:1.3), (word), \\[word] and BREAK in prompts, or take them as letters.",
+            "--prompt-weights/--no-prompt-weights", rich_help_panel=SAMPLING, show_default="on",
+            help="Interpret (word:1.3), (word), [word] and BREAK in prompts.",
         ),
     ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Edited(Picture):
-    """A picture that is made of another, which comes back at its own size."""
+    """Options of a picture that is made from an image; the result has the size of the image."""
 
     width: Annotated[
         int | None,
         typer.Option(
-            "--width", "-W", metavar="PIXELS", rich_help_panel=PICTURE, show_default="a good one near the image's",
-            help="The size to work at; the picture comes back at the image's own.",
+            "--width", "-W", metavar="PIXELS", rich_help_panel=PICTURE, show_default="near the image's",
+            help="Width to work at; the result has the size of IMAGE.",
         ),
     ] = None  # fmt: skip
     height: Annotated[
         int | None,
         typer.Option(
-            "--height", "-H", metavar="PIXELS", rich_help_panel=PICTURE, show_default="a good one near the image's"
+            "--height",
+            "-H",
+            metavar="PIXELS",
+            rich_help_panel=PICTURE,
+            show_default="near the image's",
+            help="Height to work at.",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What makes a picture: keys of a recipe."""
+    """Options of the device; all are keys of a recipe."""
 
     device: Annotated[
         str | None,
         typer.Option(
-            "--device", metavar="NAME", rich_help_panel=EXECUTION, help=f"{', '.join(DEVICES)}.", show_default="auto"
+            "--device",
+            metavar="NAME",
+            rich_help_panel=EXECUTION,
+            help=f"One of {', '.join(DEVICES)}.",
+            show_default="auto",
         ),
     ] = None
     dtype: Annotated[
         str | None,
         typer.Option(
-            "--dtype", metavar="NAME", rich_help_panel=EXECUTION, help=f"{', '.join(DTYPES)}.", show_default="auto"
+            "--dtype",
+            metavar="NAME",
+            rich_help_panel=EXECUTION,
+            help=f"One of {', '.join(DTYPES)}.",
+            show_default="auto",
         ),
     ] = None
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", metavar="N", rich_help_panel=EXECUTION, help="CPU threads.", show_default="torch's choice"
+            "--threads",
+            metavar="N",
+            rich_help_panel=EXECUTION,
+            help="Number of CPU threads.",
+            show_default="chosen by PyTorch",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Execution(Machine):
-    """What makes pictures, and how many at once."""
+    """Options of the device, and how many pictures are made at once."""
 
     batch_size: Annotated[
         int | None,
         typer.Option(
             "--batch-size", metavar="N", rich_help_panel=EXECUTION,
-            help="Pictures in one U-Net call; faster on GPUs, but pixels then depend on it.", show_default="1",
+            help="Pictures per U-Net call. More is faster on a GPU, but changes the pixels.", show_default="1",
         ),
     ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Handover:
-    """Where pictures go, and what is said of them."""
+    """Options of the files to write and of what is printed."""
 
     path: Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="PATH", rich_help_panel=OUTPUT,
-            help="A file.png, a directory, a template with {seed} {index} {prompt} {model}, or - for PNG on stdout.",
-            show_default="PROMPT-SEED.png here",
+            help="A file.png, a directory, a template with {seed}, {index}, {prompt} or {model}, or - for stdout.",
+            show_default="PROMPT-SEED.png in this directory",
         ),
     ] = None  # fmt: skip
     force: Force = False
@@ -284,7 +323,7 @@ class Handover:
         typer.Option(
             "--json",
             rich_help_panel=OUTPUT,
-            help="One JSON object a picture on stdout, not its path.",
+            help="Print one JSON object per picture instead of its path.",
             show_default=False,
         ),
     ] = False
@@ -294,13 +333,13 @@ class Handover:
 
 @dataclass(frozen=True)
 class Output(Handover):
-    """Pictures to hand over, or to say beforehand what they would be."""
+    """The same, with options for latents, dry runs and several pictures."""
 
     save_latents: Annotated[
         str | None,
         typer.Option(
             "--save-latents", metavar="PATH", rich_help_panel=OUTPUT, show_default=False,
-            help="Write z too, before it is decoded: to a file.safetensors, a directory or a template as for -o.",
+            help="Also write the latents before decoding, to a file.safetensors, a directory or a template as for -o.",
         ),
     ] = None  # fmt: skip
     dry_run: DryRun = False
@@ -308,15 +347,20 @@ class Output(Handover):
     num_images: Annotated[
         int,
         typer.Option(
-            "--num-images", "-n", metavar="N", min=1, rich_help_panel=PICTURE, help="Picture i has seed SEED+i."
+            "--num-images",
+            "-n",
+            metavar="N",
+            min=1,
+            rich_help_panel=PICTURE,
+            help="Number of pictures; picture i has the seed SEED+i.",
         ),
     ] = 1
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with each parameter that is annotated with a group replaced by the group's options.
+    """Replace each parameter of `command` that is annotated with a group by the group's options.
 
-    Typer reads the signature that comes of it, and the command is called with the groups made of what was said.
+    Typer reads the resulting signature; `command` is called with groups made from the given options.
     """
     groups: dict[str, tuple[type, tuple[str, ...]]] = {}
     parameters: list[inspect.Parameter] = []
@@ -330,9 +374,9 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(command)
-    def expanded(**said: Any) -> None:
-        made = {name: group(**{key: said.pop(key) for key in keys}) for name, (group, keys) in groups.items()}
-        command(**said, **made)
+    def expanded(**values: Any) -> None:
+        made = {name: group(**{key: values.pop(key) for key in keys}) for name, (group, keys) in groups.items()}
+        command(**values, **made)
 
     signature = inspect.Signature(parameters)
     annotations = {each.name: each.annotation for each in parameters}
@@ -352,5 +396,5 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
 
 def given(*groups: Any, **others: Any) -> dict[str, Any]:
     """The options in `groups` and `others` that were given, flat."""
-    said = {each.name: getattr(group, each.name) for group in groups for each in fields(group)} | others
-    return {key: value for key, value in said.items() if value not in (None, [])}
+    values = {each.name: getattr(group, each.name) for group in groups for each in fields(group)} | others
+    return {key: value for key, value in values.items() if value not in (None, [])}

@@ -1,4 +1,4 @@
-"""`sdcli outpaint`: an image is continued beyond its borders."""
+"""`sdcli outpaint`: extend an image beyond its borders."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 from sdcli.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Borders:
-    """How much is added on each side, and how."""
+    """Options that set how much is added on each side."""
 
     left: Annotated[
-        int, typer.Option("--left", metavar="PIXELS", rich_help_panel=options.PICTURE, help="New pixels on the left.")
+        int,
+        typer.Option("--left", metavar="PIXELS", rich_help_panel=options.PICTURE, help="Pixels to add on the left."),
     ] = 0
     right: Annotated[
-        int, typer.Option("--right", metavar="PIXELS", rich_help_panel=options.PICTURE, help="New pixels on the right.")
+        int,
+        typer.Option("--right", metavar="PIXELS", rich_help_panel=options.PICTURE, help="Pixels to add on the right."),
     ] = 0
     top: Annotated[
-        int, typer.Option("--top", metavar="PIXELS", rich_help_panel=options.PICTURE, help="New pixels at the top.")
+        int, typer.Option("--top", metavar="PIXELS", rich_help_panel=options.PICTURE, help="Pixels to add at the top.")
     ] = 0
     bottom: Annotated[
         int,
-        typer.Option("--bottom", metavar="PIXELS", rich_help_panel=options.PICTURE, help="New pixels at the bottom."),
+        typer.Option(
+            "--bottom", metavar="PIXELS", rich_help_panel=options.PICTURE, help="Pixels to add at the bottom."
+        ),
     ] = 0
     strength: options.Strength = None
     mask_blur: options.MaskBlur = None
@@ -43,10 +47,12 @@ def outpaint(
     output: options.Output,
     execution: options.Execution,
 ) -> None:
-    """Continue an image beyond its borders after a prompt, and print the new one's path.
+    """Extend an image beyond its borders from a prompt.
 
     sdcli outpaint fox.png "arctic fox in the snow" --left 128 --right 128
     """
     if not any((borders.left, borders.right, borders.top, borders.bottom)):
-        raise UsageError("outpaint adds nothing", "say how many pixels with --left, --right, --top or --bottom")
-    orders.carry_out(options.given(borders, picture, execution, image=image, prompt=prompt, label=label), output)
+        raise UsageError(
+            "outpaint has no border to extend", "give --left, --right, --top or --bottom a number of pixels"
+        )
+    pictures.make(options.given(borders, picture, execution, image=image, prompt=prompt, label=label), output)

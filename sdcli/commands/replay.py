@@ -1,12 +1,12 @@
-"""`sdcli replay`: a picture is made again from what its file says of it, and can be proven."""
+"""`sdcli replay`: make pictures again from their metadata, and compare them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -14,71 +14,86 @@ from sdcli import config
 from sdcli.commands import options
 from sdcli.errors import PictureDiffers, UsageError
 from sdcli.files import outputs
-from sdcli.making import delivery, remote
-from sdcli.models import registry
-from sdcli.planning.remarks import Remark
+from sdcli.files.inputs import NO_INPUTS
+from sdcli.making import deliver, warm
+from sdcli.making.picture import Picture
+from sdcli.making.request import Request
+from sdcli.planning.warnings import RecipeWarning
 from sdcli.terminal import streams
 
 if TYPE_CHECKING:
-    from sdcli.diffusion.pipeline import Result
-    from sdcli.planning.proof import Source
+    from sdcli.planning.replay import Recorded
 
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", help="Use this model, not the one named.", show_default="the picture's"
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Use this model instead of the recorded one.",
+        show_default="the picture's",
     ),
 ]
 
 
 @options.expand
 def replay(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Pictures with a recipe inside.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Pictures with a recipe in their metadata.")],
     *,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare, and write nothing unless -o is given.", show_default=False)
+        bool,
+        typer.Option("--verify", help="Compare the pixels. Writes no picture unless -o is given.", show_default=False),
     ] = False,
     model: Model = None,
     handover: options.Handover,
     machine: options.Machine,
     debug: options.Debug = False,
 ) -> None:
-    """Make pictures again from their own metadata, and print their paths.
+    """Make pictures again from their metadata.
 
-    Reads the recipe that sdcli writes into its PNGs, and as far as they go those of AUTOMATIC1111's web UI,
-    stable-diffusion.cpp and InvokeAI; whatever cannot be followed is named in a warning.
+    Reads the recipes that sdcli writes, and the metadata of AUTOMATIC1111's web UI, stable-diffusion.cpp and InvokeAI
+    as far as it can be reproduced; settings that cannot be reproduced are warnings.
 
-    With --verify nothing is written: the path of each picture whose pixels come out identical is printed, and the
-    exit status is 9 where one differs, with how it differs and why it may.
+    With --verify, prints the path of each picture whose pixels are identical. If a picture differs, the exit status is
+    9, and the error says how it differs and what the possible causes are.
 
-    sdcli generate "arctic fox" | xargs sdcli replay --verify
+        sdcli generate "arctic fox" | xargs sdcli replay --verify
     """
-    from sdcli.planning import proof
+    from sdcli.planning import replay
+    from sdcli.planning.resolve import read_inputs
 
     execution = options.given(machine)
     output = handover.path if verify else config.output(handover.path)
     shared = {key: getattr(handover, key) for key in ("force", "json", "quiet", "strict")}
     jobs = []
     for path in images:
-        source = proof.source(path, model, **execution)
-        remarks = (*source.remarks, *proof.other_weights(source))
-        order = delivery.Order(entry=source.entry, recipes=source.recipes, output=output, remarks=remarks, **shared)
-        jobs.append((source, order))
+        source = replay.read_recorded(path, model, **execution)
+        request = Request(
+            model=source.model,
+            weights=source.weights,
+            inputs=NO_INPUTS,  # read before each is made: those of many pictures may not fit into memory
+            recipes=source.recipes,
+            output=output,
+            warnings=(*source.warnings, *replay.other_weights(source)),
+            **shared,
+        )
+        jobs.append((source, request))
     destinations = _plan(jobs, output, verify)
-    for _, order in jobs:
-        delivery.announce(order)
-    delivery.prepare_libraries()
+    for _, request in jobs:
+        deliver.announce(request)
+    deliver.prepare_libraries()
     differing: list[PictureDiffers] = []
     with streams.results() as out:
-        load = _keeping_the_last()
-        for number, ((source, order), destination) in enumerate(zip(jobs, destinations, strict=True)):
-            order = _fit_to_machine(order)
-            make = delivery.maker(order, load, under_way=number > 0)
-            result = list(delivery.pictures(order, out, make))[source.index]
+        maker = deliver.maker()
+        for (source, asked), destination in zip(jobs, destinations, strict=True):
+            recipe, facts = source.recipe, source.model.facts
+            inputs = read_inputs(recipe.initial, recipe.layout, facts, source.weights)
+            request = _fit_to_machine(replace(asked, inputs=inputs))
+            picture = list(deliver.pictures(request, out, maker))[source.index]
             if verify:
-                differing += _verify(source, order, out, result, destination)
+                differing += _verify(source, request, out, picture, destination)
             else:
-                delivery.hand_over(order, out, result, destination)
+                deliver.save(request, out, picture, destination)
     for error in differing[:-1]:
         streams.complain(error.message, error.hint)
     if differing:
@@ -86,90 +101,77 @@ def replay(
 
 
 def _plan(
-    jobs: Sequence[tuple[Source, delivery.Order]], output: str | None, verify: bool
+    jobs: Sequence[tuple[Recorded, Request]], output: str | None, verify: bool
 ) -> Sequence[outputs.Destination | None]:
     """Where each picture goes; nowhere with --verify alone, and to stdout itself with `-o -`."""
     recipes = [source.recipe for source, _ in jobs]
     if output == "-":
         if verify:
-            raise UsageError("-o - and --verify both want stdout", "give -o a file, or leave it away")
-        delivery.check_stdout(replace(jobs[0][1], recipes=recipes))
+            raise UsageError("-o - and --verify both write to stdout", "give -o a file, or omit it")
+        deliver.check_stdout(replace(jobs[0][1], recipes=recipes))
     if output == "-" or (verify and output is None):
         return [None] * len(jobs)
     return outputs.plan(output, recipes, force=jobs[0][1].force)
 
 
-def _keeping_the_last() -> Callable[[delivery.Order], delivery.Loaded]:
-    """A `load` for `delivery.maker` that loads anew only where the model, its ControlNets or its execution change."""
-    kept: dict[Any, delivery.Loaded] = {}
-
-    def load(order: delivery.Order) -> delivery.Loaded:
-        execution = replace(order.recipes[0].execution, batch_size=1)
-        key = (registry.locate(order.entry), order.recipes[0].layout.nets, execution)
-        if key not in kept:
-            kept.clear()  # before the next is loaded: there may be no room for two
-            kept[key] = delivery.load_model(order)
-        return kept[key]
-
-    return load
-
-
-def _fit_to_machine(order: delivery.Order) -> delivery.Order:
-    """The order, but on the device that is here where the recorded one is not; that is said, or refused if strict."""
-    recorded = order.recipes[0].execution
-    remark = None
-    if remote.socket_path() and recorded.device in ("auto", "cpu"):
-        return order  # which needs no torch to be told, and the warm process takes as many threads as it is told
+def _fit_to_machine(request: Request) -> Request:
+    """The request, but on the device that is here where the recorded one is not; that is said, or refused if strict."""
+    recorded = request.recipes[0].execution
+    warning = None
+    if warm.socket_path() and recorded.device in ("auto", "cpu"):
+        return request  # which needs no torch to be told, and the warm process takes as many threads as it is told
     from sdcli.diffusion import device
 
     if recorded.device not in ("auto", *device.devices()):
-        remark = Remark(
+        warning = RecipeWarning(
             f"there is no {recorded.device} device here; the picture is made on {device.devices()[0]}",
             "choose another with --device",
             "device",
         )
-        order = replace(order, recipes=[recipe.replace(device="auto") for recipe in order.recipes])
+        request = replace(request, recipes=[recipe.replace(device="auto") for recipe in request.recipes])
     else:
-        threads = device.resolve_execution(order.recipes[0]).execution.threads
+        threads = device.resolve_execution(request.recipes[0]).execution.threads
         if recorded.threads not in (0, threads):
             hint = "choose another number with --threads"
-            remark = Remark(f"{recorded.threads} threads cannot be had here; {threads} are used", hint, "threads")
-    if remark is None:
-        return order
-    delivery.announce(replace(order, remarks=(remark,)))
-    return replace(order, remarks=(*order.remarks, remark))
+            warning = RecipeWarning(
+                f"{recorded.threads} threads cannot be had here; {threads} are used", hint, "threads"
+            )
+    if warning is None:
+        return request
+    deliver.announce(replace(request, warnings=(warning,)))
+    return replace(request, warnings=(*request.warnings, warning))
 
 
 def _verify(
-    source: Source, order: delivery.Order, out: BinaryIO, result: Result, destination: outputs.Destination | None
+    source: Recorded, request: Request, out: BinaryIO, picture: Picture, destination: outputs.Destination | None
 ) -> list[PictureDiffers]:
     """Compare a picture with its replay, and say so on stdout; the error, if they differ."""
     from PIL import Image
 
-    from sdcli.files.images import pixels_sha256
-    from sdcli.planning import proof
+    from sdcli.planning import replay
 
     if destination is not None:
-        outputs.write(destination, delivery.png_bytes(result, delivery.digest_of(registry.locate(order.entry))))
+        outputs.write(destination, picture.png)
+    made = picture.image
     with Image.open(source.path) as image:
-        difference = proof.difference(image, result.image)
-    replayed = pixels_sha256(result.image)
+        difference = replay.difference(image, made)
+    replayed = picture.pixels_sha256
     error, why = None, []
     if difference is not None:
-        why = proof.reasons(source, result.recipe, delivery.digest_of(registry.locate(order.entry)), replayed)
+        why = replay.reasons(source, picture.recipe, replayed)
         error = PictureDiffers(f"{source.path} differs from its replay in {difference}", "; ".join(why))
-    if order.json:
+    if request.json:
         line = {
             "status": "differs" if error else "identical",
             "path": source.path,
-            "seed": result.recipe.seed,
-            "width": result.image.width,
-            "height": result.image.height,
-            "model": result.recipe.model,
+            "seed": picture.recipe.seed,
+            "width": made.width,
+            "height": made.height,
+            "model": picture.recipe.model,
             "sha256": hashlib.sha256(Path(source.path).read_bytes()).hexdigest(),
             "pixels_sha256": replayed,
-            "seconds": round(result.seconds, 3),
-            "warnings": [*(remark.message for remark in order.remarks), *result.warnings],
+            "seconds": round(picture.seconds, 3),
+            "warnings": [*(each.message for each in request.warnings), *picture.warnings],
             "error": error.message if error else None,
             "difference": asdict(difference) if difference else None,
             "reasons": why,

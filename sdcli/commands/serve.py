@@ -1,4 +1,4 @@
-"""`sdcli serve`: a process that keeps models loaded and makes pictures for others."""
+"""`sdcli serve`: keep models loaded and make pictures for other processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options
 from sdcli.errors import UsageError
 
 
@@ -14,7 +13,10 @@ def serve(
     socket: Annotated[
         str | None,
         typer.Option(
-            "--socket", metavar="PATH", envvar="SDCLI_SOCKET", help="Unix socket for other sdcli commands; yours alone."
+            "--socket",
+            metavar="PATH",
+            envvar="SDCLI_SOCKET",
+            help="Listen on this Unix socket for other sdcli commands.",
         ),
     ] = None,
     port: Annotated[
@@ -24,40 +26,46 @@ def serve(
             metavar="N",
             min=0,
             max=65535,
-            help="Speak the OpenAI images API on 127.0.0.1:N too; 0 takes a free port.",
+            help="Serve the OpenAI images API on 127.0.0.1:N; 0 selects a free port.",
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Load this model at once; may be given several times."),
+        typer.Option("--model", "-m", metavar="MODEL", help="Load this model at the start. Can be repeated."),
     ] = None,
     keep: Annotated[
-        int, typer.Option("--keep", metavar="N", min=1, help="Models in memory, those used last; at least all of -m.")
+        int, typer.Option("--keep", metavar="N", min=1, help="How many models stay in memory, the last used ones.")
     ] = 2,
     queue: Annotated[
-        int, typer.Option("--queue", metavar="N", min=0, help="Pictures that may wait; more are turned away.")
+        int,
+        typer.Option("--queue", metavar="N", min=0, help="How many pictures may wait; further requests are refused."),
     ] = 16,
     idle_exit: Annotated[
         float | None,
         typer.Option(
-            "--idle-exit", metavar="SECONDS", min=0, help="End after so long without work.", show_default="never"
+            "--idle-exit",
+            metavar="SECONDS",
+            min=0,
+            help="Exit after this long without a request.",
+            show_default="never",
         ),
     ] = None,
-    debug: options.Debug = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)
+    ] = False,
 ) -> None:
-    """Keep models loaded, and make the pictures of other sdcli commands where SDCLI_SOCKET names this socket.
+    """Keep models loaded and make pictures for other commands.
 
-    sdcli serve --socket sdcli.sock -m kit --idle-exit 600 &
+    Commands use the process if SDCLI_SOCKET names its socket. It prints its address when it is ready, and makes one
+    picture at a time. On SIGINT or SIGTERM it finishes the current picture and refuses those that wait; a second signal
+    cancels the current picture.
 
-    SDCLI_SOCKET=sdcli.sock sdcli generate "arctic fox"
-
-    sdcli serve --port 8188
-
-    Prints where it listens once it is ready. One picture is made at a time. SIGINT or SIGTERM: the picture in hand is
-    finished, and those that wait are turned away; a second signal cancels it too.
+        sdcli serve --socket sdcli.sock -m kit --idle-exit 600 &
+        SDCLI_SOCKET=sdcli.sock sdcli generate "arctic fox"
+        sdcli serve --port 8188
     """
     if socket is None and port is None:
-        raise UsageError("sdcli serve has nowhere to listen", "give --socket PATH, --port N or both")
+        raise UsageError("sdcli serve needs an address to listen on", "give --socket PATH, --port N or both")
     try:
         from sdcli.serving import process
     except ModuleNotFoundError as error:

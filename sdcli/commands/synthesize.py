@@ -1,4 +1,4 @@
-"""`sdcli synthesize`: a map of what is where becomes a picture."""
+"""`sdcli synthesize`: make a picture from a segmentation map."""
 
 from __future__ import annotations
 
@@ -11,44 +11,54 @@ from typing import Annotated
 import typer
 
 from sdcli import config
-from sdcli.commands import options, orders
+from sdcli.commands import options, pictures
 from sdcli.errors import UsageError
 from sdcli.files.palette import Class
-from sdcli.models import controlnets, registry
+from sdcli.models import located, registry
+from sdcli.models.addons import controlnet
 from sdcli.recipe.control import Control
 
 
 @dataclass(frozen=True)
 class Mapped(options.Picture):
-    """A picture that follows a map, and takes its shape."""
+    """Options of a picture that follows a segmentation map."""
 
     model: Annotated[str | None, options.model_option(registry.for_maps())] = None
     width: Annotated[
         int | None,
         typer.Option(
-            "--width", "-W", metavar="PIXELS", rich_help_panel=options.PICTURE, show_default="a good one near the map's"
+            "--width",
+            "-W",
+            metavar="PIXELS",
+            rich_help_panel=options.PICTURE,
+            help="Width of the picture.",
+            show_default="near the map's",
         ),
     ] = None
     height: Annotated[
         int | None,
         typer.Option(
-            "--height", "-H", metavar="PIXELS", rich_help_panel=options.PICTURE,
-            show_default="a good one near the map's",
+            "--height", "-H", metavar="PIXELS", rich_help_panel=options.PICTURE, help="Height of the picture.",
+            show_default="near the map's",
         ),
     ] = None  # fmt: skip
     control: Annotated[
         list[str] | None,
         typer.Option(
             "--control", metavar="NAME[=IMAGE]", rich_help_panel=options.PICTURE,
-            show_default="seg-sd15 for an SD 1.x",
+            show_default="seg-sd15 with Stable Diffusion 1.x",
             autocompletion=options.controlnets,
-            help="Follow IMAGE, or without one the map, by the ControlNet NAME; NAME:0.8:0-0.5 with that scale, in "
-            "that share of the steps. May be given again.",
+            help="Guide the picture by a ControlNet and IMAGE, or the map if no IMAGE is given. NAME:0.8:0-0.5 sets "
+            "the scale and the part of the steps. Can be repeated.",
         ),
     ] = None  # fmt: skip
     snap: Annotated[
         bool | None,
-        typer.Option("--snap", rich_help_panel=options.PICTURE, help="Take a colour of no class for the nearest."),
+        typer.Option(
+            "--snap",
+            rich_help_panel=options.PICTURE,
+            help="Replace colours that belong to no class by the nearest class.",
+        ),
     ] = None
 
 
@@ -56,41 +66,41 @@ class Mapped(options.Picture):
 def synthesize(
     segmentation_map: Annotated[
         str | None,
-        typer.Argument(metavar="MAP", help="A picture of classes, by colour or by index.", show_default=False),
+        typer.Argument(metavar="MAP", help="An image with the classes as colours or as indices.", show_default=False),
     ] = None,
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.", show_default=False)
+        str, typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.", show_default=False)
     ] = "",
     *,
+    picture: Mapped,
     classes: Annotated[
         bool,
         typer.Option(
             "--classes", rich_help_panel=options.OUTPUT, show_default=False,
-            help="Print the classes instead, and the colour of each; --json for one object a line.",
+            help="Print the classes and their colours, and exit.",
         ),
     ] = False,
-    picture: Mapped,
     output: options.Output,
     execution: options.Execution,
 ) -> None:  # fmt: skip
-    """Turn a map of what is where into a picture, and print its path.
+    """Generate pictures from a segmentation map and a prompt.
 
-    The model is one that takes maps, or any other beside a ControlNet that reads them.
+    Needs a model trained on segmentation maps, or a ControlNet that reads them.
 
-    sdcli synthesize --classes
-
-    sdcli synthesize map.png "a fox in the snow" -n 4
-
-    sdcli synthesize map.png "a village at dusk" -m sd15 --control seg-sd15
+        sdcli synthesize --classes
+        sdcli synthesize map.png "a fox in the snow" -n 4
+        sdcli synthesize map.png "a village at dusk" -m sd15 --control seg-sd15
     """
     model = str(config.general("model", picture.model, registry.for_maps()).value)
     if classes:
         _print(_classes(model, picture.control or []), as_json=output.json)
         return
     if segmentation_map is None:
-        raise UsageError("there is no MAP", "give a picture of classes, which sdcli synthesize --classes lists")
+        raise UsageError(
+            "MAP is missing", "give a segmentation map; sdcli synthesize --classes lists the classes and their colours"
+        )
     asked = options.given(picture, execution, segmentation_map=segmentation_map, prompt=prompt)
-    orders.carry_out({**asked, "model": model}, output)
+    pictures.make({**asked, "model": model}, output)
 
 
 def _classes(model: str, control: Sequence[str]) -> Sequence[Class]:
@@ -98,13 +108,12 @@ def _classes(model: str, control: Sequence[str]) -> Sequence[Class]:
     said = [Control.parse(each) for each in control]
     name = next((each.name for each in said if each.image is None), None)
     if name is None:
-        entry = registry.find(model)
-        facts = registry.facts_of(entry)
-        if facts.classes:
-            return facts.classes
-        name = controlnets.for_maps(registry.unet_config(entry), facts)
+        found = located.find(model)
+        if found.facts.classes:
+            return found.facts.classes
+        name = controlnet.for_maps(found)
     beside = registry.find(name)
-    return controlnets.classes(registry.locate(beside) if registry.is_present(beside) else None)
+    return controlnet.classes(registry.locate(beside) if registry.is_present(beside) else None)
 
 
 def _print(classes: Sequence[Class], *, as_json: bool) -> None:

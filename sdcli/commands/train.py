@@ -1,4 +1,4 @@
-"""`sdcli train`: models of one's own, stage by stage, from the synthetic world or from a folder of pictures."""
+"""`sdcli train`: train models in stages, on the synthetic world or on a folder of pictures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from sdcli.commands import options
+from sdcli.commands.plain_help import Commands
 from sdcli.errors import UsageError
 from sdcli.models import registry
 from sdcli.training import order as ordering
@@ -25,12 +26,11 @@ from sdcli.training.settings import (
     Training,
 )
 
-train = typer.Typer(
-    help="Train models for text, masks and segmentation maps, part by part; measure them, and export them.",
-    no_args_is_help=True,
+train = Commands(
+    help="Train, measure and export models.",
 )
 
-_RUN, _SETTINGS, _EXECUTION = "The run", "Settings", "Execution"
+_RUN, _SETTINGS, _EXECUTION = "Run options", "Training options", "Execution options"
 KIT_PHASES = ("autoencoder", "captions", "text-to-image", "inpaint", "semantic", "judge")
 DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -40,14 +40,14 @@ Out = Annotated[
     Path,
     typer.Option(
         "--out", "-o", metavar="FOLDER", rich_help_panel=_RUN,
-        help="The run's folder: checkpoints, log.jsonl, sheets, and the finished model. A run in it goes on.",
+        help="The folder of the run: checkpoints, log.jsonl, sheets, the finished model. An unfinished run continues.",
     ),
 ]  # fmt: skip
 Sprites = Annotated[
     Path | None,
     typer.Option(
         "--sprites", metavar="PATH", rich_help_panel=_RUN, show_default="Fluent Emoji 3D, by npm",
-        help="The world's subjects: a folder or zip archive of <code>.webp, or the npm package's tarball.",
+        help="Pictures of the subjects: a folder or zip archive of <code>.webp, or the npm package.",
     ),
 ]  # fmt: skip
 
@@ -56,21 +56,21 @@ World = Annotated[
     str | None,
     typer.Option(
         "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
-        help=f"What the synthetic world holds: {', '.join(ordering.WORLDS)}.",
+        help=f"The synthetic world to train on: {', '.join(ordering.WORLDS)}.",
     ),
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run is, and what it learns from."""
+    """Options of the run's folder and data."""
 
     out: Out
     data: Annotated[
         Path | None,
         typer.Option(
             "--data", metavar="FOLDER", rich_help_panel=_RUN, show_default="the synthetic world",
-            help="Pictures of your own, listed in metadata.jsonl.",
+            help="A folder of pictures with a metadata.jsonl.",
         ),
     ] = None  # fmt: skip
     world: World = None
@@ -81,41 +81,41 @@ Base = Annotated[
     Path | None,
     typer.Option(
         "--from", metavar="MODEL", rich_help_panel=_RUN, show_default=False,
-        help="A model to go on from: a diffusers folder, or the name of one.",
+        help="The model to start from: a diffusers folder or a name.",
     ),
 ]  # fmt: skip
 Vae = Annotated[
     Path | None,
     typer.Option(
         "--vae", metavar="FOLDER", rich_help_panel=_RUN, show_default=False,
-        help="A trained autoencoder, to build a new model on.",
+        help="A trained autoencoder for a new model.",
     ),
 ]  # fmt: skip
 Text = Annotated[
     bool | None,
     typer.Option(
         "--train-text-encoder/--freeze-text-encoder", rich_help_panel=_SETTINGS,
-        show_default="train where it is new", help="Whether the text encoder learns too.",
+        show_default="train a new one, freeze one of --from", help="Train the text encoder, or keep it as it is.",
     ),
 ]  # fmt: skip
 Size = Annotated[
     int | None,
     typer.Option(
         "--size", metavar="PIXELS", min=64, rich_help_panel=_RUN, show_default="256",
-        help="The side that your own pictures are resized to.",
+        help="The side length that the pictures of --data are resized to.",
     ),
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How runs are carried out: nothing of this changes what they come to."""
+    """How a run is executed; these options do not change its result."""
 
     slice: Annotated[
         float | None,
         typer.Option(
             "--slice", metavar="MINUTES", min=0, rich_help_panel=_EXECUTION, show_default="to the end",
-            help="Stop with a checkpoint after so long; the same command goes on.",
+            help="Stop at a checkpoint after this long; the same command continues.",
         ),
     ] = None  # fmt: skip
     device: Annotated[
@@ -126,47 +126,50 @@ class Execution:
         str,
         typer.Option(
             "--dtype", metavar="NAME", rich_help_panel=_EXECUTION,
-            help=f"What products are computed in: {', '.join(DTYPES)}. Weights stay float32.",
+            help=f"Precision of matrix products: {', '.join(DTYPES)}. Weights stay in float32.",
         ),
     ] = "bfloat16"  # fmt: skip
     processes: Annotated[
         int,
         typer.Option(
             "--processes", metavar="N", min=1, rich_help_panel=_EXECUTION,
-            help="Share each batch among so many processes; needs accelerate.",
+            help="Split each batch between this many processes; needs accelerate.",
         ),
     ] = 1  # fmt: skip
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", metavar="N", min=1, rich_help_panel=_EXECUTION, help="Of each process.",
-            show_default="one a core, or 1 in several processes",
+            "--threads", metavar="N", min=1, rich_help_panel=_EXECUTION, help="CPU threads per process.",
+            show_default="one per core, or 1 with several processes",
         ),
     ] = None  # fmt: skip
     json: Annotated[
         bool,
         typer.Option(
             "--json", rich_help_panel=_EXECUTION, show_default=False,
-            help="The lines of the log on stdout as they are written, and last what became of the run.",
+            help="Print the lines of the log, and the result of the run as the last line.",
         ),
     ] = False  # fmt: skip
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", rich_help_panel=_EXECUTION, help="No progress.", show_default=False)
+        bool, typer.Option("--quiet", "-q", rich_help_panel=_EXECUTION, help="Show no progress.", show_default=False)
     ] = False
     debug: Annotated[
-        bool, typer.Option("--debug", rich_help_panel=_EXECUTION, help="Tracebacks with errors.", show_default=False)
+        bool,
+        typer.Option(
+            "--debug", rich_help_panel=_EXECUTION, help="Print the traceback of an error.", show_default=False
+        ),
     ] = False
 
 
 @dataclass(frozen=True)
 class Once(Execution):
-    """The same of one run, which can be tried first."""
+    """The same, with a dry run."""
 
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run", rich_help_panel=_EXECUTION, show_default=False,
-            help="Time a few steps, say what the run would cost, and write nothing.",
+            help="Time a few steps, print the estimated time and memory, and exit.",
         ),
     ] = False  # fmt: skip
 
@@ -204,7 +207,7 @@ def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
 @options.expand
 @_with_settings(AutoencoderTraining)
 def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) -> None:
-    """Train an autoencoder of 8×8 pixels to 8 numbers, from nothing, and print its folder.
+    """Train an autoencoder that maps 8×8 pixels to 8 numbers.
 
     sdcli train autoencoder --out runs/autoencoder --slice 10
     """
@@ -215,11 +218,12 @@ def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) 
 @options.expand
 @_with_settings(TextEncoderTraining)
 def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: Any, execution: Once) -> None:
-    """Teach a model's text encoder to read captions of the world: what stands where. Prints the whole model's folder.
+    """Train a model's text encoder on captions of the synthetic world.
 
-    Its U-Net stays as it is; go on with text-to-image --from, so that it learns to draw what is now read.
+    It learns which subject is where. The U-Net does not change; continue with text-to-image --from, so that the U-Net
+    learns to use the new text encoder.
 
-    sdcli train text-encoder --from runs/text/model --world kit-rows --out runs/reading
+        sdcli train text-encoder --from runs/text/model --world kit-rows --out runs/reading
     """
     _carry_out("text-encoder", Run(out, world=world), execution, settings, {"base": base})
 
@@ -230,14 +234,13 @@ def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: 
 def text_to_image(
     *, run: Run, vae: Vae = None, base: Base = None, text: Text = None, settings: Any, execution: Once
 ) -> None:
-    """Train a U-Net to draw after a text, and print the folder of the whole model.
+    """Train a text-to-image model, or continue training one.
 
-    A new model is built on an autoencoder, with a text encoder and a tokenizer of its own; or a trained one learns
-    pictures of your own.
+    --vae starts a new model on a trained autoencoder, with a new text encoder and tokenizer. --from continues with a
+    trained model.
 
-    sdcli train text-to-image --vae runs/autoencoder/model --out runs/text
-
-    sdcli train text-to-image --from my-model --data my-pictures --lr 1e-4 --out runs/mine
+        sdcli train text-to-image --vae runs/autoencoder/model --out runs/text
+        sdcli train text-to-image --from my-model --data my-pictures --lr 1e-4 --out runs/mine
     """
     _carry_out("text-to-image", run, execution, settings, {"vae": vae, "base": base, "text": text})
 
@@ -246,11 +249,11 @@ def text_to_image(
 @options.expand
 @_with_settings(InpaintTraining)
 def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
-    """Train a text-to-image model's U-Net to fill masks, and print the folder of the whole model.
+    """Train an inpainting model from a text-to-image model.
 
-    It takes the mask and the masked image beside its latents, as Stable Diffusion's inpainting models do.
+    Its U-Net takes the mask and the masked image as further channels, like Stable Diffusion's inpainting models.
 
-    sdcli train inpaint --from runs/text/model --out runs/inpaint
+        sdcli train inpaint --from runs/text/model --out runs/inpaint
     """
     _carry_out("inpaint", run, execution, settings, {"base": base, "text": text})
 
@@ -259,12 +262,12 @@ def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, ex
 @options.expand
 @_with_settings(SemanticTraining)
 def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
-    """Train a text-to-image model's U-Net to draw after segmentation maps, and print the folder of the whole model.
+    """Train a model for segmentation maps from a text-to-image model.
 
-    It takes a channel for each class beside its latents. Your own maps are images of class indices, named as
-    "map_file_name" in metadata.jsonl; classes.json beside it lists the classes.
+    Its U-Net takes one further channel per class. Maps of your own are images of class indices, named by
+    "map_file_name" in metadata.jsonl; classes.json in the same folder lists the classes.
 
-    sdcli train semantic --from runs/text/model --out runs/semantic
+        sdcli train semantic --from runs/text/model --out runs/semantic
     """
     _carry_out("semantic", run, execution, settings, {"base": base, "text": text})
 
@@ -333,9 +336,8 @@ def kit(
     Phases run in order: autoencoder, captions, text-to-image, inpaint, semantic, judge.
     A finished phase is not repeated; a stopped one continues.
 
-    sdcli train kit --out runs --minutes 20 --device cuda
-
-    sdcli train kit --out runs --phase judge --minutes 60
+        sdcli train kit --out runs --minutes 20 --device cuda
+        sdcli train kit --out runs --phase judge --minutes 60
     """
     how = _how(execution)
     for name in phases.phase or ():
@@ -392,7 +394,7 @@ def _how(execution: Execution) -> dict[str, Any]:
 
 def prepare_libraries() -> None:
     """Keep the libraries' own talk and bars off the terminal."""
-    from sdcli.making import delivery
+    from sdcli.making import deliver
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    delivery.prepare_libraries()
+    deliver.prepare_libraries()

@@ -1,4 +1,4 @@
-"""`sdcli train measure` and `export`: what has become of training."""
+"""`sdcli train measure` and `sdcli train export`: evaluate and export trained models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sdcli.commands import options
-from sdcli.commands.train import Sprites, prepare_libraries
+from sdcli.commands.train import prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.files import folders
 from sdcli.training import order as ordering
@@ -20,38 +20,42 @@ def measure(
         list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
     ],
     judge: Annotated[
-        Path, typer.Option("--judge", metavar="FILE", help="The judge; trained and kept there if there is none.")
+        Path, typer.Option("--judge", metavar="FILE", help="The judge; it is trained and saved if the file is missing.")
     ],
-    seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts of combinations trained on.")] = 500,
-    held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts of others.")] = 200,
-    masks: Annotated[int, typer.Option("--masks", metavar="N", min=1, help="Masks, for an inpainting model.")] = 100,
-    maps: Annotated[int, typer.Option("--maps", metavar="N", min=1, help="Maps, for a model that takes them.")] = 100,
+    seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts seen in training.")] = 500,
+    held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts held out.")] = 200,
+    masks: Annotated[int, typer.Option("--masks", metavar="N", min=1, help="Masks for an inpainting model.")] = 100,
+    maps: Annotated[int, typer.Option("--maps", metavar="N", min=1, help="Maps for a segmentation model.")] = 100,
     scheduler: Annotated[
-        str | None, typer.Option("--scheduler", metavar="NAME", show_default="the model's", help="What draws.")
+        str | None, typer.Option("--scheduler", metavar="NAME", show_default="the model's", help="Scheduler to use.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, show_default="the model's", help="In how many steps.")
+        int | None, typer.Option("--steps", metavar="N", min=1, show_default="the model's", help="Denoising steps.")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option("--guidance-scale", metavar="X", show_default="the model's", help="How strictly.")
+        float | None, typer.Option("--guidance-scale", metavar="X", show_default="the model's", help="Guidance scale.")
     ] = None,
     world: Annotated[
         str, typer.Option("--world", metavar="NAME", help=f"{', '.join(ordering.WORLDS)}.")
     ] = "kit",
-    sprites: Sprites = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON, an object a row, instead.", show_default=False)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", show_default=False)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
+    sprites: Annotated[
+        Path | None,
+        typer.Option(
+            "--sprites", metavar="PATH", show_default="Fluent Emoji 3D, by npm", help="Pictures of the subjects.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row.", show_default=False)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", show_default=False)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.", show_default=False)] = False,
 ) -> None:  # fmt: skip
-    """Measure how often models trained on the world draw what they are asked, and print the table.
+    """Measure how often models draw what the prompt asks for.
 
-    A small classifier, trained on the world's renderings alone, says what the pictures show; its own accuracy on unseen
-    renderings comes first. Seeds are fixed, and nothing is picked. A model that inpaints is given masks, one that takes
-    segmentation maps those.
+    For models trained on the synthetic world. A small classifier, trained on the world's renderings, reads the
+    pictures; the first row of the table is its own accuracy on unseen renderings. Seeds are fixed. Inpainting models
+    are measured with masks, segmentation models with maps.
 
-    sdcli train measure kit kit-inpaint kit-semantic --judge judge.pt
-
-    sdcli train measure runs/text/model --judge judge.pt --scheduler dpm++-2m --steps 12 --guidance-scale 3
+        sdcli train measure kit kit-inpaint kit-semantic --judge judge.pt
+        sdcli train measure runs/text/model --judge judge.pt --scheduler dpm++-2m --steps 12 --guidance-scale 3
     """
     if world not in ordering.WORLDS:
         raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
@@ -73,24 +77,26 @@ def export(
     averaged: Annotated[
         bool | None,
         typer.Option(
-            "--average/--last", show_default="the last ones of a finished run",
-            help="The moving average of the weights, or those of the last step.",
+            "--average/--last", show_default="--last for a finished run",
+            help="Export the moving average of the weights, or the weights of the last step.",
         ),
     ] = None,
     unet_only: Annotated[
-        bool, typer.Option("--unet-only", help="The U-Net's folder alone.", show_default=False)
+        bool, typer.Option("--unet-only", help="Export only the U-Net.", show_default=False)
     ] = False,
     shard: Annotated[
-        int, typer.Option("--shard", metavar="MB", min=1, help="The most that a file of the U-Net holds.")
+        int, typer.Option("--shard", metavar="MB", min=1, help="Largest size of one file of the U-Net.")
     ] = 4000,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a model that is there already.", show_default=False)
+        bool, typer.Option("--force", help="Replace an existing model.", show_default=False)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.", show_default=False)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.", show_default=False)] = False,
 ) -> None:  # fmt: skip
-    """Write the model of a run's last checkpoint as a diffusers folder in half precision, and print that folder.
+    """Write the model of a run's last checkpoint as a diffusers folder.
 
-    sdcli train export runs/text --to model --average
+    Weights are written in float16.
+
+        sdcli train export runs/text --to model --average
     """
     order = ordering.read(out)
     folders.check(to, force=force, known=order.written(Path(to)))

@@ -11,6 +11,15 @@ from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.recipe.recipe import Recipe
 
 DEFAULT_THREADS = torch.get_num_threads()
+_NO_MEMORY = (
+    "can't allocate memory",  # the CPU's allocator
+    "CUDA error: out of memory",  # the driver's, beside torch's own
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "Invalid buffer size",  # Metal's, of one tensor that is too large
+)
+"""What torch says in a plain RuntimeError where an allocation failed."""
 
 
 def resolve_execution(recipe: Recipe) -> Recipe:
@@ -48,7 +57,8 @@ def _dtype(asked: str, device: str) -> str:
     if device == "mps":
         return "float16"
     if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        # Without tensor cores for it (before Ampere) torch emulates bfloat16, which is slower than float32.
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
@@ -58,8 +68,8 @@ def memory_of(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        starved = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not starved:
+        starved = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not starved and not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise OutOfMemory(
             f"not enough memory for {recipe.width}×{recipe.height} pixels in {recipe.execution.dtype}",

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A CLIP tokenizer: lower-cased text as byte-pair ids, and the special ids that frame a window of them.
+    """A CLIP tokenizer: lower-cased text as byte-pair ids, and the special ids that frame a chunk of them.
 
     A thin hold on the `tokenizers` library: transformers' class around the same byte pairs warns of texts longer
-    than a window, which are no mistake here, and reads no vocabulary but its own files. `pad_id` fills a window
+    than a chunk, which are no mistake here, and reads no vocabulary but its own files. `pad_id` fills a chunk
     after `eos_id`; SDXL's second encoder and SD 2.x pad with 0, others with `eos_id` again. `max_length` counts the
     two special tokens in (77).
     """
@@ -56,13 +56,9 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet, and the classes whose colours it reads, if it reads maps.
-
-    `source` says where it was loaded from, for whoever records that; nothing in this package looks at it.
-    """
+    """A ControlNet, and the classes whose colours it reads, if it reads maps."""
 
     net: ControlNetModel
-    source: Any
     classes: tuple[Class, ...] = ()
 
 

@@ -20,6 +20,18 @@ def initial_latents(
     return latents.to(device)
 
 
+def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """`latents` (B, C, h, w) noised up to the level of `timestep` (1,), which is on the CPU.
+
+    The scheduler is asked on the CPU for the two factors, and its tables stay there: on a GPU its own `add_noise` moves
+    them, and makes the host wait for the device in every call.
+    """
+    one, zero = torch.ones((1, 1, 1, 1)), torch.zeros((1, 1, 1, 1))
+    of_latents, of_noise = scheduler.add_noise(one, zero, timestep), scheduler.add_noise(zero, one, timestep)
+    noised: Tensor = of_latents.reshape(()) * latents + of_noise.reshape(()) * noise
+    return noised
+
+
 def draw_noise(generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
     """Standard normal noise (B, *shape), float32, on the CPU: one picture's from each of B generators."""
     return torch.cat([torch.randn((1, *shape), generator=each, dtype=torch.float32) for each in generators])

@@ -1,4 +1,7 @@
-"""The way from a recipe to a picture: encode the context, draw noise, denoise it, decode. Knows nothing of files."""
+"""The way from a recipe to a picture: encode the context, draw noise, denoise it, decode.
+
+Opens no file: the model is loaded, and what the recipe names was read into `Inputs`, before any of this begins.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from sdcli.diffusion.denoise import Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.model import LatentDiffusionModel
-from sdcli.diffusion.noise import draw_noise, initial_latents
-from sdcli.files import images, inputs, latent_files, maps
-from sdcli.files.inputs import Inputs
-from sdcli.files.palette import Class
+from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
+from sdcli.diffusion.passes import Pass, passes
+from sdcli.files import canvas, images, maps
+from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.recipe import checks
 from sdcli.recipe.recipe import Recipe
 
@@ -43,8 +46,6 @@ class Result:
     warnings: tuple[str, ...] = ()
     flat: str | None = None
     """What is to be said of a picture that is of one colour, or nearly so; also among the warnings."""
-    controls: tuple[Any, ...] = ()
-    """Where the ControlNets of `recipe` were loaded from, in its order: the `source` of each."""
     batch: Mapping[str, Any] | None = None
     """Where the pictures were made together: `seeds`, of all of them in order, and the `index` of this one."""
 
@@ -55,28 +56,25 @@ def run(
     recipes: Sequence[Recipe],
     on_step: Callable[[Step], None] = lambda step: None,
     *,
-    given: Inputs | None = None,
+    inputs: Inputs = NO_INPUTS,
 ) -> list[Result]:
     """Make the pictures of `recipes`, which differ in nothing but their seeds, in one batch.
 
-    The image and the mask they start from are read from the recipe's paths, unless they are `given`; without an image
-    or latents it is pure noise. A picture whose pixels are not numbers though its latents are is decoded once more in
-    float32, with a warning; the others of its batch stay as they are. Raises InputError where an image or latents
-    cannot be read, InvalidPicture where the model gives NaN all the same, OutOfMemory where the device has too little.
+    `inputs` are what the recipes name; without an image or latents they start from pure noise. A picture whose pixels
+    are not numbers though its latents are is decoded once more in float32, with a warning; the others of its batch stay
+    as they are. Raises InvalidPicture where the model gives NaN all the same, OutOfMemory where the device has too
+    little, and ValueError where `inputs` lack what the recipes name.
     """
     started = time.perf_counter()
     with memory_of(recipes[0]):
-        if given is None and recipes[0].initial.image is not None:
-            given = inputs.read(recipes[0].initial)
-        latents = sample(model, recipes, on_step, given=given)
+        latents = sample(model, recipes, on_step, inputs=inputs)
         pixels, broken = autoencode.decode_finite(model, latents)
     pictures = [images.to_image(each) for each in pixels]
     flatness = [images.flatness(each) for each in pictures]
-    if given is not None:
-        pictures = [inputs.put_back(each, given, recipes[0].initial.padding) for each in pictures]
+    if inputs.image is not None:
+        pictures = [canvas.put_back(each, inputs.image, recipes[0].initial.padding) for each in pictures]
     seconds = (time.perf_counter() - started) / len(recipes)
     seeds = [recipe.seed for recipe in recipes]
-    controls = tuple(model.controlnets[each.name].source for each in recipes[0].layout.controls)
     scaling, on_cpu = model.latent_space.scaling_factor, latents.cpu()
     results = []
     for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
@@ -85,7 +83,7 @@ def run(
         batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
         said = (*warnings, *filter(None, [flat]))
         z = on_cpu[index : index + 1]
-        results.append(Result(picture, recipe, seconds, z, scaling, said, flat, controls, batch))
+        results.append(Result(picture, recipe, seconds, z, scaling, said, flat, batch))
     return results
 
 
@@ -94,23 +92,52 @@ def sample(
     recipes: Sequence[Recipe],
     on_step: Callable[[Step], None] = lambda step: None,
     *,
-    given: Inputs | None = None,
+    inputs: Inputs = NO_INPUTS,
 ) -> Tensor:
-    """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds."""
-    recipe = recipes[0]
-    sampling = recipe.sampling
+    """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds.
+
+    They are made in the passes of the first recipe. `on_step` hears of the steps of all passes as of one run.
+    """
+    inputs.check_complete(recipes[0].initial, recipes[0].layout)
     seeds = [each.seed for each in recipes]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    planned = passes(recipes[0])
+    contexts = [encode_condition(model, each.recipe) for each in planned]
+    total, done = sum(each.steps for each in planned), 0
+    latents: Tensor | None = None
+    for each, context in zip(planned, contexts, strict=True):
 
-    context = encode_condition(model, recipe)
+        def count(step: Step, before: int = done) -> None:
+            on_step(replace(step, index=before + step.index, total=total))
+
+        latents = _sample_pass(model, each, seeds, context, latents, generators, count, inputs=inputs)
+        done += each.steps
+    assert latents is not None
+    return latents
+
+
+def _sample_pass(
+    model: LatentDiffusionModel,
+    one: Pass,
+    seeds: Sequence[int],
+    context: Context,
+    previous: Tensor | None,
+    generators: Sequence[torch.Generator],
+    on_step: Callable[[Step], None],
+    *,
+    inputs: Inputs,
+) -> Tensor:
+    """The latents (B, C, h, w) that one run of the loop ends in; `previous` are those of the pass before."""
+    recipe, architecture = one.recipe, architectures.load(model.architecture)
+    sampling = recipe.sampling
     scheduler = samplers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
-    architecture = architectures.load(model.architecture)
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
-    start = _start(model, recipe, scheduler, generators, given)
-    context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, given))
-    denoiser = architecture.bind(model.network, context, guidance_of(recipe), len(recipes))
+    start = _start(model, recipe, scheduler, generators, inputs)
+    if previous is not None:
+        start = _go_on(start, previous, scheduler, generators, one.strength)
+    context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, inputs))
     return denoise(
-        denoiser,
+        architecture.bind(model.network, context, guidance_of(recipe), len(seeds)),
         scheduler,
         start.latents,
         timesteps=start.timesteps,
@@ -147,28 +174,30 @@ def _start(
     recipe: Recipe,
     scheduler: Any,
     generators: Sequence[torch.Generator],
-    given: Inputs | None,
+    inputs: Inputs,
 ) -> _Start:
     """Pure noise; or z(x), of an image or a file, noised up to the level that `strength` of the steps takes away again.
 
     The generators are drawn from in diffusers' order: the image's latents, noise, the masked image's latents.
     """
+    given = inputs.image
     masked = given is not None and given.mask is not None
     mapped = recipe.layout.segmentation_map is not None
     in_channels = model.latent_channels + model.concat_channels
     checks.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
     shape = model.latent_space.shape(recipe.width, recipe.height)
-    if given is None and recipe.initial.init_latents is None:
+    if given is None and inputs.latents is None:
         latents = initial_latents(generators, shape, scheduler, model.device)
-        return _Start(latents, scheduler.timesteps, _map_channels(model, recipe))
+        return _Start(latents, scheduler.timesteps, _map_channels(model, recipe, inputs))
     strength = 1.0 if recipe.initial.strength is None else recipe.initial.strength
     timesteps = start_at(scheduler, strength)
     if given is None:
-        known = _read_latents(model, recipe).expand(len(generators), -1, -1, -1)
+        assert inputs.latents is not None
+        known = torch.from_numpy(inputs.latents.latents).to(model.device).expand(len(generators), -1, -1, -1)
         noise = draw_noise(generators, shape).to(model.device)
-        return _Start(scheduler.add_noise(known, noise, timesteps[:1]), timesteps)
+        return _Start(add_noise(scheduler, known, noise, timesteps[:1]), timesteps)
     size, padding = (recipe.width, recipe.height), recipe.initial.padding
-    pixels = images.to_pixels(inputs.working(given, padding, size))
+    pixels = images.to_pixels(canvas.working(given, padding, size))
     from_noise = masked and strength == 1
     image_latents = None
     if not (from_noise and model.concat_channels):
@@ -177,10 +206,11 @@ def _start(
     if from_noise:
         latents = noise * scheduler.init_noise_sigma
     else:
-        latents = scheduler.add_noise(image_latents, noise, timesteps[:1])
+        assert image_latents is not None
+        latents = add_noise(scheduler, image_latents, noise, timesteps[:1])
     if not masked:
         return _Start(latents, timesteps)
-    mask = images.to_pixels(inputs.working_mask(given, padding, size, model.vae_scale_factor))
+    mask = images.to_pixels(canvas.working_mask(given, padding, size, model.vae_scale_factor))
     if model.concat_channels:
         return _Start(latents, timesteps, masked_image.encode(model, pixels, mask, generators))
     assert image_latents is not None
@@ -189,42 +219,37 @@ def _start(
     return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
 
 
-def _read_latents(model: LatentDiffusionModel, recipe: Recipe) -> Tensor:
-    """The latents (1, C, h, w), float32, that the recipe starts from."""
-    initial, scaling = recipe.initial, model.latent_space.scaling_factor
-    file = str(initial.init_latents)
-    found = latent_files.read(file, model.latent_channels, scaling, initial.init_latents_sha256)
-    return torch.from_numpy(found.latents).to(model.device)
+def _go_on(
+    start: _Start, previous: Tensor, scheduler: Any, generators: Sequence[torch.Generator], strength: float | None
+) -> _Start:
+    """`start`, but from the latents of the pass before: resized to its size, with noise of their own over them."""
+    size = start.latents.shape[2:]
+    known = previous if previous.shape[2:] == size else torch.nn.functional.interpolate(previous, size, mode="bilinear")
+    noise = draw_noise(generators, known.shape[1:]).to(known.device)
+    timesteps = start_at(scheduler, 1.0 if strength is None else strength)
+    return replace(start, latents=add_noise(scheduler, known, noise, timesteps[:1]), timesteps=timesteps)
 
 
-def _map_channels(model: LatentDiffusionModel, recipe: Recipe) -> Tensor | None:
+def _map_channels(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Tensor | None:
     """What a U-Net of segmentation maps takes beside its latents."""
     if not model.classes:
         return None
-    indices = _map_indices(recipe, model.classes)
+    indices = maps.fit(inputs.maps[model.classes].indices, (recipe.width, recipe.height))
     channels = segmentation.encode(torch.from_numpy(indices)[None], len(model.classes), model.vae_scale_factor)
     return channels.to(model.device)
 
 
-def _map_indices(recipe: Recipe, classes: Sequence[Class]) -> maps.Indices:
-    layout = recipe.layout
-    assert layout.segmentation_map is not None
-    found = maps.read(layout.segmentation_map, classes, snap=layout.snap, recorded=layout.segmentation_sha256)
-    return maps.fit(found.indices, (recipe.width, recipe.height))
-
-
-def _residuals(model: LatentDiffusionModel, recipe: Recipe, given: Inputs | None) -> Residuals | None:
+def _residuals(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Residuals | None:
     """What the recipe's ControlNets make of their pictures; None where there are none."""
-    layout, size = recipe.layout, (recipe.width, recipe.height)
-    sums = iter(layout.control_sha256)
+    size = recipe.width, recipe.height
+    control_images = iter(inputs.controls)
     readings = []
-    for each in layout.controls:
+    for each in recipe.layout.controls:
         beside = model.controlnets[each.name]
         if each.image is None:
-            picture = maps.colours(_map_indices(recipe, beside.classes), beside.classes)
+            picture = maps.colours(maps.fit(inputs.maps[beside.classes].indices, size), beside.classes)
         else:
-            picture, _ = inputs.open_picture(each.image, next(sums, None))
-            picture = inputs.guide(picture, given, recipe.initial.padding, size)
+            picture = canvas.guide(next(control_images).picture, inputs.image, recipe.initial.padding, size)
         pixels = images.to_unit(picture).to(model.device)
         readings.append(control.Reading(beside.net, pixels, each))
     return control.encode(readings) if readings else None

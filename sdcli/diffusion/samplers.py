@@ -21,8 +21,8 @@ def make(
     """The diffusers scheduler of that name for a model's `scheduler_config`; its timesteps are yet to be set.
 
     Takes from the config what the class's `from_config` would, but without loading every other scheduler, as that
-    does. `sigmas` "default" leaves the spacing to the config. `noise_seeds`, one a picture, are for `dpm++-sde`,
-    which draws its own noise; the others take theirs from the generators given to each step. Call
+    does. `sigmas` "default" leaves the spacing to the config. `noise_seeds`, one a picture, are for a scheduler
+    that draws its own noise (`brownian`); the others take theirs from the generators given to each step. Call
     `schedulers.check` first.
     """
     row = schedulers.TABLE[name]
@@ -35,7 +35,7 @@ def make(
         options.update({f"use_{each}_sigmas": each == sigmas for each in schedulers.SIGMAS[1:]})
     if scheduler_config.get("rescale_betas_zero_snr") and not row.zero_snr:
         options["trained_betas"] = _zero_snr_betas(scheduler_config)
-    if "noise_sampler_seed" in accepted and noise_seeds is not None:
+    if row.brownian and noise_seeds is not None:
         options["noise_sampler_seed"] = list(noise_seeds)
     return kind(**options)
 
@@ -53,7 +53,7 @@ def _zero_snr_betas(scheduler_config: Mapping[str, Any]) -> list[float]:
 def _class_of(row: schedulers.Row) -> Any:
     module = importlib.import_module(f"diffusers.schedulers.scheduling_{row.module}")
     kind = getattr(module, row.class_name)
-    return _noise_on_cpu(kind, module.BrownianTreeNoiseSampler) if row.class_name == "DPMSolverSDEScheduler" else kind
+    return _noise_on_cpu(kind, module.BrownianTreeNoiseSampler) if row.brownian else kind
 
 
 def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
@@ -63,7 +63,8 @@ def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
         def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
             if self.noise_sampler is None:
                 low, high = self.sigmas[self.sigmas > 0].min().item(), self.sigmas.max().item()
-                path = noise_sampler(sample.cpu(), low, high, self.noise_sampler_seed)
+                like = sample.new_empty(sample.shape, device="cpu")  # only its shape and dtype are used
+                path = noise_sampler(like, low, high, self.noise_sampler_seed)
 
                 def noise(sigma: Any, sigma_next: Any) -> Any:
                     with warnings.catch_warnings():  # torchsde rounds the ends of its path, and puts up with it

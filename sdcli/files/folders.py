@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import shlex
 import shutil
 from collections.abc import Container, Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdcli.errors import OutputError, OutputExists
+from sdcli.files import atomic
 
 _ERRNO = re.compile(r"\(os error (\d+)\)")
 
@@ -52,15 +52,15 @@ def written(folder: str, *, force: bool = False) -> Iterator[Path]:
     for whatever the operating system has against a write in the block.
     """
     final = _final(folder)
-    staged = final.parent / f".sdcli-{secrets.token_hex(8)}.tmp"
+    staged = final.parent / atomic.hidden_name()
     try:
         try:
             staged.mkdir()
             yield staged
             for each in (*staged.rglob("*"), staged):
-                _sync(each)
+                atomic.sync(each)
             _put(staged, final, force)
-            _sync(final.parent)
+            atomic.sync(final.parent)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     except OSError as error:
@@ -92,14 +92,6 @@ def _put(staged: Path, final: Path, force: bool) -> None:
         old.rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cannot_write(folder: str, parent: Path, error: OSError) -> OutputError:

@@ -1,10 +1,10 @@
-"""What other tools say of their pictures, as the keys of a recipe. Pure: looks for no files.
+"""Translates the metadata of other tools to the keys of a recipe. Opens no files.
 
-- AUTOMATIC1111's web UI, and the many that write as it does: modules/infotext_utils.py, modules/processing.py
+- AUTOMATIC1111's web UI, and tools that write its format: modules/infotext_utils.py, modules/processing.py
 - stable-diffusion.cpp: `get_image_params` in examples/cli/main.cpp; A1111's form with its own names for samplers
 - InvokeAI from 3.0 on: `CoreMetadataInvocation` in invokeai/app/invocations/metadata.py, as JSON
 
-None of them says all that determines a picture. What is said and cannot be followed is named, key by key.
+None of them records everything that determines a picture. Keys that cannot be reproduced are listed by name.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Translation:
-    """What a foreign picture says: flat keys of a recipe, its model by name and hash, and what cannot be followed."""
+    """The metadata of another tool: flat keys of a recipe, the model's name and hash, and what cannot be reproduced."""
 
     recipe: Mapping[str, Any]
     model: str = ""
     model_hash: str = ""
-    """The first hex digits of the SHA-256 of the model's file, where that is said."""
+    """The first hex digits of the SHA-256 of the model's file, if recorded."""
     unhonoured: tuple[str, ...] = field(default=())
-    """One sentence for each key, beginning with the key."""
+    """One sentence per key, which starts with the key."""
 
 
-_SILENT = {
-    # what says nothing about the pixels, or is said by another key too
+_IGNORED = {
+    # keys that do not affect the pixels, or repeat another key
     "Prompt", "Negative prompt", "Version", "Time", "User", "Created Date", "Model hash", "Model", "Schedule type",
 }  # fmt: skip
 
 # https://github.com/leejet/stable-diffusion.cpp, src/stable-diffusion.cpp: sample_method_to_str, scheduler_to_str.
-# `dpm++2mv2` is a variant of its own, and `dpm++2s_a`, `ipndm` and others are in no table of ours.
+# `dpm++2mv2` is a variant of its own; `dpm++2s_a`, `ipndm` and others have no counterpart here.
 SDCPP_SAMPLERS: Mapping[str, str] = {
     "euler": "euler",
     "euler_a": "euler-a",
@@ -79,7 +79,7 @@ _TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 
 
 def translate(found: PictureInfo) -> Translation | None:
-    """What a picture that sdcli did not make says of its making, None where it says nothing that is known."""
+    """Translate the metadata of a picture by another tool; None if it has none that is known."""
     if found.invokeai is not None:
         return from_invokeai(found.invokeai)
     if "Steps" in found.fields:
@@ -88,13 +88,13 @@ def translate(found: PictureInfo) -> Translation | None:
 
 
 def from_parameters(fields: Mapping[str, str]) -> Translation:
-    """The translation of A1111's fields (`metadata.parse_parameters`), as A1111 or stable-diffusion.cpp wrote them."""
+    """Translate A1111's fields (`metadata.parse_parameters`), written by A1111 or stable-diffusion.cpp."""
     is_sdcpp = fields.get("Version", "").startswith("stable-diffusion.cpp")
     recipe: dict[str, Any] = {}
     unhonoured: list[str] = []
     for key, name in (("Prompt", "prompt"), ("Negative prompt", "negative_prompt")):
         text = fields.get(key, "")
-        unhonoured += [f"{key}: {tag} is left out, for sdcli knows no such networks" for tag in _TAG.findall(text)]
+        unhonoured += [f"{key}: {tag} is ignored; sdcli does not support such networks" for tag in _TAG.findall(text)]
         recipe[name] = _TAG.sub("", text).strip()
     sampler, schedule = fields.get("Sampler", ""), fields.get("Schedule type", "")
     scheduler = _sdcpp_scheduler(sampler) if is_sdcpp else schedulers.from_a1111(sampler, schedule)
@@ -102,13 +102,13 @@ def from_parameters(fields: Mapping[str, str]) -> Translation:
         recipe["scheduler"], recipe["sigmas"] = scheduler
     elif sampler:
         also = f" with schedule type {schedule}" if schedule else ""
-        unhonoured.append(f"Sampler: {sampler}{also} is none that sdcli has; the model's default takes its place")
-    rng = fields.get("RNG", "not said")  # and that is the GPU in A1111
+        unhonoured.append(f"Sampler: {sampler}{also} is not supported; the model's default is used instead")
+    rng = fields.get("RNG", "not recorded")  # which means the GPU in A1111
     if rng.lower() != "cpu":
-        unhonoured.append(f"RNG: {rng}; sdcli draws noise on the CPU as torch does, which may give another picture")
+        unhonoured.append(f"RNG: {rng}; sdcli generates noise on the CPU, which can give another picture")
     for key, text in fields.items():
-        if key in _SILENT or key in ("Sampler", "RNG") or (is_sdcpp and key == "Guidance"):
-            continue  # Guidance is sd.cpp's word for guidance that is distilled into Flux
+        if key in _IGNORED or key in ("Sampler", "RNG") or (is_sdcpp and key == "Guidance"):
+            continue  # sd.cpp records the guidance that is distilled into Flux as Guidance
         rule = _FIELDS.get(key)
         taken = rule(text, recipe) if rule else None
         if taken is None:
@@ -132,7 +132,7 @@ def _size(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _eta(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A number, 0 where it is nothing or `inf` (stable-diffusion.cpp's "not given"); for schedulers that take one."""
+    """A number for schedulers that take one; empty or `inf` (stable-diffusion.cpp's "not given") is 0."""
     number = _real("eta")(text, recipe)
     if text == "inf" or number == {"eta": 0.0}:
         return {}
@@ -144,7 +144,7 @@ def _hashes(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     return {} if re.fullmatch(r'\{"model": "[0-9a-f]*"\}', text) else None
 
 
-# From a field's text, and the recipe so far, to keys of a recipe; None where it cannot be followed.
+# From a field's text and the recipe so far to keys of a recipe; None if it cannot be reproduced.
 _FIELDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any] | None]] = {
     "Steps": _whole("steps"),
     "Seed": _whole("seed"),
@@ -157,34 +157,34 @@ _FIELDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any] | None]]
 }
 
 
-def _sdcpp_scheduler(said: str) -> tuple[str, str] | None:
-    method, _, schedule = said.partition(" ")
+def _sdcpp_scheduler(sampler: str) -> tuple[str, str] | None:
+    method, _, schedule = sampler.partition(" ")
     name, sigmas = SDCPP_SAMPLERS.get(method), _SDCPP_SIGMAS.get(schedule)
-    if name is None or sigmas is None or (sigmas != "default" and not schedulers.TABLE[name].has_sigmas):
+    if name is None or sigmas is None or sigmas not in schedulers.TABLE[name].sigmas:
         return None
     return name, sigmas
 
 
-def from_invokeai(said: Mapping[str, Any]) -> Translation:
-    """The translation of InvokeAI's `invokeai_metadata`."""
-    recipe: dict[str, Any] = {"prompt_weights": False}  # its weights are written otherwise: (fox)1.3, fox++
+def from_invokeai(recorded: Mapping[str, Any]) -> Translation:
+    """Translate InvokeAI's `invokeai_metadata`."""
+    recipe: dict[str, Any] = {"prompt_weights": False}  # its syntax of weights differs: (fox)1.3, fox++
     unhonoured: list[str] = []
-    for key, value in said.items():
+    for key, value in recorded.items():
         if key in ("app_version", "model", "metadata_version") or value is None or value is False:
             continue
         if value in ("", [], {}):
             continue
-        taken = _invokeai_value(key, value, said)
+        taken = _invokeai_value(key, value, recorded)
         if taken is None:
             unhonoured.append(f"{key}: {_shortened(str(value))} has no counterpart in sdcli")
         recipe |= taken or {}
     recipe.setdefault("prompt", "")
-    if not said.get("rand_device"):
-        unhonoured.append("rand_device: not said; sdcli draws noise on the CPU")
+    if not recorded.get("rand_device"):
+        unhonoured.append("rand_device: not recorded; sdcli generates noise on the CPU")
     for key in ("prompt", "negative_prompt"):
         if re.search(r"\)[\d.+-]|\w[+-]{1,9}(?=\W|$)", recipe.get(key, "")):
-            unhonoured.append(f"{key}: what looks like InvokeAI's weights is taken as letters")
-    model = said.get("model")
+            unhonoured.append(f"{key}: InvokeAI's prompt weights are not interpreted")
+    model = recorded.get("model")
     model = model if isinstance(model, Mapping) else {}
     name = str(model.get("name") or model.get("model_name") or "")
     digest = str(model.get("hash") or "")
@@ -205,7 +205,7 @@ _INVOKEAI_KEYS: Mapping[str, tuple[str, type]] = {
 }
 
 
-def _invokeai_value(key: str, value: Any, said: Mapping[str, Any]) -> dict[str, Any] | None:
+def _invokeai_value(key: str, value: Any, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
     if key in _INVOKEAI_KEYS:
         name, kind = _INVOKEAI_KEYS[key]
         value = float(value) if kind is float and type(value) is int else value
@@ -213,17 +213,17 @@ def _invokeai_value(key: str, value: Any, said: Mapping[str, Any]) -> dict[str, 
     if key == "scheduler":
         plain = str(value).removesuffix("_k")
         name = INVOKEAI_SCHEDULERS.get(plain, "")
-        known = name and (plain == value or schedulers.TABLE[name].has_sigmas)
+        known = name and (plain == value or len(schedulers.TABLE[name].sigmas) > 1)
         return {"scheduler": name, "sigmas": "default" if plain == value else "karras"} if known else None
-    if key == "clip_skip":  # it counts the layers skipped
+    if key == "clip_skip":  # it counts skipped layers
         return {"clip_skip": value + 1} if type(value) is int else None
-    as_if_unsaid = {
+    without_effect = {
         "generation_mode": ("txt2img", "sdxl_txt2img"),
         "rand_device": ("cpu",),
-        "positive_style_prompt": (said.get("positive_prompt"),),
-        "negative_style_prompt": (said.get("negative_prompt"),),
+        "positive_style_prompt": (recorded.get("positive_prompt"),),
+        "negative_style_prompt": (recorded.get("negative_prompt"),),
     }
-    return {} if value in as_if_unsaid.get(key, ()) else None
+    return {} if value in without_effect.get(key, ()) else None
 
 
 def _shortened(text: str) -> str:

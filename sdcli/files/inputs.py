@@ -1,331 +1,123 @@
-"""The pictures a picture starts from: reading them, working on them at a good size, putting the work back.
-
-Knows PIL and numpy, nothing of models or latents. White in a mask is what is to be repainted.
-"""
+"""Every file that a recipe names, read once: before a model is loaded, and into one value. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from io import BytesIO
-from typing import Any
-
-import numpy as np
-from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdcli.errors import InputError
-from sdcli.files.metadata import UNREADABLE, file_bytes
-from sdcli.recipe.recipe import Initial
+from sdcli.files.palette import Class
+from sdcli.recipe.recipe import Initial, Layout
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdcli.files.canvas import InitialImage
+    from sdcli.files.latent_files import LatentFile
+    from sdcli.files.maps import SegmentationMap
 
 ALPHA = "alpha"
-STRENGTH = 0.6
-MOST_TIMES_HOME = 2.0
-MOST_ASPECT = 2.0
-MIN_SIDE = 64
-MAX_PIXELS = 178_956_970
-"""Where Pillow takes a picture for a decompression bomb: twice its MAX_IMAGE_PIXELS."""
+Palette = tuple[Class, ...]
 
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom, in pixels; the last two are the first beyond."""
+
+@dataclass(frozen=True)
+class ControlImage:
+    """A picture that a ControlNet reads, upright 8-bit RGB or RGBA, and the sha256 of its file."""
+
+    picture: Image.Image
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An image, upright 8-bit RGB or RGBA, and where it is to be repainted.
+    """The images, masks, maps, control pictures and latents of a recipe; nothing where it names none.
 
-    `mask` is 8-bit L of the same size, white where to repaint and soft at its edges; None redraws all of the image.
-    `core` is the mask before it was softened.
+    `maps` is the segmentation map as each of its readers sees it, by the classes that these know. `controls` are in the
+    order in which the recipe names them.
     """
 
-    image: Image.Image
-    mask: Image.Image | None = None
-    core: Image.Image | None = None
-    image_sha256: str | None = None
-    mask_sha256: str | None = None
+    image: InitialImage | None = None
+    latents: LatentFile | None = None
+    maps: Mapping[Palette, SegmentationMap] = field(default_factory=dict)
+    controls: tuple[ControlImage, ...] = ()
+
+    def check_complete(self, initial: Initial, layout: Layout) -> None:
+        """Raise ValueError where a recipe of these parts names files that are not in here: a mistake of the caller."""
+        named = sum(each.image is not None for each in layout.controls)
+        missing = {
+            "an image": initial.image is not None and self.image is None,
+            "latents": initial.init_latents is not None and self.latents is None,
+            "a segmentation map": layout.segmentation_map is not None and not self.maps,
+            f"{named} control pictures": named != len(self.controls),
+        }
+        for what, is_missing in missing.items():
+            if is_missing:
+                raise ValueError(f"the recipe names {what}, and the inputs have none")
 
 
-def read(initial: Initial) -> Inputs:
-    """The inputs that `initial` names, whose image is not None.
+NO_INPUTS = Inputs()
 
-    Raises InputError for files that are no pictures, damaged, too large or other than recorded, and what `prepare`
-    raises.
+
+def read(
+    initial: Initial,
+    layout: Layout,
+    *,
+    palettes: Sequence[Palette] = (),
+    latent_channels: int,
+    scaling_factor: float,
+    directory: Path = Path(),
+    given: InitialImage | None = None,
+) -> Inputs:
+    """What `initial` and `layout` name, each file read and decoded once; relative paths count from `directory`.
+
+    `palettes` are the classes of each reader of the segmentation map. `given` stands in the place of the image and its
+    mask, for files that are not on this machine. Latents must be of `latent_channels`, scaled by `scaling_factor`.
+
+    Raises InputError for files that cannot be read, are damaged, too large or other than recorded, and what
+    `canvas.prepare` raises.
     """
+    latents, controls = None, []
+    if initial.init_latents is not None:
+        from sdcli.files import latent_files
+
+        recorded = initial.init_latents_sha256
+        latents = latent_files.read(initial.init_latents, latent_channels, scaling_factor, recorded, directory)
+    paths = [each.image for each in layout.controls if each.image is not None]
+    for path, sha256 in zip(paths, layout.control_sha256 or [None] * len(paths), strict=True):
+        from sdcli.files import pictures
+
+        controls.append(ControlImage(*pictures.open_picture(path, sha256, directory=directory)))
+    image = given or (None if initial.image is None else _read_image(initial, directory))
+    return Inputs(image, latents, _read_maps(layout, palettes, directory), tuple(controls))
+
+
+def _read_image(initial: Initial, directory: Path) -> InitialImage:
+    from PIL import ImageChops
+
+    from sdcli.files import canvas, pictures
+
     assert initial.image is not None
-    image, image_sha256 = open_picture(initial.image, initial.image_sha256)
+    image, image_sha256 = pictures.open_picture(initial.image, initial.image_sha256, directory=directory)
     mask, mask_sha256 = None, None
     if initial.mask_image not in (None, ALPHA):
-        mask_picture, mask_sha256 = open_picture(str(initial.mask_image), initial.mask_sha256)
-        mask = mask_of(mask_picture)
+        path = str(initial.mask_image)
+        mask_picture, mask_sha256 = pictures.open_picture(path, initial.mask_sha256, directory=directory)
+        mask = pictures.mask_of(mask_picture)
     elif initial.mask_image == ALPHA:
         if image.mode != "RGBA":
             raise InputError(
                 f"{initial.image} has no alpha channel to be the mask", "give a mask picture: --mask MASK.png"
             )
         mask = ImageChops.invert(image.getchannel("A"))
-    return prepare(image, mask, initial, image_sha256, mask_sha256)
+    return canvas.prepare(image, mask, initial, image_sha256, mask_sha256)
 
 
-def prepare(
-    image: Image.Image,
-    mask: Image.Image | None,
-    initial: Initial,
-    image_sha256: str | None = None,
-    mask_sha256: str | None = None,
-) -> Inputs:
-    """The inputs that an upright `image` (RGB or RGBA) and `mask` (L, white repaints) become as `initial` says.
+def _read_maps(layout: Layout, palettes: Sequence[Palette], directory: Path) -> dict[Palette, SegmentationMap]:
+    if layout.segmentation_map is None:
+        return {}
+    from sdcli.files import maps
 
-    Raises InputError for a mask of another size, unless it may be stretched, and for one with nothing to repaint.
-    """
-    if any(initial.borders):
-        image, mask = extend(image, initial.borders)
-    if mask is None:
-        return Inputs(image, image_sha256=image_sha256)
-    if mask.size != image.size:
-        if not initial.fit_mask:
-            raise InputError(
-                f"the mask is {mask.width}×{mask.height} and the image {image.width}×{image.height}",
-                "give a mask of the image's size, or stretch it with --fit-mask",
-            )
-        mask = mask.resize(image.size, Image.Resampling.BILINEAR)
-    if initial.invert_mask:
-        mask = ImageChops.invert(mask)
-    if mask.getextrema()[1] < 128:  # type: ignore[operator]
-        raise InputError(
-            "the mask has nothing to repaint: no part of it is white",
-            "paint white what is to be repainted, or turn the mask round with --invert-mask",
-        )
-    soft = mask.filter(ImageFilter.GaussianBlur(initial.mask_blur)) if initial.mask_blur else mask
-    if soft.getbbox() is None:
-        raise InputError(
-            f"the mask has nothing to repaint: softened by {initial.mask_blur:g} pixels, no part of it is left",
-            "paint more of it white, or soften it less with --mask-blur",
-        )
-    return Inputs(image, soft, mask, image_sha256, mask_sha256)
-
-
-def complete(inputs: Inputs, asked: Mapping[str, Any], home: tuple[int, int], multiple: int) -> dict[str, Any]:
-    """The flat keys that `inputs` decide where `asked` does not: the working size, strength, sums.
-
-    `home` is the size the model is at home with; sides are multiples of `multiple` pixels. An image of half to twice
-    that area is worked on as it is, but for rounding; others, and a part cut out by padding, at that area.
-    """
-    left, top, right, bottom = box(inputs, asked.get("padding"))
-    own = right - left, bottom - top
-    said = {
-        **good_size(own, asked, home, multiple, exact=asked.get("padding") is not None),
-        "strength": STRENGTH if inputs.mask is None else 1.0,
-        "image_sha256": inputs.image_sha256,
-        "mask_sha256": inputs.mask_sha256,
-    }
-    return {**said, **{key: value for key, value in asked.items() if value is not None}}
-
-
-def box(inputs: Inputs, padding: int | None) -> Box:
-    """The part of the image that is worked on: all of it, or what the mask shows and `padding` pixels around it.
-
-    Models are not at home with shapes longer than 1:2: where the image has room, a longer part is made so wide.
-    """
-    if padding is None or inputs.mask is None:
-        return (0, 0, *inputs.image.size)
-    shown = inputs.mask.getbbox()
-    assert shown is not None
-    left, top, right, bottom = shown
-    width, height = inputs.image.size
-    left, right = max(left - padding, 0), min(right + padding, width)
-    top, bottom = max(top - padding, 0), min(bottom + padding, height)
-    least = math.ceil(max(right - left, bottom - top) / MOST_ASPECT)
-    (left, right), (top, bottom) = _widened(left, right, least, width), _widened(top, bottom, least, height)
-    return left, top, right, bottom
-
-
-def _widened(low: int, high: int, least: int, most: int) -> tuple[int, int]:
-    """`low` … `high`, at least `least` long where 0 … `most` has room for that, and about its middle."""
-    length = max(high - low, min(least, most))
-    start = min(max(low - (length - (high - low)) // 2, 0), most - length)
-    return start, start + length
-
-
-def working(inputs: Inputs, padding: int | None, size: tuple[int, int]) -> Image.Image:
-    """The part that is worked on, RGB, at `size` (width, height); transparent pixels show white."""
-    part = _opaque(inputs.image.crop(box(inputs, padding)))
-    return part if part.size == size else part.resize(size, Image.Resampling.LANCZOS)
-
-
-def working_mask(inputs: Inputs, padding: int | None, size: tuple[int, int], cell: int) -> Image.Image:
-    """The mask of that part at `size`, L, 0 or 255: whole latents' cells of `cell` pixels a side.
-
-    A cell that the mask touches anywhere is repainted whole, so that a thin line is not lost between cells.
-    """
-    assert inputs.core is not None
-    part = inputs.core.crop(box(inputs, padding)).point(lambda value: 255 * (value >= 128)).convert("F")
-    cells = np.asarray(part.resize((size[0] // cell, size[1] // cell), Image.Resampling.BOX)) > 0
-    return Image.fromarray(np.repeat(np.repeat(np.uint8(255) * cells, cell, axis=0), cell, axis=1))
-
-
-def put_back(picture: Image.Image, inputs: Inputs, padding: int | None) -> Image.Image:
-    """The image with `picture` (RGB, of the working size) in its place, at the image's own size.
-
-    Every pixel whose mask is 0 is the image's own, to the bit, transparency included; without a mask it is all
-    `picture`. What is repainted is opaque, and mixes with transparent pixels in proportion to both opacities.
-    """
-    left, top, right, bottom = place = box(inputs, padding)
-    part = (right - left, bottom - top)
-    if picture.size != part:
-        picture = picture.resize(part, Image.Resampling.LANCZOS)
-    if inputs.mask is None:
-        return picture
-    result = inputs.image.copy()
-    result.paste(_mixed(inputs.image.crop(place), picture, inputs.mask.crop(place)), (left, top))
-    return result
-
-
-def _mixed(before: Image.Image, after: Image.Image, mask: Image.Image) -> Image.Image:
-    """`before` where `mask` is 0, `after` where it is 255; in `before`'s mode, RGB or RGBA.
-
-    Where both are transparent or mixed, colours count by their opacity (Porter & Duff 1984, "Compositing Digital
-    Images", premultiplied α).
-    """
-    old = np.asarray(before).astype(np.float32)
-    new = np.asarray(after.convert(before.mode)).astype(np.float32)
-    share = np.asarray(mask)[..., None].astype(np.float32) / 255
-    if before.mode == "RGB":
-        mixed = old * (1 - share) + new * share
-    else:
-        opacity = old[..., 3:] * (1 - share) + new[..., 3:] * share
-        colours = old[..., :3] * old[..., 3:] * (1 - share) + new[..., :3] * new[..., 3:] * share
-        mixed = np.concatenate([colours / np.maximum(opacity, 1e-6), opacity], axis=-1)
-    mixed = np.where(share == 0, old, mixed.round())
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8), before.mode)
-
-
-def extend(image: Image.Image, borders: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
-    """`image` with `borders` (left, top, right, bottom) new pixels around it, and the mask of what is new.
-
-    The new pixels mirror the image, as often as it takes: the colours that lie next to them.
-    """
-    left, top, right, bottom = borders
-    mode = "reflect" if min(image.size) > 1 else "edge"
-    pixels = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode=mode)  # type: ignore[call-overload]
-    mask = Image.new("L", (pixels.shape[1], pixels.shape[0]), 255)
-    mask.paste(0, (left, top, left + image.width, top + image.height))
-    return Image.fromarray(pixels, image.mode), mask
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """`image` as 8-bit RGB, or RGBA where anything may be transparent, turned as its EXIF says.
-
-    16-bit greys keep their upper 8 bits, rounded. Raises InputError for floating-point pixels, whose range nobody
-    tells.
-    """
-    transparent = image.has_transparency_data
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise InputError("the picture's pixels are floating-point numbers", "save it with 8 or 16 bits a channel")
-    if image.mode.startswith("I"):
-        greys, clear = np.asarray(image).astype(np.float64), image.info.get("transparency")
-        image = Image.fromarray((greys.clip(0, 65535) / 257).round().astype(np.uint8))
-        if transparent:
-            image.putalpha(Image.fromarray(np.uint8(255) * (greys != clear)))
-    return image.convert("RGBA" if transparent else "RGB")
-
-
-def mask_of(picture: Image.Image) -> Image.Image:
-    """A mask picture, upright RGB or RGBA, as greys; what is transparent in it counts as black."""
-    if picture.mode == "RGBA":
-        black = Image.new("RGBA", picture.size, "black")
-        picture = Image.alpha_composite(black, picture)
-    return picture.convert("L")
-
-
-def open_picture(
-    path: str, recorded: str | None, convert: Callable[[Image.Image], Image.Image] = upright
-) -> tuple[Image.Image, str]:
-    """The picture at `path`, through `convert`, and the sum of its file, which must be the recorded one if any is."""
-    data = file_bytes(path)
-    digest = hashlib.sha256(data).hexdigest()
-    if recorded is not None and digest != recorded:
-        raise InputError(
-            f"{path} is another file than the recipe was made with", f"give the one whose sha256 is {recorded}"
-        )
-    return decode(data, path, convert), digest
-
-
-def decode(data: bytes, name: str, convert: Callable[[Image.Image], Image.Image] = upright) -> Image.Image:
-    """The picture that a file of these bytes shows, through `convert`; `name` is what an InputError calls it."""
-    if not data:
-        raise InputError(f"{name} is empty", "give a PNG, JPEG or WebP file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, on odd but readable files
-            with Image.open(BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                image.load()
-                return convert(image)
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise InputError(
-            f"{name} is too large a picture to open", "give a picture of less than 178 megapixels"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name} is no picture, or damaged from its start", "give a PNG, JPEG or WebP file") from error
-    except UNREADABLE as error:
-        raise InputError(
-            f"{name} is cut short or damaged: {error}", "get the file anew, or open and save it with another tool"
-        ) from error
-
-
-def check_whole(picture: Image.Image, cell: int, name: str) -> None:
-    """Raise InputError, naming the nearest sizes, for sides that are no multiples of a latent's `cell` of pixels."""
-    sizes = {tuple(max(steps(side / cell), 1) * cell for side in picture.size) for steps in (math.floor, math.ceil)}
-    if sizes != {picture.size}:
-        nearest = " and ".join(f"{width}×{height}" for width, height in sorted(sizes))
-        raise InputError(
-            f"{name} is {picture.width}×{picture.height}, and this model's latents stand for {cell} pixels a side",
-            f"crop or scale it; the nearest sizes are {nearest}",
-        )
-
-
-def good_size(
-    own: tuple[int, int], asked: Mapping[str, Any], home: tuple[int, int], multiple: int, *, exact: bool = False
-) -> dict[str, int]:
-    """`width` and `height` near the shape of `own`, where a model at home with `home` works well.
-
-    That is `own` but for rounding, if its area is half to twice that of `home` and it need not be `exact`; else the
-    shape of it in that area. Where `asked` has one of the two, the other goes with it.
-    """
-    area = home[0] * home[1]
-    ratio = own[0] * own[1] / area
-    scale = math.sqrt(1 / ratio) if exact or not 1 / MOST_TIMES_HOME <= ratio <= MOST_TIMES_HOME else 1.0
-    width, height = (_rounded(side * scale, multiple) for side in own)
-    if asked.get("width") and not asked.get("height"):
-        height = _rounded(asked["width"] * own[1] / own[0], multiple)
-    if asked.get("height") and not asked.get("width"):
-        width = _rounded(asked["height"] * own[0] / own[1], multiple)
-    return {"width": width, "height": height}
-
-
-def guide(picture: Image.Image, inputs: Inputs | None, padding: int | None, size: tuple[int, int]) -> Image.Image:
-    """What a ControlNet reads of `picture` at `size`, RGB: the part that is worked on, where there are `inputs`.
-
-    The picture lies over the image, or over the new picture, in the middle and without distortion; what goes beyond
-    is cut off.
-    """
-    picture = _opaque(picture)
-    part = (0, 0, *picture.size) if inputs is None else box(inputs, padding)
-    if inputs is not None and part != (0, 0, *inputs.image.size):
-        picture = ImageOps.fit(picture, inputs.image.size, Image.Resampling.LANCZOS).crop(part)
-    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-
-
-def _rounded(side: float, multiple: int) -> int:
-    least = -(-MIN_SIDE // multiple) * multiple
-    return max(round(side / multiple) * multiple, least)
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    picture = maps.open_map(layout.segmentation_map, layout.segmentation_sha256, directory)
+    return {classes: maps.classify(picture, classes, snap=layout.snap) for classes in palettes}

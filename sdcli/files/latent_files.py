@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,14 +39,18 @@ class LatentFile:
     sha256: str
 
 
-def read(file: str, channels: int, scaling_factor: float, recorded: str | None = None) -> LatentFile:
+def read(
+    file: str, channels: int, scaling_factor: float, recorded: str | None = None, directory: Path = Path()
+) -> LatentFile:
     """The latents in `file`, for a model of so many latent `channels` that scales by `scaling_factor`.
+
+    A relative path counts from `directory`.
 
     Raises InputError where it is no such file, holds numbers that are none, latents of another shape or scale, or is
     another file than the one whose sha256 is `recorded`.
     """
     try:
-        data = file_bytes(file)
+        data = file_bytes(file, directory)
     except InputError as error:
         raise InputError(error.message, _HINT) from error
     sha256 = hashlib.sha256(data).hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sdcli.errors import InputError
-from sdcli.files import inputs
+from sdcli.files import pictures
 from sdcli.files.palette import Class
 
 Indices = NDArray[np.uint8]
@@ -38,19 +39,35 @@ class SegmentationMap:
         return self.indices.shape[1], self.indices.shape[0]
 
 
-def read(path: str, classes: Sequence[Class], *, snap: bool = False, recorded: str | None = None) -> SegmentationMap:
-    """The map in the picture at `path`, of `classes`; its file must have the sum `recorded`, if there is one.
+@dataclass(frozen=True)
+class MapPicture:
+    """A map as a picture, before anybody knows what its colours mean."""
+
+    picture: Image.Image
+    path: str
+    sha256: str
+
+
+def open_map(path: str, recorded: str | None = None, directory: Path = Path()) -> MapPicture:
+    """The picture at `path`, which counts from `directory` if it is relative.
+
+    Raises InputError for a file that is no picture, other than the one whose sha256 is `recorded`, or transparent.
+    """
+    picture, sha256 = pictures.open_picture(path, recorded, ImageOps.exif_transpose, directory)
+    if picture.has_transparency_data:
+        _check_opaque(picture, path)
+    return MapPicture(picture.convert("L") if picture.mode == "LA" else picture, path, sha256)
+
+
+def classify(of: MapPicture, classes: Sequence[Class], *, snap: bool = False) -> SegmentationMap:
+    """The map in a picture, for a reader that knows these `classes`.
 
     With `snap` a colour of no class is taken for the class whose colour is nearest (Euclidean, in RGB).
 
-    Raises InputError for a file that is no picture, transparent pixels, an index of no class, and, without `snap`, a
-    colour of no class; it says which, where, how often, and what the nearest class is.
+    Raises InputError for an index of no class, and, without `snap`, a colour of no class; it says which, where, how
+    often, and what the nearest class is.
     """
-    picture, sha256 = inputs.open_picture(path, recorded, ImageOps.exif_transpose)
-    if picture.has_transparency_data:
-        _check_opaque(picture, path)
-    if picture.mode == "LA":
-        picture = picture.convert("L")
+    picture, path, sha256 = of.picture, of.path, of.sha256
     if picture.mode in ("1", "L") or picture.mode.startswith("I"):
         return SegmentationMap(_of_indices(np.asarray(picture).astype(np.int64), classes, path), sha256)
     if picture.mode == "P" and not snap and _says_indices(picture, classes):

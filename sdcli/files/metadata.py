@@ -1,8 +1,8 @@
-"""What a picture file says of how it was made: written into our PNGs, read from ours and from A1111's.
+"""Picture metadata: writes it to PNGs, and reads it from sdcli's and other tools' pictures.
 
-Two text chunks. `parameters` is the text that AUTOMATIC1111's web UI writes and many tools read. `sdcli` is JSON,
-exact: `{"recipe": {…flat keys…}, "software": {…name: version…}, "pixels_sha256": …}`. The same recipe, picture and
-software give the same bytes; no time or machine is in them. Imports no torch.
+A PNG has two text chunks. `parameters` has the text that AUTOMATIC1111's web UI writes and many tools read. `sdcli` has
+JSON without loss: `{"recipe": {…flat keys…}, "software": {…name: version…}, "pixels_sha256": …}`. The same recipe,
+picture and software give the same bytes; times and machines are not recorded. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -36,30 +34,29 @@ SOFTWARE = ("torch", "diffusers", "transformers")
 MAX_FILE_BYTES = 512 * 1024**2
 MAX_TEXT_CHARACTERS = 1024**2
 
-# AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py: `key: value` pairs between commas, a value that
-# holds a comma, colon or line break being a JSON string. Besides, some writers put a JSON object after `Hashes:`.
-# The bounds keep a hostile line from costing more than time in proportion to its length.
+# AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py: `key: value` pairs separated by commas. A value that
+# contains a comma, colon or line break is a JSON string, and some writers put a JSON object after `Hashes:`.
+# The bounds keep the running time linear in the length of a malicious line.
 _FIELD = re.compile(r'(\w[\w \-/]{1,80}):\s*("(?:\\.|[^\\"])+"|\{[^}]{0,2000}\}|[^,]*)(?:,|$)')
 _LEAST_FIELDS = 3
-# stable-diffusion.cpp (from late 2025) says all once more at the end, in JSON that holds the prompt.
+# stable-diffusion.cpp (from late 2025) repeats everything at the end, as JSON that includes the prompt.
 _SDCPP = ', SDCPP: {"'
 _NEGATIVE = "Negative prompt:"
 _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
 
-# What Pillow's readers raise for files that are not what they claim to be.
+# What Pillow's readers raise for invalid files.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What a picture file says of itself.
+    """The metadata of a picture file.
 
-    `writer` is "sdcli", "A1111" (or one of the many that write as it does), "stable-diffusion.cpp", "InvokeAI" or
-    "other". `recipe` holds flat keys as
-    `Recipe.from_dict` takes them, as found; `software` versions by name; `parameters` A1111's text as found, and
-    `fields` what it says: `Prompt`, `Negative prompt`, `Steps`, `Sampler` … as strings. `intact` tells whether the
-    pixels are those that were written, None where the file does not say. `chunk` is sdcli's own, whole, and `invokeai`
-    the JSON object of InvokeAI's `invokeai_metadata`.
+    `writer` is "sdcli", "A1111" (or a tool with the same format), "stable-diffusion.cpp", "InvokeAI" or "other".
+    `recipe` has flat keys as `Recipe.from_dict` takes them, unchecked, and `software` versions by name. `parameters` is
+    A1111's text, and `fields` its content: `Prompt`, `Negative prompt`, `Steps`, `Sampler` and others, as strings.
+    `intact` tells whether the pixels are those that were written, or None if that is not recorded. `chunk` is the whole
+    content of sdcli's chunk, and `invokeai` the JSON object of InvokeAI's `invokeai_metadata`.
     """
 
     format: str
@@ -77,8 +74,8 @@ class PictureInfo:
 
 
 def png_bytes(image: Image.Image, recipe: Recipe, *, extra: Mapping[str, Any] | None = None) -> bytes:
-    """The PNG of `image` with `recipe` in it, in both chunks; `extra` is JSON to stand beside them in `sdcli`."""
-    said = {
+    """Encode `image` as a PNG with `recipe` in both chunks; `extra` is further JSON for the `sdcli` chunk."""
+    content = {
         **(extra or {}),
         "recipe": recipe.to_dict(),
         "software": {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}},
@@ -86,21 +83,21 @@ def png_bytes(image: Image.Image, recipe: Recipe, *, extra: Mapping[str, Any] | 
     }
     chunks = PngInfo()
     chunks.add_text("parameters", parameters(recipe))
-    chunks.add_text("sdcli", json.dumps(said, allow_nan=False))
+    chunks.add_text("sdcli", json.dumps(content, allow_nan=False))
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 
 def parameters(recipe: Recipe) -> str:
-    """`recipe` as A1111 writes it: the prompt, the negative prompt if there is one, and a line of fields.
+    """Format `recipe` as A1111 does: the prompt, the negative prompt if there is one, and a line of fields.
 
-    NUL and lone surrogates, which a PNG's text cannot hold, become U+FFFD. A prompt of which a line begins with
-    `Negative prompt:` is ambiguous in this format; the `sdcli` chunk is exact in every case.
+    NUL and lone surrogates, which a PNG's text cannot contain, become U+FFFD. A prompt with a line that starts with
+    `Negative prompt:` is ambiguous in this format; the `sdcli` chunk never is.
     """
     condition, sampling = recipe.condition, recipe.sampling
-    plain = "Uniform" if schedulers.TABLE[sampling.scheduler].has_sigmas else None  # "Automatic" may mean Karras
-    said = {
+    plain = "Uniform" if len(schedulers.TABLE[sampling.scheduler].sigmas) > 1 else None  # "Automatic" may mean Karras
+    values = {
         "Steps": sampling.steps,
         "Sampler": schedulers.a1111_name(sampling.scheduler, "default"),
         "Schedule type": plain if sampling.sigmas == "default" else sampling.sigmas.capitalize(),
@@ -115,24 +112,24 @@ def parameters(recipe: Recipe) -> str:
         "RNG": "CPU",
         "Version": f"sdcli {__version__}",
     }
-    line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in said.items() if value is not None)
+    line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items() if value is not None)
     negative = f"\n{_NEGATIVE} {condition.negative_prompt}" if condition.negative_prompt else ""
     return _UNPRINTABLE.sub("\ufffd", f"{condition.prompt}{negative}\n{line}".strip())
 
 
-def _control(said: Control) -> str:
-    """A ControlNet as A1111's extension for them writes it; what picture it read is not said there."""
+def _control(control: Control) -> str:
+    """Format a ControlNet as A1111's extension does; its image is not recorded there."""
     return (
-        f"Module: none, Model: {PurePath(said.name).name}, Weight: {said.scale:g}, Resize Mode: Crop and Resize, "
-        f"Guidance Start: {said.start:g}, Guidance End: {said.end:g}, Control Mode: Balanced"
+        f"Module: none, Model: {PurePath(control.name).name}, Weight: {control.scale:g}, Resize Mode: Crop and Resize, "
+        f"Guidance Start: {control.start:g}, Guidance End: {control.end:g}, Control Mode: Balanced"
     )
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """The fields of A1111's text, `Prompt` and `Negative prompt` first; values unquoted, all strings.
+    """Parse A1111's text to fields, `Prompt` and `Negative prompt` first; values are unquoted strings.
 
-    Follows A1111's own reading: the last line holds the fields if it has at least three, and the negative prompt
-    goes from a line that begins with `Negative prompt:` to there. Anything else is prompt.
+    Follows A1111's parser: the last line has the fields if there are at least three, and the negative prompt is what
+    comes between a line that starts with `Negative prompt:` and the fields. Everything else is the prompt.
     """
     *lines, last = text.strip().split("\n")
     last = last.partition(_SDCPP)[0]
@@ -147,49 +144,49 @@ def parse_parameters(text: str) -> dict[str, str]:
             part = negative
             line = line.removeprefix(_NEGATIVE).strip()
         part.append(line)
-    said = {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)}
-    return said | {key: _unquote(value.strip()) for key, value in pairs}
+    texts = {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)}
+    return texts | {key: _unquote(value.strip()) for key, value in pairs}
 
 
 def read(path: str | Path) -> PictureInfo:
-    """What the picture file at `path` says of itself; PNG, JPEG, WebP and whatever else Pillow reads.
+    """Read the metadata of a picture file: PNG, JPEG, WebP, or another format that Pillow reads.
 
-    Raises InputError for what is no picture, is damaged anywhere (text or pixels), or is too large to be taken in.
+    Raises InputError for a file that is not a picture, is damaged (text or pixels), or is too large.
     """
     data = file_bytes(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, on odd but readable files
+            warnings.simplefilter("ignore")  # Pillow warns about unusual but readable files
             with Image.open(BytesIO(data)) as image:
                 image.verify()  # a PNG's checksums
             with Image.open(BytesIO(data)) as image:
                 image.load()
                 text = _parameters_of(image)
-                said = image.info.get("sdcli") if image.format == "PNG" else None
+                chunk = image.info.get("sdcli") if image.format == "PNG" else None
                 invokeai = image.info.get("invokeai_metadata") if image.format == "PNG" else None
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise InputError(
-            f"{path} is too large a picture to open", "give a picture of less than 178 megapixels"
-        ) from error
+        raise InputError(f"{path} has too many pixels", "give a picture of less than 178 megapixels") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is no picture, or damaged from its start", "give a PNG, JPEG or WebP file") from error
+        raise InputError(
+            f"{path} is not a picture, or its header is damaged", "give a PNG, JPEG or WebP file"
+        ) from error
     except UNREADABLE as error:
         raise InputError(
-            f"{path} is cut short or damaged: {error}", "get the file anew, or open and save it with another tool"
+            f"{path} is truncated or damaged: {error}", "get the file again, or open and save it with another tool"
         ) from error
-    for each in (text, said, invokeai):
+    for each in (text, chunk, invokeai):
         if each is not None and len(each) > MAX_TEXT_CHARACTERS:
             raise InputError(
                 f"the text in {path} is {len(each):,} characters long",
-                f"no more than {MAX_TEXT_CHARACTERS:,} are read; strip its metadata if the picture alone matters",
+                f"the limit is {MAX_TEXT_CHARACTERS:,}; remove the metadata if only the pixels are needed",
             )
-    return _info(path, image, text, said, invokeai)
+    return _info(path, image, text, chunk, invokeai)
 
 
 def _info(
-    path: str | Path, image: Image.Image, text: str | None, said: str | None, invokeai: str | None
+    path: str | Path, image: Image.Image, text: str | None, chunk: str | None, invokeai: str | None
 ) -> PictureInfo:
-    ours = _sdcli_chunk(path, said) if said is not None else None
+    ours = _sdcli_chunk(path, chunk) if chunk is not None else None
     fields = parse_parameters(text) if text else {}
     digest = pixels_sha256(image)
     recorded = ours.get("pixels_sha256") if ours else None
@@ -225,7 +222,7 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def installed_version(name: str) -> str:
-    """The version of an installed package, "unknown" where it has none."""
+    """Return the version of an installed package, or "unknown"."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -245,36 +242,24 @@ def _unquote(value: str) -> str:
     return value
 
 
-_directory: ContextVar[Path] = ContextVar("_directory", default=Path())
+def file_bytes(path: str | Path, directory: Path = Path()) -> bytes:
+    """Return the content of a file; a relative `path` counts from `directory`.
 
-
-@contextmanager
-def relative_to(directory: Path) -> Iterator[None]:
-    """Let relative paths of input files count from `directory`, where whoever asks stands and this process does not."""
-    token = _directory.set(directory)
+    Raises InputError if it cannot be read, or is too large.
+    """
     try:
-        yield
-    finally:
-        _directory.reset(token)
-
-
-def file_bytes(path: str | Path) -> bytes:
-    """What is in the file at `path`. Raises InputError where it cannot be read or is too large to be a picture."""
-    try:
-        with (_directory.get() / path).open("rb") as file:
+        with (directory / path).open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {path}: {reason}", "give the path of a picture file") from error
     if len(data) > MAX_FILE_BYTES:
-        raise InputError(
-            f"{path} is larger than {MAX_FILE_BYTES // 1024**2} MiB", "give a picture file; none needs to be so large"
-        )
+        raise InputError(f"{path} is larger than {MAX_FILE_BYTES // 1024**2} MiB", "give a smaller picture file")
     return data
 
 
 def _parameters_of(image: Image.Image) -> str | None:
-    """A1111's text: in a PNG's chunk, elsewhere in the EXIF user comment."""
+    """Return A1111's text, from a PNG's chunk or, in other formats, the EXIF user comment."""
     text = image.info.get("parameters") if image.format == "PNG" else None
     if isinstance(text, str):
         return str(text)
@@ -286,37 +271,37 @@ def _parameters_of(image: Image.Image) -> str | None:
 
 
 def _user_comment(comment: bytes) -> str:
-    """The text of an EXIF UserComment: eight bytes name its encoding (Exif 2.32, §4.6.5), and no byte order.
+    """Decode an EXIF UserComment: the first eight bytes are its encoding (Exif 2.32, §4.6.5), without a byte order.
 
-    UNICODE is big-endian UTF-16 as A1111 writes it; little-endian where that alone makes sense of it.
+    UNICODE is big-endian UTF-16, as A1111 writes it, or little-endian if only that gives A1111's fields.
     """
     encoding, text = comment[:8], comment[8:]
     if encoding == b"UNICODE\0":
         big, little = text.decode("utf-16-be", "replace"), text.decode("utf-16-le", "replace")
-        said = little if "Steps: " in little else big
+        decoded = little if "Steps: " in little else big
     elif encoding in (b"ASCII\0\0\0", bytes(8)):
-        said = text.decode("utf-8", "replace")
+        decoded = text.decode("utf-8", "replace")
     else:
-        said = comment.decode("utf-8", "replace")
-    return said.strip("\0")
+        decoded = comment.decode("utf-8", "replace")
+    return decoded.strip("\0")
 
 
 def _sdcli_chunk(path: str | Path, text: str) -> dict[str, Any]:
     try:
-        said = json.loads(text, parse_float=_finite, parse_constant=_finite)
-        parts = said["recipe"], said["software"]
+        content = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        parts = content["recipe"], content["software"]
         if not all(isinstance(part, dict) for part in parts):
             raise TypeError("recipe and software must be objects")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"the sdcli chunk in {path} is damaged: {error}",
-            "its recipe cannot be trusted; open the picture with another tool if it alone matters",
+            "its recipe cannot be read; use another tool to open the picture",
         ) from error
-    return dict(said)
+    return dict(content)
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return number

@@ -6,19 +6,20 @@ Names stay as they were given (`./fox.png` is printed as `./fox.png`), which is 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
-import secrets
 import shlex
 import stat
 import string
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from sdcli.errors import OutputError, OutputExists, UsageError
+from sdcli.files import atomic
 from sdcli.recipe.recipe import Recipe
 
 FIELDS = ("seed", "index", "prompt", "model")
@@ -157,7 +158,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
     """
     path, directory, kind = destination.path, destination.final.parent, destination.kind
     try:
-        with _staged(directory, data, staging) as temporary:
+        with atomic.staged(directory, data, staging) as temporary:
             if destination.unique:
                 path = _first_free(temporary, path, kind.suffix)
             elif destination.force:
@@ -165,7 +166,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
                 temporary.replace(destination.final)
             else:
                 _link(temporary, destination.final)
-        _sync_directory(directory)
+        atomic.sync_name(directory)
     except FileExistsError as error:
         raise _exists(path, kind.option) from error
     except OSError as error:
@@ -288,7 +289,7 @@ def _check_writable(directory: Path, *, make: bool, option: str = PICTURES.optio
     try:
         if make:
             directory.mkdir(parents=True, exist_ok=True)
-        with _staged(directory, b""):
+        with atomic.staged(directory, b""):
             pass
     except OSError as error:
         raise cannot_write(str(directory), directory, error, option) from error
@@ -310,40 +311,24 @@ def _check_free(destination: Destination) -> None:
         raise OutputExists(f"{path} is no regular file", "for PNG bytes on stdout use -o -, else choose another name")
 
 
-@contextmanager
-def _staged(directory: Path, data: bytes, name: str | None = None) -> Iterator[Path]:
-    """A synced file with `data` in `directory`, hidden, and gone again at the end. Its mode follows the umask."""
-    temporary = directory / (name or f".sdcli-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        with suppress(OSError):  # renamed away; or the file was never made
-            temporary.unlink()
+def numbered(path: str, suffix: str) -> Iterator[str]:
+    """Yield `path`, which may end in `suffix`, and then the same with -2, -3 … before the suffix, without end."""
+    yield path
+    stem = path.removesuffix(suffix)
+    yield from (f"{stem}-{number}{suffix}" for number in itertools.count(2))
 
 
 def _first_free(temporary: Path, path: str, suffix: str) -> str:
-    stem, candidate, number = path.removesuffix(suffix), path, 1
-    while True:
-        try:
+    for candidate in numbered(path, suffix):
+        with suppress(FileExistsError):
             _link(temporary, Path(candidate))
-        except FileExistsError:
-            number += 1
-            candidate = f"{stem}-{number}{suffix}"
-        else:
             return candidate
+    raise AssertionError("names do not run out")
 
 
 def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
     """What `_first_free` will find, if nobody else writes in between."""
-    stem, candidate, number = path.removesuffix(suffix), path, 1
-    while candidate in taken or os.path.lexists(candidate):
-        number += 1
-        candidate = f"{stem}-{number}{suffix}"
-    return candidate
+    return next(name for name in numbered(path, suffix) if name not in taken and not os.path.lexists(name))
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -359,16 +344,6 @@ def _link(temporary: Path, path: Path) -> None:
         except BaseException:
             path.unlink()
             raise
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the name itself last. Some file systems cannot; the picture is whole all the same."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _exists(path: str, option: str) -> OutputExists:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import itertools
 import re
@@ -14,6 +13,7 @@ from typing import Any
 from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.jobs.read import KEYS, Fault, Job
 from sdcli.recipe import recipe
+from sdcli.terminal.spelling import did_you_mean
 
 MAX_NESTING = 16
 MATRIX_KEYS = tuple(key for key in KEYS if key not in ("prompt", "id", "output"))
@@ -97,8 +97,7 @@ def parse_matrix(options: Sequence[str]) -> list[tuple[str, list[Any]]]:
         if not equals:
             raise UsageError(f"{said} has no =", "write --matrix seed=1,2,3")
         if key not in MATRIX_KEYS:
-            near = difflib.get_close_matches(key, MATRIX_KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(MATRIX_KEYS)}"
+            hint = did_you_mean(key, MATRIX_KEYS, f"the keys are {', '.join(MATRIX_KEYS)}")
             raise UsageError(f"{said}: unknown key {key!r}", hint)
         if key in axes:
             raise UsageError(f"--matrix {key} is given twice", f"put all values into one: --matrix {key}=…,…")

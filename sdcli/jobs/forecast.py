@@ -19,7 +19,7 @@ from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.making import Batch, chunks_of, flatness_fault, groups_of
 from sdcli.jobs.plan import Planned
 from sdcli.jobs.read import Fault, explain
-from sdcli.making import delivery
+from sdcli.making import deliver
 from sdcli.models.source import Source
 from sdcli.planning import dry_run
 from sdcli.planning.dry_run import Parts
@@ -43,7 +43,7 @@ def forecast(batch: Batch) -> dict[str, Any]:
 
     Raises OutputError where the directory cannot be read or written.
     """
-    plan = _Plan(batch, ledger.seen(Path(batch.directory)))
+    plan = _Plan(batch, ledger.peek(Path(batch.directory)))
     outputs.check_directory(Path(batch.directory), make=True)
     missing = []
     for job in batch.jobs:
@@ -58,8 +58,8 @@ def forecast(batch: Batch) -> dict[str, Any]:
     for group in groups_of(missing):
         parts: Parts | SdcliError
         try:
-            parts = dry_run.find_parts(group[0].source, group[0].recipe.layout.nets)
-            plan.models[group[0].source] = dry_run.model_of(group[0].entry, parts)
+            parts = dry_run.find_parts(group[0].weights)
+            plan.models[group[0].model.source] = dry_run.model_of(group[0].model.entry.name, parts)
         except SdcliError as error:
             parts = error
         for chunk in chunks_of(group):
@@ -79,15 +79,15 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
     try:
         if isinstance(parts, SdcliError):
             raise parts
-        cost = dry_run.cost_of(parts, recipe, delivery.digest_of(job.source))
+        cost = dry_run.cost_of(parts, recipe)
         name = _name(plan, job)
     except SdcliError as error:
         return failed_line_of(job, explain(error))
-    said = delivery.failed_line(recipe, "") | {
+    said = deliver.failed_line(recipe, "") | {
         "status": "planned",
         "path": path_in(plan.batch.directory, name),
         "seconds": cost["seconds"],
-        "warnings": [each.message for each in job.remarks],
+        "warnings": [each.message for each in job.warnings],
         "error": None,
     }
     return line_of(job, said) | {"tokens": cost["tokens"], "memory": cost["memory"], "recipe": recipe.to_dict()}
@@ -101,10 +101,8 @@ def _name(plan: _Plan, job: Planned) -> str:
             path = path_in(plan.batch.directory, job.name)
             raise OutputExists(f"{path} exists already", "choose another output, or give --force")
         return job.name
-    stem, name, number = outputs.default_name(job.recipe).removesuffix(".png"), "", 1
-    while not name or name in plan.names or os.path.lexists(directory / name):
-        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
-        number += 1
+    names = outputs.numbered(outputs.default_name(job.recipe), ".png")
+    name = next(each for each in names if each not in plan.names and not os.path.lexists(directory / each))
     plan.names.add(name)
     return name
 

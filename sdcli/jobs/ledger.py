@@ -1,8 +1,8 @@
-"""Which jobs of a directory are done: one line of JSON for each picture, in a file beside the pictures.
+"""Records which jobs of a directory are done: one JSON line per picture, in a file next to the pictures.
 
-A line is written, and synced, BEFORE its picture takes its name, and counts only while that name holds a file of the
-line's SHA-256. So a process may be killed at any moment: a line without its picture says nothing, and a picture
-without its line cannot be.
+A line is written and synced BEFORE its picture is renamed to its final name, and counts only if that file has the
+recorded SHA-256. A process can therefore be killed at any time: a line without its picture is ignored, and there is
+never a picture without its line.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sdcli.files.outputs import cannot_write
 
 NAME = ".sdcli-batch.jsonl"
 STAGING = ".sdcli-batch.tmp"
-"""The file in which a picture is written before it takes its name."""
+"""The temporary file that a picture is written to."""
 
 
 @dataclass(frozen=True)
 class Ledger:
     """A ledger, locked against other processes while its file is open.
 
-    `entries`: by a job's key, its picture's name and JSON line.
+    `entries` maps a job's key to the name of its picture and its JSON line.
     """
 
     directory: Path
@@ -37,8 +37,8 @@ class Ledger:
     entries: dict[str, tuple[str, Mapping[str, Any]]]
 
 
-def seen(directory: Path) -> Ledger:
-    """The ledger of `directory` as it stands, for reading alone: not made, not locked. Raises OutputError."""
+def peek(directory: Path) -> Ledger:
+    """Read the ledger of `directory` without creating or locking it. Raises OutputError."""
     path = directory / NAME
     try:
         return Ledger(directory, None, _entries(path.read_bytes()))
@@ -50,9 +50,9 @@ def seen(directory: Path) -> Ledger:
 
 @contextmanager
 def opened(directory: Path) -> Iterator[Ledger]:
-    """The ledger of `directory`, both made where they are missing; what a killed batch left half-done is removed.
+    """Open the ledger of `directory`, creating both if needed, and delete temporary files of a killed batch.
 
-    Raises OutputError where that cannot be, or another process has it open.
+    Raises OutputError if that fails, or if another process has it open.
     """
     path = directory / NAME
     try:
@@ -66,7 +66,7 @@ def opened(directory: Path) -> Iterator[Ledger]:
             file.seek(0)
             data = file.read()
             entries = _entries(data)
-            if data and not data.endswith(b"\n"):  # torn by a kill or a full disk
+            if data and not data.endswith(b"\n"):  # incomplete because of a kill or a full disk
                 _append(file, b"\n")
             _clear(directory, entries)
         except BlockingIOError as error:
@@ -79,7 +79,7 @@ def opened(directory: Path) -> Iterator[Ledger]:
 
 
 def finished(ledger: Ledger, key: str) -> tuple[str, Mapping[str, Any]] | None:
-    """The name and the JSON line of the job `key`, if its picture is there as it was written."""
+    """Return the name and the JSON line of the job `key`, if its picture exists and is unchanged."""
     entry = ledger.entries.get(key)
     if entry is None:
         return None
@@ -93,7 +93,7 @@ def finished(ledger: Ledger, key: str) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def record(ledger: Ledger, key: str, name: str, line: Mapping[str, Any]) -> None:
-    """Write down that `name` is to be the picture of the job `key`, of which `line` is told. Raises OutputError."""
+    """Record that `name` will be the picture of the job `key`, with its JSON line. Raises OutputError."""
     assert ledger.file is not None
     text = json.dumps({"job": key, "name": name, "line": line}, allow_nan=False)
     try:
@@ -110,19 +110,19 @@ def _append(file: BinaryIO, data: bytes) -> None:
 
 
 def _entries(data: bytes) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """The last entry of each job; lines that are torn or are none of ours say nothing."""
+    """Return the last entry of each job; invalid lines are ignored."""
     entries = {}
     for text in data.split(b"\n"):
         with suppress(ValueError, TypeError, KeyError, RecursionError):
-            said = json.loads(text)
-            key, name, line = said["job"], said["name"], said["line"]
+            entry = json.loads(text)
+            key, name, line = entry["job"], entry["name"], entry["line"]
             if isinstance(key, str) and isinstance(name, str) and isinstance(line["sha256"], str) and "\0" not in name:
                 entries[key] = name, line
     return entries
 
 
 def _clear(directory: Path, entries: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """Remove the staged file of a batch that was killed. The lock is held, so that it is nobody's any more."""
+    """Delete the temporary files of a killed batch. The lock is held, so no other process uses them."""
     for folder in {directory, *((directory / name).parent for name, _ in entries.values())}:
         with suppress(NotADirectoryError):
             (folder / STAGING).unlink(missing_ok=True)

@@ -27,14 +27,14 @@ from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
 from sdcli.jobs.read import Fault, explain
-from sdcli.making import delivery, remote
-from sdcli.planning import timings
-from sdcli.recipe.recipe import Recipe
+from sdcli.making.deliver import done_line, prepare_libraries
+from sdcli.making.deliver import maker as choose_maker
+from sdcli.making.maker import Maker, Task
+from sdcli.planning.resolve import read_inputs
 from sdcli.terminal import display, streams
 
 if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Step
-    from sdcli.diffusion.pipeline import Result
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ class _Run:
     show: Callable[[float, str], None] = lambda done, doing: None
     done: int = 0
     failed: int = 0
-    under_way: bool = False
-    """Whether a warm process has let the batch in."""
 
 
 def deliver(batch: Batch) -> None:
@@ -85,10 +83,11 @@ def deliver(batch: Batch) -> None:
             else:
                 _say_cached(run, job, *found)
         if missing:
-            delivery.prepare_libraries()
+            prepare_libraries()
+            maker = choose_maker()
             with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
                 for group in groups_of(missing):
-                    _make_group(run, group)
+                    _make_group(run, maker, group)
         if run.failed:
             raise _jobs_failed(run)
 
@@ -123,14 +122,14 @@ def _groups(jobs: Sequence[Planned], key: Callable[[Planned], Any]) -> list[list
 
 def _model_of(job: Planned) -> Any:
     execution = job.recipe.execution
-    return job.source, job.recipe.model, job.recipe.layout.nets, execution.device, execution.dtype
+    return job.weights, job.recipe.model, execution.device, execution.dtype
 
 
-def _make_group(run: _Run, group: Sequence[Planned]) -> None:
+def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
     """Have the model of `group` and make its jobs; where it cannot be loaded, each of them has failed."""
-    run.show(run.done, f"loading {group[0].entry.name}")
+    run.show(run.done, f"loading {group[0].model.entry.name}")
     try:
-        make = _maker(run, group[0])
+        maker.load(group[0].weights, group[0].recipe)
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
         for job in group:
             _fail(run, job, _words(run, error))
@@ -138,29 +137,18 @@ def _make_group(run: _Run, group: Sequence[Planned]) -> None:
         return
     for chunk in chunks_of(group):
         with _interrupts_deferred():
-            _make(run, make, chunk)
+            _make(run, maker, chunk)
         run.done += len(chunk)
 
 
-def _maker(run: _Run, first: Planned) -> remote.Make:
-    """What makes pictures with the model of `first`: the warm process, or this one, which loads it now."""
-    socket_path = remote.socket_path()
-    if socket_path:
-        return remote.maker(socket_path, first.entry, under_way=run.under_way)
-    from sdcli.diffusion import device, pipeline  # torch and all that follows: seconds, under the bar
-    from sdcli.models import assemble
-
-    model = assemble.load(first.source, device.resolve_execution(first.recipe))
-
-    def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Result]:
-        execution = device.resolve_execution(recipes[0]).execution
-        resolved = {key: getattr(execution, key) for key in ("device", "dtype", "threads")}
-        return pipeline.run(model, [recipe.replace(**resolved) for recipe in recipes], on_step)
-
-    return make
+def _task(chunk: Sequence[Planned]) -> Task:
+    """What makes the pictures of one call, with the inputs, read now, that all of its recipes name."""
+    first, recipes = chunk[0], [job.recipe.replace(batch_size=len(chunk)) for job in chunk]
+    layout, facts = first.recipe.layout, first.model.facts
+    return Task(first.weights, recipes, read_inputs(first.recipe.initial, layout, facts, first.weights))
 
 
-def _make(run: _Run, make: remote.Make, chunk: Sequence[Planned]) -> None:
+def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
     """The pictures of one U-Net call. Where a call for several fails, each is tried by itself, and recorded so."""
 
     def on_step(step: Step) -> None:
@@ -169,12 +157,7 @@ def _make(run: _Run, make: remote.Make, chunk: Sequence[Planned]) -> None:
         )
 
     try:
-        results = make([job.recipe.replace(batch_size=len(chunk)) for job in chunk], on_step)
-        run.under_way = True
-        made = [
-            (result, delivery.png_bytes(result, delivery.digest_of(job.source)))
-            for job, result in zip(chunk, results, strict=True)
-        ]
+        pictures = maker.submit(_task(chunk), on_step).result()
     except ServerUnavailable as error:  # no job's failure, and every job's
         for job in chunk:
             _print(run, failed_line_of(job, error.message))
@@ -182,21 +165,20 @@ def _make(run: _Run, make: remote.Make, chunk: Sequence[Planned]) -> None:
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
         if len(chunk) > 1:
             for job in chunk:
-                _make(run, make, [job])
+                _make(run, maker, [job])
         else:
             _fail(run, chunk[0], _words(run, error))
         return
-    for job, (result, data) in zip(chunk, made, strict=True):
-        timings.record(result.recipe, delivery.digest_of(job.source), result.seconds)
-        line = delivery.done_line(result, "", data, job.remarks) | {"flat": result.flat}
+    for job, picture in zip(chunk, pictures, strict=True):
+        line = done_line(picture, "", job.warnings) | {"flat": picture.flat}
         fault = flatness_fault(line) if run.batch.strict else None
         if fault is not None:
             _fail(run, job, explain(fault))
         else:
-            _hand_over(run, job, line, data)
+            _save(run, job, line, picture.png)
 
 
-def _hand_over(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None:
+def _save(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None:
     """Bring a picture to disk, and say so. A name that is taken is the job's failure, a full disk the batch's."""
     try:
         name = _write(run, job, line, data)
@@ -214,12 +196,8 @@ def _hand_over(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) ->
 def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
     """Write the picture under the name asked for, else under the first that is free; the ledger knows it before."""
     directory = run.book.directory
-    stem = outputs.default_name(job.recipe).removesuffix(".png")
-    number = 1
-    while True:
-        name = job.name or (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+    for name in [job.name] if job.name else outputs.numbered(outputs.default_name(job.recipe), ".png"):
         path = directory / name
-        number += 1
         if os.path.lexists(path) and not (job.name and run.batch.force):
             if job.name:
                 raise OutputExists(
@@ -241,6 +219,7 @@ def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str
                 raise
         else:
             return name
+    raise AssertionError("names do not run out")
 
 
 def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,12 +20,11 @@ from sdcli.errors import InvalidRecipe, SdcliError, UsageError
 from sdcli.files import outputs
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
 from sdcli.jobs.read import Fault, Job, explain
-from sdcli.models import controlnets, registry
-from sdcli.models.digest import model_digest
-from sdcli.models.registry import ModelEntry
-from sdcli.models.source import Source
-from sdcli.planning import remarks, resolve
-from sdcli.planning.remarks import Remark
+from sdcli.models import addons, located, registry
+from sdcli.models.located import LocatedModel
+from sdcli.models.weights import Weights
+from sdcli.planning import resolve, warnings
+from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.recipe import MAX_SEED, Recipe
 
 MAX_NAME_BYTES = 255
@@ -34,16 +34,20 @@ _TEMPLATES = ("prompt", "label", "negative_prompt")
 
 @dataclass(frozen=True)
 class Planned:
-    """A job that can be made. `key` is its identity, `name` the output it asks for, relative to the directory."""
+    """A job that can be made. `key` is its identity, `name` the output it asks for, relative to the directory.
+
+    It holds no inputs: those of thousands of jobs may not fit into memory. They are read again when it is made, and
+    must have the sha256 that its recipe says.
+    """
 
     line: int
     id: str | int
     key: str
-    entry: ModelEntry
-    source: Source
+    model: LocatedModel
+    weights: Weights
     recipe: Recipe
     name: str | None = None
-    remarks: tuple[Remark, ...] = ()
+    warnings: tuple[RecipeWarning, ...] = ()
 
 
 @dataclass
@@ -54,23 +58,19 @@ class _Seen:
     content: Counter[str] = field(default_factory=Counter)
     ids: dict[str, int] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
-    digests: dict[Source, str] = field(default_factory=dict)
-
-    def digest(self, source: Source) -> str:
-        """The digest of a model or ControlNet, computed once."""
-        if source not in self.digests:
-            self.digests[source] = model_digest(source)
-        return self.digests[source]
+    find: Callable[[str], LocatedModel] = field(default_factory=lambda: cache(_find))
+    """Finds each model once, whatever becomes of its name in the meantime."""
+    find_addon: addons.Find = field(default_factory=lambda: cache(addons.find_addon))
 
 
 def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
     """Each of `items` as it can be made, in order; `defaults` (flat keys, the model among them) fill what a job leaves.
 
-    What deserves a word is among a job's remarks, or where `strict` its fault.
+    Options without effect and the like are among a job's warnings, or where `strict` its fault.
 
     A job's seed, unless it, `defaults` or the user's settings say one, and the choices of its wildcards are drawn from
     a hash of what it says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but
-    for the model's name), of the digests of the model and its ControlNets, of sdcli's numerics and of its output's
+    for the model's name), of the digests of the model and its add-ons, of sdcli's numerics and of its output's
     name; the n-th of jobs that agree in all of that is distinct from the others.
     """
     seen = _Seen()
@@ -89,17 +89,17 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         draw = drawing(f"{_hash(asked)} {seen.asked[asked]}")
         seed = draw(MAX_SEED + 1)
         options = {**defaults, **job.values, **_choices(job, draw)}
-        entry = _entry(options["model"])
-        if "seed" not in resolve.settings(entry, options, None):
+        model = seen.find(options["model"])
+        if "seed" not in resolve.settings(model.entry, options, None):
             options["seed"] = seed
-        recipe = resolve.resolve_recipe(entry, options)
+        resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
+        recipe = resolved.recipe
         # how many jobs may share a call is not known yet, so that no batch size is too large
-        found = remarks.of(entry, registry.facts_of(entry), recipe, count=recipe.execution.batch_size)
+        found = warnings.find(model, recipe, count=recipe.execution.batch_size)
         if strict:
-            remarks.insist(found)
+            warnings.raise_first(found)
         name = None if job.output is None else _name(job.output, recipe, index, seen)
-        source = registry.locate(entry)
-        key = _identity(recipe, entry, seen.digest(source), job.output, seen)
+        key = _identity(recipe, resolved.weights, job.output, seen)
     except SdcliError as error:
         at = getattr(error, "field", None)
         return Fault(job.line, explain(error), job.columns.get(at) if at else None, at, job.id)
@@ -107,7 +107,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         seen.ids[str(job.id)] = job.line
     if name is not None:
         seen.names[name] = job.line
-    return Planned(job.line, key[:16] if job.id is None else job.id, key, entry, source, recipe, name, found)
+    return Planned(job.line, key[:16] if job.id is None else job.id, key, model, resolved.weights, recipe, name, found)
 
 
 def _choices(job: Job, draw: Draw) -> dict[str, str]:
@@ -123,13 +123,14 @@ def _choices(job: Job, draw: Draw) -> dict[str, str]:
     return chosen
 
 
-def _entry(model: str) -> ModelEntry:
+def _find(model: str) -> LocatedModel:
     try:
-        return registry.find(model)
+        entry = registry.find(model)
     except SdcliError as error:
         raise InvalidRecipe(error.message, error.hint, "model") from error
     except (OSError, RuntimeError, ValueError) as error:  # no path at all: too long, an unknown ~user, a NUL
         raise InvalidRecipe(f"no model {model!r}", f"as a path: {error}", "model") from error
+    return located.locate(entry)
 
 
 def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
@@ -151,12 +152,13 @@ def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
     return str(path)
 
 
-def _identity(recipe: Recipe, entry: ModelEntry, digest: str, output: str | None, seen: _Seen) -> str:
+def _identity(recipe: Recipe, weights: Weights, output: str | None, seen: _Seen) -> str:
     said = recipe.to_dict()
     del said["model"]
-    model: dict[str, Any] = {"digest": digest, "variant": entry.variant, "family": entry.family}
-    if recipe.layout.control:
-        model["controls"] = [seen.digest(controlnets.locate(each.name)) for each in recipe.layout.controls]
+    source = weights.model
+    model: dict[str, Any] = {"digest": source.sha256, "variant": source.variant, "family": source.family}
+    if weights.addons:
+        model["addons"] = [each.describe() for each in weights.addons]
     content = _canonical({"recipe": said, "model": model, "numerics": NUMERICS_VERSION, "output": output})
     seen.content[content] += 1
     return _hash(f"{content} {seen.content[content]}")

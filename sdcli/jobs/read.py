@@ -1,12 +1,11 @@
-"""Jobs as people and programs write them: JSONL, CSV, or one prompt a line. Knows nothing of models.
+"""Reads job files: JSONL, CSV, or one prompt per line. Knows nothing of models.
 
-A line that cannot be read is a Fault and never an exception: it must not take the others with it.
+An invalid line is a Fault and not an exception, so that the other lines are still read.
 """
 
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import math
 import re
@@ -17,13 +16,14 @@ from typing import Any, Literal
 
 from sdcli.errors import InputError, InvalidRecipe, SdcliError, UsageError
 from sdcli.recipe import recipe
+from sdcli.terminal.spelling import did_you_mean
 
 Format = Literal["jsonl", "csv", "text"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "text")
 SUFFIXES: Mapping[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".txt": "text"}
 KEYS = (*recipe.keys(), "id", "output")
 MAX_LINE = 1024**2  # bytes
-MAX_REASON, MAX_QUOTE = 400, 120  # characters; a value may be as long as its line
+MAX_REASON, MAX_QUOTE = 400, 120  # characters
 
 _BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -33,7 +33,7 @@ _BLANK = re.compile(r"[ \t\r]*")
 
 @dataclass(frozen=True)
 class Job:
-    """One job as asked: `values` by the flat keys of a recipe, and in which column of its line each stands."""
+    """One job: `values` by the flat keys of a recipe, and the column of each in its line."""
 
     line: int
     values: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a job, and where. Lines count from 1, as do columns: characters, but cells in CSV."""
+    """An invalid job. Lines and columns count from 1; a column is a character, or a field in CSV."""
 
     line: int
     reason: str
@@ -54,7 +54,7 @@ class Fault:
 
     @property
     def message(self) -> str:
-        """The place and the reason: `line 3, column 18, steps: …`."""
+        """The position and the reason: `line 3, column 18, steps: …`."""
         place = [f"line {self.line}"]
         if self.column is not None:
             place.append(f"column {self.column}")
@@ -64,7 +64,7 @@ class Fault:
 
 
 class _Wrong(ValueError):
-    """A fault on the way up to where its line is known."""
+    """A fault whose line is not known yet."""
 
     def __init__(self, reason: str, column: int | None, field: str | None = None) -> None:
         super().__init__(reason)
@@ -72,16 +72,16 @@ class _Wrong(ValueError):
 
 
 def read(data: bytes, source: str, format: str | None = None) -> list[Job | Fault]:
-    """The jobs in `data`, in order; blank lines are none.
+    """Read the jobs in `data`, in order; blank lines are skipped.
 
-    `source` is the name of the file they come from. The format is `format`, else what the suffix of `source` tells,
-    else what the first line looks like. Raises UsageError for an unknown format, and InputError for a file of which
-    no line can be read: UTF-16, or CSV with an unfit header.
+    `source` is the name of the file. The format is `format`, or that of the suffix of `source`, or a guess from the
+    first line. Raises UsageError for an unknown format, and InputError for a file that cannot be read at all: UTF-16,
+    or CSV with an invalid header.
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"unknown format {format!r}", f"--format is one of {', '.join(FORMATS)}")
     if data.startswith(_WIDE_BOMS):
-        raise InputError(f"{source} is UTF-16", f"make it UTF-8: iconv -f UTF-16 -t UTF-8 {source}")
+        raise InputError(f"{source} is UTF-16", f"convert it to UTF-8: iconv -f UTF-16 -t UTF-8 {source}")
     lines = [each.removesuffix(b"\r") for each in data.removeprefix(_BOM).split(b"\n")]
     chosen = format or SUFFIXES.get(PurePath(source).suffix.lower()) or guess(lines)
     if chosen == "csv":
@@ -91,33 +91,32 @@ def read(data: bytes, source: str, format: str | None = None) -> list[Job | Faul
 
 
 def guess(lines: Sequence[bytes]) -> Format:
-    """The format that the first line which is not blank looks like.
+    """Guess the format from the first line that is not blank.
 
-    JSONL if it begins as an object or list does (a wildcard, `{red|blue} fox`, is none), CSV if it is a header with
-    a `prompt` or a `label` among names, else text.
+    JSONL if it starts like an object or a list (a wildcard, `{red|blue} fox`, does not), CSV if it is a header of names
+    with `prompt` or `label`, otherwise text.
     """
     first = next((each.strip() for each in lines if each.strip()), b"")[:MAX_LINE].decode(errors="replace")
     if first.startswith("{") and not _WILDCARD.match(first):
         return "jsonl"
     if re.match(r'\[\s*([{"\]]|$)', first):
         return "jsonl"
-    cells = [cell.strip().strip('"') for cell in first.split(",")]
+    names = [name.strip().strip('"') for name in first.split(",")]
     return (
-        "csv" if {"prompt", "label"} & set(cells) and all(re.fullmatch(r"[a-z_]+", cell) for cell in cells) else "text"
+        "csv" if {"prompt", "label"} & set(names) and all(re.fullmatch(r"[a-z_]+", name) for name in names) else "text"
     )
 
 
 def job_of(line: int, values: Mapping[str, Any], columns: Mapping[str, int]) -> Job:
-    """The job that `values` by key are, each checked by itself; None says nothing. Raises _Wrong."""
-    said = {key: value for key, value in values.items() if value is not None}
-    for key, value in said.items():
+    """Make a job of `values`, each of which is checked; None means not given. Raises _Wrong."""
+    given = {key: value for key, value in values.items() if value is not None}
+    for key, value in given.items():
         column = columns.get(key)
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(KEYS)}"
+            hint = did_you_mean(key, KEYS, f"the keys are {', '.join(KEYS)}")
             raise _Wrong(f"unknown key {shorten(repr(key), MAX_QUOTE)} ({hint})", column, key)
         if isinstance(value, str) and not _is_unicode(value):
-            raise _Wrong("its text is not valid Unicode", column, key)
+            raise _Wrong("the text is not valid Unicode", column, key)
         if key == "id":
             if type(value) not in (str, int):
                 raise _Wrong(
@@ -128,18 +127,18 @@ def job_of(line: int, values: Mapping[str, Any], columns: Mapping[str, int]) -> 
                 raise _Wrong(f"output is {shorten(repr(value), MAX_QUOTE)} (it must be text)", column, key)
         else:
             try:
-                said[key] = recipe.check_value(key, value)
+                given[key] = recipe.check_value(key, value)
             except InvalidRecipe as error:
                 raise _Wrong(explain(error), column, key) from error
-    if not {"prompt", "label"} & said.keys():
+    if not {"prompt", "label"} & given.keys():
         raise _Wrong("prompt is missing", 1, "prompt")
-    job_id, output = said.pop("id", None), said.pop("output", None)
-    return Job(line, said, job_id, output, columns)
+    job_id, output = given.pop("id", None), given.pop("output", None)
+    return Job(line, given, job_id, output, columns)
 
 
 def _read_line(number: int, raw: bytes, parse: Any) -> Job | Fault:
     if len(raw) > MAX_LINE:
-        return Fault(number, f"the line is {len(raw):,} bytes long, and at most {MAX_LINE:,} are read", MAX_LINE + 1)
+        return Fault(number, f"the line is {len(raw):,} bytes long; the limit is {MAX_LINE:,}", MAX_LINE + 1)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -155,7 +154,7 @@ def _read_line(number: int, raw: bytes, parse: Any) -> Job | Fault:
 
 
 def _fault(line: int, wrong: _Wrong, values: Mapping[str, Any]) -> Fault:
-    """`wrong` as a fault of `line`, under the job's own id where that could be read."""
+    """Make a fault of `wrong`, with the job's id if that could be read."""
     job_id = values.get("id")
     known = type(job_id) is int or (isinstance(job_id, str) and _is_unicode(job_id))
     at = None if wrong.field is None else shorten(wrong.field, MAX_QUOTE)
@@ -168,10 +167,10 @@ def _parse_text(text: str, values: dict[str, Any], columns: dict[str, int]) -> N
 
 
 def _parse_json(text: str, values: dict[str, Any], columns: dict[str, int]) -> None:
-    """Fill `values` with the members of the object that `text` is, and `columns` with where their values begin.
+    """Fill `values` with the members of the JSON object `text`, and `columns` with the columns of their values.
 
-    json itself decodes every string and value; walking the members here is what tells their places, and finds keys
-    that are said twice. Raises _Wrong, with all members before the fault in `values`.
+    The json module decodes every string and value. This function iterates over the members itself, which gives their
+    columns and finds duplicate keys. Raises _Wrong, with all members before the fault in `values`.
     """
     place = _skip(text, 0)
     if text[place : place + 1] != "{":
@@ -182,7 +181,7 @@ def _parse_json(text: str, values: dict[str, Any], columns: dict[str, int]) -> N
             raise _Wrong('expected a key in double quotes, or the end of the object "}"', place + 1)
         key, end = _decode(text, place, None)
         if key in columns:
-            raise _Wrong("the key is said twice", place + 1, key)
+            raise _Wrong("the key occurs twice", place + 1, key)
         end = _skip(text, end)
         if text[end : end + 1] != ":":
             raise _Wrong("expected a colon after the key", end + 1, key)
@@ -215,7 +214,7 @@ def _decode(text: str, place: int, key: str | None) -> tuple[Any, int]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no number that a job can hold")
+        raise ValueError(f"{text} is not a valid number")
     return number
 
 
@@ -229,7 +228,7 @@ def _skip(text: str, place: int) -> int:
 
 
 def _read_csv(lines: Sequence[bytes], source: str) -> Iterator[Job | Fault]:
-    """The jobs of CSV with a header of keys. A quoted cell may go on over lines; an empty one says nothing."""
+    """Read CSV with a header of keys. A quoted field can span lines; an empty field means not given."""
     texts = [each.decode(errors="surrogateescape") + "\n" for each in lines]
     reader = csv.reader(texts, strict=True)
     header: list[str] | None = None
@@ -252,26 +251,25 @@ def _read_csv(lines: Sequence[bytes], source: str) -> Iterator[Job | Fault]:
         yield _read_record(line, cells, header)
 
 
-_HEADER_HINT = "the first line of CSV names the columns, by keys such as prompt,seed,steps"
+_HEADER_HINT = "the first line of CSV must be a header of keys, such as prompt,seed,steps"
 
 
 def _csv_reason(error: csv.Error) -> str:
-    return "a quoted cell is never closed" if "unexpected end of data" in str(error) else str(error)
+    return "a quoted field is not closed" if "unexpected end of data" in str(error) else str(error)
 
 
 def _header(cells: Sequence[str], source: str, line: int) -> list[str]:
-    """The keys that head the columns; raises InputError where they are not keys, or none is prompt or label."""
+    """Return the keys of the header. Raises InputError if they are invalid, or without prompt and label."""
     names = [cell.strip() for cell in cells]
     for column, name in enumerate(names, start=1):
         where = f"{source}, line {line}, column {column}"
         if name not in KEYS:
-            near = difflib.get_close_matches(name, KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(KEYS)}"
+            hint = did_you_mean(name, KEYS, f"the keys are {', '.join(KEYS)}")
             raise InputError(f"{where}: unknown key {shorten(repr(name))}", hint)
         if names.index(name) != column - 1:
-            raise InputError(f"{where}: {name} heads two columns", "leave one of them away")
+            raise InputError(f"{where}: {name} occurs twice", "remove one of the columns")
     if not {"prompt", "label"} & set(names):
-        raise InputError(f"{source}, line {line}: no column is headed prompt", _HEADER_HINT)
+        raise InputError(f"{source}, line {line}: there is no column named prompt", _HEADER_HINT)
     return names
 
 
@@ -280,7 +278,7 @@ def _read_record(line: int, cells: Sequence[str], header: Sequence[str]) -> Job 
     columns = {key: column for column, key in enumerate(header, start=1)}
     try:
         if len(cells) != len(header):
-            reason = f"{len(cells)} cells where the header has {len(header)} (quote a cell that holds a comma)"
+            reason = f"{len(cells)} fields, and the header has {len(header)} (quote a field that contains a comma)"
             raise _Wrong(reason, min(len(cells), len(header)) + 1)
         for key, cell in zip(header, cells, strict=True):
             if cell == "" and key != "prompt":
@@ -299,7 +297,7 @@ def _typed(key: str, cell: str, column: int) -> Any:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether `text` is free of lone surrogates, which stand for bytes that are not UTF-8, or for half a character."""
+    """Whether `text` has no lone surrogates, which represent bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -308,11 +306,11 @@ def _is_unicode(text: str) -> bool:
 
 
 def shorten(text: str, most: int = MAX_REASON) -> str:
-    """`text` in at most `most` characters, on one line, fit for every encoding."""
+    """Return `text` on one line, at most `most` characters long, without lone surrogates."""
     flat = " ".join(text.split()).encode(errors="backslashreplace").decode()
     return flat if len(flat) <= most else f"{flat[: most - 1]}…"
 
 
 def explain(error: SdcliError) -> str:
-    """Message and hint of `error` on one line, the hint whole however long a value the message quotes."""
+    """Return message and hint of `error` on one line; a long message is shortened, the hint is not."""
     return f"{shorten(error.message, MAX_QUOTE)} ({error.hint})"

@@ -1,32 +1,22 @@
-"""The model that a recipe asks for, with its ControlNets, loaded on the recipe's device. Imports torch."""
+"""The model and the add-ons that pictures are made with, loaded on a device. Imports torch."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
 from sdcli.diffusion.device import memory_of
-from sdcli.diffusion.model import ControlNet, LatentDiffusionModel
-from sdcli.models import controlnets, loading
-from sdcli.models.source import Source
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.models import addons, loading
+from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 
 
-def load(source: Source, recipe: Recipe, controls: Mapping[str, Source] | None = None) -> LatentDiffusionModel:
-    """The model at `source` with the recipe's ControlNets, on the device and in the dtype that its execution says.
+def load(weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
+    """What `weights` says, on the device and in the dtype that the recipe's execution says, both of them resolved.
 
-    The ControlNets are at `controls`, by name, or where their names lead to from here.
+    Raises what `loading.load` and the kinds of add-ons raise, and OutOfMemory.
     """
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
-        model = loading.load(source, name=recipe.model, device=device, dtype=dtype)
-        if not recipe.layout.nets:
-            return model
-        from sdcli.models.loading import controlnet
-
-        found = controlnets.sources(recipe) if controls is None else controls
-        nets = {name: controlnet.load(found[name], device=device, dtype=dtype) for name in recipe.layout.nets}
-        beside = {name: ControlNet(net, found[name], controlnets.classes(found[name])) for name, net in nets.items()}
-        return replace(model, controlnets=beside)
+        model = loading.load(weights.model, name=recipe.model, device=device, dtype=dtype)
+        return addons.attach(model, weights.addons)

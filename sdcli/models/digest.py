@@ -1,4 +1,7 @@
-"""What a model is, whatever it is called: one SHA-256 over the files that determine its pictures. Imports no torch."""
+"""The SHA-256 of a file. Large files are hashed once: the result is kept in the user's cache directory.
+
+The file's path, size, time stamp and inode tell whether it is still the one that was hashed.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +12,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sdcli.errors import ModelCorrupt
-from sdcli.models.source import Source
-
 WORTH_REMEMBERING = 1024**2  # bytes; hashing less takes no longer than looking it up
 
 _HEX = frozenset("0123456789abcdef")
 _SETTLED = 2.0  # seconds; a file may change again within the resolution of its time stamp
-
-
-def model_digest(source: Source) -> str:
-    """The digest, 64 hex digits, of a model.
-
-    Of a single file it is the SHA-256 of the file. Of a diffusers folder it is the SHA-256 of what `sha256sum` prints
-    for its model_index.json, its classes.json where it has one, and the configs, vocabularies and weights in the
-    folders of its parts, by their names relative to the folder in sorted order; neither the folder's own name nor
-    anything else in it matters. A part that comes from elsewhere counts as if it lay in the folder, in place of the one
-    that is there: a composed model has the digest of the folder that holds the same files. A single file with such
-    parts is one file more in that list. A ControlNet's config and weights lie in its folder itself.
-
-    Large files are hashed once: what came out is kept in the user's cache directory, by path, size and time stamp.
-    Raises ModelNotFound where there is nothing, and ModelCorrupt where a file cannot be read.
-    """
-    source.check()
-    try:
-        if source.is_file and not source.parts:
-            return file_sha256(source.path)
-        listing = "".join(f"{file_sha256(file)}  {name}\n" for name, file in sorted(source.files().items()))
-    except OSError as error:
-        raise ModelCorrupt(
-            f"{error.filename or source.path} cannot be read: {error.strerror}",
-            "check the model's files and permissions",
-        ) from error
-    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -69,7 +43,7 @@ def _hash(path: Path) -> str:
 
 
 def _cache_directory() -> Path:
-    """`sdcli/digests` in the XDG cache directory, which is absolute or not heeded (XDG Base Directory 0.8)."""
+    """`sdcli/digests` in the XDG cache directory, which is absolute or not used (XDG Base Directory 0.8)."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "sdcli" / "digests"
 

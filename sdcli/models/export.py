@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdcli.files import folders, palette
-from sdcli.models import families, loading, tokenizer
+from sdcli.models import families, loading, tokenizer, vocabulary
 from sdcli.models.loading.weights import tensors
 from sdcli.models.source import INDEX, Source
 from sdcli.terminal.display import OnBytes
@@ -54,6 +54,9 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     classes = palette.find(source.folder("unet"))
     if classes.exists() and classes.parent != source.folder("unet"):  # there they have gone with the U-Net's config
         palette.write(folder, palette.read(classes.parent))
+    known = vocabulary.read(source.path)
+    if known is not None:
+        vocabulary.write(folder, known)
     written = _index(source, index, modules)
     _write_json(folder / INDEX, written)
     return str(written["_class_name"])

@@ -7,7 +7,6 @@ network.
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -22,15 +21,17 @@ from sdcli.diffusion import architectures
 from sdcli.diffusion.facts import Facts
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
 from sdcli.files import palette
-from sdcli.models import families, labels
+from sdcli.models import families, labels, vocabulary
 from sdcli.models.hub import lock
 from sdcli.models.source import Source
+from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe.labels import Labels
+from sdcli.terminal.spelling import did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 
 SHIPPED = "sdcli"
-MODEL, CONTROLNET = config.KINDS
+MODEL, CONTROLNET = config.KINDS[:2]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class ModelFacts(Facts):
     """Those of the segmentation maps that the U-Net takes, a channel each."""
     labels: Labels | None = None
     """The classes of a model that takes a class label, None for one that takes a text."""
+    vocabulary: Vocabulary | None = None
+    """The words that the model knows, None where its folder does not list them."""
 
 
 def entries() -> Mapping[str, ModelEntry]:
@@ -89,8 +92,8 @@ def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> Mod
     if elsewhere:
         fields = {"folder": None, "repo": None, **fields}
     elif entry is None:
-        table, near = ".".join(said.keys), difflib.get_close_matches(name, shipped(), n=1)
-        hint = "give it a folder or a repo" + (f", or did you mean {near[0]!r}?" if near else "")
+        table, near = ".".join(said.keys), did_you_mean(name, shipped(), "")
+        hint = "give it a folder or a repo" + (f", or {near}" if near else "")
         raise UsageError(f"{said.file}: [{table}] is a new model, and says not where it is", hint)
     if entry is None:
         entry = ModelEntry(name, origin=str(said.file))
@@ -138,9 +141,8 @@ def find(model: str) -> ModelEntry:
         return ModelEntry(name=model, repo=model, origin="")
     if model.startswith((".", "/", "~")) or model.endswith(".safetensors"):
         raise ModelNotFound(f"there is no file or folder {model}", "check the path, or use a name of sdcli models list")
-    near = difflib.get_close_matches(model, named, n=1)
     known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
-    raise ModelNotFound(f"no model {model!r}", f"did you mean {near[0]!r}?" if near else known)
+    raise ModelNotFound(f"no model {model!r}", did_you_mean(model, named, known))
 
 
 def locate(entry: ModelEntry) -> Source:
@@ -192,7 +194,13 @@ def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _no_model(name: str) -> InvalidRecipe:
+def check_is_model(entry: ModelEntry) -> None:
+    """Raise InvalidRecipe for an entry that is of use only beside a model."""
+    if entry.kind == CONTROLNET:
+        raise _not_a_model(entry.name)
+
+
+def _not_a_model(name: str) -> InvalidRecipe:
     return InvalidRecipe(
         f"{name} is a ControlNet, and no model", f"name it beside a model: --control {name}=IMAGE", "model"
     )
@@ -213,7 +221,7 @@ def read_facts(source: Source) -> ModelFacts:
     """
     source.check()
     if source.is_controlnet:
-        raise _no_model(source.path.name)
+        raise _not_a_model(source.path.name)
     network, vae = (_config(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
     architecture = architectures.load(architectures.find(source.denoiser, network))
     try:
@@ -222,29 +230,18 @@ def read_facts(source: Source) -> ModelFacts:
             scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
+            vocabulary=vocabulary.read(source.path),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
-
-
-def facts_of(entry: ModelEntry) -> ModelFacts:
-    """What the configs of an entry's model say; raises what `locate` and `read_facts` raise."""
-    if entry.kind == CONTROLNET:
-        raise _no_model(entry.name)
-    return read_facts(locate(entry))
-
-
-def unet_config(entry: ModelEntry) -> Mapping[str, Any]:
-    """The config of a model's U-Net, or transformer. Raises what `locate` raises, and ModelCorrupt."""
-    source = locate(entry)
-    return _config(source.folder(source.denoiser) / "config.json")
 
 
 def labels_of(entry: ModelEntry) -> Labels | None:
     """The classes of an entry's model, None where it takes a text; those of its family where the model is not here."""
     if entry.family is not None and not is_present(entry):
         return labels.read(Source(families.config_folder(entry.family)))
-    return facts_of(entry).labels
+    check_is_model(entry)
+    return read_facts(locate(entry)).labels
 
 
 def _config(path: Path) -> Mapping[str, Any]:

@@ -6,16 +6,20 @@ beside the parts of a model that is there already, and nothing is stored twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.files import palette
 from sdcli.models import families
+from sdcli.models.digest import file_sha256
 
 INDEX = "model_index.json"
 SUFFIXES = (".json", ".safetensors", ".txt")
@@ -51,6 +55,11 @@ class Source:
     def is_file(self) -> bool:
         """Whether `path` is a single file; parts from elsewhere are folders all the same."""
         return not self.path.is_dir()
+
+    def absolute(self) -> Self:
+        """The same with paths that mean the same wherever a process stands."""
+        parts = tuple((part, _absolute(folder)) for part, folder in self.parts)
+        return replace(self, path=_absolute(self.path), parts=parts)
 
     @cached_property
     def is_controlnet(self) -> bool:
@@ -112,6 +121,50 @@ class Source:
                     found[f"{part}/{each.name}"] = each
         return found
 
+    @property
+    def sha256(self) -> str:
+        """The digest of the model, 64 hex digits: of its files as they are when this is first asked for.
+
+        Of a single file it is the SHA-256 of the file. Of a diffusers folder it is the SHA-256 of what `sha256sum`
+        prints for `files()`, in sorted order; neither the folder's own name nor anything else in it matters. A part
+        that comes from elsewhere counts as if it lay in the folder, in place of the one that is there: a composed model
+        has the digest of the folder that holds the same files. A single file with such parts is one file more in that
+        list.
+
+        Raises ModelNotFound where there is nothing, and ModelCorrupt where a file cannot be read.
+        """
+        return self._identity[0]
+
+    @cached_property
+    def _identity(self) -> tuple[str, Mapping[str, tuple[int, ...]]]:
+        """The digest, and what the file system said of the files just before they were read."""
+        self.check()
+        try:
+            stamps = self._stamps()
+            if self.is_file and not self.parts:
+                return file_sha256(self.path), stamps
+            listing = "".join(f"{file_sha256(file)}  {name}\n" for name, file in sorted(self.files().items()))
+        except OSError as error:
+            raise ModelCorrupt(
+                f"{error.filename or self.path} cannot be read: {error.strerror}",
+                "check the model's files and permissions",
+            ) from error
+        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(), stamps
+
+    def check_unchanged(self) -> None:
+        """Raise ModelCorrupt where the files are no longer those that `sha256` was computed from."""
+        try:
+            unchanged = self._stamps() == self._identity[1]
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise ModelCorrupt(f"the files of {self.path} have changed while they were in use", "run the command again")
+
+    def _stamps(self) -> Mapping[str, tuple[int, ...]]:
+        """Size, time of the last change and inode of each file."""
+        stats = {name: file.stat() for name, file in self.files().items()}
+        return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
+
     def index(self) -> dict[str, Any]:
         """model_index.json, where a part from elsewhere is of the class that its own config names.
 
@@ -133,3 +186,7 @@ class Source:
             return error
         elsewhere = ", ".join(f"{part} = {folder}" for part, folder in self.parts)
         return ModelCorrupt(error.message, f"choose parts that were made for each other; from elsewhere: {elsewhere}")
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  Path.absolute() keeps `..`

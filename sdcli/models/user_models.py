@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from sdcli.errors import ModelNotFound, UsageError
 from sdcli.files.user_files import rewrite
 from sdcli.models import registry
 from sdcli.models.source import Source
+from sdcli.terminal.spelling import nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -74,8 +74,8 @@ def _parse_parts(parts: Iterable[str]) -> dict[str, Path]:
     for each in parts:
         part, _, folder = each.partition("=")
         if part not in PARTS or not folder:
-            near = difflib.get_close_matches(part, PARTS, n=1)
-            hint = f"did you mean --part {near[0]}=…?" if near and folder else f"the parts are {', '.join(PARTS)}"
+            near = nearest(part, PARTS)
+            hint = f"did you mean --part {near}=…?" if near and folder else f"the parts are {', '.join(PARTS)}"
             raise UsageError(f"--part {each!r} is no PART=FOLDER", hint)
         if part in found:
             raise UsageError(f"--part says twice where the {part} comes from", "say it once")

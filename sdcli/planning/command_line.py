@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from sdcli import config
-from sdcli.models import registry
+from sdcli.models.located import LocatedModel
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Initial, Recipe
 
@@ -20,19 +20,19 @@ _NO_OPTIONS = (
 )
 
 
-def command_of(recipes: Sequence[Recipe]) -> str:
+def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     """`sdcli generate …`, quoted for a POSIX shell, with the options whose values are not the model's defaults.
 
     A recipe that starts from an image is `sdcli img2img …`, `inpaint` or `outpaint`, one of a map `synthesize`.
 
-    `recipes` are one, or those of a batch, in order and of consecutive seeds; of others, the first alone. Letters that
-    a terminal would obey are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
+    `recipes` are for `model`: one, or those of a batch, in order and of consecutive seeds; of others, the first alone.
+    Letters that a terminal would obey are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
     """
     first = recipes[0]
     in_order = all(each.seed == first.seed + place for place, each in enumerate(recipes))
     count = len(recipes) if in_order else 1
     said = first.replace(batch_size=count).to_dict()
-    usual = _defaults(said["model"]) | {each.name: each.default for each in fields(Initial)}
+    usual = _defaults(model, said["model"]) | {each.name: each.default for each in fields(Initial)}
     command = _command(first)
     if command != "generate" or first.layout.control:  # their usual sizes are the image's
         del usual["width"], usual["height"]
@@ -64,11 +64,10 @@ def _command(of: Recipe) -> str:
     return "img2img" if initial.mask_image is None else "inpaint"
 
 
-def _defaults(model: str) -> dict[str, Any]:
+def _defaults(model: LocatedModel, name: str) -> dict[str, Any]:
     """What a recipe for `model` holds where nothing is said, with a user's settings and without; never the seed."""
-    entry = registry.find(model)
-    facts = registry.facts_of(entry)
-    here, anywhere = (resolve.settings(entry, {"model": model}, facts, user=user) for user in (True, False))
+    said = {"model": name}
+    here, anywhere = (resolve.settings(model.entry, said, model.facts, user=user) for user in (True, False))
     return {
         key: each.value
         for key, each in here.items()

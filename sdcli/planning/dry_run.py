@@ -15,11 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdcli.diffusion import architectures
 from sdcli.errors import InvalidRecipe
 from sdcli.files import outputs
-from sdcli.models import controlnets, digest, families, registry
-from sdcli.models.registry import ModelEntry
+from sdcli.models import addons, digest, families
 from sdcli.models.source import Source
+from sdcli.models.weights import Addon, Weights
 from sdcli.planning import timings
 from sdcli.recipe import checks
 from sdcli.recipe.recipe import Recipe
@@ -34,17 +35,17 @@ _NVIDIA = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
 
 @dataclass(frozen=True)
 class Parts:
-    """A model on disk: where it is, its files of weights, and how many numbers each part has."""
+    """Weights on disk: the files of the model and of each add-on, and how many numbers each part has."""
 
-    source: Source
+    weights: Weights
     files: Sequence[Path]
     parameters: Mapping[str, int]
-    controls: Sequence[tuple[str, Source, Sequence[Path]]] = ()
-    """The name of each ControlNet beside the model, where it is, and its files of weights."""
+    addons: Sequence[tuple[Addon, Sequence[Path]]] = ()
 
 
 def plan(
-    entry: ModelEntry,
+    name: str,
+    weights: Weights,
     recipes: Sequence[Recipe],
     output: str | None,
     *,
@@ -58,16 +59,15 @@ def plan(
     Raises InvalidRecipe, ModelError and OutputError as the run would.
     """
     first = recipes[0]
-    source = registry.locate(entry)
-    parts = find_parts(source, first.layout.nets)
-    cost = cost_of(parts, first, digest.model_digest(source))
+    parts = find_parts(weights)
+    cost = cost_of(parts, first)
     seconds = cost["seconds"]
     return {
         "status": "planned",
         "recipe": first.to_dict(),
         "seeds": [each.seed for each in recipes],
-        "model": model_of(entry, parts),
-        **({"controls": [_described(*each) for each in parts.controls]} if parts.controls else {}),
+        "model": model_of(name, parts),
+        **({"addons": [_described(*each) for each in parts.addons]} if parts.addons else {}),
         "tokens": cost["tokens"],
         "paths": ["-"] if output == "-" else outputs.foresee(output, recipes, force=force),
         **({} if save_latents is None else {"latents": _latent_paths(save_latents, recipes, force)}),
@@ -80,19 +80,19 @@ def _latent_paths(save_latents: str, recipes: Sequence[Recipe], force: bool) -> 
     return outputs.foresee(save_latents, recipes, force=force, kind=outputs.LATENTS)
 
 
-def model_of(entry: ModelEntry, parts: Parts) -> dict[str, Any]:
+def model_of(name: str, parts: Parts) -> dict[str, Any]:
     """A model's name, place, digest and files of weights, for JSON. Raises ModelError."""
-    source = parts.source
+    source = parts.weights.model
     return {
-        "name": entry.name,
+        "name": name,
         "path": str(source.path),
         "parts": {part: str(folder) for part, folder in source.parts},
-        "digest": digest.model_digest(source),
+        "digest": source.sha256,
         "files": _files(parts.files),
     }
 
 
-def cost_of(parts: Parts, of: Recipe, model_digest: str) -> dict[str, Any]:
+def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
     """What a picture takes: `tokens`, `memory`, and `seconds`, None where none like it was made here.
 
     Where it shows a label `tokens` are None. Raises InvalidRecipe where the run would.
@@ -100,23 +100,20 @@ def cost_of(parts: Parts, of: Recipe, model_digest: str) -> dict[str, Any]:
     likely = likely_execution(of)
     is_text = of.condition.label is None
     if is_text:
-        _check_clip_skip(parts.source, of)
+        _check_clip_skip(parts.weights.model, of)
     return {
-        "tokens": count_tokens(parts.source, of) if is_text else None,
+        "tokens": count_tokens(parts.weights.model, of) if is_text else None,
         "memory": estimate_memory(parts, of, likely),
-        "seconds": timings.recall(of, model_digest),
+        "seconds": timings.recall(of, parts.weights),
     }
 
 
-def find_parts(source: Source, nets: Iterable[str] = ()) -> Parts:
-    """The files and sizes of the model at `source`, and of ControlNets by name.
-
-    Raises ModelError for files that are missing, short or unsafe.
-    """
+def find_parts(weights: Weights) -> Parts:
+    """The files and sizes of what is loaded. Raises ModelError for files that are missing, short or unsafe."""
+    source = weights.model
     source.check()
-    located = [(name, controlnets.locate(name)) for name in nets]
-    controls = [(name, at, families.component_files(at.path, at.variant)) for name, at in located]
-    beside = {name: sum(map(_numbers, weights)) for name, _, weights in controls}
+    added = [(each, addons.KINDS[each.kind].files(each.source)) for each in weights.addons]
+    beside = {each.name: sum(map(_numbers, files)) for each, files in added}
     files = {
         part: families.component_files(source.folder(part), source.variant)
         for part in _PARTS
@@ -125,17 +122,12 @@ def find_parts(source: Source, nets: Iterable[str] = ()) -> Parts:
     counts = {part: sum(map(_numbers, found)) for part, found in files.items()} | beside
     listed = [file for found in files.values() for file in found]
     if not source.is_file:
-        return Parts(source, listed, counts, controls)
-    return Parts(source, [source.path, *listed], {**_numbers_by_part(source.path), **counts}, controls)
+        return Parts(weights, listed, counts, added)
+    return Parts(weights, [source.path, *listed], {**_numbers_by_part(source.path), **counts}, added)
 
 
-def _described(name: str, source: Source, files: Sequence[Path]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "path": str(source.path),
-        "digest": digest.model_digest(source),
-        "files": _files(files),
-    }
+def _described(addon: Addon, files: Sequence[Path]) -> dict[str, Any]:
+    return {**addon.describe(), "path": str(addon.source.path), "files": _files(files)}
 
 
 def _files(files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -190,20 +182,20 @@ def _check_clip_skip(source: Source, of: Recipe) -> None:
 
 
 def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
-    """The tokens of the prompts in the first text encoder's vocabulary, and the windows of `window` that they take."""
-    from sdcli.diffusion.context.windows import windows
+    """Count the tokens of the prompts in the first text encoder's vocabulary, and the chunks that they take."""
+    from sdcli.diffusion.context.chunks import chunks
 
     tokenizer = _tokenizer(source)
     condition = of.condition
     divided = [
-        windows(tokenizer, text, condition.prompt_weights) for text in (condition.prompt, condition.negative_prompt)
+        chunks(tokenizer, text, condition.prompt_weights) for text in (condition.prompt, condition.negative_prompt)
     ]
     prompt, negative_prompt = (sum(map(len, each)) for each in divided)
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
-        "window": tokenizer.max_length - 2,
-        "windows": max(map(len, divided)),
+        "chunk_size": tokenizer.max_length - 2,
+        "chunks": max(map(len, divided)),
     }
 
 
@@ -224,12 +216,11 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
 
     That moment is in the VAE's decoder, at the picture's full size, or in the U-Net, whose skip connections wait. How
     many tensors of the largest size live at once was measured with kit at 256 and 512 pixels in float32 and bfloat16,
-    where the estimate came within 25 % of the peak. ControlNets are taken to keep as much again as the U-Net. torch
+    where the estimate came within 25 % of the peak. What add-ons keep is a share of that (`Kind.activations`). torch
     itself is not counted.
     """
-    unet, vae = (
-        families.read_json(parts.source.folder(part) / "config.json") for part in (parts.source.denoiser, "vae")
-    )
+    source = parts.weights.model
+    unet, vae = (families.read_json(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
     size = BYTES[likely["dtype"]]
     vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
     weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
@@ -239,30 +230,15 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     widest = max(vae["block_out_channels"][:2])  # the decoder's last block begins with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch
     latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
-    kept = _kept_by_transformer(unet, latents) if parts.source.denoiser == "transformer" else sum(_kept(unet, latents))
-    denoising = guided * batch * size * kept * (2 if of.layout.nets else 1)
+    kept = architectures.load(architectures.find(source.denoiser, unet)).activations(unet, latents)
+    beside = max((addons.KINDS[each.kind].activations for each, _ in parts.addons), default=0)
+    denoising = round(guided * batch * size * kept * (1 + beside))
     return {
         **likely,
         "weights": weights,
         "activations": max(decoding, denoising),
         "peak": weights + max(decoding, denoising),
     }
-
-
-def _kept(unet: Mapping[str, Any], latents: int) -> Iterable[int]:
-    """Numbers that the U-Net keeps for one picture: skip connections of each level, and the largest block's own."""
-    layers = unet.get("layers_per_block", 2)
-    channels = unet["block_out_channels"]
-    for level, width in enumerate(channels):
-        count = layers[level] if isinstance(layers, list | tuple) else layers
-        yield (count + 1) * width * latents // 4**level
-    yield 10 * max(width * latents // 4**level for level, width in enumerate(channels))
-
-
-def _kept_by_transformer(transformer: Mapping[str, Any], latents: int) -> int:
-    """Numbers that one block keeps for one picture: its input, three projections, and the fourfold hidden layer."""
-    width = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
-    return 10 * width * latents // int(transformer.get("patch_size", 2)) ** 2
 
 
 def lines(said: Mapping[str, Any]) -> Iterable[str]:
@@ -273,7 +249,10 @@ def lines(said: Mapping[str, Any]) -> Iterable[str]:
         "digest": said["model"]["digest"],
         "files": f"{len(said['model']['files'])}, {gib(sum(file['bytes'] for file in said['model']['files']))}",
         **{key: _said(value) for key, value in said["recipe"].items() if key not in ("model", "seed") and value != ""},
-        **{f"control {each['name']}": f"{each['path']}, sha256 {each['digest']}" for each in said.get("controls", ())},
+        **{
+            f"{each['kind']} {each['name']}": f"{each['path']}, sha256 {each['sha256']}"
+            for each in said.get("addons", ())
+        },
         **_tokens(said["tokens"]),
         "seeds": ", ".join(map(str, said["seeds"])),
         "paths": ", ".join(said["paths"]),
@@ -300,7 +279,7 @@ def memory_in_words(memory: Mapping[str, Any]) -> str:
 def _tokens(tokens: Mapping[str, int] | None) -> dict[str, str]:
     if tokens is None:
         return {}
-    said = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['windows']} × {tokens['window']}"
+    said = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['chunks']} × {tokens['chunk_size']}"
     return {"tokens": said}
 
 

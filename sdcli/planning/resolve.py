@@ -6,19 +6,28 @@ Reads configs, images and maps, never weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import config
 from sdcli.config import Setting
 from sdcli.errors import InvalidRecipe
-from sdcli.models.registry import ModelEntry, ModelFacts, facts_of, unet_config
+from sdcli.files import inputs
+from sdcli.files.inputs import Inputs
+from sdcli.models import addons
+from sdcli.models.addons import controlnet
+from sdcli.models.located import LocatedModel
+from sdcli.models.registry import ModelEntry, ModelFacts
+from sdcli.models.weights import Weights
 from sdcli.recipe import recipe
 from sdcli.recipe.checks import check_channels, check_condition, check_size
-from sdcli.recipe.recipe import Recipe, draw_seed, initial_of
+from sdcli.recipe.recipe import Initial, Layout, Recipe, draw_seed, initial_of, layout_of
 from sdcli.recipe.schedulers import check as check_scheduler
 
 if TYPE_CHECKING:
-    from sdcli.files.inputs import Inputs
+    from sdcli.files.canvas import InitialImage
+    from sdcli.files.latent_files import LatentFile
 
 # What a recipe takes where neither the user nor the model's entry says otherwise.
 DEFAULTS: Mapping[str, Any] = {"steps": 25, "guidance_scale": 7.0, "scheduler": "dpm++-2m"}
@@ -48,80 +57,131 @@ def settings(
     return config.settle(layers)
 
 
-def resolve_recipe(
-    entry: ModelEntry, options: Mapping[str, Any], *, user: bool = True, given: Inputs | None = None
-) -> Recipe:
-    """The recipe of `options` (flat keys), filled from `settings`.
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe in full, and all that it names: found, checked and read. Nothing of it is looked up again."""
 
-    The seed is drawn where none is given, and an image is read from its path unless it is `given`. Raises
-    InvalidRecipe where the options do not fit each other or the model, ModelNotFound or ModelCorrupt where the model's
-    configs cannot be read, and UsageError for settings.
+    recipe: Recipe
+    model: LocatedModel
+    weights: Weights
+    inputs: Inputs
+
+
+def resolve(
+    model: LocatedModel,
+    options: Mapping[str, Any],
+    *,
+    user: bool = True,
+    given: InitialImage | None = None,
+    find_addon: addons.Find | None = None,
+) -> Resolved:
+    """The recipe of `options` (flat keys) for `model`, filled from `settings`, with its add-ons and inputs.
+
+    The seed is drawn where none is given, and an image is read from its path unless it is `given`. `find_addon` is for
+    who resolves many recipes (see `addons.locate`). Raises InvalidRecipe where the options do not fit each other or the
+    model, InputError for images, maps and latents that cannot be read, ModelError for add-ons that are not here or of
+    no use, and UsageError for settings.
     """
-    facts = facts_of(entry)
+    facts = model.facts
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
     check_channels(facts.in_channels, facts.latent_space.channels, len(facts.classes), masked=masked, mapped=mapped)
-    if options.get("image") is not None:
-        options = _with_inputs(entry, options, facts, given, user=user)
-    elif options.get("init_latents") is not None:
-        options = _with_latents(options, facts)
-    if any(options.get(key) for key in recipe.LAYOUT_KEYS):
-        options = _with_layout(entry, options, facts, user=user)
-    settled = settings(entry, options, facts, user=user)
-    values = {key: each.value for key, each in settled.items()}
-    made = Recipe.from_dict({"seed": draw_seed(), **values})
+    layout = layout_of(options)
+    if mapped:
+        layout = _with_reader(layout, model)
+        options = {**options, "control": list(layout.control)}
+    weights = addons.locate(model, options, find_addon)
+    initial = initial_of(options)
+    if initial.image is not None:
+        initial = initial_of(_values(model, options, user=user))
+    inputs = read_inputs(initial, layout, facts, weights, given=given)
+    options = _completed(model, options, initial, layout, inputs, user=user)
+    made = Recipe.from_dict({"seed": draw_seed(), **_values(model, options, user=user)})
     index = check_condition(facts.labels, made.condition)
     if facts.labels is not None and index is not None:
         made = made.replace(label=facts.labels.name(index))
     check_size(made.width, made.height, facts.size_multiple, square=facts.square_only)
     sampling = made.sampling
     check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
-    return made
+    return Resolved(made, model, weights, inputs)
 
 
-def _with_inputs(
-    entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts, given: Inputs | None, *, user: bool
-) -> dict[str, Any]:
-    """The options with what their image and mask decide: the working size, the strength, their files' sums."""
-    from sdcli.files import inputs  # Pillow and numpy, which nothing but an image needs
+def read_inputs(
+    initial: Initial,
+    layout: Layout,
+    facts: ModelFacts,
+    weights: Weights,
+    *,
+    directory: Path = Path(),
+    given: InitialImage | None = None,
+) -> Inputs:
+    """The files that these parts of a recipe name, for a model of these facts; see `files.inputs.read`."""
+    nets = {each.name: each.source for each in weights.of_kind(controlnet.KIND)}
+    palettes = [facts.classes] if facts.classes else []
+    palettes += [controlnet.classes(nets[each.name]) for each in layout.controls if each.image is None]
+    return inputs.read(
+        initial,
+        layout,
+        palettes=palettes,
+        latent_channels=facts.latent_space.channels,
+        scaling_factor=facts.latent_space.scaling_factor,
+        directory=directory,
+        given=given,
+    )
 
-    home = settings(entry, {}, facts, user=False)
-    said = {key: each.value for key, each in settings(entry, options, facts, user=user).items()}
-    kept = {key: said.get(key) for key in ("padding", "strength")}
-    size = home["width"].value, home["height"].value
-    if facts.square_only:
-        side = options.get("width") or options.get("height") or size[0]
-        options = {"width": side, "height": side, **options}
-    return inputs.complete(given or inputs.read(initial_of(said)), {**kept, **options}, size, facts.size_multiple)
+
+def _values(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -> dict[str, Any]:
+    """The values alone of the `settings` of a model that is here."""
+    return {key: each.value for key, each in settings(model.entry, options, model.facts, user=user).items()}
 
 
-def _with_latents(options: Mapping[str, Any], facts: ModelFacts) -> dict[str, Any]:
-    """The options with what their latents decide: the picture's size, the strength, the file's sum."""
-    from sdcli.files import inputs, latent_files  # numpy
+def _with_reader(layout: Layout, model: LocatedModel) -> Layout:
+    """The layout with a ControlNet for its map, where neither the model nor a ControlNet that is named reads maps."""
+    if model.facts.classes or any(each.image is None for each in layout.controls):
+        return layout
+    return replace(layout, control=(controlnet.for_maps(model), *layout.control))
 
-    initial = initial_of(options)
-    file = str(initial.init_latents)
-    space = facts.latent_space
-    found = latent_files.read(file, space.channels, space.scaling_factor, initial.init_latents_sha256)
-    height, width = (side * space.vae_scale_factor for side in found.latents.shape[2:])
+
+def _completed(
+    model: LocatedModel, options: Mapping[str, Any], initial: Initial, layout: Layout, found: Inputs, *, user: bool
+) -> Mapping[str, Any]:
+    """The options with what the inputs decide: the working size, the strength, the sha256 of their files."""
+    facts = model.facts
+    own = _values(model, {}, user=False)
+    size = own["width"], own["height"]
+    if found.image is not None:
+        from sdcli.files import canvas  # Pillow and numpy, which nothing but an image needs
+
+        said = _values(model, options, user=user)
+        kept = {key: said.get(key) for key in ("padding", "strength")}
+        if facts.square_only:
+            side = options.get("width") or options.get("height") or size[0]
+            options = {"width": side, "height": side, **options}
+        options = canvas.complete(found.image, {**kept, **options}, size, facts.size_multiple)
+    elif found.latents is not None:
+        options = _with_latents(str(initial.init_latents), found.latents, options, facts)
+    if layout != Layout():
+        from sdcli.planning import layouts
+
+        options = layouts.complete(options, found, size, facts.size_multiple)
+    return options
+
+
+def _with_latents(file: str, found: LatentFile, options: Mapping[str, Any], facts: ModelFacts) -> dict[str, Any]:
+    """The options with what their latents decide: the picture's size, the strength, the file's sha256."""
+    from sdcli.files import canvas  # numpy, which latents need anyway
+
+    height, width = (side * facts.latent_space.vae_scale_factor for side in found.latents.shape[2:])
     for key, own in (("width", width), ("height", height)):
         if options.get(key) not in (None, own):
             raise InvalidRecipe(
                 f"{key} is {options[key]}, and the latents in {file} are a picture's of {width}×{height}",
-                f"leave {key} away",
+                f"give no {key}",
                 key,
             )
-    said = {"width": width, "height": height, "strength": inputs.STRENGTH, "init_latents_sha256": found.sha256}
+    said = {"width": width, "height": height, "strength": canvas.STRENGTH, "init_latents_sha256": found.sha256}
     return {**said, **{key: value for key, value in options.items() if value is not None}}
 
 
-def _with_layout(entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts, *, user: bool) -> Mapping[str, Any]:
-    """The options with what their map and control pictures decide."""
-    from sdcli.planning import layouts  # Pillow and numpy
-
-    said = {key: each.value for key, each in settings(entry, {}, facts, user=False).items()}
-    return layouts.complete(options, unet_config(entry), facts, (said["width"], said["height"]))
-
-
-def any_words(entry: ModelEntry) -> dict[str, str]:
-    """Flat keys of something for the entry's model to draw, whatever it is; raises what `facts_of` raises."""
-    return {"prompt": ""} if facts_of(entry).labels is None else {"label": "0"}
+def any_words(facts: ModelFacts) -> dict[str, str]:
+    """Flat keys of something for a model of these facts to draw, whatever it is."""
+    return {"prompt": ""} if facts.labels is None else {"label": "0"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.models.digest import _cache_directory
+from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 
 WORTH_RECORDING = 0.1  # seconds
@@ -20,12 +21,12 @@ _KEYS = ("steps", "scheduler", "width", "height", "device", "dtype", "threads", 
 _UNSAID = ("auto", 0)
 
 
-def record(recipe: Recipe, model_digest: str, seconds: float) -> None:
+def record(recipe: Recipe, weights: Weights, seconds: float) -> None:
     """Keep that a picture of `recipe`, resolved, took `seconds`, if that was long. Failing to is no error."""
     if seconds < WORTH_RECORDING:
         return
     file = _cache_directory().parent / "timings.jsonl"
-    line = json.dumps(_key(recipe, model_digest) | {"seconds": round(seconds, 3)})
+    line = json.dumps(_key(recipe, weights) | {"seconds": round(seconds, 3)})
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as timings:
@@ -45,13 +46,13 @@ def _shorten(file: Path) -> None:
         shorter.unlink(missing_ok=True)
 
 
-def recall(recipe: Recipe, model_digest: str) -> float | None:
+def recall(recipe: Recipe, weights: Weights) -> float | None:
     """The seconds that the latest picture like `recipe` took; None where none was made here.
 
-    Like it is a picture of the same model and ControlNets, size, steps, scheduler and guidance, on the same device in
+    Like it is a picture of the same model and add-ons, size, steps, scheduler and guidance, on the same device in
     the same way; `auto`, and 0 threads, are like any.
     """
-    key = {name: value for name, value in _key(recipe, model_digest).items() if value not in _UNSAID}
+    key = {name: value for name, value in _key(recipe, weights).items() if value not in _UNSAID}
     key["guided"] = recipe.sampling.guidance_scale > 1
     latest = None
     with suppress(OSError, UnicodeDecodeError):
@@ -63,12 +64,12 @@ def recall(recipe: Recipe, model_digest: str) -> float | None:
     return float(latest) if isinstance(latest, int | float) else None
 
 
-def _key(recipe: Recipe, model_digest: str) -> dict[str, Any]:
+def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
     flat = recipe.to_dict()
     guided = recipe.sampling.guidance_scale > 1
     return {
-        "model": model_digest,
-        "controls": list(recipe.layout.nets) or None,
+        "model": weights.model.sha256,
+        "addons": [each.sha256 for each in weights.sources[1:]] or None,
         "guided": guided,
         "strength": recipe.initial.strength,  # a share of the steps, None without an image
         **{name: flat[name] for name in _KEYS},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import secrets
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import schedulers
 from sdcli.recipe.control import FORM, Control, canonical
+from sdcli.terminal.spelling import did_you_mean
 
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 16_384
@@ -186,8 +186,7 @@ class Recipe:
         known = list(keys())
         for key in flat:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+                hint = did_you_mean(str(key), known, f"the keys are {', '.join(known)}")
                 raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
         recipe: Self = _build(cls, flat if flat.get("label") is None else {"prompt": "", **flat})
         check_texts(recipe.condition)
@@ -307,9 +306,9 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise InvalidRecipe(f"{name} is {value!r}", f"{name} must be {words[kind]}", name)
     if "choices" in rule and value not in rule["choices"]:
-        near = difflib.get_close_matches(value, rule["choices"], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        hint += f"{name} is one of {', '.join(rule['choices'])}"
+        choices = f"{name} is one of {', '.join(rule['choices'])}"
+        near = did_you_mean(str(value), rule["choices"], "")
+        hint = f"{near} {choices}" if near else choices
         raise InvalidRecipe(f"unknown {name} {value!r}", hint, name)
     if "low" in rule and not rule["low"] <= value <= rule["high"]:
         low, high, unit = rule["low"], rule["high"], rule["unit"]

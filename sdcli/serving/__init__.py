@@ -1,11 +1,10 @@
-"""`sdcli serve`: a process that keeps models in memory and makes pictures for others.
+"""`sdcli serve`: a process that keeps models in memory and makes pictures for other commands.
 
-    process.py    from options to an exit status: sockets, signals, idle exit
-    sockets.py    binding: a Unix socket that is its owner's alone, a port on loopback
-    line.py       one picture at a time on one thread, and a bounded line of those that wait
-    models.py     the models in memory, and making pictures with them
-    native.py     what `sdcli generate` speaks, on the Unix socket (the other end is sdcli/making/remote.py)
+    process.py    the process from start to exit: sockets, signals, idle exit
+    sockets.py    a Unix socket for the owner only, and a port on loopback
+    line.py       a queue with a limit, and one worker thread
+    native.py     the protocol of `sdcli generate`, on the Unix socket (the client is sdcli/making/warm.py)
     openai.py     the OpenAI images API, on the port
 
-Needs FastAPI and uvicorn (`pip install 'sdcli[serve]'`); nothing outside this package does.
+Needs FastAPI and uvicorn (`pip install 'sdcli[serve]'`); nothing outside this package needs them.
 """

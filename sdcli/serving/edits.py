@@ -1,7 +1,7 @@
-"""The form of `POST /v1/images/edits`: an image, and a mask whose transparent part is to be repainted.
+"""The form of `POST /v1/images/edits`: an image, and a mask whose transparent part is repainted.
 
-Follows https://platform.openai.com/docs/api-reference/images/createEdit. Where there is no mask, what is transparent in
-the image itself is repainted; where nothing is, all of the image is redrawn.
+Follows https://platform.openai.com/docs/api-reference/images/createEdit. Without a mask, the transparent part of the
+image is repainted, or the whole image if it has none.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from sdcli.errors import InputError, InvalidRecipe
 from sdcli.recipe.recipe import INPUT_KEYS, Initial, keys, parse_value
 
 if TYPE_CHECKING:
-    from sdcli.files.inputs import Inputs
+    from sdcli.files.canvas import InitialImage
 
 FILES = ("image", "image[]", "mask")
 
 
 def fields(form: FormData) -> dict[str, Any]:
-    """What the form says besides its files, as JSON would: numbers and truth values instead of their texts."""
-    said: dict[str, Any] = {}
+    """Return the form's fields except files, with numbers and booleans converted as in JSON."""
+    values: dict[str, Any] = {}
     for key, value in form.items():
         if key in FILES:
             continue
         if not isinstance(value, str):
             raise InvalidRecipe(f"{key} is a file", "send files as image and mask", key)
-        said[key] = value
+        values[key] = value
         if key in keys() and key not in ("prompt", "model", *INPUT_KEYS):
-            said[key] = parse_value(key, value)
+            values[key] = parse_value(key, value)
         elif key not in ("prompt", "model", "size"):
             with suppress(ValueError):
-                said[key] = json.loads(value)
-    return said
+                values[key] = json.loads(value)
+    return values
 
 
-async def initial(form: FormData) -> tuple[dict[str, Any], Inputs]:
-    """The recipe keys that name the files by the names they were sent under, and the pictures in them.
+async def initial(form: FormData) -> tuple[dict[str, Any], InitialImage]:
+    """Return the recipe keys of the files, with the names they were sent under, and the decoded pictures.
 
-    Raises InvalidRecipe where the form holds no image or several, InputError for what is no picture or does not fit.
+    Raises InvalidRecipe unless the form has one image, and InputError for a file that is not a picture or does not fit.
     """
     sent = [each for key in ("image", "image[]") for each in form.getlist(key)]
     if len(sent) != 1 or not isinstance(sent[0], UploadFile):
-        raise InvalidRecipe(f"the form holds {len(sent)} files named image", "send one", "image")
+        raise InvalidRecipe(f"the form has {len(sent)} files named image", "send one", "image")
     mask = form.get("mask")
     if mask is not None and not isinstance(mask, UploadFile):
-        raise InvalidRecipe("mask is no file", "send it as a file, or leave it away", "mask")
+        raise InvalidRecipe("mask is not a file", "send it as a file, or omit it", "mask")
     named = {"image": sent[0].filename or "image"}
     image_data = await sent[0].read()
     mask_data = None
@@ -60,29 +60,29 @@ async def initial(form: FormData) -> tuple[dict[str, Any], Inputs]:
     return _decoded(named, image_data, mask_data)
 
 
-def _decoded(named: Mapping[str, str], image_data: bytes, mask_data: bytes | None) -> tuple[dict[str, Any], Inputs]:
+def _decoded(
+    named: Mapping[str, str], image_data: bytes, mask_data: bytes | None
+) -> tuple[dict[str, Any], InitialImage]:
     from PIL import ImageChops
 
-    from sdcli.files import inputs
+    from sdcli.files import canvas, inputs, pictures
 
     said: dict[str, Any] = dict(named)
-    image = inputs.decode(image_data, named["image"])
+    image = pictures.decode(image_data, named["image"])
     mask, mask_sha256 = None, None
     if mask_data is not None:
-        picture = inputs.decode(mask_data, named["mask_image"])
+        picture = pictures.decode(mask_data, named["mask_image"])
         if picture.mode != "RGBA":
-            raise InputError(
-                f"{named['mask_image']} has no transparent part", "make transparent in it what is to be repainted"
-            )
+            raise InputError(f"{named['mask_image']} has no transparent part", "make the part to repaint transparent")
         mask, mask_sha256 = ImageChops.invert(picture.getchannel("A")), hashlib.sha256(mask_data).hexdigest()
     elif image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 128:  # type: ignore[operator]
         mask, said["mask_image"] = ImageChops.invert(image.getchannel("A")), inputs.ALPHA
     image_sha256 = hashlib.sha256(image_data).hexdigest()
-    return said, inputs.prepare(image, mask, Initial(**said), image_sha256, mask_sha256)
+    return said, canvas.prepare(image, mask, Initial(**said), image_sha256, mask_sha256)
 
 
-def check_size(size: str | None, given: Inputs) -> None:
-    """Raise InvalidRecipe for a size other than the image's own, at which an edit comes back."""
+def check_size(size: str | None, given: InitialImage) -> None:
+    """Raise InvalidRecipe for a size other than the image's."""
     own = f"{given.image.width}x{given.image.height}"
     if size not in (None, "auto", own):
-        raise InvalidRecipe(f"size is {size!r}, and an edit comes back at its image's size", f"say {own}", "size")
+        raise InvalidRecipe(f"size is {size!r}, and an edit has the size of its image", f"use {own}", "size")

@@ -1,7 +1,7 @@
-"""One picture at a time: a thread that works, and the bounded line of jobs before it. Knows nothing of what they are.
+"""A queue with a limit, and one worker thread. Knows nothing of pictures.
 
-One thread, because two pictures at once take twice the memory and are no sooner done; and always the same thread,
-because torch keeps its number of threads for each thread apart.
+There is one thread because two pictures at once need twice the memory and are not faster. It is always the same thread
+because torch's number of threads is a setting per thread.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 from sdcli.errors import ServerBusy, ServerUnavailable
 
 Work = Callable[[Callable[[Any], None]], tuple[Any, ...]]
-"""What is to be done: called on the thread with what to call after each step; returns what it made."""
+"""The work of a job: called on the thread with a step callback; returns its results."""
 
 
 class Cancelled(Exception):
-    """Raised on the thread, at a step, in work that nobody waits for any more."""
+    """Raised on the thread, at a step, in work whose client is gone."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Work that was let into the line. `events` are its steps, then what it made or the exception that kept it."""
+    """Queued work. `events` are its steps, then its results or an exception."""
 
     work: Work
     loop: asyncio.AbstractEventLoop
@@ -39,7 +39,7 @@ class Job:
         _call(self.loop, self.events.put_nowait, event)
 
     def run(self) -> Any:
-        """Do the work, on the thread; returns its last event."""
+        """Do the work on the thread and return its last event."""
 
         def on_step(step: Any) -> None:
             if self.cancelled.is_set():
@@ -50,12 +50,12 @@ class Job:
             return self.work(on_step)
         except Cancelled:
             return _stopping()
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is for the one who waits
+        except BaseException as error:  # noqa: BLE001  passed on to the client
             return error
 
 
 class Line:
-    """The jobs that are not done: the one in hand, and at most `limit` that wait. Used from one event loop."""
+    """The current job and at most `limit` waiting ones. Used from one event loop."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -66,19 +66,19 @@ class Line:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is in hand or waits."""
+        """Whether a job is running or waiting."""
         return bool(self._jobs)
 
     def join(self, work: Work, *, under_way: bool = False) -> Job:
-        """Put `work` at the end of the line. A series `under_way` is let in whatever its length.
+        """Add `work` to the queue; a series that is `under_way` is exempt from the limit.
 
-        Raises ServerBusy where the line is full, ServerUnavailable where it is closed.
+        Raises ServerBusy if the queue is full, and ServerUnavailable if it is closed.
         """
         if self._stopping:
             raise _stopping()
         if len(self._jobs) > self.limit and not under_way:
             raise ServerBusy(
-                f"{len(self._jobs) - 1} pictures wait already, and the warm process takes no more",
+                f"{len(self._jobs) - 1} pictures are waiting, which is the limit of the warm process",
                 "try again later, or start it with a larger --queue",
             )
         job = Job(work, asyncio.get_running_loop())
@@ -87,7 +87,7 @@ class Line:
         return job
 
     async def follow(self, job: Job) -> AsyncGenerator[Any, None]:
-        """The steps of `job`, then what it made, a tuple; raises what kept it. To stop listening cancels the job."""
+        """Yield the steps of `job`, then its results as a tuple, or raise its exception. Closing it cancels the job."""
         try:
             while True:
                 event = await job.events.get()
@@ -106,30 +106,30 @@ class Line:
             self._jobs[job].cancel()
 
     def close(self) -> None:
-        """Let nobody in any more, and send those that wait away. The job in hand goes on."""
+        """Refuse new jobs and cancel waiting ones. The current job continues."""
         self._stopping = True
         for future in self._jobs.values():
             future.cancel()
 
     def cancel(self) -> None:
-        """Cancel the job in hand at its next step."""
+        """Cancel the current job at its next step."""
         for job in self._jobs:
             job.cancelled.set()
 
     def end(self) -> None:
-        """Wait until the thread has ended. For the last, outside the event loop."""
+        """Wait for the thread to end. Call it last, outside the event loop."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _end(self, job: Job, done: Future[Any]) -> None:
-        """Free the place first, so that who has his answer can come again."""
+        """Remove the job before its last event, so that its client can send the next request."""
         del self._jobs[job]
         self.idle_since = time.monotonic()
         job.events.put_nowait(_stopping() if done.cancelled() else done.result())
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
-    """Call it soon in `loop`, from any thread."""
-    with suppress(RuntimeError):  # the loop is closed: nobody listens
+    """Schedule a call in `loop`, from any thread."""
+    with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(function, *arguments)
 
 

@@ -1,10 +1,10 @@
-"""What sdcli's commands speak with a warm process, over its Unix socket: see sdcli/making/remote.py for the words."""
+"""What sdcli's commands speak with a warm process, over its Unix socket: see sdcli/making/warm.py for the words."""
 
 from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,54 +16,38 @@ from pydantic import BaseModel, Field
 
 from sdcli import __version__
 from sdcli.errors import SdcliError, ServerBusy, ServerUnavailable, UsageError
-from sdcli.making import remote
-from sdcli.models.source import Source
+from sdcli.making import warm
+from sdcli.making.maker import LocalMaker, OnStep, Task
+from sdcli.making.picture import Picture
+from sdcli.models.registry import read_facts
+from sdcli.models.weights import Weights
+from sdcli.planning.resolve import read_inputs
 from sdcli.recipe.recipe import Recipe
 from sdcli.serving.line import Job, Line
-from sdcli.serving.models import Models
 
-_HEADERS = {remote.VERSION_HEADER: __version__}
-
-
-class ControlNet(BaseModel):
-    """A ControlNet's place."""
-
-    path: Path
-    variant: str | None = None
+_HEADERS = {warm.VERSION_HEADER: __version__}
 
 
 class Asked(BaseModel):
-    """The body of a request: a model's place, recipes that differ in nothing but seeds, and whence paths count."""
+    """The body of a request: weights as `Weights.to_wire` writes them, recipes that differ in nothing but seeds, and
+    the directory from which the paths in them count.
+    """
 
-    path: Path
-    variant: str | None = None
-    family: str | None = None
-    parts: dict[str, Path] = Field(default_factory=dict)
-    controls: dict[str, ControlNet] = Field(default_factory=dict)
+    weights: dict[str, Any]
     directory: Path
     recipes: list[dict[str, Any]] = Field(min_length=1)
     processors: int | None = Field(None, ge=1)
     under_way: bool = False
 
 
-def make_app(line: Line, models: Models, *, debug: bool = False) -> FastAPI:
+def make_app(line: Line, maker: LocalMaker, *, debug: bool = False) -> FastAPI:
     """The application; `debug` prints tracebacks of unexpected exceptions on stderr."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.post(remote.PATH, dependencies=[Depends(_check_version)])
+    @app.post(warm.PATH, dependencies=[Depends(_check_version)])
     async def pictures(asked: Asked) -> Response:
         recipes = [Recipe.from_dict(flat) for flat in asked.recipes]
-        source = Source(asked.path, asked.variant, asked.family, tuple(sorted(asked.parts.items())))
-        controls = {name: Source(each.path, each.variant) for name, each in asked.controls.items()}
-        work = partial(
-            models.make,
-            source,
-            recipes,
-            processors=asked.processors,
-            directory=asked.directory,
-            controls=controls,
-        )
-        job = line.join(work, under_way=asked.under_way)
+        job = line.join(partial(_make, maker, _weights(asked), recipes, asked), under_way=asked.under_way)
         return StreamingResponse(_lines(line, job, debug), headers=_HEADERS, media_type="application/x-ndjson")
 
     @app.exception_handler(SdcliError)
@@ -72,13 +56,29 @@ def make_app(line: Line, models: Models, *, debug: bool = False) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def refuse_nonsense(_: Request, error: RequestValidationError) -> Response:
-        return _refusal(UsageError(f"the warm process was asked nonsense: {error.errors()}", remote.BUG_HINT))
+        return _refusal(UsageError(f"the warm process was asked nonsense: {error.errors()}", warm.BUG_HINT))
 
     return app
 
 
+def _weights(asked: Asked) -> Weights:
+    try:
+        return Weights.from_wire(asked.weights)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"the warm process was asked for no weights: {error!r}", warm.BUG_HINT) from error
+
+
+def _make(
+    maker: LocalMaker, weights: Weights, recipes: Sequence[Recipe], asked: Asked, on_step: OnStep
+) -> tuple[Picture, ...]:
+    """The pictures of a request, whose files are read where it comes from. On the line's thread."""
+    facts, first = read_facts(weights.model), recipes[0]
+    inputs = read_inputs(first.initial, first.layout, facts, weights, directory=asked.directory)
+    return tuple(maker.make(Task(weights, recipes, inputs, asked.processors), on_step))
+
+
 def _check_version(request: Request) -> None:
-    version = request.headers.get(remote.VERSION_HEADER)
+    version = request.headers.get(warm.VERSION_HEADER)
     if version != __version__:
         raise ServerUnavailable(
             f"this warm process is sdcli {__version__}, and was asked by version {version}",
@@ -97,7 +97,7 @@ async def _lines(line: Line, job: Job, debug: bool) -> AsyncIterator[bytes]:
 
 
 def _line(event: object) -> bytes:
-    return json.dumps(remote.to_wire(event)).encode() + b"\n"
+    return json.dumps(warm.to_wire(event)).encode() + b"\n"
 
 
 def _refusal(error: SdcliError) -> Response:
@@ -108,4 +108,4 @@ def _refusal(error: SdcliError) -> Response:
             status = 503
         case _:
             status = 400
-    return JSONResponse(remote.to_wire(error), status, _HEADERS)
+    return JSONResponse(warm.to_wire(error), status, _HEADERS)

@@ -12,7 +12,7 @@ import re
 import time
 import traceback
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal
@@ -26,13 +26,14 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
-from sdcli.making.remote import Picture
-from sdcli.models import registry
-from sdcli.planning import resolve
+from sdcli.making.maker import LocalMaker, OnStep, Task
+from sdcli.making.picture import Picture
+from sdcli.models import located, registry
+from sdcli.planning import resolve, warnings
+from sdcli.planning.resolve import Resolved
 from sdcli.recipe import recipe
 from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
-from sdcli.serving.models import Models, source_of
 
 HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BODY_BYTES = 2**20
@@ -73,7 +74,9 @@ class Generation(BaseModel):
     user: str | None = None
 
 
-def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntry], *, debug: bool = False) -> FastAPI:
+def make_app(
+    line: Line, maker: LocalMaker, served: Mapping[str, registry.ModelEntry], *, debug: bool = False
+) -> FastAPI:
     """The application. `served` are the models it offers, the first of them for those who name none."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Guard)
@@ -92,13 +95,11 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
     @app.post("/v1/images/generations")
     async def generations(asked: Generation, request: Request) -> Any:
         name = asked.model or next(iter(served), "kit")
-        entry = _entry(served, name)
-        first = resolve.resolve_recipe(entry, {**_options(asked), "model": name})
-        source = source_of(entry)
-        recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
-        works: list[Work] = [partial(models.make, source, [each]) for each in recipes]
-        pictures = await _unless_gone(request, _series(line, works))
-        return _answer((first.width, first.height), pictures)
+        model = located.locate(_entry(served, name))
+        resolved = resolve.resolve(model, {**_options(asked), "model": name})
+        found = warnings.find(model, resolved.recipe)
+        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
+        return _answer((resolved.recipe.width, resolved.recipe.height), pictures, found)
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Any:
@@ -109,14 +110,12 @@ def make_app(line: Line, models: Models, served: Mapping[str, registry.ModelEntr
             asked, (named, given) = _edit(form), await edits_form.initial(form)
         edits_form.check_size(asked.size, given)
         name = asked.model or next(iter(served), "kit")
-        entry = _entry(served, name)
+        model = located.locate(_entry(served, name))
         said = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
-        first = resolve.resolve_recipe(entry, said, given=given)
-        source = source_of(entry)
-        recipes = [first.replace(seed=first.seed + index) for index in range(asked.n or 1)]
-        works: list[Work] = [partial(models.make, source, [each], given=given) for each in recipes]
-        pictures = await _unless_gone(request, _series(line, works))
-        return _answer(given.image.size, pictures)
+        resolved = resolve.resolve(model, said, given=given)
+        found = warnings.find(model, resolved.recipe)
+        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
+        return _answer(given.image.size, pictures, found)
 
     return app
 
@@ -185,6 +184,17 @@ def _options(asked: Generation) -> dict[str, Any]:
     return options
 
 
+def _works(maker: LocalMaker, resolved: Resolved, count: int) -> list[Work]:
+    """The making of `count` pictures, one by one; picture i has the resolved seed + i."""
+    first, weights = resolved.recipe, resolved.weights.absolute()
+    recipes = [first.replace(seed=first.seed + index) for index in range(count)]
+    return [partial(_make, maker, Task(weights, [each], resolved.inputs)) for each in recipes]
+
+
+def _make(maker: LocalMaker, task: Task, on_step: OnStep) -> tuple[Picture, ...]:
+    return tuple(maker.make(task, on_step))
+
+
 async def _series(line: Line, works: list[Work]) -> list[Picture]:
     """What `works` make, one after another; each waits in line with those of others."""
     made: list[Picture] = []
@@ -222,10 +232,12 @@ def _edit(form: FormData) -> Generation:
         raise RequestValidationError(error.errors()) from error
 
 
-def _answer(size: tuple[int, int], pictures: list[Picture]) -> dict[str, Any]:
-    data = []
+def _answer(size: tuple[int, int], pictures: list[Picture], found: Iterable[warnings.RecipeWarning]) -> dict[str, Any]:
+    """The reply; what was `found` before the pictures were made is among the warnings of each, as in sdcli's lines."""
+    data, known = [], [remark.message for remark in found]
     for each in pictures:
-        said = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": each.warnings}
+        warnings = [*known, *each.warnings]
+        said = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": warnings}
         data.append({"b64_json": b64encode(each.png).decode(), **said})
     said = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": "opaque"}
     return {"created": int(time.time()), "data": data, **said}

@@ -15,14 +15,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from sdcli.errors import ExitStatus
-from sdcli.making import delivery
-from sdcli.models import registry
-from sdcli.models.source import Source
+from sdcli.making import deliver
+from sdcli.making.maker import LocalMaker
+from sdcli.models import located, registry
+from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
 from sdcli.serving import native, openai, sockets
 from sdcli.serving.line import Line
-from sdcli.serving.models import Models, source_of
 from sdcli.serving.sockets import Listener
 from sdcli.terminal import streams
 
@@ -60,24 +60,24 @@ def run(service: Service) -> ExitStatus:
     from being loaded, and OutputError where it cannot listen.
     """
     entries = {name: registry.find(name) for name in service.models}
-    recipes = {
-        name: resolve.resolve_recipe(entry, {**resolve.any_words(entry), "model": name})
-        for name, entry in entries.items()
-    }
-    to_load = [(source_of(entries[name]), recipe) for name, recipe in recipes.items()]
-    delivery.prepare_libraries()
+    to_load = []
+    for name, entry in entries.items():
+        model = located.locate(entry)
+        recipe = resolve.resolve(model, {**resolve.any_words(model.facts), "model": name}).recipe
+        to_load.append((Weights(model.source).absolute(), recipe))
+    deliver.prepare_libraries()
     with streams.results() as out, ExitStack() as stack:
         line = Line(service.queue)
         stack.callback(line.end)
-        models = Models(max(service.keep, len(entries)))
+        maker = LocalMaker(max(service.keep, len(entries)))
         doors: list[tuple[FastAPI, Listener]] = []
         if service.socket is not None:
             listener = stack.enter_context(sockets.unix_socket(service.socket))
-            doors.append((native.make_app(line, models, debug=service.debug), listener))
+            doors.append((native.make_app(line, maker, debug=service.debug), listener))
         if service.port is not None:
             listener = stack.enter_context(sockets.loopback_port(service.port))
-            doors.append((openai.make_app(line, models, _offered(entries), debug=service.debug), listener))
-        return asyncio.run(_serve(doors, line, _live(line, models, to_load, doors, out, service.idle_exit)))
+            doors.append((openai.make_app(line, maker, _offered(entries), debug=service.debug), listener))
+        return asyncio.run(_serve(doors, line, _live(line, maker, to_load, doors, out, service.idle_exit)))
 
 
 def _offered(named: Mapping[str, registry.ModelEntry]) -> Mapping[str, registry.ModelEntry]:
@@ -124,15 +124,15 @@ def _config(app: FastAPI) -> uvicorn.Config:
 
 async def _live(
     line: Line,
-    models: Models,
-    to_load: Sequence[tuple[Source, Recipe]],
+    maker: LocalMaker,
+    to_load: Sequence[tuple[Weights, Recipe]],
     doors: Sequence[tuple[FastAPI, Listener]],
     out: BinaryIO,
     idle_exit: float | None,
 ) -> None:
     """Load, say where to come, and wait until nobody has come for `idle_exit` seconds; for ever with None."""
-    for source, recipe in to_load:
-        job = line.join(partial(_load, models, source, recipe), under_way=True)
+    for weights, recipe in to_load:
+        job = line.join(partial(_load, maker, weights, recipe), under_way=True)
         async for _ in line.follow(job):
             pass
     for _, listener in doors:
@@ -143,8 +143,8 @@ async def _live(
         await asyncio.sleep(min(max(left, 0.05), 60.0))
 
 
-def _load(models: Models, source: Source, recipe: Recipe, on_step: object) -> tuple[()]:
-    models.load(source, recipe)
+def _load(maker: LocalMaker, weights: Weights, recipe: Recipe, on_step: object) -> tuple[()]:
+    maker.load(weights, recipe)
     return ()
 
 

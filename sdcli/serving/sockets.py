@@ -1,4 +1,4 @@
-"""Where the warm process listens. Knows nothing of HTTP."""
+"""The sockets that the warm process listens on. Knows nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Listener:
-    """A socket that listens, its address in words, and what makes it impossible to find."""
+    """A listening socket, its address as text, and a function that removes the socket file."""
 
     socket: socket.socket
     address: str
@@ -30,14 +30,14 @@ class Listener:
 
 @contextmanager
 def unix_socket(path: str) -> Iterator[Listener]:
-    """A Unix socket that listens at `path`, of mode 0600 from its first moment, and is gone at the end.
+    """Listen on a Unix socket at `path`, created with mode 0600 and removed at the end.
 
-    A socket file that nobody listens at any more is replaced. Raises OutputExists where somebody does or the file is
-    no socket, OutputError where the directory takes none, UsageError for a path too long.
+    A socket file that no process listens on is replaced. Raises OutputExists if a process does, or the file is not a
+    socket, OutputError if the socket cannot be created, and UsageError if the path is too long.
     """
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise UsageError(
-            f"--socket {path} is longer than the {_MAX_PATH_BYTES} bytes that a socket's path may have",
+            f"--socket {path} is longer than {_MAX_PATH_BYTES} bytes, the limit of a socket's path",
             "choose a shorter path, or a relative one",
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -66,7 +66,7 @@ def unix_socket(path: str) -> Iterator[Listener]:
 
 
 def _remove(path: str, ours: os.stat_result) -> None:
-    """Take the socket file away, unless it is another's by now."""
+    """Remove the socket file, unless another process has replaced it."""
     with suppress(OSError):
         if os.path.samestat(os.lstat(path), ours):
             Path(path).unlink()
@@ -74,7 +74,7 @@ def _remove(path: str, ours: os.stat_result) -> None:
 
 @contextmanager
 def loopback_port(port: int) -> Iterator[Listener]:
-    """A TCP socket on 127.0.0.1 at `port`, 0 for any that is free. Raises OutputError where it is taken."""
+    """Listen on 127.0.0.1 at `port`, or a free port for 0. Raises OutputError if it is in use."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,7 +83,7 @@ def loopback_port(port: int) -> Iterator[Listener]:
     except OSError as error:
         listener.close()
         raise OutputError(
-            f"cannot listen on {_HOST}:{port}: {error.strerror}", "choose another --port; 0 takes one that is free"
+            f"cannot listen on {_HOST}:{port}: {error.strerror}", "choose another --port; 0 selects a free one"
         ) from error
     with listener:
         yield Listener(listener, f"http://{_HOST}:{listener.getsockname()[1]}/v1", lambda: None)
@@ -91,7 +91,7 @@ def loopback_port(port: int) -> Iterator[Listener]:
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """Keep other servers from looking at the same socket file between our look and our bind."""
+    """Lock the directory, so that no other server checks the socket file before this one has bound it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -101,13 +101,13 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 
 def _clear(path: str) -> None:
-    """Remove the socket file of a process that has ended without doing so."""
+    """Remove the socket file of a process that was killed."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OutputExists(f"{path} exists already, and is no socket", "choose another --socket")
+        raise OutputExists(f"{path} already exists and is not a socket", "choose another --socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -117,13 +117,13 @@ def _clear(path: str) -> None:
             return
         except TimeoutError:
             pass
-    raise OutputExists(f"a process listens at {path} already", "use that one, stop it, or choose another --socket")
+    raise OutputExists(f"another process listens on {path}", "use that process, stop it, or choose another --socket")
 
 
 def _failed(path: str, error: OSError) -> OutputError:
     directory = Path(path).parent
-    hint = f"make the directory first: mkdir -p {shlex.quote(str(directory))}"
+    hint = f"create the directory first: mkdir -p {shlex.quote(str(directory))}"
     return OutputError(
-        f"cannot listen at {path}: {error.strerror or error}",
+        f"cannot listen on {path}: {error.strerror or error}",
         hint if isinstance(error, FileNotFoundError) else "choose another --socket",
     )

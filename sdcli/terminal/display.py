@@ -1,7 +1,7 @@
-"""What a person at a terminal sees on stderr: a progress bar while a picture is made, then a small copy of it.
+"""Progress bars and picture previews on stderr.
 
-Draws nothing where nobody looks: on what is no terminal, on a dumb one, and from a background job. Nothing in here
-can make a command fail.
+Draws nothing if stderr is not a terminal, on a dumb terminal, and from a background job. Nothing in this module can
+make a command fail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Step(Protocol):
-    """One step of `total` done; `index` counts from 1."""
+    """A finished step out of `total`; `index` counts from 1."""
 
     @property
     def index(self) -> int: ...  # noqa: D102
@@ -34,14 +34,14 @@ class Step(Protocol):
 
 
 OnTraining = Callable[[str, int, int, "float | None"], None]
-"""Told (what is being done, how much of it is done, how much there is in all, the loss if there is one)."""
+"""Called with (activity, amount done, total amount, loss or None)."""
 OnBytes = Callable[[str, int], None]
-"""Told (file, bytes of it that are done), again and again."""
+"""Called repeatedly with (file, bytes done so far)."""
 
 PREVIEW_COLUMNS, PREVIEW_ROWS = 48, 20
-_ROOM_FOR_BAR, _ROOM_FOR_WORDS, _ROOM_FOR_TIME = 76, 60, 20  # columns
-_ROOM_FOR_ECHO = 4
-"""Columns kept free, so that the `^C` a terminal echoes wraps no line, and the bar can still be erased."""
+_COLUMNS_FOR_BAR, _COLUMNS_FOR_TEXT, _COLUMNS_FOR_TIME = 76, 60, 20  # columns
+_COLUMNS_FOR_ECHO = 4
+"""Columns kept free for the `^C` that a terminal echoes; otherwise it would wrap the line, and the bar would remain."""
 
 
 @contextmanager
@@ -54,14 +54,14 @@ def progress(
     quiet: bool = False,
     stream: TextIO | None = None,
 ) -> Iterator[Callable[[Step], None]]:
-    """A bar for one run of the loop, which makes `batch_size` of `pictures` from number `picture` on.
+    """Show a bar for one run of the loop, which makes `batch_size` of `pictures`, starting at number `picture`.
 
-    Yields what to call after each step. The bar tells the step, the rate, and the time left for the steps of this and
-    all later runs; after the last step, that the picture is being decoded. It holds one line of `stream` (stderr if
-    None) while open, and leaves no trace. Nothing is ever drawn where `stream` is no terminal, or `quiet` is set.
+    Yields a function to call after each step. The bar shows the step, the rate, and the time left for this run and all
+    later ones, and "decoding" after the last step. It uses one line of `stream` (stderr if None) and is erased at the
+    end. Nothing is drawn if `stream` is not a terminal, or `quiet` is set.
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or not _is_watched(stream):
+    if quiet or not _can_draw(stream):
         yield lambda step: None
         return
     last = min(picture + batch_size - 1, pictures)
@@ -78,7 +78,7 @@ def progress(
         if first_done is None:
             first_done = now
         changes: dict[str, Any] = {"description": label + ("decoding" if step.index == step.total else "denoising")}
-        if step.index > 1:  # the first step has also waited for the model and the context
+        if step.index > 1:  # the first step includes the encoding of the context
             seconds = (now - first_done) / (step.index - 1)
             to_do = step.total - step.index + step.total * later_runs
             changes |= {"rate": format_rate(seconds), "left": f"{format_clock(seconds * to_do)} left" if to_do else ""}
@@ -92,23 +92,23 @@ def progress(
 def job_progress(
     jobs: int, *, quiet: bool = False, stream: TextIO | None = None
 ) -> Iterator[Callable[[float, str], None]]:
-    """A bar over the `jobs` of a batch, with the time left for all of them.
+    """Show a bar for the `jobs` of a batch, with the time left.
 
-    Yields what to call with the number of jobs done (of the one in hand, the part of it) and what is being done.
-    It draws where `progress` would, and leaves no trace either.
+    Yields a function to call with the number of finished jobs (with the fraction of the current job) and the activity.
+    It draws under the same conditions as `progress`, and is erased at the end.
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or not _is_watched(stream):
-        yield lambda done, doing: None
+    if quiet or not _can_draw(stream):
+        yield lambda done, activity: None
         return
     bar = _bar(stream)
     task = bar.add_task("starting", total=jobs, rate="", left="")
-    started: tuple[float, float] | None = None  # when the first picture was under way, and how far
+    started: tuple[float, float] | None = None  # when the first picture started, and its progress then
 
-    def show(done: float, doing: str) -> None:
+    def show(done: float, activity: str) -> None:
         nonlocal started
         now = time.monotonic()
-        changes: dict[str, Any] = {"description": f"job {min(int(done) + 1, jobs)} of {jobs}, {doing}"}
+        changes: dict[str, Any] = {"description": f"job {min(int(done) + 1, jobs)} of {jobs}, {activity}"}
         if started is None and done > 0:
             started = now, done
         elif started is not None and done > started[1]:
@@ -122,25 +122,26 @@ def job_progress(
 
 @contextmanager
 def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[OnTraining]:
-    """A bar for a run of training, with the loss (smoothed), the rate and the time left to the run's end.
+    """Show a bar for a training run, with the smoothed loss, the rate and the time left.
 
-    Yields what to call as things are done. It draws where `progress` would, and leaves no trace either.
+    Yields a function to call with each progress. It draws under the same conditions as `progress`, and is erased at
+    the end.
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or not _is_watched(stream):
-        yield lambda doing, done, total, loss: None
+    if quiet or not _can_draw(stream):
+        yield lambda activity, done, total, loss: None
         return
     bar = _bar(stream)
     task = bar.add_task("starting", total=None, rate="", left="")
     phase, first, mean = "", (0.0, 0), 0.0
 
-    def show(doing: str, done: int, total: int, loss: float | None) -> None:
+    def show(activity: str, done: int, total: int, loss: float | None) -> None:
         nonlocal phase, first, mean
         now = time.monotonic()
-        if doing != phase:
-            phase, first, mean = doing, (now, done), loss or 0.0
+        if activity != phase:
+            phase, first, mean = activity, (now, done), loss or 0.0
         mean += 0.05 * ((loss or 0.0) - mean)
-        changes: dict[str, Any] = {"description": doing if loss is None else f"{doing}, loss {mean:.4f}"}
+        changes: dict[str, Any] = {"description": activity if loss is None else f"{activity}, loss {mean:.4f}"}
         if done > first[1]:
             seconds = (now - first[0]) / (done - first[1])
             changes |= {"rate": format_rate(seconds), "left": f"{format_clock(seconds * (total - done))} left"}
@@ -151,33 +152,33 @@ def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[O
 
 
 def before_a_line(stream: TextIO | None = None) -> bytes:
-    """What clears the line where a bar may stand, for who must write one of his own in its place, past Python."""
-    return b"\r\x1b[2K" if _is_watched(sys.stderr if stream is None else stream) else b""
+    """Return the bytes that erase a bar, for callers that write to the descriptor directly."""
+    return b"\r\x1b[2K" if _can_draw(sys.stderr if stream is None else stream) else b""
 
 
 def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
-    """Draw `image` small on `stream` (stderr if None), as finely as the terminal can: graphics, or half cells.
+    """Draw a small copy of `image` on `stream` (stderr if None), with graphics or half-block characters.
 
-    Nothing is drawn without the package textual-image, on a terminal of fewer than 256 colours or without UTF-8, with
-    NO_COLOR, or where asking the terminal what it can would hang or swallow keys: stdin and file descriptor 1 must be
-    terminals too, and nothing typed ahead.
+    Nothing is drawn without the package textual-image, on a terminal with fewer than 256 colours or without UTF-8, with
+    NO_COLOR, or if querying the terminal could hang or consume typed keys: stdin and file descriptor 1 must be
+    terminals too, and no input may be pending.
     """
     stream = sys.stderr if stream is None else stream
-    if os.environ.get("NO_COLOR") or "utf" not in (stream.encoding or "").lower() or not _is_watched(stream):
+    if os.environ.get("NO_COLOR") or "utf" not in (stream.encoding or "").lower() or not _can_draw(stream):
         return
-    with suppress(Exception):  # a preview is a courtesy: the picture is on disk already
-        if os.isatty(1) and not _has_typed_ahead(0):
+    with suppress(Exception):  # a failed preview is not an error: the picture is already on disk
+        if os.isatty(1) and not _has_pending_input(0):
             _draw(image, stream)
 
 
 @contextmanager
 def transfer(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Callable[[int], OnBytes]]:
-    """A bar for bytes that come over a network or are read from a disk, drawn where `progress` would draw.
+    """Show a bar for bytes that are downloaded or read, under the same conditions as `progress`.
 
-    Yields what to call first, with the bytes in all; it gives what to call as they come. Leaves no trace.
+    Yields a function that takes the total number of bytes and returns the progress callback.
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or not _is_watched(stream):
+    if quiet or not _can_draw(stream):
         yield lambda total: lambda name, count: None
         return
     from rich.console import Console
@@ -185,9 +186,9 @@ def transfer(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[C
 
     console = Console(file=stream, highlight=False)
     columns: list[Any] = [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
-    if console.width >= _ROOM_FOR_BAR:
+    if console.width >= _COLUMNS_FOR_BAR:
         columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *columns]
-    bar = Progress(*columns, console=console, transient=True, expand=console.width >= _ROOM_FOR_BAR)
+    bar = Progress(*columns, console=console, transient=True, expand=console.width >= _COLUMNS_FOR_BAR)
     done: dict[str, int] = {}
 
     def start(total: int) -> OnBytes:
@@ -204,21 +205,21 @@ def transfer(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[C
 
 
 def format_rate(seconds: float) -> str:
-    """Steps per second, or seconds per step where that is the larger number."""
+    """Format as steps per second, or seconds per step if that is the larger number."""
     if seconds <= 0:
         return ""
     return f"{seconds:.1f} s/step" if seconds > 1 else f"{1 / seconds:.1f} steps/s"
 
 
 def format_clock(seconds: float) -> str:
-    """Seconds as `m:ss`, or `h:mm:ss` from an hour on."""
+    """Format seconds as `m:ss`, or `h:mm:ss` from one hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def format_size(count: int) -> str:
-    """Bytes in the decimal unit that gives a short number."""
+    """Format bytes in a decimal unit."""
     size, units = float(count), ["bytes", "KB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]
@@ -226,25 +227,25 @@ def format_size(count: int) -> str:
 
 
 def _bar(stream: TextIO) -> Progress:
-    """A bar that fits the terminal: on a narrow one, first the bar itself goes, then the words."""
+    """A bar that fits the terminal: on a narrow one the bar itself is omitted first, then the text."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
-    width = Console(file=stream).width - _ROOM_FOR_ECHO
+    width = Console(file=stream).width - _COLUMNS_FOR_ECHO
     console = Console(file=stream, highlight=False, width=width if width > 0 else None)
     columns: list[ProgressColumn] = [MofNCompleteColumn()]
-    if width >= _ROOM_FOR_BAR:
+    if width >= _COLUMNS_FOR_BAR:
         columns.insert(0, BarColumn(bar_width=None))
-    if width >= _ROOM_FOR_WORDS:
+    if width >= _COLUMNS_FOR_TEXT:
         columns.insert(0, TextColumn("{task.description}"))
         columns.append(TextColumn("{task.fields[rate]}"))
-    if width >= _ROOM_FOR_TIME:
+    if width >= _COLUMNS_FOR_TIME:
         columns.append(TextColumn("{task.fields[left]}"))
-    return Progress(*columns, console=console, transient=True, expand=width >= _ROOM_FOR_BAR)
+    return Progress(*columns, console=console, transient=True, expand=width >= _COLUMNS_FOR_BAR)
 
 
 def _draw(image: Image.Image, stream: TextIO) -> None:
-    logging.getLogger("textual_image").setLevel(logging.CRITICAL)  # its guesses about the terminal are no news
+    logging.getLogger("textual_image").setLevel(logging.CRITICAL)  # hides its messages about the terminal
     from rich.console import Console
     from textual_image.renderable import HalfcellImage
     from textual_image.renderable import Image as Renderable
@@ -256,18 +257,18 @@ def _draw(image: Image.Image, stream: TextIO) -> None:
     console.print(Renderable(image, width="auto", height="auto"), width=columns, height=rows, end="")
 
 
-def _is_watched(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that can redraw a line, and this process is in its foreground."""
+def _can_draw(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that can redraw a line, and this process is in the foreground."""
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown") or not stream.isatty():
         return False
     try:
         return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
-    except OSError:  # not the terminal that controls this process, so no job control either
+    except OSError:  # not the controlling terminal, so there is no job control
         return True
 
 
-def _has_typed_ahead(descriptor: int) -> bool:
-    """Whether keys wait to be read. Only a terminal that does not wait for a whole line tells; no key is taken."""
+def _has_pending_input(descriptor: int) -> bool:
+    """Whether input is pending. Switches the terminal to cbreak mode for a moment; consumes no input."""
     before = termios.tcgetattr(descriptor)
     try:
         tty.setcbreak(descriptor, termios.TCSANOW)

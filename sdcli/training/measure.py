@@ -22,11 +22,13 @@ from PIL import Image
 from sdcli.diffusion import device, pipeline
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import UsageError
-from sdcli.files import inputs
-from sdcli.files.inputs import Inputs
-from sdcli.models import assemble, registry
+from sdcli.files import canvas
+from sdcli.files.canvas import InitialImage
+from sdcli.models import assemble, located
+from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.planning import resolve
+from sdcli.planning.resolve import Resolved
 from sdcli.recipe.recipe import Initial, Recipe
 from sdcli.training.autoencoder import measure_psnr, to_tensor
 from sdcli.training.captions import COUNT_WORDS, PLACE_PHRASES, article, plural
@@ -73,7 +75,7 @@ class Trial:
     prompt: str
     answers: Answers
     asked: Mapping[str, Any] = field(default_factory=dict)
-    given: Inputs | None = None
+    given: InitialImage | None = None
     segmentation: np.ndarray | None = None
 
 
@@ -181,18 +183,19 @@ def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, l
     return {kind: trials for kind, trials in kinds.items() if trials}
 
 
-def recipe_of(model: str, options: Mapping[str, Any], trial: Trial, seed: int) -> Recipe:
-    """The recipe of a trial's picture; `options` are flat keys beside the trial's own."""
-    keys = {"model": model, **options, "prompt": trial.prompt, "seed": seed, **trial.asked}
-    wanted = resolve.resolve_recipe(registry.find(model), keys, user=False, given=trial.given)
-    return device.resolve_execution(wanted)
+def resolved_of(model: LocatedModel, name: str, options: Mapping[str, Any], trial: Trial, seed: int) -> Resolved:
+    """The recipe of a trial's picture, for this machine, and its inputs; `options` are flat keys beside the trial's."""
+    keys = {"model": name, **options, "prompt": trial.prompt, "seed": seed, **trial.asked}
+    wanted = resolve.resolve(model, keys, user=False, given=trial.given)
+    return replace(wanted, recipe=device.resolve_execution(wanted.recipe))
 
 
-def drawer(loaded: LatentDiffusionModel, model: str, options: Mapping[str, Any]) -> Draw:
+def drawer(loaded: LatentDiffusionModel, model: LocatedModel, name: str, options: Mapping[str, Any]) -> Draw:
     """What draws the pictures of trials with a loaded model."""
 
     def draw(trial: Trial, seed: int) -> np.ndarray:
-        result = pipeline.run(loaded, [recipe_of(model, options, trial, seed)], given=trial.given)[0]
+        resolved = resolved_of(model, name, options, trial, seed)
+        result = pipeline.run(loaded, [resolved.recipe], inputs=resolved.inputs)[0]
         return np.asarray(result.image)
 
     return draw
@@ -236,7 +239,7 @@ def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iter
         rows, columns = (np.flatnonzero(rendering.masks[0].any(axis)) for axis in (1, 0))
         left, top, right, bottom = (int(edge) for edge in (columns[0], rows[0], columns[-1], rows[-1]))
         mask.paste(255, (left - 14, top - 14, right + 15, bottom + 15))
-        given = inputs.prepare(Image.fromarray(rendering.image), mask, Initial(image="scene", mask_image="mask"))
+        given = canvas.prepare(Image.fromarray(rendering.image), mask, Initial(image="scene", mask_image="mask"))
         asked = {"image": "scene", "mask_image": "mask"}
         yield Trial(trial_of(triple).prompt, Answers(triple[0], triple[1]), asked, given)
 
@@ -261,9 +264,9 @@ def map_trials(sprites: Sprites, vocabulary: Vocabulary, count: int, folder: Pat
 
 def check(model: str, options: Mapping[str, Any]) -> None:
     """Raise, before anything is drawn, what `measure` would: for the model, its classes of maps, and the options."""
-    entry = registry.find(model)
-    facts = registry.facts_of(entry)
-    settled = resolve.settings(entry, {"prompt": "", "seed": 0, **options, "model": model}, facts, user=False)
+    found = located.find(model)
+    facts = found.facts
+    settled = resolve.settings(found.entry, {"prompt": "", "seed": 0, **options, "model": model}, facts, user=False)
     Recipe.from_dict({key: each.value for key, each in settled.items()})
     if facts.classes and tuple((each.name, each.color) for each in facts.classes) != tuple(CLASSES.items()):
         raise UsageError(f"{model} takes maps of classes that are not the world's", "measure a model of the world")
@@ -302,11 +305,12 @@ def measure(
     Of maps, `mean_iou` is between those given and those the segmenter reads back. Last, of a model that draws by text
     alone, `psnr` in dB of its autoencoder on unseen scenes.
     """
-    entry = registry.find(model)
-    with trials_of(registry.facts_of(entry), sprites, vocabulary, counts) as kinds:
+    found = located.find(model)
+    with trials_of(found.facts, sprites, vocabulary, counts) as kinds:
         first = next(iter(kinds.values()))[0]
-        loaded = assemble.load(registry.locate(entry), recipe_of(model, options, first, 0))
-        draw = drawer(loaded, model, options)
+        resolved = resolved_of(found, model, options, first, 0)
+        loaded = assemble.load(resolved.weights, resolved.recipe)
+        draw = drawer(loaded, found, model, options)
         for kind, trials in kinds.items():
             began = time.monotonic()
             pictures = drawn(draw, trials, partial(shown, kind, len(trials)))

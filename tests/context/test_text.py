@@ -82,28 +82,28 @@ def test_escaped_brackets_are_letters(pair):
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=60))
 def test_tokens_are_transformers_tokens(pair, prompt):
-    """A window is what transformers' tokenizer puts between the special tokens, for any text."""
+    """A chunk is what transformers' tokenizer puts between the special tokens, for any text."""
     made = pair("sd15")
     theirs = made.pipe.tokenizer(prompt, add_special_tokens=False).input_ids
-    windows = text.windows(made.model.text_encoders[0].tokenizer, prompt, prompt_weights=False)
-    assert [token for window in windows for token, _ in window] == theirs
+    chunks = text.chunks(made.model.text_encoders[0].tokenizer, prompt, prompt_weights=False)
+    assert [token for chunk in chunks for token, _ in chunk] == theirs
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=60), st.integers(1, 9), st.booleans())
-def test_windows_hold_every_token_once(pair, prompt, room, prompt_weights):
+def test_chunks_hold_every_token_once(pair, prompt, room, prompt_weights):
     tokenizer = pair("sd15").model.text_encoders[0].tokenizer
     small = replace(tokenizer, max_length=room + 2)
-    windows = text.windows(small, prompt, prompt_weights)
-    assert windows
-    assert all(len(window) <= room for window in windows)
-    whole = text.windows(replace(tokenizer, max_length=100_000), prompt, prompt_weights)
-    assert list(chain(*windows)) == list(chain(*whole))
+    chunks = text.chunks(small, prompt, prompt_weights)
+    assert chunks
+    assert all(len(chunk) <= room for chunk in chunks)
+    whole = text.chunks(replace(tokenizer, max_length=100_000), prompt, prompt_weights)
+    assert list(chain(*chunks)) == list(chain(*whole))
 
 
 @pytest.mark.parametrize("family", GUIDED)
-def test_a_long_prompt_is_encoded_in_windows(pair, family):
-    """Each window is a prompt of its own, side by side; the other half is filled up with empty ones."""
+def test_a_long_prompt_is_encoded_in_chunks(pair, family):
+    """Each chunk is a prompt of its own, side by side; the other half is filled up with empty ones."""
     made = pair(family)
     context = encode(made, "fox " * 75 + "snow " * 40, "the den")
     first, second = diffusers_embeds(made, "fox " * 75, "the den"), diffusers_embeds(made, "snow " * 40, "")
@@ -123,7 +123,7 @@ def test_a_long_negative_prompt_lengthens_both_halves(pair):
     assert context.negative_prompt_embeds.shape == (1, 2 * WINDOW, 32)
 
 
-def test_break_starts_a_window(pair):
+def test_break_starts_a_chunk(pair):
     made = pair("sd15")
     parts = [diffusers_embeds(made, prompt)[0] for prompt in ("fox", "", "snow")]
     assert_same([encode(made, "fox BREAK BREAK snow").prompt_embeds], [torch.cat(parts, dim=1)])
@@ -132,14 +132,14 @@ def test_break_starts_a_window(pair):
 
 def test_a_word_is_kept_whole_where_it_can_be(pair):
     tokenizer = pair("sd15").model.text_encoders[0].tokenizer
-    lengths = [len(window) for window in text.windows(tokenizer, "fox " * 73 + "qqqqq fox")]
+    lengths = [len(chunk) for chunk in text.chunks(tokenizer, "fox " * 73 + "qqqqq fox")]
     assert lengths == [73, 6]
-    assert [len(window) for window in text.windows(tokenizer, "fox " + "q" * 100)] == [75, 26]
+    assert [len(chunk) for chunk in text.chunks(tokenizer, "fox " + "q" * 100)] == [75, 26]
 
 
 @pytest.mark.parametrize("family", GUIDED)
 def test_weights_scale_tokens_and_keep_the_mean(pair, family):
-    """By numpy from unweighted states: token times weight, then the window's mean as before, for each encoder."""
+    """By numpy from unweighted states: token times weight, then the chunk's mean as before, for each encoder."""
     made = pair(family)
     prompt = "an (arctic:1.5) [fox] BREAK the snow"
     plain = [diffusers_embeds(made, part)[0].double().numpy()[0] for part in ("an arctic fox", "the snow")]

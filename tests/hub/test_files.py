@@ -112,7 +112,7 @@ def test_models_of_classes_need_no_text_encoder(paths):
 
 
 def test_a_model_of_classes_that_is_pickled_is_unsafe():
-    with pytest.raises(ModelUnsafe, match="its transformer has pickled weights only"):
+    with pytest.raises(ModelUnsafe, match="its transformer only has pickled weights"):
         needed([path.replace("transformer/diffusion_pytorch_model.safetensors", "transformer/x.bin") for path in DIT])
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.files.metadata import read
+from sdcli.models.source import Source
 from tests.conftest import Finished, clean_environment
 from tests.hub.conftest import REPO, model_files, noise
 from tests.hub.server import sha256
@@ -170,7 +172,7 @@ def test_bytes_that_are_not_what_the_hub_promised_are_refused(hub, models, tmp_p
     hub.put(REPO, model_files())
     hub.spoil.add(sha256(model_files()[UNET]))
     error, _ = two_lines(models("pull", REPO), 3)
-    assert f"{UNET} arrived damaged" in error
+    assert f"{UNET} was damaged during the download" in error
     assert not lock_file(tmp_path).exists()
     hub.spoil.clear()
     assert models("pull", REPO).status == 0
@@ -210,7 +212,7 @@ def test_a_hub_that_cannot_be_reached_or_fails(hub, models, tmp_path):
 
 @pytest.mark.parametrize(
     ("without", "status", "said"),
-    [("model_index.json", 3, "diffusers' layout"), (UNET, 3, "pickled weights only"), ("vae/", 3, "vae has no")],
+    [("model_index.json", 3, "diffusers' layout"), (UNET, 3, "only has pickled weights"), ("vae/", 3, "vae has no")],
 )
 def test_a_repository_that_is_no_model_is_refused_before_anything_is_got(hub, models, without, status, said):
     hub.put(
@@ -316,6 +318,40 @@ def test_a_pulled_model_draws(hub, models, around, run, sd15, tmp_path):
     done = run("generate", "x", "-s", 1, "-m", REPO, "--steps", 1, "--threads", 1, env=around)
     assert (done.status, done.lines) == (0, ["x-1.png"]), done.stderr
     assert hub.asked == []
+
+
+PULLING = """
+import os, subprocess, sys
+from sdcli import cli
+from sdcli.models import assemble
+load = assemble.load
+def load_and_pull(*arguments):
+    loaded = load(*arguments)
+    online = os.environ | {"HF_HUB_OFFLINE": "0"}
+    subprocess.run([sys.executable, "-m", "sdcli", "models", "pull", sys.argv[1]], env=online, check=True, stdout=2)
+    return loaded
+assemble.load = load_and_pull
+sys.exit(cli.run(["generate", "x", "-s", "1", "-m", sys.argv[1], "--steps", "1", "--threads", "1", "-o", "x.png"]))
+"""
+
+
+def test_a_picture_names_the_files_it_was_made_with_though_others_are_pulled_meanwhile(
+    hub, models, around, sd15, tmp_path
+):
+    parts = {str(path.relative_to(sd15)): path.read_bytes() for path in sd15.rglob("*") if path.is_file()}
+    hub.put(REPO, parts)
+    before = Source(Path(models("pull", REPO).lines[0]))
+    index = parts["model_index.json"]
+    hub.put(REPO, parts | {"model_index.json": index + b"\n"})
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)} | dict(around)
+    done = subprocess.run(
+        [sys.executable, "-c", PULLING, REPO], env=environment, cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    after = Source(Path(json.loads(models("show", REPO, "--json").stdout)["path"]))
+    assert after.path != before.path
+    assert after.sha256 != before.sha256
+    assert read(tmp_path / "x.png").chunk["model_digest"] == before.sha256
 
 
 def test_a_controlnet_is_pulled_and_found(hub, models, run, tmp_path):

@@ -151,8 +151,8 @@ def test_a_huge_line_is_a_fault_and_the_next_is_read():
     [
         (b"a,x,1", 2, "seed", "whole number"),
         (b"a,1,99999", 3, "steps", "between 1 and 1000"),
-        (b"a,1", 3, None, "2 cells where the header has 3"),
-        (b"a,1,2,3", 4, None, "4 cells where the header has 3"),
+        (b"a,1", 3, None, "2 fields, and the header has 3"),
+        (b"a,1,2,3", 4, None, "4 fields, and the header has 3"),
         (b"\xff,1,2", 1, "prompt", "Unicode"),
         (b"a,nan,2", 2, "seed", "whole number"),
         (b'"a" b,1,2', 1, None, "expected after"),
@@ -167,15 +167,15 @@ def test_csv_s_columns_are_its_cells(row, column, field, words):
 
 
 def test_a_quote_that_is_never_closed_is_told_where_it_opened():
-    assert read(b'prompt\na\n"b\nc\nd\n', "jobs.csv")[1:] == [Fault(3, "a quoted cell is never closed", 1)]
+    assert read(b'prompt\na\n"b\nc\nd\n', "jobs.csv")[1:] == [Fault(3, "a quoted field is not closed", 1)]
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"prompt,sede\n", "column 2: unknown key 'sede'"),
-        (b"prompt,seed,prompt\n", "column 3: prompt heads two columns"),
-        (b"seed\n1\n", "no column is headed prompt"),
+        (b"prompt,seed,prompt\n", "column 3: prompt occurs twice"),
+        (b"seed\n1\n", "there is no column named prompt"),
         (b'"prompt\n', "line 1: "),
         ("prompt\na".encode("utf-16"), "UTF-16"),
     ],

@@ -82,7 +82,7 @@ def test_the_line_is_bounded_but_for_a_series_under_way():
         gate = Gate()
         jobs = [line.join(gate)]
         jobs += [line.join(Gate().open()) for _ in range(2)]
-        with pytest.raises(ServerBusy, match="2 pictures wait already"):
+        with pytest.raises(ServerBusy, match="2 pictures are waiting"):
             line.join(Gate())
         jobs.append(line.join(Gate().open(), under_way=True))
         gate.open()

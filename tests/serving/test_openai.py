@@ -66,6 +66,12 @@ def test_what_has_no_other_meaning_may_be_said(client):
     )  # fmt: skip
 
 
+def test_a_reply_has_the_warnings_that_generate_prints(client):
+    for prompt, warnings in (("x", []), (" ", ["the prompt is empty"])):
+        made = client.images.generate(prompt=prompt, extra_body={"steps": 2, "dtype": "float32"})
+        assert [each for each in made.data[0].warnings if "one colour" not in each] == warnings
+
+
 def test_models_are_listed(client, sd15):
     listed = client.models.list().data
     assert listed[0].id == str(sd15)

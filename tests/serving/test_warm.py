@@ -19,9 +19,11 @@ import pytest
 
 from sdcli import __version__
 from sdcli.errors import InvalidPicture, InvalidRecipe, ServerBusy, ServerUnavailable, UsageError
-from sdcli.making import remote
+from sdcli.making import warm as client
+from sdcli.making.maker import Task
 from sdcli.models import registry
-from sdcli.planning import resolve
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.serving.conftest import ROOT, wait_for
@@ -29,6 +31,9 @@ from tests.test_light import HEAVY, PROBE
 
 FAST = ("--steps", "2", "--dtype", "float32")
 ENDLESS = {"steps": 900}
+FOX = {"prompt": "x", "model": "m", "steps": 1, "guidance_scale": 1.0, "scheduler": "ddim", "width": 64, "height": 64}
+FOX["seed"] = 1
+NOWHERE = Weights(Source(Path("/nowhere"))).to_wire()
 
 
 @pytest.fixture
@@ -44,9 +49,10 @@ def ask(warm):
     def ask_warm(folder, on_step=lambda step: None, *, path=warm.socket, count=1, **options):
         entry = registry.find(str(folder))
         flat = {"prompt": "a fox", "model": str(folder), "steps": 2, "seed": 7, "dtype": "float32", **options}
-        first = resolve.resolve_recipe(entry, flat)
-        make = remote.maker(path, entry)
-        return [make([first.replace(seed=first.seed + index)], on_step)[0] for index in range(count)]
+        first = tiny.recipe_for(entry, flat)
+        maker, weights = client.WarmMaker(path), Weights(registry.locate(entry))
+        tasks = [Task(weights, [first.replace(seed=first.seed + index)]) for index in range(count)]
+        return [maker.submit(task, on_step).result()[0] for task in tasks]
 
     return ask_warm
 
@@ -297,14 +303,14 @@ def test_where_nobody_answers_it_says_so_and_what_to_do(run, sd15, tmp_path, lef
 
 def test_an_empty_variable_is_none(monkeypatch):
     monkeypatch.setenv("SDCLI_SOCKET", "")
-    assert remote.socket_path() is None
+    assert client.socket_path() is None
 
 
 def test_another_version_is_refused_by_both_ends(ask, sd15, monkeypatch):
-    monkeypatch.setattr(remote, "__version__", "9.9.9")
+    monkeypatch.setattr(client, "__version__", "9.9.9")
     with pytest.raises(ServerUnavailable, match=r"is sdcli 0\.1\.0, and this is sdcli 9\.9\.9"):
         ask(sd15)
-    monkeypatch.setattr(remote, "_check_version", lambda *_: None)
+    monkeypatch.setattr(client, "_check_version", lambda *_: None)
     with pytest.raises(ServerUnavailable, match=r"was asked by version 9\.9\.9"):
         ask(sd15)
 
@@ -315,9 +321,9 @@ def test_another_version_is_refused_by_both_ends(ask, sd15, monkeypatch):
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "is not sdcli serve"),
         (b"SSH-2.0-OpenSSH_9.9\r\n", "broke off"),
         (b"", "broke off"),
-        (f"HTTP/1.1 200 OK\r\n{remote.VERSION_HEADER}: {__version__}\r\n\r\n<html>\n".encode(), "broke off"),
+        (f"HTTP/1.1 200 OK\r\n{client.VERSION_HEADER}: {__version__}\r\n\r\n<html>\n".encode(), "broke off"),
         (
-            f"HTTP/1.1 200 OK\r\n{remote.VERSION_HEADER}: {__version__}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            f"HTTP/1.1 200 OK\r\n{client.VERSION_HEADER}: {__version__}\r\nTransfer-Encoding: chunked\r\n\r\n"
             '1d\r\n{"step": {"index": 0, "total": 2}}\n'.encode(),
             "broke off",
         ),
@@ -365,8 +371,8 @@ def test_errors_are_raised_as_what_they_were(ask, sd15, nan):
 
 def test_the_environment_s_threads_are_asked_for(ask, sd15, monkeypatch):
     def threads(**options):
-        recipe = resolve.resolve_recipe(registry.find(str(sd15)), {"prompt": "", "model": "x", **options})
-        return remote._with_threads(recipe).execution.threads
+        recipe = tiny.recipe_for(registry.find(str(sd15)), {"prompt": "", "model": "x", **options})
+        return client._with_threads(recipe).execution.threads
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -433,16 +439,17 @@ def test_ctrl_c_ends_the_client_and_not_the_warm_process(warm, ask, sd15, tmp_pa
 @pytest.mark.parametrize(
     ("body", "error", "said"),
     [
-        ({"path": "/nowhere", "recipes": []}, UsageError, "nonsense"),
+        ({"weights": {}, "recipes": []}, UsageError, "nonsense"),
         ({"recipes": 3}, UsageError, "nonsense"),
-        ({"path": "/nowhere", "directory": "/", "recipes": [{"prompt": "x"}]}, InvalidRecipe, "missing"),
+        ({"weights": {}, "directory": "/", "recipes": [FOX]}, UsageError, "no weights"),
+        ({"weights": NOWHERE, "directory": "/", "recipes": [{"prompt": "x"}]}, InvalidRecipe, "missing"),
     ],
 )
 def test_nonsense_is_refused_in_the_same_words(warm, body, error, said, monkeypatch):
     monkeypatch.chdir(Path(warm.socket).parent)
-    with remote._post("warm.sock", json.dumps(body).encode()) as response:
+    with client._post("warm.sock", json.dumps(body).encode()) as response:
         assert response.status == 400
-        wrong = remote._error_from_wire(json.loads(response.read())["error"], "/", "/")
+        wrong = client._error_from_wire(json.loads(response.read())["error"], "/", "/")
     assert isinstance(wrong, error)
     assert said in wrong.message
 
@@ -503,14 +510,14 @@ def test_idle_it_ends_with_success_and_a_dead_socket_is_replaced(serve, tmp_path
 def test_a_second_server_is_refused(run, warm):
     done = run("serve", "--socket", "warm.sock", cwd=Path(warm.socket).parent)
     assert (done.status, done.stdout) == (8, b"")
-    assert "listens at warm.sock already" in done.stderr
+    assert "another process listens on warm.sock" in done.stderr
     assert Path(warm.socket).exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 2, "nowhere to listen"),
+        ([], 2, "needs an address"),
         (["--socket", "s.sock", "-m", "no-such-model"], 3, "no-such-model"),
         (["--socket", "no/such/s.sock"], 8, "mkdir -p no/such"),
         (["--socket", "s.sock", "--keep", "0"], 2, "--keep"),

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 import sdcli
-from sdcli.models import assemble, registry
+from sdcli.models import assemble, located
 from sdcli.training import layout
 from sdcli.training import measure as measuring
 from sdcli.training.captions import PLACE_PHRASES
@@ -24,8 +24,8 @@ from sdcli.training.measure import (
     judged,
     map_trials,
     measure,
-    recipe_of,
     related_trials,
+    resolved_of,
     spread,
     text_trials,
     trial_of,
@@ -166,8 +166,10 @@ def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
 def test_a_trial_is_drawn_as_the_command_draws_it(tmp_path, run):
     options = {"steps": 2, "threads": 1, "device": "cpu"}
     trial = Trial("arctic fox", Answers())
-    loaded = assemble.load(registry.locate(registry.find("kit")), recipe_of("kit", options, trial, 7))
-    picture = drawer(loaded, "kit", options)(trial, 7)
+    kit = located.find("kit")
+    resolved = resolved_of(kit, "kit", options, trial, 7)
+    loaded = assemble.load(resolved.weights, resolved.recipe)
+    picture = drawer(loaded, kit, "kit", options)(trial, 7)
     run("generate", "arctic fox", "--seed", "7", "--steps", "2", "--threads", "1", "-o", "fox.png")
     assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "fox.png")))
 

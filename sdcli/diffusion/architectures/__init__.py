@@ -30,6 +30,9 @@ class Architecture(Protocol):
     def facts(self, network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
         """What the two configs say. Raises KeyError, TypeError or ValueError where they lack what it needs."""
 
+    def activations(self, network: Mapping[str, Any], latents: int) -> int:
+        """About how many numbers the network keeps at once for one picture of `latents` places, by its config."""
+
     def latent_space(self, vae: Any) -> LatentSpace:
         """The latent space of a loaded autoencoder."""
 
@@ -57,21 +60,44 @@ class Architecture(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """An architecture: its module here, and the networks that are of it.
+    """An architecture: how models of it are told, and the classes that hold them. Its module here has the row's name.
 
-    `part` is what model_index.json calls the network; `class_names` are diffusers' classes of it, the first of which is
-    meant where a config names none.
+    `part` is what model_index.json calls the network. `networks` are the class names that it may give it, each with the
+    place of diffusers' class, `module:class`. `pipelines` are the pipelines that it may name, with the parts that they
+    cannot do without.
     """
 
     part: str
-    class_names: tuple[str, ...]
+    networks: Mapping[str, str]
+    pipelines: Mapping[str, tuple[str, ...]]
 
+
+_TEXT_TO_IMAGE = ("unet", "vae", "text_encoder")
+_DIT = "diffusers.models.transformers.dit_transformer_2d:DiTTransformer2DModel"
 
 TABLE: Mapping[str, Row] = MappingProxyType(
     {
-        "unet": Row("unet", ("UNet2DConditionModel",)),
+        "unet": Row(
+            "unet",
+            {"UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition:UNet2DConditionModel"},
+            {
+                "StableDiffusionPipeline": _TEXT_TO_IMAGE,
+                "StableDiffusionImg2ImgPipeline": _TEXT_TO_IMAGE,
+                "StableDiffusionInpaintPipeline": _TEXT_TO_IMAGE,
+                "StableDiffusionXLPipeline": _TEXT_TO_IMAGE,
+                "StableDiffusionXLImg2ImgPipeline": _TEXT_TO_IMAGE,
+                "StableDiffusionXLInpaintPipeline": _TEXT_TO_IMAGE,
+                "LatentConsistencyModelPipeline": _TEXT_TO_IMAGE,
+                "LatentConsistencyModelImg2ImgPipeline": _TEXT_TO_IMAGE,
+                "LDMClassToImagePipeline": ("unet", "vae", "class_embedder"),  # not diffusers', but sdcli's own name
+            },
+        ),
         # before diffusers 0.29 a DiT was but one use of Transformer2DModel
-        "dit": Row("transformer", ("DiTTransformer2DModel", "Transformer2DModel")),
+        "dit": Row(
+            "transformer",
+            {"DiTTransformer2DModel": _DIT, "Transformer2DModel": _DIT},
+            {"DiTPipeline": ("transformer", "vae")},
+        ),
     }
 )
 
@@ -79,14 +105,20 @@ TABLE: Mapping[str, Row] = MappingProxyType(
 def find(part: str, config: Mapping[str, Any]) -> str:
     """The name of the architecture of the network that the model calls `part` and whose config is `config`.
 
-    Raises ModelError for one that is in no row.
+    Where the config names no class, the first architecture of that part is meant. Raises ModelError for one that is in
+    no row.
     """
     class_name = config.get("_class_name")
     for name, row in TABLE.items():
-        if row.part == part and class_name in (None, *row.class_names):
+        if row.part == part and class_name in (None, *row.networks):
             return name
-    known = ", ".join(row.class_names[0] for row in TABLE.values())
+    known = ", ".join(next(iter(row.networks)) for row in TABLE.values())
     raise ModelError(f"the model's {part} is a {class_name}, which sdcli does not run", f"sdcli runs {known}")
+
+
+def networks(part: str) -> Mapping[str, str]:
+    """The class names that model_index.json may give to `part`, each with the place of its class, `module:class`."""
+    return {name: place for row in TABLE.values() if row.part == part for name, place in row.networks.items()}
 
 
 def load(name: str) -> Architecture:

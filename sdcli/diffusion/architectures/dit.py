@@ -34,6 +34,12 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
     )
 
 
+def activations(network: Mapping[str, Any], latents: int) -> int:
+    """What one block keeps: its input, three projections, and the fourfold hidden layer."""
+    width = int(network["num_attention_heads"]) * int(network["attention_head_dim"])
+    return 10 * width * latents // int(network.get("patch_size", 2)) ** 2
+
+
 def latent_space(vae: Any) -> LatentSpace:
     """That of the VAE's config."""
     return LatentSpace.of(vae.config)

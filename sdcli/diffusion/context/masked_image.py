@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from sdcli.diffusion.model import LatentDiffusionModel
-from sdcli.diffusion.noise import draw_noise
+from sdcli.diffusion.noise import add_noise, draw_noise
 
 
 def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequence[Generator]) -> Tensor:
@@ -57,7 +57,9 @@ def hold_known(
     """
 
     def constrain(latents: Tensor, timestep: Tensor | None) -> Tensor:
-        known = image_latents if timestep is None else scheduler.add_noise(image_latents, noise, timestep.reshape(1))
+        known = image_latents
+        if timestep is not None:
+            known = add_noise(scheduler, image_latents, noise, timestep.reshape(1))
         return (1 - mask) * known + mask * latents
 
     return constrain

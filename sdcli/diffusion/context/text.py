@@ -1,6 +1,6 @@
 """A text prompt as context: y is the sequence of hidden states that CLIP's text encoders make of it.
 
-Knows nothing of noise or of the loop. Every length of prompt is encoded whole, in windows of the encoder's size.
+Knows nothing of noise or of the loop. Every length of prompt is encoded whole, in chunks of the encoder's size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdcli.diffusion.context import Context
-from sdcli.diffusion.context.windows import Window, windows
+from sdcli.diffusion.context.chunks import Chunk, chunks
 from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder, Tokenizer
 from sdcli.recipe.checks import check_clip_skip
 
@@ -41,9 +41,9 @@ def encode(
     last; SDXL the last but one), 2 the one before. In diffusers' counting that is clip_skip − 1, and None for 1. As in
     diffusers, the negative prompt is read from the layer the model was trained with.
 
-    With `prompt_weights` off, brackets and BREAK are text like all other. A prompt too long for one window takes as
-    many as it needs, their states set one after the other; both halves are filled up with empty windows to the same
-    number. SDXL's pooled embedding is the first window's.
+    With `prompt_weights` off, brackets and BREAK are text like all other. A prompt too long for one chunk takes as
+    many as it needs, their states set one after the other; both halves are filled up with empty chunks to the same
+    number. SDXL's pooled embedding is the first chunk's.
 
     Raises InvalidRecipe for a `clip_skip` beyond the text encoder's layers.
     """
@@ -53,7 +53,7 @@ def encode(
     with_negative = guidance and not facts.guidance_distilled
     zeros = with_negative and model.force_zeros_for_empty_prompt and not negative_prompt
     prompts = [prompt] if zeros or not with_negative else [prompt, negative_prompt]
-    tokens = [[windows(each.tokenizer, text, prompt_weights) for each in model.text_encoders] for text in prompts]
+    tokens = [[chunks(each.tokenizer, text, prompt_weights) for each in model.text_encoders] for text in prompts]
     count = max(len(each) for of_prompt in tokens for each in of_prompt)
 
     prompt_embeds, pooled = _embed(model, tokens[0], count, clip_skip)
@@ -81,9 +81,9 @@ def encode(
 
 
 def _embed(
-    model: LatentDiffusionModel, tokens: Sequence[list[Window]], count: int, clip_skip: int
+    model: LatentDiffusionModel, tokens: Sequence[list[Chunk]], count: int, clip_skip: int
 ) -> tuple[Tensor, Tensor | None]:
-    """The states (1, count · max_length, D) of one prompt's tokens, one list of windows an encoder, and the pooled.
+    """The states (1, count · max_length, D) of one prompt's tokens, one list of chunks an encoder, and the pooled.
 
     D is the sum of the encoders' widths. The pooled embedding (1, P) is the last encoder's, None where the U-Net
     takes none.
@@ -106,25 +106,25 @@ def _embed(
     return embeds, None if pooled is None else pooled[:1].to(model.device)
 
 
-def _run(encoder: TextEncoder, filled: Sequence[Window]) -> Any:
+def _run(encoder: TextEncoder, filled: Sequence[Chunk]) -> Any:
     tokenizer = encoder.tokenizer
     ids = _framed(tokenizer, filled, 0, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     return encoder.model(torch.tensor(ids, device=encoder.model.device), output_hidden_states=True)
 
 
 def _framed(
-    tokenizer: Tokenizer, filled: Sequence[Window], part: int, first: float, last: float, pad: float
+    tokenizer: Tokenizer, filled: Sequence[Chunk], part: int, first: float, last: float, pad: float
 ) -> list[list[Any]]:
-    """Ids (part 0) or weights (part 1) of all windows, each between its special tokens and padded to max_length."""
-    rows = [[first, *(token[part] for token in window), last] for window in filled]
+    """Ids (part 0) or weights (part 1) of all chunks, each between its special tokens and padded to max_length."""
+    rows = [[first, *(token[part] for token in chunk), last] for chunk in filled]
     return [row + [pad] * (tokenizer.max_length - len(row)) for row in rows]
 
 
 def emphasize(hidden: Tensor, token_weights: Sequence[Sequence[float]]) -> Tensor:
-    """Hidden states (n, L, D) with each token's multiplied by its weight, then each window's mean restored.
+    """Hidden states (n, L, D) with each token's multiplied by its weight, then each chunk's mean restored.
 
-    That is Automatic1111's way ("Original" emphasis): the weights shift attention within a window and leave its mean
-    over tokens and features as it was. Windows without weights come back untouched.
+    That is Automatic1111's way ("Original" emphasis): the weights shift attention within a chunk and leave its mean
+    over tokens and features as it was. Chunks without weights come back untouched.
     """
     factors = torch.tensor(token_weights, dtype=torch.float32, device=hidden.device)
     if (factors == 1).all():

@@ -1,7 +1,7 @@
 r"""Weights in a prompt, in the notation of Automatic1111: text in, weighted text out. Knows no tokens, no tensors.
 
 `(fox:1.3)` weighs 1.3, `(fox)` 1.1 and `[fox]` 1/1.1; nested brackets multiply. `BREAK`, a word by itself, starts a
-new window of the text encoder. A backslash makes the bracket or backslash after it a letter.
+new chunk of the text encoder. A backslash makes the bracket or backslash after it a letter.
 
 What is not well-formed is taken as Automatic1111 takes it: a bracket that nothing closes weighs all that follows, one
 that closes nothing is a letter, and so is a weight that is no number or stands in no round bracket. It differs in two

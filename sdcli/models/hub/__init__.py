@@ -1,5 +1,5 @@
-"""Models from the Hugging Face hub: which files of a repository are needed, getting them, and what was got.
+"""Models from the Hugging Face hub: choosing the needed files, downloading them, and recording their checksums.
 
-`pull` is all of sdcli that reaches for a network. What it got is written to a lock file, by which `registry.locate`
-finds the very revision again and `sdcli models verify` tells whether a file has changed since.
+`pull` is the only part of sdcli that uses the network. It writes a lock file with the commit and the checksums:
+`registry.locate` finds the pinned commit with it, and `sdcli models verify` checks the files.
 """

@@ -1,4 +1,4 @@
-"""The lock file: of each repository that was pulled, the commit and each file's size and sha256. No network here."""
+"""The lock file: the commit of each downloaded repository, and the size and sha256 of its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class LockedFile:
-    """A file as it was pulled: its size in bytes, and its sha256 in hex."""
+    """A downloaded file: its size in bytes and its sha256 in hex."""
 
     size: int
     sha256: str
@@ -27,7 +27,7 @@ class LockedFile:
 
 @dataclass(frozen=True)
 class Pin:
-    """A repository at one commit. `asked` is the branch, tag or commit that was asked for; files by path in it."""
+    """A repository at one commit; `asked` is the requested branch, tag or commit, and `files` are by path."""
 
     revision: str
     asked: str
@@ -35,24 +35,24 @@ class Pin:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The size of all files in bytes."""
         return sum(each.size for each in self.files.values())
 
 
 def lock_path() -> Path:
-    """The lock file, which need not exist."""
+    """The path of the lock file, whether it exists or not."""
     return user_folder("XDG_DATA_HOME", ".local/share") / "lock.json"
 
 
 def cache_folder(repo: str) -> Path:
-    """Where the hub cache (`HF_HUB_CACHE`, `HF_HOME`) keeps a model repository: blobs/, snapshots/ and refs/ in it."""
+    """The folder of a repository in the hub cache (`HF_HUB_CACHE`, `HF_HOME`), with blobs/, snapshots/ and refs/."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def read() -> Mapping[str, Pin]:
-    """The pins by repository. Raises ModelCorrupt where the lock file cannot be read."""
+    """Return the pins by repository. Raises ModelCorrupt if the lock file cannot be read."""
     path = lock_path()
     try:
         status = path.stat()
@@ -67,12 +67,13 @@ def _read(path: Path, modified: int, size: int) -> Mapping[str, Pin]:
         return _parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelCorrupt(
-            f"the lock file {path} cannot be read: {error}", "remove it, and pull the models again; no file is lost"
+            f"the lock file {path} cannot be read: {error}",
+            "delete it and pull the models again; present files are kept",
         ) from error
 
 
 def write(repo: str, pin: Pin | None) -> None:
-    """Set the pin of a repository, or take it away. Raises OutputError, and ModelCorrupt for a file to be changed."""
+    """Set or remove the pin of a repository. Raises OutputError, or ModelCorrupt if the lock file cannot be read."""
 
     def change(text: str) -> str:
         pins = dict(_parse(text)) if text else {}
@@ -89,7 +90,7 @@ def write(repo: str, pin: Pin | None) -> None:
 def _parse(text: str) -> Mapping[str, Pin]:
     document: Any = json.loads(text)
     if document["version"] != VERSION:
-        raise ValueError(f"it is of version {document['version']}, and this sdcli reads {VERSION}")
+        raise ValueError(f"it has version {document['version']}, and this sdcli reads version {VERSION}")
     return {
         repo: Pin(
             str(each["revision"]),
@@ -103,7 +104,7 @@ def _parse(text: str) -> Mapping[str, Pin]:
 def check(
     pin: Pin, snapshot: Path, on_bytes: Callable[[str, int], None] = lambda path, count: None
 ) -> Iterator[tuple[str, str]]:
-    """Each file of a pin and how it is in `snapshot`: "ok", "missing" or "changed". Reads every byte."""
+    """Compare each file of a pin with `snapshot`: "ok", "missing" or "changed". Reads every byte."""
     for path, locked in pin.files.items():
         file = snapshot / path
         try:
@@ -111,12 +112,12 @@ def check(
             yield path, "ok" if same else "changed"
         except FileNotFoundError:
             yield path, "missing"
-        except OSError:  # a bad disk, or a directory in its place
+        except OSError:  # a disk error, or a directory instead of a file
             yield path, "changed"
 
 
 def sha256(file: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
-    """The sha256 of a file, in hex; `on_bytes` is told, again and again, how much was read."""
+    """Return the sha256 of a file in hex; `on_bytes` is called with the number of bytes read so far."""
     digest, count = hashlib.sha256(), 0
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK):

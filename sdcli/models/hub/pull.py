@@ -1,7 +1,7 @@
-"""Getting a model from the Hugging Face hub into its local cache. All of sdcli that reaches for a network.
+"""Downloads models from the Hugging Face hub to its local cache. The only module of sdcli that uses the network.
 
-Files lie in the cache as huggingface_hub puts them there, so that other tools find them too. The bytes of each go to
-a partial file first, which a later pull goes on with: huggingface_hub itself begins an interrupted file anew.
+The cache has huggingface_hub's layout, so that other tools find the files too. Each file is downloaded to a partial
+file, which a later pull resumes: huggingface_hub itself restarts an interrupted file.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from sdcli.models.hub import lock
 from sdcli.models.hub.files import CONFIG, INDEX, needed
 from sdcli.terminal.display import OnBytes, format_size
 
-_AGAIN = "run the same command again; what has arrived is kept"
+_AGAIN = "run the same command again; it resumes the download"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub lists it. `digest` is its blob's name in the cache: a sha256 for files in LFS, else git's."""
+    """A file as the hub lists it. `digest` is its blob's name in the cache: a sha256 for LFS files, otherwise git's."""
 
     path: str
     size: int
@@ -48,26 +48,27 @@ class RemoteFile:
 
     @property
     def in_lfs(self) -> bool:
-        """Whether git keeps but a pointer to it."""
+        """Whether the file is stored in LFS."""
         return len(self.digest) == 64
 
     def is_whole(self, file: Path) -> bool:
-        """Whether `file` holds these very bytes."""
+        """Whether `file` has exactly this content."""
         if not file.is_file() or file.stat().st_size != self.size:
             return False
         if self.in_lfs:
             return lock.sha256(file) == self.digest
-        data = file.read_bytes()  # git keeps small files only
+        data = file.read_bytes()  # only small files are stored in git
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == self.digest
 
 
 def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], OnBytes]) -> lock.Pin:
-    """Get the needed files of `repo` at `revision`, and pin its commit with their hashes in the lock file.
+    """Download the needed files of `repo` at `revision`, and pin the commit and their hashes in the lock file.
 
-    What is here already is checked and kept. `start` is told the bytes in all, and gives what to call as they arrive.
+    Files that are present are verified and kept. `start` is called with the total number of bytes, and returns the
+    progress callback.
 
-    Raises ModelNotFound for a repository, revision or hub that cannot be reached, ModelError for one that is gated,
-    ModelCorrupt for bytes that are not what the hub promised, OutputError where the cache cannot be written.
+    Raises ModelNotFound if the repository, revision or hub cannot be reached, ModelError for a gated repository,
+    ModelCorrupt for a file whose hash differs, and OutputError if the cache cannot be written.
     """
     disable_progress_bars()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -79,27 +80,27 @@ def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], O
             on_bytes = start(sum(file.size for file in files))
             got = {file.path: lock.LockedFile(file.size, _fetch(repo, commit, file, on_bytes)) for file in files}
         before = lock.read().get(repo)
-        if before is not None and before.revision == commit:  # another variant of it, under another name
+        if before is not None and before.revision == commit:  # another variant of the same commit
             got = {**before.files, **got}
         pin = lock.Pin(commit, revision, got)
         lock.write(repo, pin)
         hf_hub_download(
             repo, INDEX if INDEX in got else CONFIG, revision=revision
-        )  # notes which commit the branch stands for, as other tools do
+        )  # records the commit of the branch, as other tools do
     return pin
 
 
 def free(repo: str, revision: str) -> None:
-    """Remove a commit of `repo` from the hub cache, but for what other commits share with it."""
+    """Delete a commit of `repo` from the hub cache, except files that other commits share."""
     if (lock.cache_folder(repo) / "snapshots" / revision).is_dir():
         try:
             scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(revision).execute()
         except OSError as error:
-            raise OutputError(f"cannot remove {repo} from the cache: {error}", "check its permissions") from error
+            raise OutputError(f"cannot delete {repo} from the cache: {error}", "check its permissions") from error
 
 
 def _list(repo: str, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:
-    """The commit that `revision` stands for now, and its files by path."""
+    """Return the commit of `revision` and its files by path."""
     info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     listed = {}
     for each in info.siblings or ():
@@ -122,18 +123,18 @@ def _check_space(repo: str, commit: str, files: Sequence[RemoteFile]) -> None:
     folder = lock.cache_folder(repo)
     missing = 0
     for file in files:
-        here = [folder / "blobs" / file.digest, folder / "snapshots" / commit / file.path, _partial(folder, file)]
-        missing += max(0, file.size - max((each.stat().st_size for each in here if each.is_file()), default=0))
-    there = shutil.disk_usage(folder).free
-    if missing > there:
+        candidates = [folder / "blobs" / file.digest, folder / "snapshots" / commit / file.path, _partial(folder, file)]
+        missing += max(0, file.size - max((each.stat().st_size for each in candidates if each.is_file()), default=0))
+    available = shutil.disk_usage(folder).free
+    if missing > available:
         raise OutputError(
-            f"{repo} needs {format_size(missing)}, and {constants.HF_HUB_CACHE} has {format_size(there)} left",
-            "free some space, or set HF_HUB_CACHE to a place that has it",
+            f"{repo} needs {format_size(missing)}, and {constants.HF_HUB_CACHE} has {format_size(available)} free",
+            "free some space, or set HF_HUB_CACHE to another disk",
         )
 
 
 def _fetch(repo: str, commit: str, file: RemoteFile, on_bytes: OnBytes) -> str:
-    """Bring one file into the snapshot of `commit`, whole and checked; its sha256."""
+    """Download one file to the snapshot of `commit`, verify it, and return its sha256."""
     folder = lock.cache_folder(repo)
     final = folder / "snapshots" / commit / file.path
     if not file.is_whole(final):
@@ -142,7 +143,7 @@ def _fetch(repo: str, commit: str, file: RemoteFile, on_bytes: OnBytes) -> str:
         if not file.is_whole(blob):
             blob.unlink(missing_ok=True)
             _download(repo, commit, file, blob, on_bytes)
-        hf_hub_download(repo, file.path, revision=commit)  # the blob is there: this gives it its name
+        hf_hub_download(repo, file.path, revision=commit)  # the blob exists: this links it
     on_bytes(file.path, file.size)
     return file.digest if file.in_lfs else lock.sha256(final)
 
@@ -164,7 +165,9 @@ def _download(repo: str, commit: str, file: RemoteFile, blob: Path, on_bytes: On
         os.fsync(out.fileno())
     if not file.is_whole(partial):
         partial.unlink()
-        raise ModelCorrupt(f"{repo}: {file.path} arrived damaged", "run the same command again, to get it anew")
+        raise ModelCorrupt(
+            f"{repo}: {file.path} was damaged during the download", "run the same command again to download it again"
+        )
     partial.replace(blob)
 
 
@@ -173,7 +176,7 @@ def _partial(folder: Path, file: RemoteFile) -> Path:
 
 
 class _Counted(io.BufferedWriter):
-    """A file to append to, which tells how many bytes it holds."""
+    """A file to append to, which reports its size after each write."""
 
     def __init__(self, path: Path, on_bytes: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path, "ab"))
@@ -187,13 +190,13 @@ class _Counted(io.BufferedWriter):
 
 @contextmanager
 def _explained(repo: str, revision: str) -> Iterator[None]:
-    """Turn what huggingface_hub and the system raise into errors with a way out."""
+    """Turn exceptions of huggingface_hub and the system into errors with a hint."""
     try:
         yield
     except SdcliError:
         raise
     except HFValidationError as error:
-        raise UsageError(f"{repo!r} is no name of a repository", "a repository is OWNER/NAME") from error
+        raise UsageError(f"{repo!r} is not the name of a repository", "a repository is OWNER/NAME") from error
     except (HfHubHTTPError, HTTPError, OSError) as error:
         raise _explanation(error, repo, revision) from error
 
@@ -202,14 +205,14 @@ def _explanation(error: Exception, repo: str, revision: str) -> SdcliError:
     page = f"{constants.ENDPOINT}/{repo}"
     match error:
         case OfflineModeIsEnabled():
-            return ModelNotFound("HF_HUB_OFFLINE forbids the network", f"unset it to pull {repo}")
+            return ModelNotFound("HF_HUB_OFFLINE is set, which disables the network", f"unset it to pull {repo}")
         case GatedRepoError():
             token = "with the account of your token" if get_token() else "then set HF_TOKEN to a token of your account"
-            return ModelError(f"{repo} is gated: its owner asks you to accept terms first", f"do so at {page}, {token}")
+            return ModelError(f"{repo} is gated: its terms must be accepted first", f"accept them at {page}, {token}")
         case RepositoryNotFoundError():
             return ModelNotFound(
                 f"there is no repository {repo} on {constants.ENDPOINT}, or it is private",
-                "check the name; for a private one set HF_TOKEN to a token that may read it",
+                "check the name; for a private repository set HF_TOKEN to a token with access",
             )
         case RevisionNotFoundError():
             return ModelNotFound(
@@ -220,22 +223,22 @@ def _explanation(error: Exception, repo: str, revision: str) -> SdcliError:
         case HTTPError():
             return _unreachable(error)
     assert isinstance(error, OSError)
-    if error.errno is None:  # of huggingface_hub's own making: cut short, or it could not find out
+    if error.errno is None:  # raised by huggingface_hub: an incomplete download, or no response
         return _unreachable(error)
     where = error.filename or constants.HF_HUB_CACHE
-    return OutputError(f"cannot write {where}: {error.strerror}", f"see to {constants.HF_HUB_CACHE}; {_AGAIN[4:]}")
+    return OutputError(f"cannot write {where}: {error.strerror}", f"check {constants.HF_HUB_CACHE}, then {_AGAIN}")
 
 
 def _answered(status: int, repo: str) -> SdcliError:
     if status in (401, 403):
         return ModelError(
-            f"{constants.ENDPOINT} refuses {repo} to you ({status})", "check that HF_TOKEN is valid and may read it"
+            f"{constants.ENDPOINT} denies access to {repo} ({status})", "check that HF_TOKEN is valid and has access"
         )
-    return ModelNotFound(f"{constants.ENDPOINT} answers with an error ({status})", f"wait a while, and {_AGAIN}")
+    return ModelNotFound(f"{constants.ENDPOINT} returned an error ({status})", f"wait, then {_AGAIN}")
 
 
 def _unreachable(error: Exception) -> SdcliError:
     what = str(error).partition("\n")[0] or type(error).__name__
     return ModelNotFound(
-        f"{constants.ENDPOINT} cannot be reached, or broke off: {what}", f"check the network, and {_AGAIN}"
+        f"{constants.ENDPOINT} cannot be reached, or the connection broke: {what}", f"check the network, then {_AGAIN}"
     )

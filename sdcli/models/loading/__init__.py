@@ -7,6 +7,7 @@ into memory one by one in their final type, so that loading needs little more ro
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Container, Mapping
@@ -34,38 +35,26 @@ with lean_imports():
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.autoencoders.vq_model import VQModel
     from diffusers.models.embeddings import PatchEmbed
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-_TEXT_TO_IMAGE = ("unet", "vae", "text_encoder")
 PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "StableDiffusionPipeline": _TEXT_TO_IMAGE,
-    "StableDiffusionImg2ImgPipeline": _TEXT_TO_IMAGE,
-    "StableDiffusionInpaintPipeline": _TEXT_TO_IMAGE,
-    "StableDiffusionXLPipeline": _TEXT_TO_IMAGE,
-    "StableDiffusionXLImg2ImgPipeline": _TEXT_TO_IMAGE,
-    "StableDiffusionXLInpaintPipeline": _TEXT_TO_IMAGE,
-    "LatentConsistencyModelPipeline": _TEXT_TO_IMAGE,
-    "LatentConsistencyModelImg2ImgPipeline": _TEXT_TO_IMAGE,
-    "LDMClassToImagePipeline": ("unet", "vae", "class_embedder"),
-    "DiTPipeline": ("transformer", "vae"),
+    name: parts for row in architectures.TABLE.values() for name, parts in row.pipelines.items()
 }
-"""The parts that the model of each pipeline cannot do without. All are diffusers' but for LDMClassToImagePipeline."""
+"""The parts that the model of each pipeline cannot do without."""
 _TEXT_ENCODERS: Mapping[str, type[nn.Module]] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
-COMPONENTS: Mapping[str, Mapping[str, type[nn.Module]]] = {
-    "unet": {"UNet2DConditionModel": UNet2DConditionModel},
-    # before diffusers 0.29 a DiT was but one use of Transformer2DModel
-    "transformer": {"DiTTransformer2DModel": DiTTransformer2DModel, "Transformer2DModel": DiTTransformer2DModel},
+COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
+    "unet": architectures.networks("unet"),
+    "transformer": architectures.networks("transformer"),
     "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny, "VQModel": VQModel},
     "class_embedder": {"Embedding": nn.Embedding},
     "text_encoder": _TEXT_ENCODERS,
     "text_encoder_2": _TEXT_ENCODERS,
 }
+"""The classes of each part, by the names in model_index.json; those of networks as `module:class`, to be imported."""
 TEXT_PREFIXES = {
     "text_encoder": (
         "cond_stage_model.transformer.",
@@ -158,7 +147,12 @@ def read_index(source: Source) -> Mapping[str, Any]:
 
 def build(folder: Path, part: str, class_name: str) -> Any:
     """One component as the config in its `folder` says, on the meta device: names and shapes, and no weights."""
-    return construct(folder, COMPONENTS[part][class_name])
+    made = COMPONENTS[part][class_name]
+    if isinstance(made, str):
+        module, _, name = made.partition(":")
+        with lean_imports():
+            made = getattr(importlib.import_module(module), name)
+    return construct(folder, made)
 
 
 def construct(folder: Path, made: type[nn.Module]) -> Any:

@@ -1,6 +1,7 @@
 """Options without effect and sizes that do not suit a model: each is remarked on, and nothing else is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,10 +9,13 @@ from hypothesis import strategies as st
 
 from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.errors import ExitStatus, InvalidRecipe
-from sdcli.models import registry
+from sdcli.models import located, registry
+from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry, ModelFacts
-from sdcli.planning import remarks, resolve
+from sdcli.models.source import Source
+from sdcli.planning import warnings
 from sdcli.recipe.recipe import Recipe
+from tests import tiny
 
 ENTRY = ModelEntry(name="some")
 FACTS = ModelFacts(
@@ -27,7 +31,7 @@ BASE = {"model": "some", "prompt": "fox", "steps": 20, "guidance_scale": 7.0, "s
 
 def fields_of(facts=FACTS, entry=ENTRY, count=1, **options) -> list[str]:
     recipe = Recipe.from_dict({**BASE, "width": 512, "height": 512, **options})
-    return [each.field for each in remarks.of(entry, facts, recipe, count=count)]
+    return [each.field for each in warnings.find(LocatedModel(entry, Source(Path()), facts), recipe, count=count)]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +87,8 @@ def test_the_rule_for_sizes_is_half_to_twice_the_area_and_sides_up_to_one_to_two
 
 def test_every_model_is_at_home_with_its_own_size():
     entry = registry.find("kit")
-    recipe = resolve.resolve_recipe(entry, {"prompt": "fox", "model": "kit"})
-    assert remarks.of(entry, registry.facts_of(entry), recipe) == ()
+    recipe = tiny.recipe_for(entry, {"prompt": "fox", "model": "kit"})
+    assert warnings.find(located.locate(entry), recipe) == ()
     entry = ModelEntry(name="some", needs={"width": 256, "height": 256})
     assert fields_of(entry=entry, width=256, height=256) == []
     assert fields_of(entry=entry, width=1024, height=1024) == ["height"]
@@ -98,9 +102,9 @@ def test_an_empty_prompt_is_worth_a_word_where_nothing_else_is_there_to_draw(pro
 
 
 def test_strict_makes_an_error_of_the_first():
-    remarks.insist(())
-    said = (remarks.Remark("one", "do this", "eta"), remarks.Remark("two", "do that", "sigmas"))
+    warnings.raise_first(())
+    said = (warnings.RecipeWarning("one", "do this", "eta"), warnings.RecipeWarning("two", "do that", "sigmas"))
     with pytest.raises(InvalidRecipe, match="one") as raised:
-        remarks.insist(said)
+        warnings.raise_first(said)
     assert raised.value.field == "eta"
     assert raised.value.exit_status == ExitStatus.USAGE

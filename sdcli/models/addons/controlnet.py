@@ -1,20 +1,30 @@
-"""ControlNets by name: where they are, what they are made for, whether they fit a model. Reads JSON, never weights."""
+"""ControlNets: where they are, what they are made for, whether they fit a model, and how they are attached to one.
+
+Reads JSON alone; only `attach` reads weights, and imports torch.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sdcli.errors import InvalidRecipe, ModelError, ModelNotFound
 from sdcli.files import palette
 from sdcli.files.palette import Class
-from sdcli.models import families, registry
-from sdcli.models.digest import model_digest
-from sdcli.models.registry import CONTROLNET, ModelEntry, ModelFacts
+from sdcli.models import families, located, registry
+from sdcli.models.located import LocatedModel
+from sdcli.models.registry import CONTROLNET, ModelEntry
 from sdcli.models.source import Source
-from sdcli.recipe.recipe import Recipe
+from sdcli.models.weights import Addon
+from sdcli.recipe.recipe import layout_of
+from sdcli.terminal.spelling import did_you_mean
 
+if TYPE_CHECKING:
+    from sdcli.diffusion.model import LatentDiffusionModel
+
+KIND = CONTROLNET
 CLASS_NAME = "ControlNetModel"
 _FAMILIES = {768: ("sd15", "SD 1.x"), 2048: ("sdxl", "SDXL")}
 """What ControlNets are made for, and what people call it, by the features of a token that the U-Net takes."""
@@ -28,6 +38,11 @@ _ALIKE: Mapping[str, tuple[Any, str]] = {
 }
 
 
+def asked(options: Mapping[str, Any]) -> list[tuple[str, None]]:
+    """The ControlNets that flat keys of a recipe ask for; they are not merged, and have no scale of their own."""
+    return [(name, None) for name in layout_of(options).nets]
+
+
 def find(name: str) -> ModelEntry:
     """The entry of a ControlNet: a name, a folder or a repository in the hub cache.
 
@@ -38,9 +53,8 @@ def find(name: str) -> ModelEntry:
     try:
         entry = registry.find(name)
     except ModelNotFound:
-        near = difflib.get_close_matches(name, named, n=1)
         known = f"the named ones are {', '.join(named)}; a folder or OWNER/NAME in the hub cache works too"
-        raise ModelNotFound(f"no ControlNet {name!r}", f"did you mean {near[0]!r}?" if near else known) from None
+        raise ModelNotFound(f"no ControlNet {name!r}", did_you_mean(name, named, known)) from None
     if name in registry.shipped() and entry.kind != CONTROLNET:
         raise _no_controlnet(name, named)
     source = registry.locate(entry)
@@ -78,17 +92,18 @@ def classes(source: Source | None) -> tuple[Class, ...]:
     return (() if source is None else palette.read(source.path)) or palette.shipped(palette.ADE20K)
 
 
-def for_maps(unet: Mapping[str, Any], facts: ModelFacts) -> str:
-    """The shipped ControlNet that reads maps for the model of this U-Net config, by name, where nobody says which.
+def for_maps(model: LocatedModel) -> str:
+    """The shipped ControlNet that reads maps for `model`, by name, where nobody says which.
 
     Raises InvalidRecipe, saying what the model takes, where there is none.
     """
+    unet, facts = model.denoiser_config, model.facts
     family, _ = _family(unet)
     for name, each in registry.shipped().items():
         if each.classes and each.family == family:
             return name
     taking = registry.for_maps()
-    hints = [f"use -m {taking}"] if registry.facts_of(registry.find(taking)).classes else []
+    hints = [f"use -m {taking}"] if located.find(taking).facts.classes else []
     if facts.takes_controlnets:
         hints.append(f"name with --control a ControlNet that reads maps; {_taken(unet)}")
     raise InvalidRecipe(
@@ -98,9 +113,10 @@ def for_maps(unet: Mapping[str, Any], facts: ModelFacts) -> str:
     )
 
 
-def check_fit(name: str, unet: Mapping[str, Any], facts: ModelFacts) -> None:
-    """Raise InvalidRecipe, saying what the model takes, unless a ControlNet fits the model of this U-Net config."""
-    config = families.read_json(locate(name).path / "config.json")
+def check_fit(name: str, source: Source, model: LocatedModel) -> None:
+    """Raise InvalidRecipe, saying what the model takes, unless the ControlNet at `source` fits it."""
+    unet, facts = model.denoiser_config, model.facts
+    config = families.read_json(source.path / "config.json")
     if not facts.takes_controlnets:
         hint = "omit --control, or use a model with a U-Net, such as sd15"
         raise InvalidRecipe("this model takes no ControlNet", hint, "control")
@@ -143,11 +159,16 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def sources(recipe: Recipe) -> dict[str, Source]:
-    """Where each ControlNet of `recipe` lies, by the name that it is called there. Raises what `find` raises."""
-    return {name: locate(name) for name in recipe.layout.nets}
+def files(source: Source) -> list[Path]:
+    """The files of weights in the folder of a ControlNet. Raises ModelError where they are missing or unsafe."""
+    return families.component_files(source.path, source.variant)
 
 
-def digests(recipe: Recipe) -> list[str]:
-    """The digest of each ControlNet of `recipe`, in order."""
-    return [model_digest(locate(each.name)) for each in recipe.layout.controls]
+def attach(model: LatentDiffusionModel, addons: Sequence[Addon]) -> LatentDiffusionModel:
+    """`model` with these ControlNets beside it, on its device and in its dtype, by the names that a recipe uses."""
+    from sdcli.diffusion.model import ControlNet
+    from sdcli.models.loading import controlnet as loading
+
+    nets = {each.name: loading.load(each.source, device=model.device, dtype=model.dtype) for each in addons}
+    palettes = {each.name: classes(each.source) for each in addons}
+    return replace(model, controlnets={name: ControlNet(net, palettes[name]) for name, net in nets.items()})

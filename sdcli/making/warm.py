@@ -1,9 +1,9 @@
 """Pictures from a warm process: the client's end of `sdcli serve`, and the words that both ends use.
 
-A request is `POST /pictures` over the Unix socket: the places of a model and its ControlNets, recipes that differ in
-nothing but seeds, and the directory from which the paths of their images count, as JSON, and this program's version in
-a header. The answer is one JSON object a line: `step` after each step, then `pictures`, with all that a command needs
-to hand over, or `error`. Who closes the connection cancels the work. Imports nothing heavy.
+A request is `POST /pictures` over the Unix socket: where the model and its add-ons are, recipes that differ in nothing
+but seeds, and the directory from which the paths of their images count, as JSON, and this program's version in a
+header. The answer is one JSON object a line: `step` after each step, then `pictures`, or `error`. Who closes the
+connection cancels the work. Imports nothing heavy.
 
 Pixels can depend on the number of threads, so a recipe that leaves it open is asked for with what this process would
 take: MKL_NUM_THREADS or OMP_NUM_THREADS, and no more threads than it may use processors.
@@ -13,53 +13,27 @@ from __future__ import annotations
 
 import json
 import os
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, errors
 from sdcli.errors import SdcliError, ServerUnavailable
-from sdcli.models import controlnets
-from sdcli.models.registry import ModelEntry, locate
+from sdcli.making.maker import OnStep, Task, finished
+from sdcli.making.picture import Picture
+from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
-
-    from PIL import Image
 
 VARIABLE = "SDCLI_SOCKET"
 VERSION_HEADER = "X-Sdcli-Version"
 PATH = "/pictures"
 MAX_LINE_BYTES = 2**30
 BUG_HINT = "this is a bug in sdcli; run again with --debug for the traceback, and report it"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One finished picture as a file's bytes, with what a `pipeline.Result` says of it besides."""
-
-    png: bytes
-    pixels_sha256: str
-    recipe: Recipe
-    seconds: float
-    warnings: tuple[str, ...] = ()
-    flat: str | None = None
-    latents: bytes = b""
-    """The file of what it was decoded from, as --save-latents writes it."""
-
-    @property
-    def image(self) -> Image.Image:
-        """The pixels, decoded anew at each call."""
-        from io import BytesIO
-
-        from PIL import Image
-
-        with Image.open(BytesIO(self.png)) as image:
-            image.load()
-        return image
 
 
 @dataclass(frozen=True)
@@ -70,30 +44,35 @@ class Step:
     total: int
 
 
-Make = Callable[[Sequence[Recipe], Callable[[Any], None]], Sequence[Any]]
-"""From recipes of one batch, and what to call after each step, to their finished pictures."""
-
-
 def socket_path() -> str | None:
     """Where the warm process listens, None where there is to be none."""
     return os.environ.get(VARIABLE) or None
 
 
-def maker(path: str, entry: ModelEntry, *, under_way: bool = False) -> Make:
-    """What makes pictures with the model of `entry` in the process that listens at `path`.
+class WarmMaker:
+    """Makes pictures in the process that listens at `path`; see `sdcli.making.maker.Maker`.
 
-    It raises what the making raised there, ServerUnavailable where nobody answers, and ServerBusy where too many
-    pictures wait, but for the second and later of a series, or all of one that is `under_way`: those wait with the
-    others.
+    A future holds what the making raised there, ServerUnavailable where nobody answers, and ServerBusy where too many
+    pictures wait; once the first has been let in, the next ones of this command wait with the others.
     """
 
-    def make(recipes: Sequence[Recipe], on_step: Callable[[Any], None]) -> Sequence[Picture]:
-        nonlocal under_way
-        pictures = _ask(path, entry, recipes, on_step, under_way)
-        under_way = True
-        return pictures
+    capacity = 1
 
-    return make
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._under_way = False
+
+    def load(self, weights: Weights, recipe: Recipe) -> None:
+        """Nothing: the process at the other end loads what it is asked for."""
+
+    def submit(self, task: Task, on_step: OnStep = lambda step: None) -> Future[list[Picture]]:
+        """Ask for the pictures of `task`, and wait for them. The inputs are read again at the other end."""
+        return finished(lambda: self._make(task, on_step))
+
+    def _make(self, task: Task, on_step: OnStep) -> list[Picture]:
+        pictures = _ask(self.path, task, on_step, self._under_way)
+        self._under_way = True
+        return pictures
 
 
 def to_wire(event: object) -> dict[str, Any]:
@@ -106,32 +85,8 @@ def to_wire(event: object) -> dict[str, Any]:
             message = f"{kind}: {event}" if str(event) else kind
             return {"error": {"kind": "SdcliError", "message": message, "hint": BUG_HINT}}
         case tuple():
-            return {"pictures": [_picture_to_wire(each) for each in event]}
+            return {"pictures": [each.to_wire() for each in event]}
     return {"step": {"index": getattr(event, "index"), "total": getattr(event, "total")}}  # noqa: B009  of any Step
-
-
-def _picture_to_wire(picture: Picture) -> dict[str, Any]:
-    return {
-        "png": b64encode(picture.png).decode(),
-        "pixels_sha256": picture.pixels_sha256,
-        "recipe": picture.recipe.to_dict(),
-        "seconds": picture.seconds,
-        "warnings": picture.warnings,
-        "flat": picture.flat,
-        "latents": b64encode(picture.latents).decode(),
-    }
-
-
-def _picture_from_wire(said: Mapping[str, Any]) -> Picture:
-    return Picture(
-        png=b64decode(said["png"]),
-        pixels_sha256=said["pixels_sha256"],
-        recipe=Recipe.from_dict(said["recipe"]),
-        seconds=said["seconds"],
-        warnings=tuple(said["warnings"]),
-        flat=said["flat"],
-        latents=b64decode(said["latents"]),
-    )
 
 
 def _error_from_wire(said: Mapping[str, Any], place: str, given: str) -> SdcliError:
@@ -141,23 +96,13 @@ def _error_from_wire(said: Mapping[str, Any], place: str, given: str) -> SdcliEr
     return error
 
 
-def _ask(
-    path: str, entry: ModelEntry, recipes: Sequence[Recipe], on_step: Callable[[Any], None], under_way: bool
-) -> Sequence[Picture]:
-    source = locate(entry)
-    given = str(source.path)
-    place = os.path.abspath(given)  # noqa: PTH100  Path.absolute() keeps `..`
+def _ask(path: str, task: Task, on_step: OnStep, under_way: bool) -> list[Picture]:
+    given = str(task.weights.model.path)
+    place = str(task.weights.model.absolute().path)
     asked = {
-        "path": place,
-        "variant": entry.variant,
-        "family": entry.family,
-        "parts": {part: os.path.abspath(folder) for part, folder in source.parts},  # noqa: PTH100  as above
-        "controls": {
-            name: {"path": os.path.abspath(at.path), "variant": at.variant}  # noqa: PTH100  as above
-            for name, at in controlnets.sources(recipes[0]).items()
-        },
+        "weights": task.weights.to_wire(),
         "directory": os.getcwd(),  # noqa: PTH109  from which the paths in recipes count
-        "recipes": [_with_threads(recipe).to_dict() for recipe in recipes],
+        "recipes": [_with_threads(recipe).to_dict() for recipe in task.recipes],
         "processors": _processors(),
         "under_way": under_way,
     }
@@ -171,7 +116,7 @@ def _ask(
                     case {"step": step}:
                         on_step(Step(step["index"], step["total"]))
                     case {"pictures": pictures}:
-                        return [_picture_from_wire(each) for each in pictures]
+                        return [Picture.from_wire(each) for each in pictures]
                     case {"error": error}:
                         raise _error_from_wire(error, place, given)
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:

@@ -15,11 +15,12 @@ from sdcli import __version__
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
-from sdcli.models import controlnets, other_names, registry
-from sdcli.models.digest import file_sha256, model_digest
-from sdcli.models.registry import ModelEntry
+from sdcli.models import addons, located, other_names, registry
+from sdcli.models.digest import file_sha256
+from sdcli.models.located import LocatedModel
+from sdcli.models.weights import Weights
 from sdcli.planning import resolve
-from sdcli.planning.remarks import Remark
+from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.recipe import MAX_SEED, Recipe, keys
 
 if TYPE_CHECKING:
@@ -30,15 +31,16 @@ _EXECUTION = ("device", "dtype", "threads", "batch_size")
 
 
 @dataclass(frozen=True)
-class Source:
+class Recorded:
     """A picture, and how to make it again: one recipe, or all that were made in one batch with it, and which it is."""
 
     path: str
     found: PictureInfo
-    entry: ModelEntry
+    model: LocatedModel
+    weights: Weights
     recipes: Sequence[Recipe]
     index: int
-    remarks: tuple[Remark, ...]
+    warnings: tuple[RecipeWarning, ...]
 
     @property
     def recipe(self) -> Recipe:
@@ -60,7 +62,7 @@ class Difference:
         return f"{share}, by {self.max} of 255 at most, PSNR {self.psnr:.1f} dB"
 
 
-def source(path: str, model: str | None = None, **execution: Any) -> Source:
+def read_recorded(path: str, model: str | None = None, **execution: Any) -> Recorded:
     """What the picture at `path` says of its making, as recipes for this machine.
 
     `model` overrides the one it names, and `execution` (flat keys) what it says of device, dtype and threads. Raises
@@ -69,43 +71,45 @@ def source(path: str, model: str | None = None, **execution: Any) -> Source:
     """
     found = read(path)
     if found.recipe is not None:
-        recipe, remarks = _ours(found)
+        recipe, warnings = _ours(found)
         recipe["model"] = model or _our_model(path, found)
     else:
-        recipe, remarks = _theirs(path, found, model)
+        recipe, warnings = _theirs(path, found, model)
     recipe |= execution
     entry = registry.find(recipe["model"])
     try:
-        resolved = resolve.resolve_recipe(entry, recipe, user=False)
+        place = located.locate(entry)
+        whole = resolve.resolve(place, recipe, user=False)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or say with -m which model it is") from error
+    resolved = whole.recipe
     seeds, index = _batch(found, resolved)
     if resolved.execution.batch_size > 1 and len(seeds) == 1:
-        remarks.append(
-            Remark(
+        warnings.append(
+            RecipeWarning(
                 f"the picture was made in a batch of {resolved.execution.batch_size}, and is made again alone",
                 "the seeds of the others are not in it",
                 "batch_size",
             )
         )
     recipes = [resolved.replace(seed=seed, batch_size=len(seeds)) for seed in seeds]
-    return Source(path, found, entry, recipes, index, tuple(remarks))
+    return Recorded(path, found, place, whole.weights, recipes, index, tuple(warnings))
 
 
-def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[Remark]]:
+def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[RecipeWarning]]:
     assert found.recipe is not None
     known = set(keys())
     return {key: value for key, value in found.recipe.items() if key in known}, list(unknown_keys(found))
 
 
-def unknown_keys(found: PictureInfo) -> Iterator[Remark]:
-    """A remark on each key in sdcli's chunk that this version does not know."""
+def unknown_keys(found: PictureInfo) -> Iterator[RecipeWarning]:
+    """A warning for each key in sdcli's chunk that this version does not know."""
     chunk = {key for key in found.chunk if key not in CHUNK_KEYS}
     for key in sorted({*(found.recipe or {}), *chunk} - set(keys())):
-        yield Remark(f"unknown metadata key {key!r} is not heeded", "was it written by a newer sdcli?", key)
+        yield RecipeWarning(f"unknown metadata key {key!r} is not used", "was it written by a newer sdcli?", key)
 
 
-CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "control_digests", "batch")
+CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "batch")
 
 
 def _our_model(path: str, found: PictureInfo) -> str:
@@ -124,7 +128,7 @@ def _our_model(path: str, found: PictureInfo) -> str:
     return said
 
 
-def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str, Any], list[Remark]]:
+def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str, Any], list[RecipeWarning]]:
     said = foreign.translate(found)
     if said is None:
         raise InputError(f"{path} does not say how it was made", "only pictures with a recipe inside can be replayed")
@@ -135,26 +139,26 @@ def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str,
         name = said.model or said.model_hash or "a model that it does not name"
         raise ModelNotFound(f"{path} was made with {name}, which is not here", "say which model it is with -m")
     recipe = {"width": found.width, "height": found.height, **said.recipe, "model": chosen}
-    return recipe, [Remark(each, "it cannot be followed", each.partition(":")[0]) for each in said.unhonoured]
+    return recipe, [RecipeWarning(each, "it cannot be followed", each.partition(":")[0]) for each in said.unhonoured]
 
 
-def other_weights(origin: Source) -> Iterator[Remark]:
-    """Remarks on what goes by the name in the picture, or by `-m`, and is not what the picture was made with.
+def other_weights(origin: Recorded) -> Iterator[RecipeWarning]:
+    """Warnings of what goes by the name in the picture, or by `-m`, and is not what the picture was made with.
 
-    Apart from `source`, for it reads the model's files where their digest is not known yet.
+    Apart from `read_recorded`, for it reads the model's files where their digest is not known yet.
     """
-    found, place, hint = origin.found, registry.locate(origin.entry), "say with -m which model it was made with"
-    now, then = model_digest(place), found.chunk.get("model_digest")
+    found, place, hint = origin.found, origin.model.source, "say with -m which model it was made with"
+    now, then = place.sha256, found.chunk.get("model_digest")
     if isinstance(then, str) and then != now:
-        yield Remark(_changed("the model", then, now), hint, "model")
+        yield RecipeWarning(_changed("the model", then, now), hint, "model")
     said = foreign.translate(found) if found.recipe is None else None
     if said is not None and place.is_file and _HASH.fullmatch(said.model_hash):
         own = file_sha256(place.path)  # of the file alone, whatever parts stand in for some of it
         if not own.startswith(said.model_hash):
             problem = f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {own[:12]}…"
-            yield Remark(problem, hint, "model")
-    for each in _changed_controls(origin.recipe, found.chunk.get("control_digests")):
-        yield Remark(each, "bring back the one that it was made with", "control")
+            yield RecipeWarning(problem, hint, "model")
+    for kind, each in _changed_addons(origin.weights, found.chunk.get("addons")):
+        yield RecipeWarning(each, "bring back the one that it was made with", kind)
 
 
 def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
@@ -173,13 +177,19 @@ def _changed(what: str, then: object, now: str) -> str:
     return f"{what} is not what the picture was made with: sha256 {str(then)[:12]}… then, {now[:12]}… now"
 
 
-def _changed_controls(made: Recipe, then: Any) -> Iterator[str]:
-    """A word on each ControlNet that is not what it was when the picture was made, of which the digests are `then`."""
-    names = [each.name for each in made.layout.controls]
-    if isinstance(then, list) and len(then) == len(names):
-        for name, before, now in zip(names, then, controlnets.digests(made), strict=True):
-            if before != now:
-                yield _changed(f"the ControlNet {name}", before, now)
+def _changed_addons(weights: Weights, then: Any) -> Iterator[tuple[str, str]]:
+    """The kind of each add-on that is not what it was when the picture recorded `then`, and what is said of it."""
+    recorded = {}
+    for each in then if isinstance(then, list) else ():
+        if isinstance(each, Mapping):
+            recorded[each.get("kind"), each.get("name")] = each.get("sha256")
+    for addon in weights.addons:
+        before = recorded.get((addon.kind, addon.name), addon.source.sha256)
+        if before != addon.source.sha256:
+            yield (
+                addon.kind,
+                _changed(f"the {addons.KINDS[addon.kind].title} {addon.name}", before, addon.source.sha256),
+            )
 
 
 def difference(before: Image.Image, after: Image.Image) -> Difference | None:
@@ -204,7 +214,7 @@ def difference(before: Image.Image, after: Image.Image) -> Difference | None:
     return Difference(total - histogram[0], total, highest, psnr)
 
 
-def reasons(origin: Source, made: Recipe, digest: str, pixels_sha256: str) -> list[str]:
+def reasons(origin: Recorded, made: Recipe, pixels_sha256: str) -> list[str]:
     """Why the replay of `origin`, with `made` as its recipe, may differ: what was other when the picture was made."""
     found = origin.found
     chunk = found.chunk
@@ -215,14 +225,15 @@ def reasons(origin: Source, made: Recipe, digest: str, pixels_sha256: str) -> li
         told.append("the file's pixels are not those that were written")
     if found.recipe is None:
         told.append(f"{found.writer} made it, with arithmetic and noise of its own")
-        told += [remark.message for remark in (*origin.remarks, *other_weights(origin))]
+        told += [warning.message for warning in (*origin.warnings, *other_weights(origin))]
     if found.format not in ("PNG", "TIFF", "BMP"):
         told.append(f"{found.format} does not keep pixels as they were")
     then, now = dict(found.recipe or {}), made.to_dict()
     told += [f"{key}: {then[key]} then, {now[key]} now" for key in _EXECUTION if key in then and then[key] != now[key]]
+    digest = origin.model.source.sha256
     if chunk.get("model_digest", digest) != digest:
         told.append(_changed("the model", chunk["model_digest"], digest))
-    told += _changed_controls(made, chunk.get("control_digests"))
+    told += [what for _, what in _changed_addons(origin.weights, chunk.get("addons"))]
     here = {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}}
     told += [
         f"{name}: {number} then, {here[name]} now"

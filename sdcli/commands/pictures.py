@@ -1,4 +1,4 @@
-"""From the options of a command that makes pictures to pictures delivered; what such commands share."""
+"""From the options of a command to its pictures on disk; every command that makes pictures calls `make`."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from typing import Any
 from sdcli import config
 from sdcli.commands import options
 from sdcli.errors import InputError, UsageError
-from sdcli.making import delivery
-from sdcli.models import registry
-from sdcli.models.registry import ModelFacts
-from sdcli.planning import remarks, resolve
-from sdcli.recipe.recipe import Layout, Recipe
+from sdcli.making import deliver
+from sdcli.making.request import Request
+from sdcli.models import located
+from sdcli.planning import resolve, warnings
+from sdcli.planning.resolve import Resolved
+from sdcli.recipe.recipe import Layout
 from sdcli.terminal import streams
 
 
-def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
-    """Make, or with `--dry-run` forecast, the pictures of `asked`: flat keys, those that were given.
+def make(asked: Mapping[str, Any], output: options.Output) -> None:
+    """Make the pictures of `asked` (flat keys, those that were given), or with `--dry-run` print the plan for them.
 
-    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Says on stderr, unless quiet, where a
-    picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a label is
-    there, and what `resolve.resolve_recipe` and `delivery.deliver` raise.
+    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Unless quiet, a note on stderr says
+    where a picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a
+    label is given, and what `resolve.resolve` and `deliver.deliver` raise.
     """
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a model that takes a class; see --help"
         raise UsageError("neither PROMPT nor --label says what to draw", hint)
     model = config.model(asked.get("model"))
-    entry = registry.find(model)
-    recipe = resolve.resolve_recipe(entry, {**asked, "model": model, **_prompt(asked.get("prompt"))})
-    facts = registry.facts_of(entry)
+    found = located.find(model)
+    resolved = resolve.resolve(found, {**asked, "model": model, **_prompt(asked.get("prompt"))})
+    recipe = resolved.recipe
     if not output.quiet:
-        _say_sizes(recipe, facts)
-    order = delivery.Order(
-        entry=entry,
+        _note_sizes(resolved)
+    request = Request(
+        model=found,
+        weights=resolved.weights,
+        inputs=resolved.inputs,
         recipes=tuple(recipe.replace(seed=recipe.seed + index) for index in range(output.num_images)),
         output=config.output(output.path),
         force=output.force,
@@ -42,27 +45,28 @@ def carry_out(asked: Mapping[str, Any], output: options.Output) -> None:
         quiet=output.quiet,
         strict=output.strict,
         save_latents=output.save_latents,
-        remarks=remarks.of(entry, facts, recipe, count=output.num_images),
+        warnings=warnings.find(found, recipe, count=output.num_images),
     )
     if output.dry_run:
-        delivery.forecast(order)
+        deliver.forecast(request)
     else:
-        delivery.deliver(order)
+        deliver.deliver(request)
 
 
-def _say_sizes(recipe: Recipe, facts: ModelFacts) -> None:
+def _note_sizes(resolved: Resolved) -> None:
+    recipe, inputs = resolved.recipe, resolved.inputs
     size = recipe.width, recipe.height
-    if recipe.initial.image is not None:
-        from sdcli.files import inputs
+    if inputs.image is not None:
+        from sdcli.files import canvas
 
-        left, top, right, bottom = inputs.box(inputs.read(recipe.initial), recipe.initial.padding)
+        left, top, right, bottom = canvas.box(inputs.image, recipe.initial.padding)
         own = right - left, bottom - top
         if own != size:
             streams.note(f"worked on at {recipe.width}×{recipe.height}, and put back at {own[0]}×{own[1]}")
     elif recipe.layout != Layout():
         from sdcli.planning import layouts
 
-        for note in layouts.notes(recipe.layout, facts.classes, size):
+        for note in layouts.notes(recipe.layout, inputs, size):
             streams.note(note)
 
 

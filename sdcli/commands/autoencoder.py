@@ -13,9 +13,11 @@ import typer
 from sdcli import config
 from sdcli.commands import options
 from sdcli.files import outputs
-from sdcli.making import delivery
-from sdcli.models import registry
+from sdcli.making import deliver
+from sdcli.making.maker import LocalMaker
+from sdcli.models import located
 from sdcli.models.registry import ModelFacts
+from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
 from sdcli.terminal import streams
@@ -42,46 +44,46 @@ class Work(Generic[Given]):
 
 @dataclass(frozen=True)
 class Output:
-    """One file to hand over, and what is said of it."""
+    """Options of the file to write."""
 
     path: str | None = None
     force: options.Force = False
     json: Annotated[
         bool,
         typer.Option(
-            "--json", rich_help_panel=options.OUTPUT, help="One JSON object, not the path.", show_default=False
+            "--json",
+            rich_help_panel=options.OUTPUT,
+            help="Print one JSON object instead of the path.",
+            show_default=False,
         ),
     ] = False
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", rich_help_panel=options.OUTPUT, help="No word on sizes.", show_default=False),
+        typer.Option(
+            "--quiet", "-q", rich_help_panel=options.OUTPUT, help="Do not print the sizes.", show_default=False
+        ),
     ] = False
     debug: options.Debug = False
 
 
-def carry_out(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
-    """Do `work` with the model of `asked` (flat keys), write what comes of it to the output's path, and print that.
+def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
+    """Do `work` with the model of `asked` (flat keys), write the result to the output's path, and print that.
 
     Says on stderr, unless quiet, what became how much smaller or larger. Raises OutputError where nothing can be
     written there, and what the work raises of its input, before the model is loaded.
     """
     path = str(output.path)
     name = config.model(asked.get("model"))
-    entry = registry.find(name)
-    facts = registry.facts_of(entry)
-    known = resolve.settings(entry, {**asked, "model": name}, facts)
+    found = located.find(name)
+    known = resolve.settings(found.entry, {**asked, "model": name}, found.facts)
     recipe = Recipe.from_dict({"seed": 0, "prompt": "", **{key: each.value for key, each in known.items()}})
     outputs.check(path, force=output.force)
-    given = work.read(facts)
-    delivery.prepare_libraries()
-    from sdcli.diffusion import device
-    from sdcli.models import assemble
-
-    source = registry.locate(entry)
+    given = work.read(found.facts)
+    deliver.prepare_libraries()
     with streams.results():  # whatever libraries print goes to stderr
-        model = assemble.load(source, device.resolve_execution(recipe))
+        model = LocalMaker().load(Weights(found.source), recipe)
         started = time.perf_counter()
-        data, (width, height), shape = work.make(model, delivery.digest_of(source), given)
+        data, (width, height), shape = work.make(model, found.source.sha256, given)
         seconds = time.perf_counter() - started
     outputs.write(outputs.Destination(path, force=output.force), data)
     ratio = 3 * width * height / (shape[1] * shape[2] * shape[3])

@@ -1,4 +1,4 @@
-"""A prompt's tokens, divided into the windows that a text encoder takes. Imports no torch."""
+"""A prompt's tokens, divided into the chunks that a text encoder takes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from sdcli.diffusion.context import weights
 from sdcli.diffusion.model import Tokenizer
 
-Window = list[tuple[int, float]]
+Chunk = list[tuple[int, float]]
 """The tokens in one call of the encoder, without the special ones: ids and weights."""
 
 
-def windows(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> list[Window]:
-    """The tokens of `prompt`, divided into windows of at most `max_length` − 2; at least one, which may be empty.
+def chunks(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> list[Chunk]:
+    """The tokens of `prompt`, divided into chunks of at most `max_length` − 2; at least one, which may be empty.
 
-    A word's tokens stay together unless they fill more than a window. BREAK ends a window, even an empty one.
+    A word's tokens stay together unless they fill more than a chunk. BREAK ends a chunk, even an empty one.
     """
     room = tokenizer.max_length - 2
     parts = weights.parse(prompt) if prompt_weights else [[weights.Weighted(prompt, 1.0)]]
-    result: list[Window] = []
+    result: list[Chunk] = []
     for part in parts:
         result.append([])
         for word in _words(tokenizer, part):
@@ -33,10 +33,10 @@ def windows(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> l
     return result
 
 
-def _words(tokenizer: Tokenizer, part: Sequence[weights.Weighted]) -> Iterator[Window]:
+def _words(tokenizer: Tokenizer, part: Sequence[weights.Weighted]) -> Iterator[Chunk]:
     """The tokens of each word; CLIP marks a word's last with `</w>`."""
     for text, weight in part:
-        word: Window = []
+        word: Chunk = []
         for token in tokenizer.encode(text):
             word.append((token, weight))
             if (tokenizer.byte_pairs.id_to_token(token) or "").endswith("</w>"):

@@ -14,8 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 from sdcli import __version__
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound
 from sdcli.files.metadata import png_bytes, read
+from sdcli.models import located
+from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry
-from sdcli.planning import proof
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
+from sdcli.planning import replay
 from sdcli.recipe.recipe import Recipe
 from tests.test_foreign import A1111
 
@@ -24,6 +28,7 @@ BASE = {
     "height": 256, "seed": 7, "device": "cpu", "dtype": "float32", "threads": 1,
 }  # fmt: skip
 RECIPE = Recipe.from_dict(BASE)
+KIT = located.find("kit").source.sha256
 IMAGE = Image.new("RGB", (4, 4), (10, 20, 30))
 
 
@@ -33,7 +38,7 @@ def picture(tmp_path):
 
     def write(name="fox.png", image=IMAGE, **changes):
         png = tmp_path / name
-        png.write_bytes(png_bytes(IMAGE, RECIPE, extra={"model_digest": "a" * 64}))
+        png.write_bytes(png_bytes(IMAGE, RECIPE, extra={"model_digest": KIT}))
         with Image.open(png) as written:
             said = json.loads(written.info["sdcli"])
         for key, value in changes.items():
@@ -53,7 +58,7 @@ def test_the_numbers_are_numpys(seed, width, height, changes):
     after = before.copy()
     for _ in range(changes):
         after[random.integers(height), random.integers(width), random.integers(3)] = random.integers(256)
-    found = proof.difference(Image.fromarray(before), Image.fromarray(after))
+    found = replay.difference(Image.fromarray(before), Image.fromarray(after))
     apart = before.astype(int) - after.astype(int)
     if not apart.any():
         assert found is None
@@ -65,60 +70,60 @@ def test_the_numbers_are_numpys(seed, width, height, changes):
 
 
 def test_pictures_of_two_sizes_differ_all_over():
-    assert proof.difference(IMAGE, IMAGE.resize((4, 5))) == proof.Difference(20, 20, 255, 0.0)
+    assert replay.difference(IMAGE, IMAGE.resize((4, 5))) == replay.Difference(20, 20, 255, 0.0)
 
 
 def test_a_source_is_the_recipe(picture):
-    source = proof.source(picture())
-    assert (source.recipe, source.remarks) == (RECIPE, ())
+    source = replay.read_recorded(picture())
+    assert (source.recipe, source.warnings) == (RECIPE, ())
 
 
 def test_unknown_keys_are_remarked_on_and_left_out(picture):
-    source = proof.source(picture(recipe={"cleverness": 9}, provenance="unknown"))
+    source = replay.read_recorded(picture(recipe={"cleverness": 9}, provenance="unknown"))
     assert source.recipe == RECIPE
-    assert [remark.field for remark in source.remarks] == ["cleverness", "provenance"]
+    assert [each.field for each in source.warnings] == ["cleverness", "provenance"]
 
 
 def test_a_batch_is_known_by_its_seeds(picture):
     batch = {"seeds": [6, 7, 8], "index": 1}
-    source = proof.source(picture(recipe={"batch_size": 3}, batch=batch))
+    source = replay.read_recorded(picture(recipe={"batch_size": 3}, batch=batch))
     assert [recipe.seed for recipe in source.recipes] == [6, 7, 8]
     assert source.recipe == RECIPE.replace(batch_size=3)
-    assert source.remarks == ()
+    assert source.warnings == ()
 
 
 @pytest.mark.parametrize(
     "batch", [None, {"seeds": [6, 7], "index": 0}, {"seeds": [7], "index": 1}, {"seeds": "7", "index": 0}, {"index": 0}]
 )
 def test_a_batch_whose_seeds_are_not_known_is_replayed_alone_and_that_is_said(picture, batch):
-    source = proof.source(picture(recipe={"batch_size": 3}, batch=batch))
+    source = replay.read_recorded(picture(recipe={"batch_size": 3}, batch=batch))
     assert source.recipes == [RECIPE]
-    assert [remark.field for remark in source.remarks] == ["batch_size"]
+    assert [each.field for each in source.warnings] == ["batch_size"]
 
 
 def test_options_overrule_what_is_recorded(picture):
-    assert proof.source(picture(), dtype="bfloat16").recipe == RECIPE.replace(dtype="bfloat16")
+    assert replay.read_recorded(picture(), dtype="bfloat16").recipe == RECIPE.replace(dtype="bfloat16")
 
 
 def test_a_model_is_looked_for_beside_the_picture(picture, sd15, tmp_path):
     (tmp_path / "tiny").symlink_to(sd15)
-    source = proof.source(picture(recipe={"model": "tiny", "width": 64, "height": 64}))
+    source = replay.read_recorded(picture(recipe={"model": "tiny", "width": 64, "height": 64}))
     assert source.recipe.model == str(tmp_path / "tiny")
 
 
 def test_refusals(picture, tmp_path):
     with pytest.raises(ModelNotFound) as raised:
-        proof.source(picture(recipe={"model": "gone"}))
+        replay.read_recorded(picture(recipe={"model": "gone"}))
     assert "-m" in raised.value.hint
     with pytest.raises(InvalidRecipe):
-        proof.source(picture(recipe={"steps": 0}))
+        replay.read_recorded(picture(recipe={"steps": 0}))
     IMAGE.save(tmp_path / "plain.png")
     with pytest.raises(InputError, match="does not say"):
-        proof.source(str(tmp_path / "plain.png"))
+        replay.read_recorded(str(tmp_path / "plain.png"))
 
 
-def reasons(path: str, digest: str = "a" * 64, pixels: str = "0" * 64, **changes) -> list[str]:
-    return proof.reasons(proof.source(path), RECIPE.replace(**changes), digest, pixels)
+def reasons(path: str, pixels: str = "0" * 64, **changes) -> list[str]:
+    return replay.reasons(replay.read_recorded(path), RECIPE.replace(**changes), pixels)
 
 
 def test_nothing_that_is_recorded_differs(picture):
@@ -127,13 +132,15 @@ def test_nothing_that_is_recorded_differs(picture):
 
 
 def test_each_reason_is_told(picture):
-    path = picture(software={"sdcli": "0.0", "torch": "1.0", "unheard-of": "5"}, recipe={"device": "cuda"})
-    told = reasons(path, digest="b" * 64, dtype="bfloat16", threads=4)
+    path = picture(
+        software={"sdcli": "0.0", "torch": "1.0", "unheard-of": "5"}, recipe={"device": "cuda"}, model_digest="a" * 64
+    )
+    told = reasons(path, dtype="bfloat16", threads=4)
     assert told == [
         "device: cuda then, cpu now",
         "dtype: float32 then, bfloat16 now",
         "threads: 1 then, 4 now",
-        f"the model is not what the picture was made with: sha256 {'a' * 12}… then, {'b' * 12}… now",
+        f"the model is not what the picture was made with: sha256 {'a' * 12}… then, {KIT[:12]}… now",
         f"sdcli: 0.0 then, {__version__} now",
         *[reason for reason in told if reason.startswith("torch: 1.0 then")],
     ]
@@ -144,16 +151,18 @@ def test_another_file_under_the_name_in_a_picture_of_a1111_is_said(tmp_path):
     file = tmp_path / "dream.safetensors"
     file.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    entry = ModelEntry(name="dream", folder=str(file))
+    model = LocatedModel(ModelEntry(name="dream", folder=str(file)), Source(file), located.find("kit").facts)
 
     def said(model_hash):
         chunks = PngInfo()
         chunks.add_text("parameters", A1111.replace("6ce0161689", model_hash))
         IMAGE.save(tmp_path / "theirs.png", pnginfo=chunks)
         found = read(tmp_path / "theirs.png")
-        origin = proof.Source("theirs.png", found, entry, [RECIPE.replace(model="dream")], 0, ())
-        told = [remark.message for remark in proof.other_weights(origin)]
-        assert set(told) <= set(proof.reasons(origin, RECIPE, digest, "0" * 64))
+        origin = replay.Recorded(
+            "theirs.png", found, model, Weights(model.source), [RECIPE.replace(model="dream")], 0, ()
+        )
+        told = [each.message for each in replay.other_weights(origin)]
+        assert set(told) <= set(replay.reasons(origin, RECIPE, "0" * 64))
         return told
 
     assert said(digest[:10]) == said(digest) == []
@@ -165,7 +174,7 @@ def test_a_file_changed_afterwards_is_told_from_one_that_comes_out_otherwise(pic
     changed = IMAGE.copy()
     changed.putpixel((1, 1), (0, 0, 0))
     path = picture(image=changed)
-    written = proof.source(path).found.chunk["pixels_sha256"]
+    written = replay.read_recorded(path).found.chunk["pixels_sha256"]
     assert reasons(path, pixels=written) == [
         "the file was changed after it was made: the replay gives the pixels that were written then"
     ]

@@ -1,0 +1,229 @@
+"""The image a picture starts from, as what is worked on: which part of it, at which size, and how it is put back.
+
+Knows PIL and numpy, nothing of files, models or latents. White in a mask is what is to be repainted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+
+from sdcli.errors import InputError
+from sdcli.recipe.recipe import Initial
+
+STRENGTH = 0.6
+MOST_TIMES_NATIVE = 2.0
+MOST_ASPECT = 2.0
+MIN_SIDE = 64
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, in pixels; the last two are the first beyond."""
+
+
+@dataclass(frozen=True)
+class InitialImage:
+    """An image, upright 8-bit RGB or RGBA, and where it is to be repainted.
+
+    `mask` is 8-bit L of the same size, white where to repaint and soft at its edges; None redraws all of the image.
+    `core` is the mask before it was softened.
+    """
+
+    image: Image.Image
+    mask: Image.Image | None = None
+    core: Image.Image | None = None
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
+
+
+def prepare(
+    image: Image.Image,
+    mask: Image.Image | None,
+    initial: Initial,
+    image_sha256: str | None = None,
+    mask_sha256: str | None = None,
+) -> InitialImage:
+    """The inputs that an upright `image` (RGB or RGBA) and `mask` (L, white repaints) become as `initial` says.
+
+    Raises InputError for a mask of another size, unless it may be stretched, and for one with nothing to repaint.
+    """
+    if any(initial.borders):
+        image, mask = extend(image, initial.borders)
+    if mask is None:
+        return InitialImage(image, image_sha256=image_sha256)
+    if mask.size != image.size:
+        if not initial.fit_mask:
+            raise InputError(
+                f"the mask is {mask.width}×{mask.height} and the image {image.width}×{image.height}",
+                "give a mask of the image's size, or stretch it with --fit-mask",
+            )
+        mask = mask.resize(image.size, Image.Resampling.BILINEAR)
+    if initial.invert_mask:
+        mask = ImageChops.invert(mask)
+    if mask.getextrema()[1] < 128:  # type: ignore[operator]
+        raise InputError(
+            "the mask has nothing to repaint: no part of it is white",
+            "paint white what is to be repainted, or turn the mask round with --invert-mask",
+        )
+    soft = mask.filter(ImageFilter.GaussianBlur(initial.mask_blur)) if initial.mask_blur else mask
+    if soft.getbbox() is None:
+        raise InputError(
+            f"the mask has nothing to repaint: softened by {initial.mask_blur:g} pixels, no part of it is left",
+            "paint more of it white, or soften it less with --mask-blur",
+        )
+    return InitialImage(image, soft, mask, image_sha256, mask_sha256)
+
+
+def complete(given: InitialImage, asked: Mapping[str, Any], native: tuple[int, int], multiple: int) -> dict[str, Any]:
+    """The flat keys that an image decides where `asked` does not: the working size, strength, sums.
+
+    `native` is the size that the model was trained on; sides are multiples of `multiple` pixels. An image of half to
+    twice that area is worked on as it is, but for rounding; others, and a part cut out by padding, at that area.
+    """
+    left, top, right, bottom = box(given, asked.get("padding"))
+    own = right - left, bottom - top
+    said = {
+        **good_size(own, asked, native, multiple, exact=asked.get("padding") is not None),
+        "strength": STRENGTH if given.mask is None else 1.0,
+        "image_sha256": given.image_sha256,
+        "mask_sha256": given.mask_sha256,
+    }
+    return {**said, **{key: value for key, value in asked.items() if value is not None}}
+
+
+def box(given: InitialImage, padding: int | None) -> Box:
+    """The part of the image that is worked on: all of it, or what the mask shows and `padding` pixels around it.
+
+    Models do badly on shapes longer than 1:2: where the image has room, a longer part is made so wide.
+    """
+    if padding is None or given.mask is None:
+        return (0, 0, *given.image.size)
+    shown = given.mask.getbbox()
+    assert shown is not None
+    left, top, right, bottom = shown
+    width, height = given.image.size
+    left, right = max(left - padding, 0), min(right + padding, width)
+    top, bottom = max(top - padding, 0), min(bottom + padding, height)
+    least = math.ceil(max(right - left, bottom - top) / MOST_ASPECT)
+    (left, right), (top, bottom) = _widened(left, right, least, width), _widened(top, bottom, least, height)
+    return left, top, right, bottom
+
+
+def _widened(low: int, high: int, least: int, most: int) -> tuple[int, int]:
+    """`low` … `high`, at least `least` long where 0 … `most` has room for that, and about its middle."""
+    length = max(high - low, min(least, most))
+    start = min(max(low - (length - (high - low)) // 2, 0), most - length)
+    return start, start + length
+
+
+def working(given: InitialImage, padding: int | None, size: tuple[int, int]) -> Image.Image:
+    """The part that is worked on, RGB, at `size` (width, height); transparent pixels show white."""
+    part = _opaque(given.image.crop(box(given, padding)))
+    return part if part.size == size else part.resize(size, Image.Resampling.LANCZOS)
+
+
+def working_mask(given: InitialImage, padding: int | None, size: tuple[int, int], cell: int) -> Image.Image:
+    """The mask of that part at `size`, L, 0 or 255: whole latents' cells of `cell` pixels a side.
+
+    A cell that the mask touches anywhere is repainted whole, so that a thin line is not lost between cells.
+    """
+    assert given.core is not None
+    part = given.core.crop(box(given, padding)).point(lambda value: 255 * (value >= 128)).convert("F")
+    cells = np.asarray(part.resize((size[0] // cell, size[1] // cell), Image.Resampling.BOX)) > 0
+    return Image.fromarray(np.repeat(np.repeat(np.uint8(255) * cells, cell, axis=0), cell, axis=1))
+
+
+def put_back(picture: Image.Image, given: InitialImage, padding: int | None) -> Image.Image:
+    """The image with `picture` (RGB, of the working size) in its place, at the image's own size.
+
+    Every pixel whose mask is 0 is the image's own, to the bit, transparency included; without a mask it is all
+    `picture`. What is repainted is opaque, and mixes with transparent pixels in proportion to both opacities.
+    """
+    left, top, right, bottom = place = box(given, padding)
+    part = (right - left, bottom - top)
+    if picture.size != part:
+        picture = picture.resize(part, Image.Resampling.LANCZOS)
+    if given.mask is None:
+        return picture
+    result = given.image.copy()
+    result.paste(_mixed(given.image.crop(place), picture, given.mask.crop(place)), (left, top))
+    return result
+
+
+def _mixed(before: Image.Image, after: Image.Image, mask: Image.Image) -> Image.Image:
+    """`before` where `mask` is 0, `after` where it is 255; in `before`'s mode, RGB or RGBA.
+
+    Where both are transparent or mixed, colours count by their opacity (Porter & Duff 1984, "Compositing Digital
+    Images", premultiplied α).
+    """
+    old = np.asarray(before).astype(np.float32)
+    new = np.asarray(after.convert(before.mode)).astype(np.float32)
+    share = np.asarray(mask)[..., None].astype(np.float32) / 255
+    if before.mode == "RGB":
+        mixed = old * (1 - share) + new * share
+    else:
+        opacity = old[..., 3:] * (1 - share) + new[..., 3:] * share
+        colours = old[..., :3] * old[..., 3:] * (1 - share) + new[..., :3] * new[..., 3:] * share
+        mixed = np.concatenate([colours / np.maximum(opacity, 1e-6), opacity], axis=-1)
+    mixed = np.where(share == 0, old, mixed.round())
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8), before.mode)
+
+
+def extend(image: Image.Image, borders: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
+    """`image` with `borders` (left, top, right, bottom) new pixels around it, and the mask of what is new.
+
+    The new pixels mirror the image, as often as it takes: the colours that lie next to them.
+    """
+    left, top, right, bottom = borders
+    mode = "reflect" if min(image.size) > 1 else "edge"
+    pixels = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode=mode)  # type: ignore[call-overload]
+    mask = Image.new("L", (pixels.shape[1], pixels.shape[0]), 255)
+    mask.paste(0, (left, top, left + image.width, top + image.height))
+    return Image.fromarray(pixels, image.mode), mask
+
+
+def good_size(
+    own: tuple[int, int], asked: Mapping[str, Any], native: tuple[int, int], multiple: int, *, exact: bool = False
+) -> dict[str, int]:
+    """`width` and `height` near the shape of `own`, where a model trained on `native` works well.
+
+    That is `own` but for rounding, if its area is half to twice that of `native` and it need not be `exact`; else the
+    shape of it in that area. Where `asked` has one of the two, the other goes with it.
+    """
+    area = native[0] * native[1]
+    ratio = own[0] * own[1] / area
+    scale = math.sqrt(1 / ratio) if exact or not 1 / MOST_TIMES_NATIVE <= ratio <= MOST_TIMES_NATIVE else 1.0
+    width, height = (_rounded(side * scale, multiple) for side in own)
+    if asked.get("width") and not asked.get("height"):
+        height = _rounded(asked["width"] * own[1] / own[0], multiple)
+    if asked.get("height") and not asked.get("width"):
+        width = _rounded(asked["height"] * own[0] / own[1], multiple)
+    return {"width": width, "height": height}
+
+
+def guide(picture: Image.Image, given: InitialImage | None, padding: int | None, size: tuple[int, int]) -> Image.Image:
+    """What a ControlNet reads of `picture` at `size`, RGB: the part that is worked on, where an image is `given`.
+
+    The picture lies over the image, or over the new picture, in the middle and without distortion; what goes beyond
+    is cut off.
+    """
+    picture = _opaque(picture)
+    part = (0, 0, *picture.size) if given is None else box(given, padding)
+    if given is not None and part != (0, 0, *given.image.size):
+        picture = ImageOps.fit(picture, given.image.size, Image.Resampling.LANCZOS).crop(part)
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+
+
+def _rounded(side: float, multiple: int) -> int:
+    least = -(-MIN_SIDE // multiple) * multiple
+    return max(round(side / multiple) * multiple, least)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,0 +1,208 @@
+"""From recipes to pictures on disk and lines on stdout; what every command that makes pictures ends with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, BinaryIO
+
+from sdcli.errors import InvalidPicture, SdcliError, UsageError
+from sdcli.files import outputs
+from sdcli.making import warm
+from sdcli.making.maker import LocalMaker, Maker, Task
+from sdcli.making.picture import Picture
+from sdcli.making.request import Request
+from sdcli.making.warm import WarmMaker
+from sdcli.planning import dry_run, warnings
+from sdcli.planning.warnings import RecipeWarning
+from sdcli.recipe.recipe import Recipe
+from sdcli.terminal import display, streams
+
+
+def deliver(request: Request) -> None:
+    """Make the pictures of `request`, one line (or, for `-o -`, one PNG) on stdout as each is safely on disk.
+
+    What can be refused is refused before torch is imported. Raises whatever kept a picture from being made or
+    written; those finished before it stay.
+    """
+    check_stdout(request)
+    announce(request)
+    destinations = () if request.to_stdout else outputs.plan(request.output, request.recipes, force=request.force)
+    beside = plan_latents(request)
+    _check_apart(destinations, beside)
+    on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    show_picture = on_terminal and not (request.quiet or request.json or request.to_stdout)
+    prepare_libraries()
+    with streams.results() as out:
+        for index, picture in enumerate(pictures(request, out, maker())):
+            place = None if request.to_stdout else destinations[index]
+            save(request, out, picture, place, beside[index] if beside else None)
+            if show_picture:
+                display.preview(picture.image)
+
+
+def plan_latents(request: Request) -> tuple[outputs.Destination, ...]:
+    """Where the latents of each picture go; nowhere, unless that was asked. Raises what `outputs.plan` raises."""
+    if request.save_latents is None:
+        return ()
+    return outputs.plan(request.save_latents, request.recipes, force=request.force, kind=outputs.LATENTS)
+
+
+def _check_apart(pictures: Sequence[outputs.Destination], latents: Sequence[outputs.Destination]) -> None:
+    taken = {each.final.absolute() for each in pictures}
+    for each in latents:
+        if each.final.absolute() in taken:
+            raise UsageError(f"-o and --save-latents both name {each.path}", "give each a name of its own")
+
+
+def announce(request: Request) -> None:
+    """Print the warnings of `request` on stderr, a line each; raise the first instead where it is strict."""
+    if request.strict:
+        warnings.raise_first(request.warnings)
+    for each in request.warnings:
+        streams.warn(each.message)
+
+
+def forecast(request: Request) -> None:
+    """Say what `deliver` would do, or raise what it would, without torch and without writing anything."""
+    check_stdout(request)
+    announce(request)
+    plan = dry_run.plan(
+        request.model.entry.name,
+        request.weights,
+        request.recipes,
+        request.output,
+        force=request.force,
+        save_latents=request.save_latents,
+    )
+    if request.json:
+        warnings = [each.message for each in request.warnings]
+        print(streams.to_json({**plan, "warnings": warnings, "error": None}))
+    else:
+        print("\n".join(dry_run.lines(plan)))
+
+
+def save(
+    request: Request,
+    out: BinaryIO,
+    picture: Picture,
+    destination: outputs.Destination | None,
+    latents: outputs.Destination | None = None,
+) -> None:
+    """Write one picture and its line, or its bytes alone to `out` where it has no destination; first its latents.
+
+    Raises InvalidPicture, with nothing written, for a flat picture where the request is strict.
+    """
+    if request.strict and picture.flat:
+        error = InvalidPicture(picture.flat, "try another --seed, prompt or scheduler; or leave out --strict")
+        if request.json:
+            streams.write_line(out, streams.to_json(failed_line(picture.recipe, error.message)))
+        raise error
+    kept = None if latents is None else outputs.write(latents, picture.latents)
+    path = None if destination is None else outputs.write(destination, picture.png)
+    for warning in picture.warnings:
+        streams.warn(warning)
+    if path is None:
+        streams.write_bytes(out, picture.png)
+    elif request.json:
+        line = done_line(picture, path, request.warnings)
+        streams.write_line(out, streams.to_json(line if kept is None else {**line, "latents": kept}))
+    else:
+        streams.write_line(out, path)
+
+
+def pictures(request: Request, out: BinaryIO, maker: Maker) -> Iterator[Picture]:
+    """Each finished picture, in order, as `maker` gives them. A failure is one more line of JSON, and is raised."""
+    tasks, total = list(request.tasks()), len(request.recipes)
+    done = 0
+    for start in range(0, len(tasks), maker.capacity):
+        at_once = tasks[start : start + maker.capacity]
+        count, steps = sum(len(task.recipes) for task in at_once), at_once[0].recipes[0].sampling.steps
+        with display.progress(steps, total, picture=done + 1, batch_size=count, quiet=request.quiet) as on_step:
+            futures = [maker.submit(task, on_step) for task in at_once]
+            made = [_result(request, out, task, future) for task, future in zip(at_once, futures, strict=True)]
+        for each in made:
+            yield from each
+        done += count
+
+
+def _result(request: Request, out: BinaryIO, task: Task, future: Future[list[Picture]]) -> list[Picture]:
+    try:
+        return future.result()
+    except SdcliError as error:
+        if request.json:
+            streams.write_line(out, streams.to_json(failed_line(task.recipes[0], error.message)))
+        raise
+
+
+def maker() -> Maker:
+    """What makes the pictures of a command: the warm process that the environment names, else this one."""
+    socket_path = warm.socket_path()
+    return WarmMaker(socket_path) if socket_path else LocalMaker()
+
+
+def done_line(picture: Picture, path: str, found: Sequence[RecipeWarning] = ()) -> dict[str, Any]:
+    """What a line of JSON says of a picture that is safely on disk at `path`.
+
+    `found` are the warnings of before it was begun; they come first.
+    """
+    width, height = struct.unpack(">II", picture.png[16:24])  # as the header says; the recipe's are those worked at
+    return {
+        "status": "done",
+        "path": path,
+        "seed": picture.recipe.seed,
+        "width": width,
+        "height": height,
+        "model": picture.recipe.model,
+        "sha256": hashlib.sha256(picture.png).hexdigest(),
+        "pixels_sha256": picture.pixels_sha256,
+        "seconds": round(picture.seconds, 3),
+        "warnings": [*(each.message for each in found), *picture.warnings],
+        "error": None,
+    }
+
+
+def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
+    """What a line of JSON says of a picture that could not be made: the same keys, null where nothing is known."""
+    return {
+        "status": "failed",
+        "path": None,
+        "seed": recipe and recipe.seed,
+        "width": recipe and recipe.width,
+        "height": recipe and recipe.height,
+        "model": recipe and recipe.model,
+        "sha256": None,
+        "pixels_sha256": None,
+        "seconds": None,
+        "warnings": [],
+        "error": message,
+    }
+
+
+def check_stdout(request: Request) -> None:
+    """Raise UsageError where the PNG itself is to go to stdout and cannot."""
+    if not request.to_stdout:
+        return
+    if len(request.recipes) > 1:
+        raise UsageError("-o - takes one picture, and -n asks for more", "give -o a directory, or no -n")
+    if request.json:
+        raise UsageError("-o - and --json both want stdout", "give -o a file, or no --json")
+    if sys.stdout.isatty():
+        raise UsageError("-o - would write a PNG to the terminal", "redirect or pipe stdout, or give -o a file")
+
+
+def prepare_libraries() -> None:
+    """Say to the libraries what they read when they are imported; what the user says already stays.
+
+    The hub's keep from the network and from talking. OpenMP's threads sleep while they wait for each other: where
+    other programs want the cores too, threads that spin instead keep them from the one they wait for, and a picture
+    of 2 seconds has taken 30.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -1,0 +1,89 @@
+"""A finished picture, the same wherever it was made: its PNG, and what is said of it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Self
+
+from sdcli.models.weights import Weights
+from sdcli.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdcli.diffusion.pipeline import Result
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture as the bytes of its file. `recipe` makes it again; `seconds` is its share of the time."""
+
+    png: bytes
+    pixels_sha256: str
+    recipe: Recipe
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    flat: str | None = None
+    """What is said of a picture that is of one colour, or nearly so; also among the warnings."""
+    latents: bytes = b""
+    """The file of the latents that it was decoded from, as --save-latents writes it."""
+
+    @classmethod
+    def of(cls, result: Result, weights: Weights) -> Self:
+        """The picture that the pipeline made with `weights`."""
+        from sdcli.files import images, latent_files, metadata
+
+        extra = weights.metadata() | ({} if result.batch is None else {"batch": result.batch})
+        latents = latent_files.file_of(
+            result.latents,
+            weights.model.sha256,
+            model=result.recipe.model,
+            scaling_factor=result.scaling_factor,
+            recipe=result.recipe,
+        )
+        return cls(
+            png=metadata.png_bytes(result.image, result.recipe, extra=extra),
+            pixels_sha256=images.pixels_sha256(result.image),
+            recipe=result.recipe,
+            seconds=result.seconds,
+            warnings=result.warnings,
+            flat=result.flat,
+            latents=latents,
+        )
+
+    @property
+    def image(self) -> Image.Image:
+        """The pixels, decoded at each call."""
+        from PIL import Image
+
+        with Image.open(BytesIO(self.png)) as image:
+            image.load()
+        return image
+
+    def to_wire(self) -> dict[str, Any]:
+        """JSON from which `from_wire` makes the same picture."""
+        return {
+            "png": b64encode(self.png).decode(),
+            "pixels_sha256": self.pixels_sha256,
+            "recipe": self.recipe.to_dict(),
+            "seconds": self.seconds,
+            "warnings": self.warnings,
+            "flat": self.flat,
+            "latents": b64encode(self.latents).decode(),
+        }
+
+    @classmethod
+    def from_wire(cls, said: Mapping[str, Any]) -> Self:
+        """The picture that `to_wire` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(
+            png=b64decode(said["png"]),
+            pixels_sha256=said["pixels_sha256"],
+            recipe=Recipe.from_dict(said["recipe"]),
+            seconds=said["seconds"],
+            warnings=tuple(said["warnings"]),
+            flat=said["flat"],
+            latents=b64decode(said["latents"]),
+        )

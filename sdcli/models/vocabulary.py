@@ -1,0 +1,176 @@
+"""The words that a model knows: `vocabulary.json` in its folder. Reads and writes JSON only.
+
+A model trained on few words draws something arbitrary for any other. With this file in its folder, sdcli can name the
+words of a prompt that the model has never seen:
+
+    {
+      "groups": {"animals": {"cat": ["kitten"], "polar bear": ["ice bear"]}, "colours": ["red", "light blue"]},
+      "plurals": ["cats", "kittens", "polar bears", "ice bears"],
+      "other_words": ["a", "in", "the"]
+    }
+
+`groups` is what `sdcli models show` lists: for each group, phrases with their synonyms, or a list of phrases that have
+none. `plurals` are known too and may be suggested; `other_words` (articles, prepositions, the words of longer phrases)
+are known and never suggested. A phrase of several words is known as a whole, and its words by themselves are not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import ModelCorrupt
+
+FILE = "vocabulary.json"
+MAX_BYTES = 2**20
+MAX_PHRASES = 20_000
+MAX_LENGTH = 100
+"""Characters of one phrase."""
+
+_KEYS = ("groups", "plurals", "other_words")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_POSSESSIVE = ("'s", "’s")
+_ALIKE = 2
+"""Letters that a word and the one suggested for it begin with."""
+_SHORT = 5
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the file holds; every group is a mapping from phrases to their synonyms. Raises ValueError if it cannot be.
+
+    Words are compared without regard to case; a hyphen is as good as a space.
+    """
+
+    groups: Mapping[str, Mapping[str, tuple[str, ...]]]
+    plurals: tuple[str, ...] = ()
+    other_words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        phrases = (*self._listed, *self.plurals, *self.other_words)
+        if not self._listed:
+            raise ValueError("it lists no words")
+        if len(phrases) > MAX_PHRASES:
+            raise ValueError(f"it lists {len(phrases):,} phrases; at most {MAX_PHRASES:,} are allowed")
+        for each in phrases:
+            if not words_of(each) or len(each) > MAX_LENGTH:
+                raise ValueError(f"{each[:MAX_LENGTH]!r} is not a phrase of 1 to {MAX_LENGTH} characters")
+
+    def unknown(self, text: str) -> tuple[str, ...]:
+        """The words of `text` that are not part of a known phrase, as they are written, each once and in order."""
+        found: dict[str, str] = {}
+        written, index = words_of(text), 0
+        words = [_key(each) for each in written]
+        while index < len(words):
+            longest = range(min(self._longest, len(words) - index), 0, -1)
+            known = next((size for size in longest if tuple(words[index : index + size]) in self._known), 0)
+            if not known:
+                found.setdefault(words[index], written[index])
+            index += known or 1
+        return tuple(found.values())
+
+    def nearest(self, word: str) -> str | None:
+        """The known phrase that `word` is most likely a misspelling of, if there is one that begins like it."""
+        return _nearest(_key(word), self._suggestions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {"groups": self.groups, "plurals": self.plurals, "other_words": self.other_words}
+
+    @cached_property
+    def _listed(self) -> tuple[str, ...]:
+        return tuple(
+            each for group in self.groups.values() for phrase, others in group.items() for each in (phrase, *others)
+        )
+
+    @cached_property
+    def _suggestions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._listed, *self.plurals)))
+
+    @cached_property
+    def _known(self) -> frozenset[tuple[str, ...]]:
+        phrases = (*self._suggestions, *self.other_words)
+        return frozenset(tuple(_key(word) for word in words_of(phrase)) for phrase in phrases)
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._known))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, without punctuation."""
+    return _WORD.findall(unicodedata.normalize("NFC", text))
+
+
+def read(folder: Path) -> Vocabulary | None:
+    """The vocabulary of the model in `folder`, None where it has no FILE or is a single file.
+
+    Raises ModelCorrupt for a file that is not as described above.
+    """
+    file = folder / FILE
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _wrong(file, f"it cannot be read: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise _wrong(file, f"it is larger than {MAX_BYTES:,} bytes")
+    try:
+        return _vocabulary(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise _wrong(file, str(error)) from error
+
+
+def write(folder: Path, vocabulary: Vocabulary) -> None:
+    """Write FILE into `folder`. Raises OSError."""
+    text = json.dumps(vocabulary.to_dict(), ensure_ascii=False, indent=2)
+    (folder / FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _vocabulary(content: Any) -> Vocabulary:
+    if not isinstance(content, dict) or not isinstance(content.get("groups"), dict):
+        raise ValueError('it is not a JSON object with an object of "groups"')
+    extra = next((key for key in content if key not in _KEYS), None)
+    if extra is not None:
+        raise ValueError(f"unknown key {extra!r}; the keys are {', '.join(_KEYS)}")
+    groups = {name: _group(name, each) for name, each in content["groups"].items()}
+    others = {key: _phrases(f'"{key}"', content.get(key, [])) for key in _KEYS[1:]}
+    return Vocabulary(groups, **others)
+
+
+def _group(name: str, content: Any) -> Mapping[str, tuple[str, ...]]:
+    if isinstance(content, dict):
+        return {phrase: _phrases(f"the synonyms of {phrase!r}", others) for phrase, others in content.items()}
+    return dict.fromkeys(_phrases(f"the group {name!r}", content), ())
+
+
+def _phrases(what: str, content: Any) -> tuple[str, ...]:
+    if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+        raise ValueError(f"{what} must be a list of strings")
+    return tuple(content)
+
+
+def _key(word: str) -> str:
+    key = word.casefold()
+    return key[:-2] if key.endswith(_POSSESSIVE) else key
+
+
+@lru_cache(maxsize=4096)
+def _nearest(word: str, phrases: tuple[str, ...]) -> str | None:
+    """Short words must be closer: most words of three letters differ from each other in one or two."""
+    alike = [each for each in phrases if each[:_ALIKE].casefold() == word[:_ALIKE]]
+    near = difflib.get_close_matches(word, alike, n=1, cutoff=0.75 if len(word) <= _SHORT else 0.6)
+    return near[0] if near else None
+
+
+def _wrong(file: Path, what: str) -> ModelCorrupt:
+    return ModelCorrupt(f"{file}: {what}", f"correct the file, or remove it: without {FILE} no prompt is checked")

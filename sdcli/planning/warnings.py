@@ -1,0 +1,164 @@
+"""Warnings before a picture is made: options that change nothing, sizes that a model was not trained on.
+
+With `--strict` the first of them is an error. An option that asks for what happens anyway (`--batch-size 1`,
+`--eta 0`) is not worth one; an option that asks for something else and does not get it is. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from sdcli.diffusion.context import weights
+from sdcli.errors import InvalidRecipe
+from sdcli.models.located import LocatedModel
+from sdcli.models.registry import ModelFacts
+from sdcli.models.vocabulary import Vocabulary
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
+
+MAX_AREA_RATIO = 2.0
+MAX_ASPECT = 2.0
+MAX_ASPECT_OF_MANY = 4.0
+"""SDXL was trained on sizes of 512×2048 to 2048×512 (Podell et al. 2023, "SDXL", appendix I)."""
+MAX_SUGGESTIONS = 10
+"""Of a prompt with more unknown words, only so many are looked up, however long it is."""
+
+
+@dataclass(frozen=True)
+class RecipeWarning:
+    """One warning: what it is about, what to do about it, and the flat key of the recipe that it is about."""
+
+    message: str
+    hint: str
+    field: str
+
+
+def find(model: LocatedModel, recipe: Recipe, *, count: int = 1) -> tuple[RecipeWarning, ...]:
+    """The warnings for `recipe`, of which `count` pictures are to be made with `model`."""
+    words = _unknown_words(model, recipe)
+    return (*_without_effect(model.facts, recipe, count), *words, *_of_size(model, recipe))
+
+
+def raise_first(warnings: Iterable[RecipeWarning]) -> None:
+    """Raise the first of `warnings`, if there is one, as InvalidRecipe: what `--strict` makes of them."""
+    for each in warnings:
+        raise InvalidRecipe(each.message, f"{each.hint}; or omit --strict", each.field)
+
+
+def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[RecipeWarning]:
+    yield from _of_text(facts, recipe)
+    sampling = recipe.sampling
+    guided = sampling.guidance_scale > 1 and not facts.guidance_distilled
+    why = "this model's guidance was distilled into its U-Net" if facts.guidance_distilled else "guidance is off"
+    way_out = "leave it away" if facts.guidance_distilled else "leave it away, or raise guidance_scale above 1"
+    if recipe.condition.negative_prompt and not guided and facts.labels is None:
+        yield RecipeWarning(f"negative_prompt has no effect: {why}", way_out, "negative_prompt")
+    if sampling.guidance_rescale and not guided:
+        yield RecipeWarning(f"guidance_rescale has no effect: {why}", way_out, "guidance_rescale")
+    if 0 < sampling.guidance_scale < 1 and not facts.guidance_distilled:
+        yield RecipeWarning(
+            f"guidance_scale {sampling.guidance_scale:g} has no effect: 1 and all below it are no guidance",
+            "choose 1, or more than 1 to guide",
+            "guidance_scale",
+        )
+    if sampling.eta and not schedulers.uses_eta(sampling.scheduler, facts.scheduler_config, sampling.steps):
+        yield RecipeWarning(
+            "eta has no effect: the last step adds no noise, and there is no other", "take more steps, or no eta", "eta"
+        )
+    yield from _idle_controls(recipe)
+    if recipe.execution.batch_size > count:
+        yield RecipeWarning(
+            f"batch_size {recipe.execution.batch_size} has no effect beyond the number of pictures, {count}",
+            "ask for more pictures with -n, or choose a smaller batch",
+            "batch_size",
+        )
+
+
+def _idle_controls(recipe: Recipe) -> Iterable[RecipeWarning]:
+    """ControlNets that do nothing. A second-order scheduler calls the U-Net twice a step but for its last."""
+    steps = max(1, int(recipe.sampling.steps * (recipe.initial.strength or 1)))
+    for each in recipe.layout.controls:
+        if each.scale == 0:
+            yield RecipeWarning(f"control {each} has no effect: its scale is 0", "leave it away", "control")
+        elif not any(each.covers(index, total) for total in (steps, 2 * steps - 1) for index in range(total)):
+            hint = "choose a wider range, or more steps"
+            yield RecipeWarning(
+                f"control {each} has no effect: none of the {steps} steps lies in its range", hint, "control"
+            )
+
+
+def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
+    """What is said of a prompt where the model takes none, and where it is empty and nothing else is there to draw."""
+    if facts.labels is not None:
+        for each in fields(Condition):
+            if each.name in TEXT_KEYS and getattr(recipe.condition, each.name) != each.default:
+                yield RecipeWarning(
+                    f"{each.name} has no effect: this model takes a class label", "leave it away", each.name
+                )
+    elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
+        yield RecipeWarning("the prompt is empty", "say what to draw", "prompt")
+
+
+def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
+    """The words of the prompts that the model does not know, where its folder lists those that it does.
+
+    Nothing is said of a negative prompt without guidance: all of it has no effect then.
+    """
+    facts = model.facts
+    if facts.vocabulary is None or facts.labels is not None:
+        return
+    guided = recipe.sampling.guidance_scale > 1 and not facts.guidance_distilled
+    for field in ("prompt", "negative_prompt") if guided else ("prompt",):
+        text = getattr(recipe.condition, field)
+        if recipe.condition.prompt_weights:
+            text = " ".join(stretch.text for part in weights.parse(text) for stretch in part)
+        unknown = facts.vocabulary.unknown(text)
+        if unknown:
+            where = "" if field == "prompt" else f" in {field}"
+            named = f"{model.entry.name} does not know {_listed(map(repr, unknown))}{where}"
+            hint = f"see what it knows with: sdcli models show {shlex.quote(recipe.model)}"
+            yield RecipeWarning(f"{named}{_suggestions(facts.vocabulary, unknown)}", hint, field)
+
+
+def _suggestions(vocabulary: Vocabulary, unknown: Sequence[str]) -> str:
+    near = {word: vocabulary.nearest(word) for word in unknown[:MAX_SUGGESTIONS]}
+    found = [repr(each) + (f" for {word!r}" if len(unknown) > 1 else "") for word, each in near.items() if each]
+    return f"; did you mean {_listed(found)}?" if found else ""
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
+    """A model is at home with half to twice the area of the pictures it makes unasked, and sides up to 1:2.
+
+    An SDXL, which was trained on many shapes and told which, is at home with sides up to 1:4.
+    """
+    facts = model.facts
+    own = {**model.entry.defaults, **model.entry.needs}
+    home = own.get("width", facts.native_size), own.get("height", facts.native_size)
+    ratio = recipe.width * recipe.height / (home[0] * home[1])
+    aspect = max(recipe.width, recipe.height) / min(recipe.width, recipe.height)
+    most = MAX_ASPECT_OF_MANY if facts.knows_sizes else MAX_ASPECT
+    size = f"{recipe.width}×{recipe.height}"
+    field = "width" if recipe.width > recipe.height else "height"
+    if not 1 / MAX_AREA_RATIO <= ratio <= MAX_AREA_RATIO:
+        yield RecipeWarning(
+            f"{size} is {_times(ratio)} the area this model is at home with, {home[0]}×{home[1]}",
+            "expect repeated or broken things; choose half to twice that area",
+            field,
+        )
+    if aspect > most:
+        yield RecipeWarning(
+            f"{size} is longer than this model is at home with: 1:{most:g}",
+            "expect repeated things; choose sides that differ less",
+            field,
+        )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio >= 1 else f"1/{1 / ratio:.1f} of"
