@@ -162,7 +162,7 @@ def test_without_a_mask_the_image_s_own_transparency_is_repainted_or_all_of_it(c
         ({"image": b"no picture"}, {}, "no picture"),
         ({"image": png_of(striped()[0]), "mask": png_of(striped()[0])}, {}, "no transparent part"),
         ({"image": png_of(striped()[0]), "mask": png_of(striped()[1].resize((8, 8)))}, {}, "72×80"),
-        ({"image": png_of(striped()[0])}, {"size": "512x512"}, "say 72x80"),
+        ({"image": png_of(striped()[0])}, {"size": "512x512"}, "use 72x80"),
         ({"image": [png_of(striped()[0])] * 2}, {}, "2 files named image"),
         ({"image": png_of(striped()[0])}, {"extra_body": {"steps": 0}}, "between 1 and 1000"),
         ({"image": png_of(striped()[0])}, {"extra_body": {"mask_image": "/etc/passwd"}}, "unknown parameter"),

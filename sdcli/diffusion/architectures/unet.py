@@ -44,9 +44,10 @@ def activations(network: Mapping[str, Any], latents: int) -> int:
     How many of these live at once was measured with kit at 256 and 512 pixels.
     """
     layers, channels = network.get("layers_per_block", 2), network["block_out_channels"]
-    widths = [width * latents // 4**level for level, width in enumerate(channels)]
+    widths: list[int] = [int(width) * latents // 4**level for level, width in enumerate(channels)]
     counts = layers if isinstance(layers, list | tuple) else [layers] * len(channels)
-    return sum((count + 1) * width for count, width in zip(counts, widths, strict=True)) + 10 * max(widths)
+    skipped = sum((int(count) + 1) * width for count, width in zip(counts, widths, strict=True))
+    return skipped + 10 * max(widths)
 
 
 def latent_space(vae: Any) -> LatentSpace:
