@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from sdcli.errors import ModelNotFound
-from sdcli.training import checkpoint, export, stream, world
+from sdcli.models import vocabulary
+from sdcli.training import captions, checkpoint, export, stream, world
 from sdcli.training.captions import caption
 from sdcli.training.learners import (
     AutoencoderLearner,
@@ -35,6 +36,7 @@ from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer
 from sdcli.training.parts import noise_scheduler
 from sdcli.training.pool import to_tensor
 from sdcli.training.tokenizer import write_tokenizer
+from sdcli.training.vocabulary_file import vocabulary_of
 
 KIT = "kit"
 """The folder in the run's folder that becomes the model."""
@@ -317,6 +319,7 @@ def prepare_kit(settings: Settings) -> None:
     else:
         write_tokenizer(kit / "tokenizer", (caption(scene, rng) for scene in drawn), VOCABULARY_SIZE)
     noise_scheduler().save_pretrained(kit / "scheduler")
+    vocabulary.write(kit, vocabulary_of(captions.vocabulary(), captions.plural))
     export.write_index(kit, "text-to-image", None)
 
 
