@@ -20,7 +20,7 @@ def measure(
         list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
     ],
     judge: Annotated[
-        Path, typer.Option("--judge", metavar="FILE", help="The judge; trained and kept there if there is none.")
+        Path, typer.Option("--judge", metavar="FILE", help="The judge: judge.pt of a run of train kit.")
     ],
     seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts of combinations trained on.")] = 500,
     held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts of others.")] = 200,
