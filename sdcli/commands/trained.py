@@ -20,7 +20,7 @@ def measure(
         list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
     ],
     judge: Annotated[
-        Path, typer.Option("--judge", metavar="FILE", help="The judge; it is trained and saved if the file is missing.")
+        Path, typer.Option("--judge", metavar="FILE", help="The judge: judge.pt of a run of train kit.")
     ],
     seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts seen in training.")] = 500,
     held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts held out.")] = 200,
