@@ -168,8 +168,8 @@ FAULTS = (
     ),
     Fault(
         "a command that is told to end says that it has succeeded",
-        "return ExitStatus.TERMINATED",
-        "return ExitStatus.OK",
+        "case Terminated():\n            return ExitStatus.TERMINATED",
+        "case Terminated():\n            return ExitStatus.OK",
         ("test_generate.py",),
     ),
 )
