@@ -7,7 +7,7 @@ from sdcli.terminal import streams
 
 
 def main() -> None:
-    """Run the command line and leave with its exit status."""
+    """Run the command line and exit with its status."""
     streams.prepare()
     sys.exit(run(sys.argv[1:]))
 

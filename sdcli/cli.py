@@ -80,17 +80,17 @@ def _root(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Options of sdcli itself, before any command."""
+    """Options of sdcli itself."""
     if config_file is not None:
         if not config_file:
-            raise UsageError("--config names no file", "give it a path, or leave it away")
+            raise UsageError("--config is empty", "give it a path, or omit it")
         os.environ["SDCLI_CONFIG"] = config_file
     for name, near in misspelt():
-        warn(f"nothing reads the variable {name}; did you mean {near}?")
+        warn(f"unknown variable {name}; did you mean {near}?")
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised where the program stands so that every `finally` runs."""
+    """SIGTERM as an exception, so that every `finally` runs."""
 
 
 def _terminate(signal_number: int, frame: FrameType | None) -> None:
@@ -120,7 +120,7 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
             return error.exit_code
         case TyperException():
             return _usage_error(error)
-        case BrokenPipeError():  # beneath the help, and beneath the flush of stdout
+        case BrokenPipeError():  # while printing help or flushing stdout
             _die_of_closed_pipe()
             return ExitStatus.OK
         case KeyboardInterrupt() | Abort():
@@ -130,12 +130,12 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
         case MemoryError():
             shortage = OutOfMemory("out of memory", "make a smaller picture, or choose --dtype bfloat16")
             return _exit_status(shortage, arguments)
-        case SystemExit() if isinstance(error.__context__, BrokenPipeError):  # typer's own view of a closed pipe
+        case SystemExit() if isinstance(error.__context__, BrokenPipeError):  # how typer handles a closed pipe
             _die_of_closed_pipe()
             return ExitStatus.OK
         case SystemExit():
             return error.code if isinstance(error.code, int) else ExitStatus.BUG
-        case OSError() if error.errno in _NO_ROOM and error.filename is None:  # of a print, not of a file
+        case OSError() if error.errno in _NO_ROOM and error.filename is None:  # from a print, not from a file
             return _stdout_failed(error, arguments)
     kind = type(error).__name__
     complain(
@@ -149,13 +149,15 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def _stdout_failed(error: OSError, arguments: Sequence[str]) -> int:
-    with suppress(OSError):  # what is left in the buffer goes nowhere, lest Python try again as it ends
+    with suppress(OSError):  # discards the buffer, so that Python does not write it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return _exit_status(OutputError(f"stdout: {error.strerror}", "is there space where stdout goes?"), arguments)
+    return _exit_status(
+        OutputError(f"stdout: {error.strerror}", "check that there is space where stdout is written"), arguments
+    )
 
 
 def _usage_error(error: TyperException) -> int:
-    """typer's own complaint about options and arguments, in two lines."""
+    """Print an error of typer about options and arguments in two lines."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "sdcli"
     message = error.format_message()
@@ -170,6 +172,6 @@ def _usage_error(error: TyperException) -> int:
 
 
 def _die_of_closed_pipe() -> None:
-    """End as any Unix program whose reader has gone: by SIGPIPE, without a word."""
+    """End by SIGPIPE, like any Unix program whose reader is gone."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.raise_signal(signal.SIGPIPE)

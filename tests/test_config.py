@@ -302,7 +302,7 @@ def test_config_show_says_every_value_and_where_it_comes_from(run, tmp_path):
     assert rows["scheduler"] == ("dpm++-2m", "models.toml")
     assert rows["width"] == (256, "model")
     assert rows["eta"] == (0.0, "built-in")
-    assert done.stderr == "warning: nothing reads the variable SDCLI_STPES; did you mean SDCLI_STEPS?\n"
+    assert done.stderr == "warning: unknown variable SDCLI_STPES; did you mean SDCLI_STEPS?\n"
     table = run("config", "show", "-m", "sd15")
     assert table.lines[0].split() == ["model", "sd15", "option"]
     assert [line.split() for line in table.lines if line.startswith("width")] == [

@@ -246,6 +246,6 @@ def test_models_are_found_by_name_by_file_and_by_hash(tmp_path, monkeypatch):
     assert other_names.find_model("kit") == "kit"
     assert other_names.find_model("gone", "6ce0161689") == str(snapshot)
     assert other_names.find_model("renamed") == str(snapshot)
-    assert other_names.find_model("mine", beside=tmp_path / "beside") == str(tmp_path / "beside" / "mine.safetensors")
+    assert other_names.find_model("mine", folder=tmp_path / "beside") == str(tmp_path / "beside" / "mine.safetensors")
     for nowhere in ("gone", "", "../beside/mine", "*", "v1-5-pruned-emaonly"):
         assert other_names.find_model(nowhere) is None

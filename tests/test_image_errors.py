@@ -98,7 +98,7 @@ def test_a_mask_with_nothing_to_repaint(run: Run, place: Path, sd15: Path, mask)
 )
 def test_a_u_net_that_only_inpaints_says_so(run: Run, place: Path, arguments):
     tiny.make_folder("sd15", place / "nine", in_channels=9)
-    takes = "this model's U-Net takes a mask and a masked image's latents beside its own"
+    takes = "this model's U-Net takes a mask and a masked image's latents, so it can only inpaint"
     check_refusal(run, place, [*arguments, "-m", "nine"], 2, takes, "sdcli inpaint")
 
 

@@ -72,11 +72,11 @@ def test_a_class_is_found_by_each_of_its_names_and_by_its_number(imagenet, label
     [
         ("fox", "no class 'fox'", "277 (red fox), 278 (kit fox), 279 (Arctic fox), 280 (grey fox)"),
         ("artic fox", "no class 'artic fox'", "279 (Arctic fox)"),
-        ("crane", "2 classes are called 'crane'", "134 (crane) or 517 (crane)"),
-        ("panda", "2 classes are called 'panda'", "387 (lesser panda) or 388 (giant panda)"),
-        ("1000", "no class 1000", "0 … 999"),
-        ("-1", "no class '-1'", "0 … 999"),
-        ("", "no class ''", "0 … 999"),
+        ("crane", "2 classes have the name 'crane'", "134 (crane) or 517 (crane)"),
+        ("panda", "2 classes have the name 'panda'", "387 (lesser panda) or 388 (giant panda)"),
+        ("1000", "no class 1000", "0 to 999"),
+        ("-1", "no class '-1'", "0 to 999"),
+        ("", "no class ''", "0 to 999"),
         ("zzzzqqqq", "no class 'zzzzqqqq'", "sdcli models labels"),
     ],
 )
@@ -183,17 +183,17 @@ def test_what_a_model_takes_is_read_from_its_configs(make, tmp_path, sd15):
     entry = ModelEntry("sd15", folder=str(make(tmp_path / "sd15")))
     recipe = tiny.recipe_for(entry, {"model": "m", "label": "279"})
     assert (recipe.condition.label, recipe.width, recipe.height) == ("Arctic fox", 64, 64)
-    with pytest.raises(InvalidRecipe, match="takes a class label, and no text") as caught:
+    with pytest.raises(InvalidRecipe, match="takes a class label, not a text") as caught:
         tiny.recipe_for(entry, {"model": "m", "prompt": "a fox"})
     assert "--label 'Arctic fox'" in caught.value.hint
-    with pytest.raises(InvalidRecipe, match="takes a text, and no label"):
+    with pytest.raises(InvalidRecipe, match="takes a text, not a label"):
         tiny.recipe_for(ModelEntry("ldm-imagenet", folder=str(sd15)), {"model": "m", "label": "279"})
 
 
 def test_a_transformer_makes_squares_of_whole_patches(dit):
     entry = ModelEntry("dit", folder=str(dit))
     said = {"model": "m", "label": "279"}
-    with pytest.raises(InvalidRecipe, match="makes squares only") as caught:
+    with pytest.raises(InvalidRecipe, match="only makes squares") as caught:
         tiny.recipe_for(entry, {**said, "width": 128})
     assert "64×64 and 128×128" in caught.value.hint
     with pytest.raises(InvalidRecipe, match="multiples of 16 pixels"):
@@ -254,11 +254,11 @@ def test_a_transformer_redraws_a_picture_at_a_square_size(run: Run, dit: Path, t
     ("arguments", "message"),
     [
         (["generate"], "neither PROMPT nor --label says what to draw"),
-        (["generate", "--label", "279"], "this model takes a text, and no label"),
-        (["generate", "a fox", "-m", "DIT"], "this model takes a class label, and no text"),
+        (["generate", "--label", "279"], "this model takes a text, not a label"),
+        (["generate", "a fox", "-m", "DIT"], "this model takes a class label, not a text"),
         (["generate", "a fox", "--label", "279", "-m", "DIT"], "a prompt and a label at once"),
         (["generate", "--label", "fox", "-m", "DIT"], "this model has no class 'fox'"),
-        (["generate", "--label", "crane", "-m", "DIT"], "2 classes are called 'crane'"),
+        (["generate", "--label", "crane", "-m", "DIT"], "2 classes have the name 'crane'"),
         (["models", "labels", "kit"], "kit takes a text, and has no classes"),
     ],
 )

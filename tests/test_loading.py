@@ -330,7 +330,7 @@ def test_an_index_without_its_parts_is_corrupt(folder, change):
 
 def test_quantised_weights_are_refused(folder):
     rewrite(folder, "unet", lambda state: state.update({"conv_in.bias": torch.zeros(32, dtype=torch.int8)}))
-    with pytest.raises(ModelError, match=r"conv_in\.bias is of type I8"):
+    with pytest.raises(ModelError, match=r"conv_in\.bias has the dtype I8"):
         load(folder)
 
 

@@ -172,7 +172,7 @@ def change(path, **values):
         (tiny.make_ldm, "model_index.json", {"class_embedder": [None, None]}, "has no class_embedder"),
         (tiny.make_ldm, "model_index.json", {"id2label": {"x": "fox"}}, "id2label does not fit"),
         (tiny.make_ldm, "model_index.json", {"id2label": {"1": 3}}, "id2label does not fit"),
-        (tiny.make_ldm, "model_index.json", {"id2label": {"-1": "fox"}}, "it names class -1"),
+        (tiny.make_ldm, "model_index.json", {"id2label": {"-1": "fox"}}, "it has class -1"),
         (tiny.make_dit, "model_index.json", {"transformer": [None, None]}, "has no transformer"),
         (tiny.make_dit, "transformer/config.json", {"out_channels": 6}, r"proj_out_2.weight has the shape \[32, 24\]"),
         (tiny.make_dit, "transformer/config.json", {"norm_type": "layer_norm"}, "does not describe a DiTTransformer2D"),

@@ -116,7 +116,7 @@ def test_broken_tokenizers_are_corrupt(folder, name, content):
 
 
 def test_ids_beyond_the_encoder_are_corrupt(folder):
-    with pytest.raises(ModelCorrupt, match="300 ids only"):
+    with pytest.raises(ModelCorrupt, match="only 300 ids"):
         read(folder, vocab_size=300)
 
 

@@ -37,14 +37,17 @@ def test_a_folder_without_the_file_has_no_classes(tmp_path: Path):
     [
         ("[", "Expecting"),
         ("[]", "0 classes"),
-        ("3", "no class"),
-        ('{"sky": [1, 2, 3]}', "no class"),
+        ("3", "not a class"),
+        ('{"sky": [1, 2, 3]}', "not a class"),
         ('[{"index": 0, "name": "sky"}]', "color"),
         ('[{"index": 0, "name": "", "color": [1, 2, 3]}]', "no name"),
         ('[{"index": 0, "name": "sky", "color": [1, 2, 256]}]', "256"),
         ('[{"index": 0, "name": "sky", "color": [1, 2]}]', "color of sky"),
-        ('[{"index": 1, "name": "sky", "color": [1, 2, 3]}]', "0 … 0"),
-        ('[{"index": 0, "name": "a", "color": [1, 2, 3]}, {"index": 1, "name": "a", "color": [1, 2, 4]}]', "called a"),
+        ('[{"index": 1, "name": "sky", "color": [1, 2, 3]}]', "0 to 0"),
+        (
+            '[{"index": 0, "name": "a", "color": [1, 2, 3]}, {"index": 1, "name": "a", "color": [1, 2, 4]}]',
+            "have the name a",
+        ),
     ],
 )
 def test_a_file_that_is_wrong_says_how(tmp_path: Path, text: str, said: str):
@@ -56,7 +59,7 @@ def test_a_file_that_is_wrong_says_how(tmp_path: Path, text: str, said: str):
 
 
 def test_what_read_would_refuse_is_not_written(tmp_path: Path):
-    with pytest.raises(ValueError, match="0 … 1"):
+    with pytest.raises(ValueError, match="0 to 1"):
         palette.write(tmp_path, (CLASSES[0], CLASSES[2]))
     assert not list(tmp_path.iterdir())
 

@@ -193,8 +193,8 @@ def test_add_takes_parts(home, run, sd15, other):
 @pytest.mark.parametrize(
     ("parts", "error", "words"),
     [
-        (["vae"], UsageError, "is no PART=FOLDER"),
-        (["vea=x"], UsageError, "is no PART=FOLDER"),
+        (["vae"], UsageError, "is not PART=FOLDER"),
+        (["vea=x"], UsageError, "is not PART=FOLDER"),
         (["vae=x", "vae=y"], UsageError, "twice"),
         (["vae=nowhere"], ModelNotFound, "does not exist"),
         (["vae=."], ModelCorrupt, "config.json is missing"),

@@ -69,12 +69,12 @@ def test_the_file_keeps_what_its_owner_wrote(home, folder):
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("sd15", "ships with", "[models.sd15.defaults]"),
+        ("sd15", "shipped with", "[models.sd15.defaults]"),
         ("a/b", "is a path", "NAME PATH"),
         (".hidden", "is a path", "NAME PATH"),
         ("ink.safetensors", "is a path", "NAME PATH"),
-        ("my model", "cannot be a name", "letters"),
-        ("", "cannot be a name", "letters"),
+        ("my model", "not a valid name", "letters"),
+        ("", "not a valid name", "letters"),
         ("taken", "there already", "--force"),
         ("elsewhere", "is named in", "there"),
     ],

@@ -1,1 +1,1 @@
-"""Files as they are read and written: pictures and their metadata, maps, latents, names, whole or not at all."""
+"""Reading and writing files: pictures and their metadata, maps, latents, names. Writes are complete or not at all."""

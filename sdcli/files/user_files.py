@@ -1,4 +1,4 @@
-"""sdcli's own small files, such as the list of a user's models: written whole, and by one writer at a time."""
+"""sdcli's own small files, such as the list of the user's models: written atomically, by one process at a time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sdcli.files import outputs
 
 
 def user_folder(variable: str, fallback: str) -> Path:
-    """sdcli's folder in a base directory of the XDG specification (`XDG_CONFIG_HOME`, …), which must be absolute."""
+    """Return sdcli's folder in a base directory of the XDG specification (`XDG_CONFIG_HOME` and others)."""
     base = os.environ.get(variable, "")
     return (Path(base) if base.startswith("/") else Path.home() / fallback) / "sdcli"
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
-    """Replace the text of `path`, "" where there is none, by `change(text)`: whole, or not at all.
+    """Replace the text of `path` ("" if it does not exist) by `change(text)`, atomically.
 
-    Of several writers each sees what the one before it wrote. Raises OutputError where `path` cannot be written.
+    Concurrent writers see each other's changes. Raises OutputError if `path` cannot be written.
     """
     try:
         with locked(path.parent):
@@ -29,12 +29,12 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
             outputs.write(outputs.Destination(str(path), force=True), change(text).encode())
     except (OSError, OutputError) as error:
         reason = error.message if isinstance(error, OutputError) else f"cannot write {path}: {error.strerror}"
-        raise OutputError(reason, f"make {path.parent} a directory that you can write to, with space left") from error
+        raise OutputError(reason, f"check that {path.parent} is writable and has free space") from error
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`, made where it is missing, against every other process that asks the same; waits for its turn."""
+    """Lock `folder` against other processes, creating it if needed; waits for the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

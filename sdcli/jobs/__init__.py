@@ -1,5 +1,5 @@
-"""Many pictures from one file: reading jobs, multiplying them, telling which are done, and making the rest.
+"""Batches: reading jobs, expanding them, finding out which are done, and making the others.
 
-`read` knows files and nothing of models; `expand` the templates and products; `plan` turns jobs into recipes with an
-identity of their own; `ledger` remembers which are done; `making` alone loads models. All but `making` import no torch.
+`read` reads job files; `expand` handles wildcards and matrices; `plan` turns jobs into recipes with an identity;
+`ledger` records which are done; `making` makes pictures. Only `making` imports torch.
 """

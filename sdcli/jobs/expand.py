@@ -1,4 +1,4 @@
-"""One job becomes many: `{a|b}` in prompts, and the products of `--matrix`. Knows nothing of files or models."""
+"""Expands jobs: wildcards `{a|b}` in prompts, and the combinations of `--matrix`. Knows nothing of files or models."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_NESTING = 16
 MATRIX_KEYS = tuple(key for key in KEYS if key not in ("prompt", "id", "output"))
 
 Draw = Callable[[int], int]
-"""`draw(n)` is a number below n."""
+"""`draw(n)` returns a number below n."""
 
 _TOKEN = re.compile(r"\\[{}|]|[{}|]|[^{}|\\]+|\\")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A wildcard: one of `options` will stand in its place."""
+    """A wildcard, which is replaced by one of `options`."""
 
     options: tuple[Template, ...]
 
@@ -35,7 +35,7 @@ Template = tuple[str | Choice, ...]
 
 
 class UnclosedBrace(ValueError):
-    """A brace without its other half, at `index` of the text."""
+    """An unbalanced brace at `index` of the text."""
 
     def __init__(self, index: int, message: str) -> None:
         super().__init__(message)
@@ -43,8 +43,10 @@ class UnclosedBrace(ValueError):
 
 
 def parse_template(text: str) -> Template:
-    """The wildcards in `text`: `{a|b}`, which may hold others. Braces around no `|` stand for themselves, as do
-    `\\{`, `\\}` and `\\|`. Raises UnclosedBrace, also for wildcards nested more than MAX_NESTING deep.
+    """Parse the wildcards in `text`: `{a|b}`, which can be nested.
+
+    Braces without a `|` inside are literal, as are `\\{`, `\\}` and `\\|`. Raises UnclosedBrace, also for wildcards
+    nested more than MAX_NESTING deep.
     """
     open_groups: list[tuple[int, list[list[str | Choice]]]] = [(0, [[]])]
     for match in _TOKEN.finditer(text):
@@ -55,7 +57,7 @@ def parse_template(text: str) -> Template:
             open_groups.append((match.start(), [[]]))
         elif token == "}":
             if len(open_groups) == 1:
-                raise UnclosedBrace(match.start(), "a } closes nothing; write \\} for the brace itself")
+                raise UnclosedBrace(match.start(), "a } has no opening brace; write \\} for a literal brace")
             open_groups.pop()
             open_groups[-1][1][-1] += _closed(options)
         elif token == "|" and len(open_groups) > 1:
@@ -63,19 +65,19 @@ def parse_template(text: str) -> Template:
         else:
             options[-1].append(token[-1] if len(token) == 2 and token[0] == "\\" else token)
     if len(open_groups) > 1:
-        raise UnclosedBrace(open_groups[-1][0], "a { is never closed; write \\{ for the brace itself")
+        raise UnclosedBrace(open_groups[-1][0], "a { is not closed; write \\{ for a literal brace")
     return tuple(open_groups[0][1][0])
 
 
 def choose(template: Template, draw: Draw) -> str:
-    """The text of `template` with one option drawn for each wildcard, from left to right, the outer one first."""
+    """Return the text of `template` with one option drawn for each wildcard, left to right, outer ones first."""
     return "".join(
         part if isinstance(part, str) else choose(part.options[draw(len(part.options))], draw) for part in template
     )
 
 
 def drawing(key: str) -> Draw:
-    """Draws that `key` determines, the same in every version of Python: the n-th is from SHA-256 of `key` and n."""
+    """Return a generator of draws from `key`, the same in every version of Python: SHA-256 of `key` and a counter."""
     numbers = itertools.count()
 
     def draw(below: int) -> int:
@@ -86,35 +88,35 @@ def drawing(key: str) -> Draw:
 
 
 def parse_matrix(options: Sequence[str]) -> list[tuple[str, list[Any]]]:
-    """What `--matrix KEY=V1,V2` asks for: each key with its values, of the key's type, in the order given.
+    """Parse `--matrix KEY=V1,V2`: each key with its values, converted to the key's type, in order.
 
-    A value that holds a comma stands in double quotes, as in CSV. Raises UsageError.
+    A value that contains a comma must be in double quotes, as in CSV. Raises UsageError.
     """
     axes: dict[str, list[Any]] = {}
     for option in options:
         key, equals, listed = option.partition("=")
-        said = f"--matrix {option}"
+        written = f"--matrix {option}"
         if not equals:
-            raise UsageError(f"{said} has no =", "write --matrix seed=1,2,3")
+            raise UsageError(f"{written} has no =", "write --matrix seed=1,2,3")
         if key not in MATRIX_KEYS:
             hint = did_you_mean(key, MATRIX_KEYS, f"the keys are {', '.join(MATRIX_KEYS)}")
             raise UsageError(f"{said}: unknown key {key!r}", hint)
         if key in axes:
-            raise UsageError(f"--matrix {key} is given twice", f"put all values into one: --matrix {key}=…,…")
+            raise UsageError(f"--matrix {key} is given twice", f"give all values at once: --matrix {key}=…,…")
         try:
-            (cells,) = csv.reader([listed], strict=True)
-            axes[key] = [recipe.parse_value(key, cell) for cell in cells or [""]]
+            (values,) = csv.reader([listed], strict=True)
+            axes[key] = [recipe.parse_value(key, value) for value in values or [""]]
         except InvalidRecipe as error:
-            raise UsageError(f"{said}: {error.message}", error.hint) from error
+            raise UsageError(f"{written}: {error.message}", error.hint) from error
         except (csv.Error, ValueError) as error:
-            raise UsageError(f"{said} cannot be read: {error}", f"write --matrix {key}=…,… on one line") from error
+            raise UsageError(f"{written} cannot be read: {error}", f"write --matrix {key}=…,… on one line") from error
     return list(axes.items())
 
 
 def multiply(items: Iterable[Job | Fault], axes: Sequence[tuple[str, list[Any]]]) -> Iterator[Job | Fault]:
-    """Each job once for every combination of `axes`, the last varying fastest; `id` becomes `id-1`, `id-2` ….
+    """Yield each job once per combination of `axes`, the last varying fastest; `id` becomes `id-1`, `id-2` and so on.
 
-    A job that itself says what an axis is to vary is a fault: either could be meant.
+    A job that sets the key of an axis is a fault.
     """
     keys = [key for key, _ in axes]
     combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product(*(each for _, each in axes))]
@@ -124,7 +126,7 @@ def multiply(items: Iterable[Job | Fault], axes: Sequence[tuple[str, list[Any]]]
             continue
         twice = next((key for key in keys if key in item.values), None)
         if twice is not None:
-            reason = "the job and --matrix both set it; leave it out of one"
+            reason = "it is set by the job and by --matrix; remove one of them"
             yield Fault(item.line, reason, item.columns.get(twice), twice, item.id)
             continue
         for number, combination in enumerate(combinations, start=1):
@@ -137,7 +139,7 @@ def _combined(job: Job, combination: Mapping[str, Any], number: int | None) -> J
 
 
 def _closed(options: list[list[str | Choice]]) -> list[str | Choice]:
-    """What a finished group stands for: a choice, or, without a `|` in it, itself with its braces."""
+    """Return a finished group: a choice, or literal braces if it has no `|`."""
     if len(options) > 1:
         return [Choice(tuple(map(tuple, options)))]
     return ["{", *options[0], "}"]

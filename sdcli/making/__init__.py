@@ -1,1 +1,1 @@
-"""From requests to pictures on disk: in this process, or by the warm one."""
+"""From requests to pictures on disk, in this process or in the warm one."""

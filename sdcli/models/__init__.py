@@ -1,1 +1,1 @@
-"""Models on disk: their names, places, facts and digests, and loading and exporting them."""
+"""Models on this machine: names, paths, facts, digests, loading and exporting."""

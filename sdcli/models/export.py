@@ -1,7 +1,7 @@
-"""A model as an ordinary diffusers folder that diffusers' own pipelines load, whatever it was read from.
+"""Writes any model as a diffusers folder that diffusers' own pipelines load.
 
-Weights keep their numbers and their type, and get the names of today's diffusers and of transformers 4 and 5; a
-tokenizer gets the files that both read. Knows nothing of prompts or pictures.
+Weights keep their values and dtype. Tensors are named as in the current diffusers and in transformers 4 and 5, and a
+tokenizer is written in files that both read. Knows nothing of prompts or pictures.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NOT_EXPORTED = ("feature_extractor", "image_encoder", "safety_checker")
 
 
 def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
-    """Write the model at `source` into the empty `folder`; returns the name of the diffusers pipeline for it.
+    """Write the model at `source` to the empty `folder`; returns the name of its diffusers pipeline.
 
-    Component by component, so that the largest must fit into memory and no more. Raises ModelError where the model
-    cannot be read whole, OSError where the folder cannot be written.
+    Components are written one at a time, so only the largest must fit into memory. Raises ModelError if the model
+    cannot be read, and OSError if the folder cannot be written.
     """
     source.check()
     index, find = loading.read_index(source), loading.finder(source)
@@ -52,7 +52,9 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     (folder / "scheduler").mkdir()
     _copy_json(source.folder("scheduler"), folder / "scheduler")
     classes = palette.find(source.folder("unet"))
-    if classes.exists() and classes.parent != source.folder("unet"):  # there they have gone with the U-Net's config
+    if classes.exists() and classes.parent != source.folder(
+        "unet"
+    ):  # otherwise they were copied with the U-Net's config
         palette.write(folder, palette.read(classes.parent))
     known = vocabulary.read(source.path)
     if known is not None:
@@ -63,38 +65,38 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
 
 
 def _name(part: str, name: str) -> str:
-    """A text encoder's names with the `text_model.` that transformers 4 needs, and 5 reads too."""
+    """Add the prefix `text_model.` to a text encoder's tensor names, which transformers 4 needs and 5 accepts."""
     if not part.startswith("text") or name.startswith("text_projection."):
         return name
     return f"text_model.{name.removeprefix('text_model.')}"
 
 
 def _save(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the weights of the part in `folder`, beside its config.json."""
+    """Write the weights of a part to its `folder`, which has its config.json."""
     file = folder / f"{families.STEMS[folder.name.startswith('text')]}.safetensors"
     try:
         save_file({name: each.contiguous() for name, each in state.items()}, file, {"format": "pt"})
     except SafetensorError as error:
         raise folders.os_error(error) or error from error
-    shutil.copymode(folder / "config.json", file)  # the library keeps it for its owner alone
+    shutil.copymode(folder / "config.json", file)  # the library creates it readable only for the owner
 
 
-def _copy_json(here: Path, there: Path) -> None:
-    """A part's configs, and what else it says in JSON (a U-Net's classes); not the index of its shards."""
-    for file in sorted(here.glob("*.json")):
+def _copy_json(source: Path, target: Path) -> None:
+    """Copy a part's JSON files (configs, a U-Net's classes), except the index of its shards."""
+    for file in sorted(source.glob("*.json")):
         if ".safetensors.index." not in file.name:
-            _write_json(there / file.name, _without_path(json.loads(file.read_text(encoding="utf-8"))))
+            _write_json(target / file.name, _without_path(json.loads(file.read_text(encoding="utf-8"))))
 
 
 def _without_path(config: Any) -> Any:
-    """A config without the place it once came from, which may be a path on somebody's machine."""
+    """Remove the recorded path from a config, which can be a path on another machine."""
     return (
         {key: value for key, value in config.items() if key != "_name_or_path"} if isinstance(config, dict) else config
     )
 
 
 def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, Any]:
-    """model_index.json: the pipeline of what the U-Net takes, the parts that are here, and no safety checker."""
+    """Return model_index.json: the pipeline that suits the U-Net, the parts, and no safety checker."""
     is_xl = "text_encoder_2" in modules
     said = {key: value for key, value in index.items() if not isinstance(value, list)}
     parts: dict[str, Any] = {part: index[part] for part in modules}
@@ -106,7 +108,7 @@ def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any])
     scheduler = families.read_json(source.folder("scheduler") / "scheduler_config.json").get("_class_name")
     parts["scheduler"] = ["diffusers", scheduler] if scheduler else index["scheduler"]
     said |= {"_diffusers_version": diffusers.__version__}
-    if "text_encoder" not in modules:  # a model of classes, which no other pipeline could be
+    if "text_encoder" not in modules:  # a class-conditional model, whose pipeline is unambiguous
         return dict(sorted({**said, **parts}.items()))
     channels = modules["unet"].config["in_channels"], modules["vae"].config["latent_channels"]
     parts |= {part: [None, None] for part in _NOT_EXPORTED if not (is_xl and part == "safety_checker")}

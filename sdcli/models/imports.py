@@ -1,7 +1,7 @@
-"""Importing what is used of the large libraries, and not the rest. Imports nothing of sdcli, nor them.
+"""Imports only the used parts of the large libraries. Imports nothing of sdcli.
 
-`import diffusers.models.unets.unet_2d_condition` runs the `__init__` of every package on the way, and these import
-all of diffusers' networks. Measured figures are in docs/imports.md.
+`import diffusers.models.unets.unet_2d_condition` runs the `__init__` of every package above it, and these import all
+of diffusers' networks. docs/imports.md has measurements.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ DEFERRED = (
     "diffusers.models.controlnets",
     "diffusers.models.transformers",
     "diffusers.models.unets",
-    "scipy.stats",  # imported by every multistep scheduler, used by beta sigmas alone
+    "scipy.stats",  # imported by every multistep scheduler, used only by beta sigmas
 )
-"""Packages that are imported for one module inside, or for nothing: their own code waits until it is asked for."""
+"""Packages whose `__init__` runs only when one of its names is used."""
 
 
 @contextmanager
 def lean_imports() -> Iterator[None]:
-    """Import inside this block at less cost, and to the same effect.
+    """Make imports inside this block faster, with the same result.
 
-    The packages of DEFERRED run their `__init__` only when something that it defines is asked for. The garbage
-    collector, which finds next to nothing in fresh modules and looks at all of them again and again, rests.
+    The packages of DEFERRED run their `__init__` only when one of its names is used. The garbage collector, which would
+    repeatedly traverse the new modules and find almost nothing, is paused.
     """
     collecting = gc.isenabled()
     finder = _DeferringFinder()
@@ -59,9 +59,9 @@ class _DeferringFinder(MetaPathFinder):
 
 
 class _DeferringLoader(Loader):
-    """Gives a package its place and its path at once, so that modules inside can be imported, and its code later.
+    """Makes a package available immediately, so that its submodules can be imported, and runs its code later.
 
-    importlib.util.LazyLoader does not serve: it takes the import of a module inside for a use of the package.
+    importlib.util.LazyLoader cannot be used: importing a submodule would run the package's code.
     """
 
     def __init__(self, loader: Loader) -> None:

@@ -1,4 +1,4 @@
-"""The classes that a model draws, from its configs. Reads JSON; imports no torch."""
+"""The classes of a class-conditional model, from its configs. Reads JSON; imports no torch."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from sdcli.recipe.labels import Labels
 
 
 def read(source: Source) -> Labels | None:
-    """The classes of the model at `source`; None where it takes a text.
+    """Return the classes of the model at `source`, or None if it takes a text.
 
-    Their names are `id2label` in model_index.json, `{"279": "Arctic fox, white fox"}`, as in diffusers' DiT pipeline,
-    and their number is the model's own: of a class embedder without its last, which stands for no class (Rombach et
-    al. 2022), or of a transformer that embeds classes itself (Peebles & Xie 2023). Raises ModelCorrupt.
+    The names are `id2label` in model_index.json, `{"279": "Arctic fox, white fox"}`, as in diffusers' DiT pipeline. The
+    number of classes is that of the class embedder without its last entry, which means "no class" (Rombach et al.
+    2022), or that of a transformer with class embeddings (Peebles & Xie 2023). Raises ModelCorrupt.
     """
     count = _count(source)
     if count is None:
         return None
     index = source.base / INDEX
-    said = families.read_json(index).get("id2label") or {}
+    listed = families.read_json(index).get("id2label") or {}
     names: list[tuple[str, ...]] = [()] * count
     try:
-        for number, name in said.items():
+        for number, name in listed.items():
             if int(number) not in range(count):
-                raise IndexError(f"it names class {number}")
+                raise IndexError(f"it has class {number}")
             names[int(number)] = tuple(filter(None, map(str.strip, name.split(","))))
     except (AttributeError, ValueError, IndexError) as error:
-        raise ModelCorrupt(f"{index}: its id2label does not fit {count} classes: {error}", _GET_ANEW) from error
+        raise ModelCorrupt(f"{index}: its id2label does not fit {count} classes: {error}", _DOWNLOAD_AGAIN) from error
     return Labels(tuple(names))
 
 
@@ -39,8 +39,10 @@ def _count(source: Source) -> int | None:
         if transformer.exists():
             return int(families.read_json(transformer)["num_embeds_ada_norm"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelCorrupt(f"the configs of {source.path} do not say how many classes there are", _GET_ANEW) from error
+        raise ModelCorrupt(
+            f"the configs of {source.path} do not contain the number of classes", _DOWNLOAD_AGAIN
+        ) from error
     return None
 
 
-_GET_ANEW = "get the model's folder anew"
+_DOWNLOAD_AGAIN = "download the model's folder again"

@@ -1,4 +1,4 @@
-"""Models by the names and hashes that other tools give them. Looks for files; reads none."""
+"""Finds models by the names and hashes that other tools record. Looks for files, and reads none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdcli.models import registry
 
-# The files of the repositories in models.toml, which other tools name their models by.
+# File names in the repositories of models.toml, which other tools use as model names.
 _FILES_OF = {
     "v1-5-pruned": "sd15",
     "v1-5-pruned-emaonly": "sd15",
@@ -21,16 +21,16 @@ _FILES_OF = {
 }
 
 
-def find_model(name: str, digest: str = "", beside: Path = Path()) -> str | None:
-    """What `-m` would say for a model that another tool calls `name`, or whose file's SHA-256 begins with `digest`.
+def find_model(name: str, digest: str = "", folder: Path = Path()) -> str | None:
+    """Return the value of `-m` for a model that another tool calls `name`, or whose SHA-256 starts with `digest`.
 
-    Looks at the hub cache (which names files by their digest), models.toml, and the folders `beside` and the current
-    one; None where it is nowhere.
+    Searches the hub cache (where files are named by digest), models.toml, the current folder and `folder`. Returns None
+    if the model is not found.
     """
-    return next(_candidates(name, digest, beside), None)
+    return next(_candidates(name, digest, folder), None)
 
 
-def _candidates(name: str, digest: str, beside: Path) -> Iterator[str]:
+def _candidates(name: str, digest: str, folder: Path) -> Iterator[str]:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -44,8 +44,8 @@ def _candidates(name: str, digest: str, beside: Path) -> Iterator[str]:
     for entry in (name, _FILES_OF.get(name, "")):
         if entry in registry.entries() and registry.is_present(registry.entries()[entry]):
             yield entry
-    for folder in dict.fromkeys((Path(), beside)):
-        for file in (folder / f"{name}.safetensors", folder / name):
+    for place in dict.fromkeys((Path(), folder)):
+        for file in (place / f"{name}.safetensors", place / name):
             if file.exists():
                 yield str(file)
     if not set(name) & set("*?["):

@@ -1,4 +1,4 @@
-"""A tokenizer folder → Tokenizer, through the `tokenizers` library alone."""
+"""Loads a tokenizer folder with the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 
 def read_tokenizer(folder: Path, *, window: int, vocab_size: int) -> Tokenizer:
-    """The CLIP tokenizer in `folder`, for an encoder that takes `window` ids below `vocab_size`.
+    """Load the CLIP tokenizer in `folder`, for an encoder that takes `window` ids below `vocab_size`.
 
-    Reads vocab.json and merges.txt, or tokenizer.json; a family's folder, which has neither, stands for the
-    vocabulary of OpenAI's CLIP. Special tokens split the text wherever they stand in it, as in transformers: an
-    SD 2.x pads with "!", so each "!" in its prompts is that token.
+    Reads vocab.json and merges.txt, or tokenizer.json. A family's folder has neither, and means the vocabulary of
+    OpenAI's CLIP. Special tokens split the text wherever they occur, as in transformers: SD 2.x pads with "!", so each
+    "!" in its prompts is that token.
 
-    Raises ModelCorrupt for files that are missing, broken or do not fit the encoder.
+    Raises ModelCorrupt for files that are missing, invalid, or do not fit the encoder.
     """
     vocab, merges = _read_vocabulary(folder)
     settings, special = _read_settings(folder)
     absent = [token for token in special.values() if token not in vocab]
     if absent or max(vocab.values()) >= vocab_size:
-        what = f"{absent[0]!r} is not in its vocabulary" if absent else f"the text encoder knows {vocab_size} ids only"
-        raise ModelCorrupt(f"the tokenizer in {folder} does not fit: {what}", "get the model's folder anew")
+        what = f"{absent[0]!r} is not in its vocabulary" if absent else f"the text encoder has only {vocab_size} ids"
+        raise ModelCorrupt(f"the tokenizer in {folder} does not fit: {what}", "download the model's folder again")
     longest = settings.get("model_max_length", window)
     return Tokenizer(
         byte_pairs=_byte_pairs(folder, vocab, merges, special),
@@ -44,22 +44,22 @@ def read_tokenizer(folder: Path, *, window: int, vocab_size: int) -> Tokenizer:
     )
 
 
-def write(folder: Path, there: Path) -> None:
-    """The CLIP tokenizer in `folder`, written into the new folder `there` in files that transformers 4 and 5 read.
+def write(folder: Path, target: Path) -> None:
+    """Write the CLIP tokenizer of `folder` to the new folder `target`, in files that transformers 4 and 5 read.
 
-    Says there what sdcli reads here: special tokens, the longest text, lower case. Raises ModelCorrupt as
-    `read_tokenizer` does, OSError.
+    Includes the special tokens, the maximum length and the lower-casing that sdcli uses. Raises ModelCorrupt like
+    `read_tokenizer`, and OSError.
     """
     vocab, merges = _read_vocabulary(folder)
     settings, special = _read_settings(folder)
     named = {f"{role}_token": token for role, token in special.items()}
     longest = settings.get("model_max_length", _WINDOW)
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": longest, "do_lower_case": True, **named}
-    lines = ["#version: 0.2", *map(" ".join, merges)]  # a first line that readers skip
-    there.mkdir()
-    (there / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, merges)]  # readers skip the first line
+    target.mkdir()
+    (target / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name, value in (("vocab", vocab), ("special_tokens_map", named), ("tokenizer_config", config)):
-        (there / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (target / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 _WINDOW = 77
@@ -67,7 +67,7 @@ _USUAL = {"bos": BOS, "eos": EOS, "unk": EOS, "pad": EOS}
 
 
 def _read_settings(folder: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """What the folder's configs say, and the special tokens by their role in it."""
+    """Return the settings in the folder's configs, and the special tokens by role."""
     settings = {**_optional(folder / "special_tokens_map.json"), **_optional(folder / "tokenizer_config.json")}
     return settings, {role: _content(settings.get(f"{role}_token", usual)) for role, usual in _USUAL.items()}
 
@@ -77,8 +77,10 @@ def _byte_pairs(
 ) -> BytePairs:
     try:
         model = models.BPE(vocab, list(merges), unk_token=special["unk"], end_of_word_suffix="</w>")
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelCorrupt(f"the merges in {folder} cannot be used: {error}", "get the model's folder anew") from error
+    except Exception as error:  # the library raises no narrower exception
+        raise ModelCorrupt(
+            f"the merges in {folder} cannot be used: {error}", "download the model's folder again"
+        ) from error
     byte_pairs = BytePairs(model)
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     byte_pairs.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
@@ -100,7 +102,7 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
         merges = _read_merges(families.CLIP_MERGES)
         return _vocabulary_of(merges), merges
     raise ModelCorrupt(
-        f"{folder} has neither vocab.json and merges.txt nor tokenizer.json", "get the model's folder anew"
+        f"{folder} has neither vocab.json and merges.txt nor tokenizer.json", "download the model's folder again"
     )
 
 
@@ -111,20 +113,20 @@ def _checked(folder: Path, vocab: Any, merges: Any) -> tuple[dict[str, int], lis
             return vocab, pairs
     except (AttributeError, TypeError):
         pass
-    raise ModelCorrupt(f"the vocabulary in {folder} is broken", "get the model's folder anew")
+    raise ModelCorrupt(f"the vocabulary in {folder} is invalid", "download the model's folder again")
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise ModelCorrupt(f"{path} cannot be read: {error}", "get the model's folder anew") from error
+        raise ModelCorrupt(f"{path} cannot be read: {error}", "download the model's folder again") from error
     pairs = (tuple(line.split(" ")) for line in lines if line and not line.startswith("#version"))
     return list(pairs)  # type: ignore[arg-type]
 
 
 def _vocabulary_of(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """CLIP's vocabulary: every byte, every byte that ends a word, every merge, and the two special tokens."""
+    """Return CLIP's vocabulary: all bytes, all bytes at the end of a word, all merges, and two special tokens."""
     letters = list(byte_letters().values())
     merged = ["".join(pair) for pair in merges]
     tokens = [*letters, *(letter + "</w>" for letter in letters), *merged, BOS, EOS]
@@ -132,7 +134,7 @@ def _vocabulary_of(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 
 def byte_letters() -> dict[int, str]:
-    """GPT-2's way to write each of the 256 bytes as one visible letter, in the order of CLIP's vocabulary."""
+    """Return GPT-2's printable characters for the 256 bytes, in the order of CLIP's vocabulary."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}

@@ -1,1 +1,1 @@
-"""What will be made, before anything is loaded: recipes completed and checked, warnings, dry runs, replays."""
+"""Work before a model is loaded: completing and checking recipes, warnings, dry runs, replaying."""

@@ -1,1 +1,1 @@
-"""Everything that determines a picture, and what can be checked of it. Imports nothing heavy."""
+"""Everything that determines a picture, and its validation. Imports nothing heavy."""

@@ -1,4 +1,4 @@
-"""Whether a recipe fits a model, by numbers and names from the model's configs. Knows nothing of files."""
+"""Checks whether a recipe fits a model, given values of the model's configs. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from sdcli.recipe.recipe import Condition
 
 
 def check_size(width: int, height: int, multiple: int, *, square: bool = False) -> None:
-    """Raise InvalidRecipe, naming valid sizes, unless both sides are multiples of `multiple` pixels.
+    """Raise InvalidRecipe, with valid sizes in the hint, unless both sides are multiples of `multiple` pixels.
 
-    With `square` they must be alike too.
+    With `square` they must be equal too.
     """
     for name, side in (("width", width), ("height", height)):
         if side % multiple:
             below, above = side - side % multiple, side - side % multiple + multiple
             raise InvalidRecipe(
-                f"{name} is {side}, and this model makes multiples of {multiple} pixels",
+                f"{name} is {side}, and this model needs multiples of {multiple} pixels",
                 f"the nearest valid sizes are {below} and {above}",
                 name,
             )
     if square and width != height:
         less, more = sorted((width, height))
         raise InvalidRecipe(
-            f"the size is {width}×{height}, and this model makes squares only",
+            f"the size is {width}×{height}, and this model only makes squares",
             f"the nearest valid sizes are {less}×{less} and {more}×{more}",
             "width",
         )
 
 
 def check_clip_skip(clip_skip: int, layers: int, *, penultimate: bool) -> None:
-    """Raise InvalidRecipe for a `clip_skip` beyond a text encoder of `layers`.
+    """Raise InvalidRecipe for a `clip_skip` that a text encoder of `layers` does not have.
 
-    `penultimate`: the model was trained with the last layer but one (SDXL), from which it counts.
+    `penultimate`: the model was trained with the second to last layer (SDXL), and `clip_skip` counts from there.
     """
     most = layers - 1 if penultimate else layers
     if clip_skip > most:
@@ -44,47 +44,47 @@ def check_clip_skip(clip_skip: int, layers: int, *, penultimate: bool) -> None:
 
 
 def check_condition(known: Labels | None, condition: Condition) -> int | None:
-    """The class that `condition` asks a model of these labels for, None where the model takes a text.
+    """Return the index of the class that `condition` names, or None if the model takes a text.
 
-    Raises InvalidRecipe where it takes the other, or has no such class.
+    Raises InvalidRecipe for a label with a text model, a text with a class-conditional model, or an unknown class.
     """
     if known is None:
         if condition.label is not None:
-            hint = "give a PROMPT, or a model of classes with -m, such as ldm-imagenet"
-            raise InvalidRecipe("this model takes a text, and no label", hint, "label")
+            hint = "give a PROMPT, or use a class-conditional model, such as -m ldm-imagenet"
+            raise InvalidRecipe("this model takes a text, not a label", hint, "label")
         return None
     if condition.label is None:
         example = known.name(min(279, len(known.names) - 1))
-        hint = f"say which of its {len(known.names)} classes, as with --label {example!r}, or use another model"
-        raise InvalidRecipe("this model takes a class label, and no text", hint, "prompt")
+        hint = f"give one of its {len(known.names)} classes, such as --label {example!r}, or use another model"
+        raise InvalidRecipe("this model takes a class label, not a text", hint, "prompt")
     return known.find(condition.label)
 
 
 def check_channels(
     in_channels: int, latent_channels: int, classes: int = 0, *, masked: bool, mapped: bool = False
 ) -> None:
-    """Raise InvalidRecipe where a U-Net of `in_channels` cannot take what a picture has beside its latents.
+    """Raise InvalidRecipe unless a U-Net with `in_channels` takes the channels of a picture's context.
 
-    For a U-Net of segmentation maps that is a channel for each of its `classes`, and a map must be there. Else, with a
-    mask, it is the mask and the masked image's latents, or nothing, for a U-Net of latents alone inpaints too; and
-    without a mask it is nothing.
+    A U-Net for segmentation maps takes one channel for each of its `classes`, and needs a map. Otherwise, a masked
+    picture has a mask and the masked image's latents; a U-Net without further channels can inpaint too. Any other
+    picture has no further channels.
 
-    Raises ModelCorrupt where the classes are not as many as the channels.
+    Raises ModelCorrupt if the number of classes differs from the number of channels.
     """
-    beside = in_channels - latent_channels
-    if classes and beside != classes:
+    extra = in_channels - latent_channels
+    if classes and extra != classes:
         raise ModelCorrupt(
-            f"the model's classes.json lists {classes} classes, and its U-Net takes {beside} channels for them",
-            "get the model's folder anew; both must come from the same place",
+            f"the model's classes.json lists {classes} classes, and its U-Net has {extra} channels for them",
+            "download the model's folder again; both must belong together",
         )
-    if (classes and mapped) or (not classes and (beside == 0 or (masked and beside == latent_channels + 1))):
+    if (classes and mapped) or (not classes and (extra == 0 or (masked and extra == latent_channels + 1))):
         return
     if classes:
         takes, hint = f"a segmentation map of {classes} classes", "use sdcli synthesize, or another model"
-    elif beside == latent_channels + 1:
-        takes = "a mask and a masked image's latents beside its own: it inpaints, and does nothing else"
+    elif extra == latent_channels + 1:
+        takes = "a mask and a masked image's latents, so it can only inpaint"
         hint = "use sdcli inpaint, or another model"
     else:
-        takes = f"{in_channels} channels, {beside} beside its latents, and nothing here makes them"
+        takes = f"{in_channels} channels, and {extra} of them are unknown"
         hint = f"use a model whose U-Net takes {latent_channels}, or {2 * latent_channels + 1} to inpaint"
     raise InvalidRecipe(f"this model's U-Net takes {takes}", hint, "model")

@@ -1,4 +1,4 @@
-"""What a user says of one ControlNet: `NAME=IMAGE[:scale[:start-end]]`. Words only; knows nothing of files."""
+"""The syntax of --control: `NAME=IMAGE[:scale[:start-end]]`. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORM = "NAME=IMAGE[:scale[:start-end]]"
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet by name, the picture it reads, how strongly it counts, and from which to which share of the steps.
+    """A ControlNet's name, the image it reads, its scale, and the fraction of the steps where it starts and ends.
 
     Without an image it reads the recipe's segmentation map.
     """
@@ -37,26 +37,26 @@ class Control:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """What `text` says. Numbers at its end are no part of the image's name. Raises InvalidRecipe."""
+        """Parse `text`. Numbers at its end are not part of the image's name. Raises InvalidRecipe."""
         match = _WORDS.fullmatch(text)
         if match is None or match["image"] == "":
             raise InvalidRecipe(f"control is {text!r}", f"write it as {FORM}", "control")
-        said = {key: float(match[key]) for key in ("scale", "start", "end") if match[key] is not None}
-        made = cls(match["name"], match["image"], **said)
+        numbers = {key: float(match[key]) for key in ("scale", "start", "end") if match[key] is not None}
+        made = cls(match["name"], match["image"], **numbers)
         if made.scale > MAX_SCALE:
-            hint = f"it must be between 0 and {MAX_SCALE:g}; 1 is as the ControlNet was trained"
+            hint = f"it must be between 0 and {MAX_SCALE:g}; ControlNets are trained with 1"
             raise InvalidRecipe(f"control {text}: the scale is {made.scale:g}", hint, "control")
         if not 0 <= made.start < made.end <= 1:
-            hint = "they are shares of the steps, between 0 and 1, the first the smaller: 0-0.5"
+            hint = "give two fractions of the steps between 0 and 1, the smaller first: 0-0.5"
             raise InvalidRecipe(f"control {text}: from {made.start:g} to {made.end:g}", hint, "control")
         return made
 
     def covers(self, index: int, total: int) -> bool:
-        """Whether call `index` of the U-Net, of `total` and counted from 0, lies wholly within the range."""
+        """Whether evaluation `index` of `total`, counted from 0, is completely inside the range."""
         return index / total >= self.start and (index + 1) / total <= self.end
 
     def __str__(self) -> str:
-        """The one text for this control, which `parse` reads."""
+        """The canonical text of this control, which `parse` reads."""
         numbers = [_plain(self.scale)]
         if (self.start, self.end) != (0, 1):
             numbers.append(f"{_plain(self.start)}-{_plain(self.end)}")
@@ -66,16 +66,16 @@ class Control:
 
     @property
     def _ends_in_numbers(self) -> bool:
-        """Whether the words without numbers would be read as words with them."""
+        """Whether the text without numbers would be parsed as if it had numbers."""
         bare = _WORDS.fullmatch(self.name if self.image is None else f"{self.name}={self.image}")
         return bare is None or bare["scale"] is not None
 
 
 def canonical(text: str) -> str:
-    """The one text that says what `text` does. Raises InvalidRecipe."""
+    """Return the canonical form of `text`. Raises InvalidRecipe."""
     return str(Control.parse(text))
 
 
 def _plain(number: float) -> str:
-    """A number as `parse` reads it back: the shortest that is exact, and no exponent."""
+    """Format a number for `parse`: the shortest exact form without an exponent."""
     return f"{Decimal(repr(number)):f}".removesuffix(".0")

@@ -1,4 +1,4 @@
-"""The classes that a model draws, by name, synonym or number. Knows nothing of files."""
+"""The classes of a model by name, synonym or number. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ CLOSE = 5
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a model: `names[i]` are all names of class i, its usual one first. A class may have none."""
+    """The classes of a model: `names[i]` are the names of class i, the usual one first. A class can have no name."""
 
     names: tuple[tuple[str, ...], ...]
 
     def find(self, label: str) -> int:
-        """The class that `label` is a name of, in any case and with any spacing, or whose number it is.
+        """Return the class with the name or number `label`; case and spacing are ignored.
 
-        All names of a class at once, between commas, are a name of it too. Raises InvalidRecipe where there is no such
-        class, with the names that come close, or more than one.
+        All names of a class, separated by commas, are a name too. Raises InvalidRecipe for an unknown class, with
+        similar names in the hint, or an ambiguous one.
         """
         text = label.strip()
         if text.isascii() and text.isdecimal():
             if int(text) >= len(self.names):
-                hint = f"its classes are 0 … {len(self.names) - 1}"
+                hint = f"its classes are 0 to {len(self.names) - 1}"
                 raise InvalidRecipe(f"this model has no class {text}", hint, "label")
             return int(text)
         found = self._index.get(_plain(text), [])
         if len(found) == 1:
             return found[0]
         if found:
-            hint = f"say which by its number: {self._listed(found, ' or ')}"
-            raise InvalidRecipe(f"{len(found)} classes are called {label!r}", hint, "label")
+            hint = f"give its number: {self._listed(found, ' or ')}"
+            raise InvalidRecipe(f"{len(found)} classes have the name {label!r}", hint, "label")
         raise InvalidRecipe(f"this model has no class {label!r}", self._near(_plain(text)), "label")
 
     def name(self, index: int) -> str:
-        """The first of a class's names that is its own alone, or else its number."""
+        """Return the first name that only this class has, or its number."""
         return next((name for name in self.names[index] if len(self._index[_plain(name)]) == 1), str(index))
 
     @cached_property
     def _index(self) -> Mapping[str, list[int]]:
-        """The classes by each of their names, as `_plain` writes it."""
+        """The classes by each of their names in the form of `_plain`."""
         found: defaultdict[str, list[int]] = defaultdict(list)
         for index, names in enumerate(self.names):
             for name in dict.fromkeys(map(_plain, [*names, ", ".join(names)] if names else [])):
@@ -60,8 +60,8 @@ class Labels:
         similar = [singles[name] for name in difflib.get_close_matches(text, singles, n=CLOSE)]
         near = list(dict.fromkeys([*sorted(holding), *similar]))[:CLOSE]
         if near:
-            return f"close to it are {self._listed(near, ', ')}"
-        return f"its classes are 0 … {len(self.names) - 1}; sdcli models labels MODEL lists them"
+            return f"similar names are {self._listed(near, ', ')}"
+        return f"its classes are 0 to {len(self.names) - 1}; sdcli models labels MODEL lists them"
 
     def _listed(self, indices: Iterable[int], between: str) -> str:
         return between.join(f"{index} ({self.names[index][0]})" for index in indices)

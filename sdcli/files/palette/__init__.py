@@ -1,8 +1,8 @@
-"""The classes of a segmentation map and the colour that each is drawn in: `classes.json` in a model's folder.
+"""The classes of a segmentation map and their colours: `classes.json` in a model's folder.
 
-The file is a JSON list of `{"index": 0, "name": "sky", "color": [120, 180, 240]}`, in the order of the indices, which
-are those of the channels that a U-Net takes beside its latents. The palette of ADE20K, which ControlNets for
-segmentation were trained with, is shipped in the same form (ade20k/, beside this). Reads and writes JSON only.
+The file is a JSON list of `{"index": 0, "name": "sky", "color": [120, 180, 240]}`, ordered by index, which is also the
+order of the U-Net's channels after the latents. The palette of ADE20K, which ControlNets for segmentation are trained
+with, is shipped in the same form (ade20k/ in this folder). Reads and writes only JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE = "classes.json"
 ADE20K = "ade20k"
 SHIPPED = (ADE20K,)
 MAX_CLASSES = 256
-"""As many as an 8-bit picture of indices can tell apart."""
+"""The number of values of an 8-bit image of indices."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Class:
 
 
 def shipped(name: str) -> tuple[Class, ...]:
-    """The classes of one of SHIPPED."""
+    """Return the classes of one of SHIPPED."""
     return read(Path(__file__).parent / name)
 
 
 def find(unet: Path) -> Path:
-    """The FILE that belongs to the U-Net in the folder `unet`, which need not exist: in it, or in the folder above."""
+    """Return the path of FILE for the U-Net in the folder `unet`, which is in it or in the folder above."""
     return unet / FILE if (unet / FILE).exists() else unet.parent / FILE
 
 
 def read(folder: Path) -> tuple[Class, ...]:
-    """The classes of the model in `folder`, none where it has no FILE. Raises ModelCorrupt for one that is wrong."""
+    """Read the classes of the model in `folder`, empty without a FILE. Raises ModelCorrupt if it is invalid."""
     file = folder / FILE
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ def read(folder: Path) -> tuple[Class, ...]:
     try:
         classes = tuple(_class(each) for each in listed)
     except (TypeError, KeyError, ValueError) as error:
-        raise _wrong(file, f"an entry is no class: {error}") from error
+        raise _wrong(file, f"an entry is not a class: {error}") from error
     fault = _fault(classes)
     if fault:
         raise _wrong(file, fault)
@@ -66,7 +66,7 @@ def read(folder: Path) -> tuple[Class, ...]:
 
 
 def write(folder: Path, classes: Iterable[Class]) -> None:
-    """Write FILE into `folder`, an entry a line. Raises ValueError for classes that `read` would refuse."""
+    """Write FILE to `folder`, one entry per line. Raises ValueError for classes that `read` would reject."""
     classes = tuple(classes)
     fault = _fault(classes)
     if fault:
@@ -75,25 +75,25 @@ def write(folder: Path, classes: Iterable[Class]) -> None:
     (folder / FILE).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def _class(said: Any) -> Class:
-    index, name, color = said["index"], said["name"], said["color"]
+def _class(entry: Any) -> Class:
+    index, name, color = entry["index"], entry["name"], entry["color"]
     if type(index) is not int or type(name) is not str or not name:
-        raise ValueError(f"{said} has no index or no name")
+        raise ValueError(f"{entry} has no index or no name")
     if len(color) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in color):
         raise ValueError(f"the color of {name} is {color}")
     return Class(index, name, tuple(color))
 
 
 def _fault(classes: Sequence[Class]) -> str | None:
-    """What is wrong with `classes` taken together."""
+    """Return what is wrong with the list of classes, or None."""
     if not 1 <= len(classes) <= MAX_CLASSES:
-        return f"it lists {len(classes)} classes, and 1 to {MAX_CLASSES} can be told apart"
+        return f"it lists {len(classes)} classes, and there must be 1 to {MAX_CLASSES}"
     if [each.index for each in classes] != list(range(len(classes))):
-        return f"its indices are not 0 … {len(classes) - 1}, in this order"
+        return f"its indices are not 0 to {len(classes) - 1} in order"
     names = [each.name for each in classes]
     twice = next((name for name in names if names.count(name) > 1), None)
-    return None if twice is None else f"two classes are called {twice}"
+    return None if twice is None else f"two classes have the name {twice}"
 
 
 def _wrong(file: Path, what: str) -> ModelCorrupt:
-    return ModelCorrupt(f"{file}: {what}", "get the model's folder anew; this file says what its maps are made of")
+    return ModelCorrupt(f"{file}: {what}", "download the model's folder again; this file lists the classes of its maps")

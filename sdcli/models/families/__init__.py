@@ -1,8 +1,8 @@
-"""The families of Stable Diffusion: their configs, as JSON beside this, and which of them a single file belongs to.
+"""The families of Stable Diffusion: their configs, as JSON in this folder, and detecting the family of a single file.
 
-A diffusers folder carries its configs; ONE `.safetensors` file in the CompVis/SGM key layout has none, so its
-family is told from the names and shapes in its header, and `config_folder` gives the configs that it lacks. Reads
-headers and JSON only: never a weight, never a pickle, and no torch.
+A diffusers folder has its configs. A single `.safetensors` file in the CompVis/SGM key layout has none: its family is
+detected from the names and shapes in its header, and `config_folder` has the configs. Reads only headers and JSON: no
+weights, no pickles, and no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMES = (
     "ldm-imagenet",
 )
 CLIP_MERGES = HERE / "clip" / "merges.txt"
-"""OpenAI CLIP's byte-pair merges, which every Stable Diffusion shares (MIT licence, beside it)."""
+"""OpenAI CLIP's byte-pair merges, which all Stable Diffusion models share (MIT licence, in the same folder)."""
 
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call the weights of a component
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -34,13 +34,13 @@ MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
-_GET_ANEW = "get the file anew: this one is damaged or its download broke off"
-_INCOMPLETE = "get the model's folder anew, whole: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/"
+_DOWNLOAD_AGAIN = "download the file again: it is damaged or incomplete"
+_INCOMPLETE = "download the complete folder again: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a `.safetensors` file: its element type as the format names it, its shape, where it lies."""
+    """A tensor of a `.safetensors` file: its dtype in the format's notation, its shape and its offset."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,33 +50,33 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a `.safetensors` file says of itself: its tensors by name, and free metadata."""
+    """The header of a `.safetensors` file: its tensors by name, and its metadata."""
 
     tensors: Mapping[str, Entry]
     metadata: Mapping[str, str]
 
 
 def config_folder(family: str) -> Path:
-    """The configs of a family (one of NAMES), laid out as in a diffusers folder. Raises ModelNotFound."""
+    """Return the folder with a family's configs, in diffusers' layout. Raises ModelNotFound."""
     if family not in NAMES:
         raise ModelNotFound(f"no model family {family!r}", f"the families are {', '.join(NAMES)}")
     return HERE / family
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raise ModelUnsafe for a file whose name says that it is a pickle."""
+    """Raise ModelUnsafe for a file with the suffix of a pickle."""
     if path.suffix.lower() in PICKLES:
         raise ModelUnsafe(
-            f"{path} is a pickle, which could run code when opened",
-            "use the .safetensors file of the same model, or convert this one somewhere safe: "
+            f"{path} is a pickle, and loading one can run code",
+            "use the .safetensors file of the same model, or convert this file in a safe environment: "
             "torch.load(…, weights_only=True), then safetensors.torch.save_file",
         )
 
 
 def component_files(folder: Path, variant: str | None) -> list[Path]:
-    """The `.safetensors` files of one component: those of `variant` where it has them, else the plain ones, else fp16.
+    """Return the `.safetensors` files of a component: those of `variant`, or the default ones, or fp16.
 
-    Raises ModelUnsafe where there are pickles only, ModelCorrupt where there is nothing or a shard is missing.
+    Raises ModelUnsafe if there are only pickles, and ModelCorrupt if there are no weights or a shard is missing.
     """
     for wanted in dict.fromkeys((variant, None, "fp16")):
         for stem in STEMS:
@@ -89,7 +89,7 @@ def component_files(folder: Path, variant: str | None) -> list[Path]:
     pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         refuse_pickle(pickles[0])
-    raise ModelCorrupt(f"{folder} has no .safetensors weights", "get the model's folder anew, this part included")
+    raise ModelCorrupt(f"{folder} has no .safetensors weights", "download the complete folder again")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -97,17 +97,17 @@ def _shards(index: Path) -> list[Path]:
     shards = [index.parent / name for name in sorted(set(map(str, names.values())))]
     for shard in shards:
         if shard.parent != index.parent:
-            raise ModelUnsafe(f"{index} points outside its folder, to {shard}", "use a model that you trust")
+            raise ModelUnsafe(f"{index} refers to {shard}, outside its folder", "use a model from a trusted source")
         refuse_pickle(shard)
         if not shard.exists():
-            raise ModelCorrupt(f"{shard} is missing", f"get it anew: {index.name} lists it")
+            raise ModelCorrupt(f"{shard} is missing", f"download it again; it is listed in {index.name}")
     return shards
 
 
 def read_header(path: Path) -> Header:
-    """The header of a `.safetensors` file, checked against the file's size: nothing of it is missing.
+    """Read the header of a `.safetensors` file and check it against the size of the file.
 
-    Raises ModelUnsafe for a pickle, ModelNotFound, and ModelCorrupt for a file that is not what it should be.
+    Raises ModelUnsafe for a pickle, ModelNotFound, and ModelCorrupt for an invalid or truncated file.
     """
     refuse_pickle(path)
     try:
@@ -116,7 +116,7 @@ def read_header(path: Path) -> Header:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
             if length > min(MAX_HEADER, size - 8):
-                raise ModelCorrupt(f"{path} is not a safetensors file, or is cut short in its header", _GET_ANEW)
+                raise ModelCorrupt(f"{path} is not a safetensors file, or its header is truncated", _DOWNLOAD_AGAIN)
             raw = file.read(length)
     except FileNotFoundError:
         raise ModelNotFound(f"{path} does not exist", "check the path") from None
@@ -125,11 +125,13 @@ def read_header(path: Path) -> Header:
     try:
         return _parse(json.loads(raw), 8 + length, size)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelCorrupt(f"{path}: {error}" if str(error) else f"{path} has a broken header", _GET_ANEW) from error
+        raise ModelCorrupt(
+            f"{path}: {error}" if str(error) else f"{path} has an invalid header", _DOWNLOAD_AGAIN
+        ) from error
 
 
 def _parse(listed: dict[str, Any], data_start: int, size: int) -> Header:
-    """The header, or a ValueError that says what is wrong with it; offsets must tile the file without a gap."""
+    """Parse the header. Raises ValueError unless the tensors fill the file without gaps."""
     metadata = listed.pop("__metadata__", {})
     tensors, end = {}, 0
     for name, facts in sorted(listed.items(), key=lambda item: tuple(item[1]["data_offsets"])):
@@ -137,15 +139,15 @@ def _parse(listed: dict[str, Any], data_start: int, size: int) -> Header:
         if not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError(f"tensor {name} has the shape {list(shape)}")
         if begin != end or (dtype in _BYTES and finish - begin != _BYTES[dtype] * math.prod(shape)):
-            raise ValueError(f"tensor {name} does not lie where the header says")
+            raise ValueError(f"tensor {name} has wrong offsets")
         tensors[name], end = Entry(dtype, shape, data_start + begin), finish
     if data_start + end != size:
-        raise ValueError(f"the file holds {size - data_start} bytes of tensors, its header speaks of {end}")
+        raise ValueError(f"the file has {size - data_start} bytes of tensors, and its header lists {end}")
     return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a config file. Raises ModelCorrupt where it is missing or is none."""
+    """Read the JSON object in a config file. Raises ModelCorrupt if it is missing or invalid."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -160,25 +162,25 @@ def read_json(path: Path) -> dict[str, Any]:
 def keeps_float32(vae: Mapping[str, Any], dtype: str) -> bool:
     """Whether the VAE of this config computes in float32 in a model of `dtype`.
 
-    One that overflows in float16 says so (`force_upcast`); one with a codebook would take the wrong neighbour in few
-    bits, and torch has no such distances in bfloat16 on the CPU.
+    Configs of VAEs that overflow in float16 have `force_upcast`. A VAE with a codebook would select wrong entries at
+    low precision, and torch does not compute the distances in bfloat16 on the CPU.
     """
     return "num_vq_embeddings" in vae or (dtype == "float16" and bool(vae.get("force_upcast")))
 
 
 def detect(path: Path) -> str:
-    """The family of ONE `.safetensors` file in the CompVis/SGM layout, by its header alone.
+    """Detect the family of a single `.safetensors` file in the CompVis/SGM layout from its header.
 
-    v-prediction leaves no trace in names and shapes. It is taken from the metadata (`modelspec.prediction_type`)
-    or from a `v_pred` tensor; where an SD 2.x file has neither, `global_step` decides as in diffusers (875,000
-    was the 2.0 base model, which predicts noise), and without that the file is taken for 2.1 at 768 pixels, which
-    predicts v. SDXL, SD 1.x and every inpainting model predict noise unless they say otherwise. A distilled model
-    looks like what it was distilled from. Naming the family in models.toml overrides all this.
+    v-prediction does not show in names and shapes. It is read from the metadata (`modelspec.prediction_type`) or a
+    `v_pred` tensor. If an SD 2.x file has neither, `global_step` decides, as in diffusers (875,000 is the 2.0 base
+    model, which predicts noise); otherwise the file is assumed to be 2.1 at 768 pixels, which predicts v. SDXL, SD 1.x
+    and inpainting models predict noise by default. A distilled model looks like the model it was distilled from. A
+    family in models.toml takes precedence over detection.
 
-    Whether a model inpaints shows in its U-Net's first convolution, which then takes 9 channels: the latents', a
-    mask and a masked image's latents. Latent diffusion of ImageNet's classes has 3, and a class is 512 features.
+    The first convolution of an inpainting U-Net has 9 input channels: latents, mask, and the masked image's latents.
+    The U-Net of latent diffusion of ImageNet has 3, and attends to 512 features per class.
 
-    Raises ModelError for a layout that is none of theirs, and what `read_header` raises.
+    Raises ModelError for another layout, and what `read_header` raises.
     """
     header = read_header(path)
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
@@ -188,15 +190,17 @@ def detect(path: Path) -> str:
     channels = next(iter(shapes.get(UNET + "input_blocks.0.0.weight", ())[1:2]), 0)
     known = _BY_CHANNELS.get(channels, {}).get(kind)
     if known is None:
-        raise ModelError(f"{path} is no model that sdcli knows: {_what(shapes)}", _SUPPORTED)
+        raise ModelError(f"{path} is not a supported model: {_what(shapes)}", _SUPPORTED)
     family = known[_predicts_v(path, header)]
     if family is None:
-        raise ModelError(f"{path} predicts v, as no known model of its kind does", "use one that predicts noise")
+        raise ModelError(
+            f"{path} predicts v, which is not supported for this kind of model", "use a model that predicts noise"
+        )
     return family
 
 
 _KINDS = {512: "ldm-imagenet", 768: "sd15", 1024: "sd21", 2048: "sdxl"}
-"""By the features of a token that their U-Net attends to."""
+"""By the number of features per token that the U-Net attends to."""
 _BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]] = {
     3: {"ldm-imagenet": {None: "ldm-imagenet", False: "ldm-imagenet", True: None}},
     4: {
@@ -210,7 +214,7 @@ _BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]
         "sdxl": {None: "sdxl-inpaint", False: "sdxl-inpaint", True: None},
     },
 }
-"""The families by the channels that their U-Net takes, their kind, and whether the file says that it predicts v."""
+"""The families by the U-Net's input channels, the kind, and whether the file records v-prediction."""
 _SUPPORTED = (
     "a single file must be a whole SD 1.x, SD 2.x or SDXL base or inpainting model, or LDM's of ImageNet classes, "
     "in the original key layout"
@@ -218,27 +222,27 @@ _SUPPORTED = (
 
 
 def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What a file that is no known model seems to be."""
+    """Describe a file that is not a supported model."""
     names = list(shapes)
     signs = {
-        "lora_": "it holds a LoRA",
-        "double_blocks.": "it holds a Flux model",
-        "joint_blocks.": "it holds a Stable Diffusion 3 model",
-        "control_model.": "it holds a ControlNet",
-        "down_blocks.": "it holds one part of a diffusers folder",
-        UNET + "input_blocks.": "its U-Net is of another kind (a refiner, an upscaler, one of depth, or pruned)",
+        "lora_": "it is a LoRA",
+        "double_blocks.": "it is a Flux model",
+        "joint_blocks.": "it is a Stable Diffusion 3 model",
+        "control_model.": "it is a ControlNet",
+        "down_blocks.": "it is one part of a diffusers folder",
+        UNET + "input_blocks.": "it has another kind of U-Net (a refiner, an upscaler, a depth model, or a pruned one)",
     }
     for sign, words in signs.items():
         if any(sign in name for name in names):
             return words
-    return "its tensors have unknown names"
+    return "its tensor names are unknown"
 
 
 def _predicts_v(path: Path, header: Header) -> bool | None:
-    """Whether the file says that it predicts v; None where it says nothing."""
-    said = header.metadata.get("modelspec.prediction_type", "").lower()
-    if said:
-        return said.startswith("v")
+    """Whether the file records v-prediction; None if it records nothing."""
+    recorded = header.metadata.get("modelspec.prediction_type", "").lower()
+    if recorded:
+        return recorded.startswith("v")
     if "v_pred" in header.tensors:
         return True
     step = header.tensors.get("global_step")

@@ -1,4 +1,4 @@
-"""Tensors from `.safetensors` files into modules, one at a time and never twice in memory. Knows no pickles."""
+"""Loads tensors from `.safetensors` files into modules, one at a time and without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in a file, and what is to be done to it (a view: a slice, a transposition)."""
+    """A tensor in a file, and the view to take of it, such as a slice or a transposition."""
 
     file: Path
     key: str
@@ -30,18 +30,18 @@ class Stored:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
-    """Every tensor in `files`, by its name there."""
+    """Return every tensor in `files` by its name."""
     return {
         key: Stored(file, key, entry) for file in files for key, entry in families.read_header(file).tensors.items()
     }
 
 
 def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> None:
-    """Give every parameter of `module`, which lies on the meta device, its tensor of `stored`, as `dtype` on `device`.
+    """Load the parameters of `module`, which is on the meta device, from `stored`, as `dtype` on `device`.
 
-    All shapes are checked before the first tensor is read. What needs no conversion stays a view of its file.
+    All shapes are checked before the first tensor is read. Tensors that need no conversion stay views of their file.
 
-    Raises ModelCorrupt, naming the tensor, for one that is of a wrong shape or unreadable.
+    Raises ModelCorrupt, with the tensor's name, for a wrong shape or an unreadable tensor.
     """
     read = tensors(module, stored)
     state = {name: tensor.to(device=device, dtype=dtype).contiguous() for name, tensor in read}
@@ -50,9 +50,9 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, 
 
 
 def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor of `stored` as it is in its file, by its name in `module`, which may lie on the meta device.
+    """Yield each tensor of `stored` unconverted, by its name in `module`, which can be on the meta device.
 
-    All shapes are checked before the first is read. Raises what `fill` raises.
+    All shapes are checked before the first tensor is read. Raises what `fill` raises.
     """
     for name, parameter in module.state_dict().items():
         check_shape(stored[name], tuple(parameter.shape))
@@ -63,11 +63,12 @@ def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[s
 
 
 def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
-    """Raise ModelCorrupt unless a stored tensor is of floats and, seen through its view, of this shape."""
+    """Raise ModelError unless a stored tensor has a float dtype, and ModelCorrupt unless its view has this shape."""
     file, key, entry = stored.file, stored.key, stored.entry
     if entry.dtype not in _FLOATS:
         raise ModelError(
-            f"{file}: tensor {key} is of type {entry.dtype}", "use float weights; quantised ones are not supported"
+            f"{file}: tensor {key} has the dtype {entry.dtype}",
+            "use float weights; quantised weights are not supported",
         )
     try:
         found = tuple(stored.view(torch.empty(entry.shape, device="meta")).shape)
@@ -75,8 +76,8 @@ def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
         found = entry.shape
     if found != shape:
         raise ModelCorrupt(
-            f"{file}: tensor {key} has the shape {list(entry.shape)}, and its config asks for {list(shape)}",
-            "get the model anew; its weights and its config must come from the same place",
+            f"{file}: tensor {key} has the shape {list(entry.shape)}, and its config requires {list(shape)}",
+            "download the model again; its weights and its config must belong together",
         )
 
 
@@ -84,11 +85,11 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise ModelCorrupt(f"{file} cannot be read: {error}", "get the file anew") from error
+        raise ModelCorrupt(f"{file} cannot be read: {error}", "download the file again") from error
 
 
 def _read(reader: Any, stored: Stored) -> Tensor:
     try:
         return stored.view(reader.get_tensor(stored.key))
     except (SafetensorError, OSError) as error:
-        raise ModelCorrupt(f"{stored.file}: tensor {stored.key}: {error}", "get the file anew") from error
+        raise ModelCorrupt(f"{stored.file}: tensor {stored.key}: {error}", "download the file again") from error
