@@ -280,7 +280,7 @@ def other_text_encoder(folder):
         (wrong_config, r"unet.config\.json does not describe a UNet2DConditionModel"),
         (remove_index, r"model_index\.json is missing"),
         (remove_tokenizer, "tokenizer"),
-        (other_text_encoder, "give 48 features a token, its U-Net takes 32"),
+        (other_text_encoder, "give 48 features per token, its U-Net takes 32"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

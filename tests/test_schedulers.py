@@ -141,7 +141,7 @@ def test_sigmas_that_a_scheduler_lacks(name):
     check(name, "default", 0.0)
     error = refused(name, "karras", 0.0)
     assert error.field == "sigmas"
-    assert error.message == f"the scheduler {name} has no karras sigmas"
+    assert error.message == f"the scheduler {name} does not support karras sigmas"
     assert "dpm++-2m" in error.hint
     assert "ddim" not in error.hint
 

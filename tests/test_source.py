@@ -130,7 +130,7 @@ def test_parts_that_do_not_fit_are_an_error_that_names_them(sd15, tmp_path):
     xl = tiny.make_folder("sdxl", tmp_path / "xl")
     with pytest.raises(ModelCorrupt) as caught:
         load(composed(sd15, unet=xl / "unet"))
-    assert "its text encoders give 32 features a token, its U-Net takes 80" in caught.value.message
+    assert "its text encoders give 32 features per token, its U-Net takes 80" in caught.value.message
     assert f"unet = {xl / 'unet'}" in caught.value.hint
 
 

@@ -75,8 +75,8 @@ def test_the_file_keeps_what_its_owner_wrote(home, folder):
         ("ink.safetensors", "is a path", "NAME PATH"),
         ("my model", "not a valid name", "letters"),
         ("", "not a valid name", "letters"),
-        ("taken", "there already", "--force"),
-        ("elsewhere", "is named in", "there"),
+        ("taken", "already exists", "--force"),
+        ("elsewhere", "is defined in", "there"),
     ],
 )
 def test_names_that_cannot_be_given(home, folder, name, message, hint):

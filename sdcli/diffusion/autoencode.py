@@ -1,4 +1,4 @@
-"""z(x) and back: pictures to normalised latents, latents to pixels. Knows nothing of prompts or of the loop."""
+"""The autoencoder: pictures to normalised latents, latents to pixels. Knows nothing of prompts or of the loop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sdcli.files import images
 
 @torch.inference_mode()
 def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
-    """z(x), normalised, (1, C, h, w) in float32, of an upright picture of whole latents.
+    """Encode an upright picture to normalised latents (1, C, h, w), float32.
 
-    Transparent pixels are taken as white. The latents are the mean of the encoder's Gaussian: nothing is drawn, and the
-    same picture gives the same latents.
+    Transparent pixels become white. The latents are the mean of the encoder's Gaussian, so the same picture always
+    gives the same latents.
     """
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
@@ -28,25 +28,22 @@ def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
 
 @torch.inference_mode()
 def decode_picture(model: LatentDiffusionModel, latents: NDArray[np.float32]) -> Image.Image:
-    """The picture of `latents` (1, C, h, w), as the command that saved them made it.
-
-    Raises InvalidPicture where the VAE gives NaN.
-    """
+    """Decode `latents` (1, C, h, w) to a picture. Raises InvalidPicture if the VAE returns NaN."""
     pixels, _ = decode_finite(model, torch.from_numpy(latents).to(model.device))
     return images.to_image(pixels[0])
 
 
 def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W), float32, nominally in −1 … 1, from latents; they may be none (NaN)."""
+    """Decode latents to pixels (B, 3, H, W), float32, nominally in −1 … 1; they can be NaN."""
     z = model.latent_space.denormalize(latents)
     pixels: Tensor = model.vae.decode(z.to(model.vae.dtype), return_dict=False)[0].float().cpu()
     return pixels
 
 
 def decode_finite(model: LatentDiffusionModel, latents: Tensor) -> tuple[Tensor, list[int]]:
-    """`decode`, and which pictures had to be decoded once more, in float32, as their pixels were none.
+    """Decode, and repeat in float32 the pictures whose pixels are not finite; returns pixels and those pictures.
 
-    Raises InvalidPicture where they are none all the same.
+    Raises InvalidPicture if pixels are still not finite.
     """
     pixels = decode(model, latents)
     broken = _overflowed(model, latents, pixels)
@@ -57,7 +54,7 @@ def decode_finite(model: LatentDiffusionModel, latents: Tensor) -> tuple[Tensor,
 
 
 def decode_in_float32(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
-    """`decode` with the VAE in float32, which afterwards is as before, so that later pictures do not depend on it."""
+    """Decode with the VAE in float32, and restore its dtype, so that later pictures do not depend on it."""
     dtype = model.vae.dtype
     model.vae.to(torch.float32)
     try:
@@ -67,7 +64,7 @@ def decode_in_float32(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
 
 
 def _overflowed(model: LatentDiffusionModel, latents: Tensor, pixels: Tensor) -> list[int]:
-    """Which pictures the VAE has lost in its narrow dtype: their pixels are not all finite, their latents are."""
+    """Return the pictures that overflowed in the VAE's dtype: their latents are finite, and their pixels are not."""
     if model.vae.dtype == torch.float32:
         return []
     finite = latents.isfinite().flatten(1).all(1).cpu()

@@ -1,9 +1,8 @@
 """THE denoising loop: every picture is made by it. Knows nothing of prompts, networks, files or progress bars.
 
 A latent diffusion model (Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", §3)
-draws a latent z_T of pure noise and undoes the noise step by step with a network, f(z_t, t, y). What y is, a text or
-anything else that can be encoded, is bound before the loop, which sees f(z, t) alone; how far a step goes is the
-scheduler's business.
+starts from a latent z_T of pure noise and removes the noise step by step with a network, f(z_t, t, y). y, a text or
+anything else that can be encoded, is bound before the loop, which only sees f(z, t). The scheduler computes the steps.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of f: which of `total`, counted from 0."""
+    """One evaluation of f out of `total`; `index` counts from 0."""
 
     index: int
     total: int
 
 
 Denoiser = Callable[[Tensor, Tensor, Evaluation], Tensor]
-"""f(z, t) with y and guidance bound: from latents (B, C, h, w), float32, scaled as the scheduler scales them, and a
-timestep (), float32, on their device, to the prediction (B, C, h, w), float32, that the scheduler takes."""
+"""f(z, t) with y and guidance bound: from latents (B, C, h, w), float32, scaled by the scheduler, and a timestep (),
+float32, on their device, to the prediction (B, C, h, w), float32, that the scheduler takes."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of `total` done: `index` counts from 1, `latents` (B, C, h, w) are what it led to.
+    """A finished step out of `total`: `index` counts from 1, and `latents` (B, C, h, w) are its result.
 
-    `timestep` is the one the step started from, 0 … number of training timesteps, and not always whole.
+    `timestep` is where the step started, 0 … number of training timesteps, and not always an integer.
     """
 
     index: int
@@ -44,9 +43,9 @@ class Step:
 
 
 def start_at(scheduler: Any, strength: float) -> Tensor:
-    """The tail of the scheduler's timesteps that `strength` of the steps (0 … 1) takes, rounded down to whole ones.
+    """Return the last timesteps of the scheduler for `strength` (0 … 1) of the steps, rounded down.
 
-    The scheduler is told where it begins. This is diffusers' counting, with which strengths are known.
+    Sets the scheduler's begin index. Counts like diffusers, so strengths have the usual meaning.
     """
     steps = scheduler.num_inference_steps
     skipped = (steps - min(int(steps * strength), steps)) * scheduler.order
@@ -68,23 +67,25 @@ def denoise(
     constrain: Callable[[Tensor, Tensor | None], Tensor] = lambda latents, timestep: latents,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Tensor:
-    """The latents that `latents` (B, C, h, w), float32, come to after the steps of `timesteps`; float32 again.
+    """Denoise `latents` (B, C, h, w), float32, over `timesteps`, and return the result, float32.
 
     Each evaluation is f(z_t, t) and then the scheduler's step to z_{t-1}; with DDPM that step is line 4 of Algorithm 2
     of Ho et al. 2020 ("Denoising Diffusion Probabilistic Models"). The scheduler computes in float32.
 
-    `timesteps` are the scheduler's own or a tail of them, for latents that are partly denoised. `eta` (0 … 1) goes to
-    schedulers that take one. `generators`, one a picture, on the CPU, give the noise of stochastic steps. `constrain`
-    makes of what each evaluation led to, and the next one's timestep (None after the last), the latents to go on with:
-    what is known of the picture beforehand can be put back there. `on_step` is called after each step, once where a
-    step of a second-order scheduler takes two evaluations.
+    `timesteps` are the scheduler's own, or the last of them for latents that are partly denoised. `eta` (0 … 1) is for
+    schedulers that take one. `generators`, one per picture, on the CPU, are for the noise of stochastic steps.
+    `constrain` is called after each evaluation with the latents and the next timestep (None after the last), and
+    returns the latents to continue with; it can restore known parts of the picture. `on_step` is called after each
+    step, which is two evaluations of a second-order scheduler.
     """
     options = _step_options(scheduler, eta, generators)
     skipped = len(scheduler.timesteps) - len(timesteps)
-    if hasattr(scheduler, "set_begin_index"):  # without it a timestep that occurs twice is taken for its second
+    if hasattr(
+        scheduler, "set_begin_index"
+    ):  # otherwise a timestep that occurs twice is looked up as its second occurrence
         scheduler.set_begin_index(skipped)
     step_ends = _step_ends(scheduler, len(timesteps), skipped)
-    # f takes its timesteps where it runs, the scheduler where its tables are: no evaluation waits for the device.
+    # f takes its timesteps on its device, and the scheduler on the CPU: no evaluation synchronises with the device.
     on_device = timesteps.to(latents.device, torch.float32)
 
     for count, timestep in enumerate(timesteps.cpu()):
@@ -98,16 +99,16 @@ def denoise(
 
 
 def _step_options(scheduler: Any, eta: float, generators: Sequence[Generator]) -> dict[str, Any]:
-    """What this scheduler's `step` takes of eta and generators; their signatures differ."""
+    """Return the arguments among eta and generators that this scheduler's `step` takes."""
     offered = {"eta": eta, "generator": list(generators)}
     taken = inspect.signature(scheduler.step).parameters
     return {key: value for key, value in offered.items() if key in taken}
 
 
 def _step_ends(scheduler: Any, evaluations: int, skipped: int) -> dict[int, int]:
-    """For each evaluation that completes a step, which step that is, counted from 1.
+    """Return the step, counted from 1, for each evaluation that completes a step.
 
-    A second-order scheduler takes two evaluations a step but for its last; PLMS takes one more, at the start.
+    A second-order scheduler has two evaluations per step except the last. PLMS has one more at the start.
     """
     steps = scheduler.num_inference_steps - skipped // scheduler.order
     warmup = evaluations - steps * scheduler.order

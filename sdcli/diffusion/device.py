@@ -1,4 +1,4 @@
-"""What the arithmetic runs on: device, dtype and threads as this machine has them, and running out of memory."""
+"""Chooses device, dtype and threads, and handles running out of memory."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from sdcli.recipe.recipe import Recipe
 DEFAULT_THREADS = torch.get_num_threads()
 _NO_MEMORY = (
     "can't allocate memory",  # the CPU's allocator
-    "CUDA error: out of memory",  # the driver's, beside torch's own
+    "CUDA error: out of memory",  # from the driver; torch has its own
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
-    "Invalid buffer size",  # Metal's, of one tensor that is too large
+    "Invalid buffer size",  # from Metal, for a tensor that is too large
 )
-"""What torch says in a plain RuntimeError where an allocation failed."""
+"""Messages of a RuntimeError that means a failed allocation."""
 
 
 def resolve_execution(recipe: Recipe) -> Recipe:
-    """The recipe with `auto` replaced by what this machine runs: device, dtype and number of CPU threads.
+    """Replace `auto` in the recipe by this machine's device, dtype and number of CPU threads.
 
-    Raises InvalidRecipe for a device that is not there.
+    Raises InvalidRecipe for a device that this machine does not have.
     """
     device = _device(recipe.execution.device)
-    # Said each time: an earlier recipe may have changed it, and where nobody says, MKL may take fewer.
+    # Set every time: an earlier recipe can have changed it, and MKL can use fewer threads if it is not set.
     torch.set_num_threads(recipe.execution.threads or DEFAULT_THREADS)
     dtype = _dtype(recipe.execution.dtype, device)
     return recipe.replace(device=device, dtype=dtype, threads=torch.get_num_threads())
 
 
 def devices() -> tuple[str, ...]:
-    """The devices that are here, the one that `auto` takes first."""
+    """Return this machine's devices; `auto` selects the first."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return tuple(device for device, found in present.items() if found)
 
@@ -51,20 +51,20 @@ def _device(asked: str) -> str:
 
 
 def _dtype(asked: str, device: str) -> str:
-    """bfloat16 where the hardware computes in it, for it halves the memory and keeps float32's range."""
+    """Prefer bfloat16 if the hardware supports it: it halves the memory and keeps float32's range."""
     if asked != "auto":
         return asked
     if device == "mps":
         return "float16"
     if device == "cuda":
-        # Without tensor cores for it (before Ampere) torch emulates bfloat16, which is slower than float32.
+        # Before Ampere torch emulates bfloat16, which is slower than float32.
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
 @contextmanager
 def memory_of(recipe: Recipe) -> Iterator[None]:
-    """Turn an allocator's complaint, which torch words as a RuntimeError on the CPU, into OutOfMemory."""
+    """Convert a failed allocation, which is a RuntimeError on the CPU, to OutOfMemory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -73,5 +73,5 @@ def memory_of(recipe: Recipe) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"not enough memory for {recipe.width}×{recipe.height} pixels in {recipe.execution.dtype}",
-            "make the picture smaller with -W and -H, or take --batch-size 1 or --dtype bfloat16",
+            "make the picture smaller with -W and -H, or use --batch-size 1 or --dtype bfloat16",
         ) from error

@@ -1,4 +1,4 @@
-"""What the configs of a network and its autoencoder say of the pictures they make. Imports no torch."""
+"""Facts about a model, from the configs of its network and autoencoder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Facts:
     native_size: int
     size_multiple: int
     in_channels: int
-    """Channels of the latents and of what the network takes beside them, before any packing."""
+    """Channels of the network's input: the latents and concatenated channels, before any packing."""
     latent_space: LatentSpace
     guidance_distilled: bool = False
-    """Whether the network takes its guidance scale as an input (LCM), and no unconditional half."""
+    """Whether the network takes the guidance scale as an input (LCM) and has no unconditional half."""
     knows_sizes: bool = False
-    """Whether the network is told the size of the picture (SDXL)."""
+    """Whether the network takes the size of the picture as an input (SDXL)."""
     square_only: bool = False
     takes_controlnets: bool = False

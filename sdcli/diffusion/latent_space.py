@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What diffusers' classes take where a config does not name it.
+# Defaults of diffusers' classes.
 _SCALING_FACTORS = {"AutoencoderTiny": 1.0}
 _SCALING_FACTOR = 0.18215
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """What z(x) is for f: `channels` numbers for each square of `vae_scale_factor` × `vae_scale_factor` pixels.
+    """The latents that f takes: `channels` numbers for each square of `vae_scale_factor` × `vae_scale_factor` pixels.
 
-    f sees the autoencoder's latents z normalised, about zero and of about unit variance:
-    (z − shift_factor) · scaling_factor, or (z − mean) / std · scaling_factor with one `mean` and one `std` a channel,
-    which is how diffusers' pipelines read `scaling_factor`, `shift_factor`, `latents_mean` and `latents_std`.
-    Latents here are always (B, C, h, w); a transformer that takes them as tokens packs them itself.
+    f takes the autoencoder's latents z normalised to about zero mean and unit variance:
+    (z − shift_factor) · scaling_factor, or (z − mean) / std · scaling_factor with one `mean` and one `std` per channel,
+    like diffusers' pipelines with `scaling_factor`, `shift_factor`, `latents_mean` and `latents_std`.
+    Latents are always (B, C, h, w); an architecture that takes tokens packs them itself.
     """
 
     channels: int = 4
@@ -33,9 +33,9 @@ class LatentSpace:
 
     @classmethod
     def of(cls, vae: Mapping[str, Any]) -> Self:
-        """The latent space of a VAE's config, of diffusers' AutoencoderKL, AutoencoderTiny or VQModel.
+        """Return the latent space of the config of an AutoencoderKL, AutoencoderTiny or VQModel.
 
-        Raises KeyError, TypeError or ValueError where the config is not one of these.
+        Raises KeyError, TypeError or ValueError for another config.
         """
         scaling_factor = vae.get("scaling_factor")
         if scaling_factor is None:
@@ -51,17 +51,17 @@ class LatentSpace:
         )
 
     def shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w): the shape of the latents of one picture of `width` × `height` pixels."""
+        """Return the shape (C, h, w) of the latents of a picture of `width` × `height` pixels."""
         return self.channels, height // self.vae_scale_factor, width // self.vae_scale_factor
 
     def normalize(self, z: Tensor) -> Tensor:
-        """The latents (B, C, h, w) that f sees, of the encoder's z (B, C, h, w)."""
+        """Convert the encoder's z (B, C, h, w) to the latents (B, C, h, w) that f takes."""
         if self.mean:
             return (z - self._per_channel(self.mean, z)) / self._per_channel(self.std, z) * self.scaling_factor
         return (z - self.shift_factor if self.shift_factor else z) * self.scaling_factor
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """What the decoder takes (B, C, h, w), of the latents (B, C, h, w) that f sees."""
+        """Convert the latents (B, C, h, w) of f to what the decoder takes (B, C, h, w)."""
         z = latents / self.scaling_factor
         if self.mean:
             return z * self._per_channel(self.std, z) + self._per_channel(self.mean, z)

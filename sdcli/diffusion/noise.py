@@ -1,4 +1,4 @@
-"""Noise, each picture's from its own CPU generator: the same on every device and in every batch."""
+"""Noise. Each picture has its own CPU generator, so its noise is the same on every device and in every batch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from torch import Generator, Tensor
 def initial_latents(
     generators: Sequence[Generator], shape: Sequence[int], scheduler: Any, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """z_T for one picture a generator: (B, *shape), float32 noise of the scheduler's initial standard deviation.
-
-    Each picture's noise comes from its own CPU generator, so it is the same on every device and in every batch.
-    """
+    """Return z_T, one picture per generator: (B, *shape), float32, with the scheduler's initial standard deviation."""
     latents: Tensor = draw_noise(generators, shape) * scheduler.init_noise_sigma
     return latents.to(device)
 
 
 def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """`latents` (B, C, h, w) noised up to the level of `timestep` (1,), which is on the CPU.
+    """Add noise to `latents` (B, C, h, w) up to the level of `timestep` (1,), which is on the CPU.
 
-    The scheduler is asked on the CPU for the two factors, and its tables stay there: on a GPU its own `add_noise` moves
-    them, and makes the host wait for the device in every call.
+    The scheduler computes the two factors on the CPU, where its tables stay: its own `add_noise` would move them to the
+    GPU and synchronise with the device in every call.
     """
     one, zero = torch.ones((1, 1, 1, 1)), torch.zeros((1, 1, 1, 1))
     of_latents, of_noise = scheduler.add_noise(one, zero, timestep), scheduler.add_noise(zero, one, timestep)
@@ -33,5 +30,5 @@ def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timestep: Tensor) 
 
 
 def draw_noise(generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise (B, *shape), float32, on the CPU: one picture's from each of B generators."""
+    """Draw standard normal noise (B, *shape), float32, on the CPU: one picture from each of B generators."""
     return torch.cat([torch.randn((1, *shape), generator=each, dtype=torch.float32) for each in generators])

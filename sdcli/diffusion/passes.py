@@ -1,4 +1,4 @@
-"""The passes in which a picture is made: runs of the loop, each from where the last one ended. Imports no torch."""
+"""The passes of a picture: runs of the loop, each starting from the result of the one before. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sdcli.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of the loop over a batch: `recipe` is what it samples, of its own size and number of steps.
+    """One run of the loop over a batch; `recipe` has its size and number of steps.
 
-    The first pass starts as its recipe says, and has no `strength` here. A later one starts from the latents of the
-    pass before, resized to its size and noised up to what `strength`, 0 … 1, of its steps takes away again. The last
-    pass has the size of the picture.
+    The first pass starts like its recipe, and has no `strength` here. A later pass starts from the latents of the pass
+    before, resized to its size and with noise for `strength`, 0 … 1, of its steps. The last pass has the size of the
+    picture.
     """
 
     recipe: Recipe
@@ -21,12 +21,12 @@ class Pass:
 
     @property
     def steps(self) -> int:
-        """The number of steps that it takes, by diffusers' counting (see `denoise.start_at`)."""
+        """The number of steps, counted like diffusers (see `denoise.start_at`)."""
         steps = self.recipe.sampling.steps
         strength = self.recipe.initial.strength if self.strength is None else self.strength
         return steps if strength is None else min(int(steps * strength), steps)
 
 
 def passes(recipe: Recipe) -> tuple[Pass, ...]:
-    """The passes that make the picture of `recipe`, in order: one."""
+    """Return the passes of `recipe` in order; there is one."""
     return (Pass(recipe),)

@@ -1,4 +1,4 @@
-"""diffusers' schedulers, made from a row of the table and a model's config. Imports diffusers when one is made."""
+"""Makes diffusers' schedulers from a row of the table and a model's config. Imports diffusers when one is made."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ def make(
     *,
     noise_seeds: Sequence[int] | None = None,
 ) -> Any:
-    """The diffusers scheduler of that name for a model's `scheduler_config`; its timesteps are yet to be set.
+    """Make a diffusers scheduler for a model's `scheduler_config`; its timesteps are not set yet.
 
-    Takes from the config what the class's `from_config` would, but without loading every other scheduler, as that
-    does. `sigmas` "default" leaves the spacing to the config. `noise_seeds`, one a picture, are for a scheduler
-    that draws its own noise (`brownian`); the others take theirs from the generators given to each step. Call
-    `schedulers.check` first.
+    Uses the same values of the config as the class's `from_config`, which would import every other scheduler. With
+    `sigmas` "default" the config decides the spacing. `noise_seeds`, one per picture, are for a scheduler that draws
+    its own noise (`brownian`); the others use the generators of each step. Call `schedulers.check` first.
     """
     row = schedulers.TABLE[name]
     kind = _class_of(row)
@@ -41,9 +40,9 @@ def make(
 
 
 def _zero_snr_betas(scheduler_config: Mapping[str, Any]) -> list[float]:
-    """Betas of zero terminal SNR, as a scheduler that knows to rescale them has them.
+    """Return betas with zero terminal SNR, from a scheduler that can rescale them.
 
-    The last ᾱ is not quite 0 there but 2⁻²⁴, so that every noise level is finite.
+    The last ᾱ is 2⁻²⁴ instead of 0, so that every noise level is finite.
     """
     alphas_cumprod = make("euler", "default", scheduler_config).alphas_cumprod.double().tolist()
     before = [1.0, *alphas_cumprod[:-1]]
@@ -57,7 +56,7 @@ def _class_of(row: schedulers.Row) -> Any:
 
 
 def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
-    """`kind`, with its Brownian motion drawn on the CPU, so that every device takes the same path."""
+    """Return a subclass of `kind` that draws its Brownian motion on the CPU, so that it is the same on every device."""
 
     class OnCpu(kind):  # type: ignore[misc]
         def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
@@ -67,7 +66,7 @@ def _noise_on_cpu(kind: Any, noise_sampler: Any) -> Any:
                 path = noise_sampler(like, low, high, self.noise_sampler_seed)
 
                 def noise(sigma: Any, sigma_next: Any) -> Any:
-                    with warnings.catch_warnings():  # torchsde rounds the ends of its path, and puts up with it
+                    with warnings.catch_warnings():  # torchsde warns that it rounds the ends of the path
                         warnings.filterwarnings("ignore", "Should have t[ab]", UserWarning)
                         return path(sigma, sigma_next).to(sample.device)
 

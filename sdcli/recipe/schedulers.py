@@ -1,6 +1,6 @@
-"""The schedulers by the names users know: one table. Knows nothing of models; diffusion/samplers.py makes them.
+"""The table of schedulers by name. Knows nothing of models; diffusion/samplers.py makes them.
 
-To add one, write a row. All that is particular to a scheduler is said in its row; nothing elsewhere asks for a name.
+To add one, add a row. Everything specific to a scheduler is in its row; no other code depends on its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdcli.errors import InvalidRecipe
 
 SIGMAS = ("default", "karras", "exponential", "beta")
 _PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity v", "sample": "x_0"}
-"""What networks predict, by diffusers' `prediction_type`, in words."""
+"""What networks predict, by diffusers' `prediction_type`."""
 
 Config = Mapping[str, Any]
 """A model's scheduler config, in diffusers' key names."""
@@ -26,7 +26,7 @@ def _options(**options: Any) -> Mapping[str, Any]:
 
 
 def _trained_steps(config: Config) -> int:
-    """Two less than the number of training timesteps, near which timesteps repeat or leave the range."""
+    """Two less than the number of training timesteps: with more, timesteps repeat or leave the range."""
     return int(config.get("num_train_timesteps", 1000)) - 2
 
 
@@ -56,10 +56,10 @@ def _with_final_sigma_zero(config: Config) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """A scheduler: diffusers' class, the options that make it this one, and what it knows.
+    """A scheduler: diffusers' class, its options, and its properties.
 
-    `module` is the end of `diffusers.schedulers.scheduling_…`; `a1111` the sampler name other tools write. `options` go
-    before those of a model's config.
+    `module` is the end of `diffusers.schedulers.scheduling_…`, and `a1111` the sampler name in other tools. `options`
+    take precedence over a model's config.
     """
 
     module: str
@@ -67,23 +67,23 @@ class Row:
     a1111: str
     options: Mapping[str, Any] = field(default_factory=_options)
     sigmas: tuple[str, ...] = SIGMAS[:1]
-    """The spacings of noise levels that it has: its own, as Karras et al. 2022, exponential, by a beta distribution."""
+    """The supported spacings of noise levels: its own, Karras et al. 2022, exponential, or a beta distribution."""
     predictions: tuple[str, ...] = tuple(_PREDICTIONS)
-    """What a network may predict, by diffusers' `prediction_type`."""
+    """The supported predictions, by diffusers' `prediction_type`."""
     least_steps: int = 1
     most_steps: Callable[[Config], int] = _trained_steps
-    """The most steps that it takes on a model."""
+    """The maximum number of steps with a model."""
     ends_clean: Callable[[Config], bool] = _always
-    """Whether its last step leads to x_0 on a model, rather than to the least noise level of training."""
+    """Whether the last step ends at x_0 with a model, rather than at the lowest noise level of training."""
     takes_eta: bool = False
     eta_in_last_step: bool = True
-    """Whether eta adds noise in the last step too, where that does not end clean."""
+    """Whether eta adds noise in the last step too, if that does not end at x_0."""
     zero_snr: bool = False
-    """Whether it knows `rescale_betas_zero_snr` (Lin et al. 2023, §3.1); the others are given the rescaled betas."""
+    """Whether it supports `rescale_betas_zero_snr` (Lin et al. 2023, §3.1); the others get rescaled betas."""
     stochastic: bool = False
-    """Whether its steps draw noise even at eta 0."""
+    """Whether its steps draw noise even with eta 0."""
     brownian: bool = False
-    """Whether it draws that noise itself, along a Brownian path, rather than from the generators given to its steps."""
+    """Whether it draws the noise itself, along a Brownian path, instead of using the generators of its steps."""
 
 
 _NOISE_OR_V = ("epsilon", "v_prediction")
@@ -208,18 +208,18 @@ def check(
     scheduler_config: Config | None = None,
     steps: int | None = None,
 ) -> None:
-    """Raise InvalidRecipe where a scheduler, its sigmas, eta, the steps and the model do not go together.
+    """Raise InvalidRecipe for an invalid combination of scheduler, sigmas, eta, steps and model.
 
     `name` is one of NAMES and `sigmas` one of SIGMAS. `scheduler_config` is the model's, in diffusers' key names;
-    without it nothing is said of the model, nor of `steps`.
+    without it the model and `steps` are not checked.
     """
     row = TABLE[name]
     if sigmas not in row.sigmas:
         hint = f"use --sigmas default, or one of {_names(lambda row: sigmas in row.sigmas)}"
-        raise InvalidRecipe(f"the scheduler {name} has no {sigmas} sigmas", hint, "sigmas")
+        raise InvalidRecipe(f"the scheduler {name} does not support {sigmas} sigmas", hint, "sigmas")
     if eta and not row.takes_eta:
-        hint = f"leave --eta at 0, or use one of {_names(lambda row: row.takes_eta)}"
-        raise InvalidRecipe(f"the scheduler {name} takes no eta", hint, "eta")
+        hint = f"use --eta 0, or one of {_names(lambda row: row.takes_eta)}"
+        raise InvalidRecipe(f"the scheduler {name} does not support eta", hint, "eta")
     if scheduler_config is not None:
         _check_model(name, row, scheduler_config)
         if steps is not None:
@@ -229,21 +229,21 @@ def check(
 def _check_model(name: str, row: Row, config: Config) -> None:
     predicted = config.get("prediction_type", "epsilon")
     if predicted not in row.predictions:
-        message = f"the scheduler {name} cannot follow a model that predicts {_PREDICTIONS.get(predicted, predicted)}"
+        message = f"the scheduler {name} does not support models that predict {_PREDICTIONS.get(predicted, predicted)}"
         able = _names(lambda row: predicted in row.predictions)
         raise InvalidRecipe(message, f"use one of {able}" if able else "use another model", "scheduler")
 
 
 def _check_steps(name: str, sigmas: str, config: Config, steps: int) -> None:
-    """Refuse the numbers of steps that diffusers' schedulers fail at, or get wrong without a word.
+    """Reject numbers of steps with which diffusers' schedulers fail or give wrong results.
 
-    Trailing spacing counts down from the number of training timesteps T by T/steps, which for some numbers of steps
-    (61 of 1000) rounds to one timestep too many, −1.
+    Trailing spacing counts down from the number of training timesteps T in steps of T/steps. For some numbers of steps
+    (61 of 1000), rounding gives one timestep too many, −1.
     """
     row, trained = TABLE[name], int(config.get("num_train_timesteps", 1000))
     least, most = row.least_steps, row.most_steps(config)
     if not least <= steps <= most:
-        message = f"the scheduler {name} cannot take {steps} steps on this model"
+        message = f"the scheduler {name} cannot use {steps} steps with this model"
         raise InvalidRecipe(message, f"steps must be between {least} and {most}", "steps")
     if config.get("timestep_spacing") == "trailing" and sigmas == "default" and not _divides(trained, steps):
         fit = [number for number in range(1, most + 1) if _divides(trained, number)]
@@ -261,20 +261,20 @@ def _names(fits: Callable[[Row], bool]) -> str:
 
 
 def uses_eta(name: str, config: Config, steps: int) -> bool:
-    """Whether eta adds noise in any of `steps`: the last one adds none where it ends clean."""
+    """Whether eta adds noise in any of `steps`; the last step adds none if it ends at x_0."""
     row = TABLE[name]
     return row.takes_eta and (steps > 1 or (row.eta_in_last_step and not row.ends_clean(config)))
 
 
 def a1111_name(name: str, sigmas: str) -> str:
-    """The sampler as Automatic1111 writes it, such as `DPM++ 2M Karras`."""
+    """Return the sampler's name in Automatic1111, such as `DPM++ 2M Karras`."""
     return TABLE[name].a1111 + ("" if sigmas == "default" else f" {sigmas.capitalize()}")
 
 
 def from_a1111(sampler: str, schedule_type: str = "") -> tuple[str, str] | None:
-    """The scheduler's name and sigmas for Automatic1111's `Sampler` and, since its 1.9, `Schedule type`.
+    """Return the scheduler's name and sigmas for Automatic1111's `Sampler` and, since 1.9, `Schedule type`.
 
-    None for one that is not in the table, as `DPM++ 2S a`, whose ancestral noise diffusers' class lacks.
+    None for a sampler that is not in the table, such as `DPM++ 2S a`, which diffusers' class does not implement.
     """
     words = sampler.casefold().split()
     kind = schedule_type.casefold().strip()

@@ -1,7 +1,7 @@
-"""The architectures of f(z, t, y): one module here for each, and a row in the table. Imports no torch.
+"""The architectures of f(z, t, y): one module for each in this package, and a row in the table. Imports no torch.
 
-To add one, write a module with the functions of `Architecture` and a row here. The loop, the contexts of images, masks
-and latents, the schedulers and the autoencoder stay as they are.
+To add one, add a module with the functions of `Architecture` and a row. The loop, the contexts of images, masks and
+latents, the schedulers and the autoencoder do not change.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ if TYPE_CHECKING:
 
 
 class Architecture(Protocol):
-    """What a module here has. Modules import torch inside `encode` and `bind` only: planning reads their `facts`."""
+    """The functions of a module. Modules import torch only inside `encode` and `bind`: planning uses `facts`."""
 
     def facts(self, network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
-        """What the two configs say. Raises KeyError, TypeError or ValueError where they lack what it needs."""
+        """Read the two configs. Raises KeyError, TypeError or ValueError if they are invalid."""
 
     def activations(self, network: Mapping[str, Any], latents: int) -> int:
         """About how many numbers the network keeps at once for one picture of `latents` places, by its config."""
 
     def latent_space(self, vae: Any) -> LatentSpace:
-        """The latent space of a loaded autoencoder."""
+        """Return the latent space of a loaded autoencoder."""
 
     def misfit(self, model: LatentDiffusionModel) -> str | None:
-        """What of the model's parts, each sound, does not fit the others; None where all does."""
+        """Return how the parts of the model do not fit each other, or None."""
 
     def encode(
         self, model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance
     ) -> Context:
-        """y of one picture (B = 1) of `size` (width, height) pixels; without what is set beside its latents.
+        """Encode y for one picture (B = 1) of `size` (width, height) pixels, without channels to concatenate.
 
-        Raises InvalidRecipe for a condition that the model cannot take.
+        Raises InvalidRecipe for a condition that the model does not take.
         """
 
     def bind(self, network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
-        """f(z, t) of `batch` pictures: the network with y and guidance bound.
+        """Return f(z, t) for `batch` pictures: the network with y and guidance bound.
 
-        All that is particular to a network is in here: the halves of guidance, what is set beside the latents, packing
-        into tokens, what time means, the sign of the prediction.
+        Everything specific to a network is in this function: the halves of guidance, concatenated channels, packing to
+        tokens, the meaning of t, the sign of the prediction.
         """
 
     def set_timesteps(self, scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
-        """Set the scheduler's timesteps for latents of `shape` (C, h, w): any shift or sigmas of its own."""
+        """Set the scheduler's timesteps for latents of `shape` (C, h, w), with any shift of the architecture."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An architecture: how models of it are told, and the classes that hold them. Its module here has the row's name.
+    """An architecture: how its models are recognised, and their classes. Its module has the name of the row.
 
-    `part` is what model_index.json calls the network. `networks` are the class names that it may give it, each with the
-    place of diffusers' class, `module:class`. `pipelines` are the pipelines that it may name, with the parts that they
-    cannot do without.
+    `part` is the network's name in model_index.json. `networks` are the class names that it can have there, each with
+    the location of diffusers' class, `module:class`. `pipelines` are the possible pipelines, with the parts that they
+    require.
     """
 
     part: str
@@ -89,10 +89,10 @@ TABLE: Mapping[str, Row] = MappingProxyType(
                 "StableDiffusionXLInpaintPipeline": _TEXT_TO_IMAGE,
                 "LatentConsistencyModelPipeline": _TEXT_TO_IMAGE,
                 "LatentConsistencyModelImg2ImgPipeline": _TEXT_TO_IMAGE,
-                "LDMClassToImagePipeline": ("unet", "vae", "class_embedder"),  # not diffusers', but sdcli's own name
+                "LDMClassToImagePipeline": ("unet", "vae", "class_embedder"),  # sdcli's own name
             },
         ),
-        # before diffusers 0.29 a DiT was but one use of Transformer2DModel
+        # before diffusers 0.29 a DiT was a Transformer2DModel
         "dit": Row(
             "transformer",
             {"DiTTransformer2DModel": _DIT, "Transformer2DModel": _DIT},
@@ -103,24 +103,24 @@ TABLE: Mapping[str, Row] = MappingProxyType(
 
 
 def find(part: str, config: Mapping[str, Any]) -> str:
-    """The name of the architecture of the network that the model calls `part` and whose config is `config`.
+    """Return the name of the architecture of the network `part` with this config.
 
-    Where the config names no class, the first architecture of that part is meant. Raises ModelError for one that is in
-    no row.
+    If the config has no class name, it is the first architecture with that part. Raises ModelError for an unknown
+    class.
     """
     class_name = config.get("_class_name")
     for name, row in TABLE.items():
         if row.part == part and class_name in (None, *row.networks):
             return name
     known = ", ".join(next(iter(row.networks)) for row in TABLE.values())
-    raise ModelError(f"the model's {part} is a {class_name}, which sdcli does not run", f"sdcli runs {known}")
+    raise ModelError(f"the model's {part} is a {class_name}, which is not supported", f"supported classes are {known}")
 
 
 def networks(part: str) -> Mapping[str, str]:
-    """The class names that model_index.json may give to `part`, each with the place of its class, `module:class`."""
+    """Return the class names that `part` can have in model_index.json, each with its location, `module:class`."""
     return {name: place for row in TABLE.values() if row.part == part for name, place in row.networks.items()}
 
 
 def load(name: str) -> Architecture:
-    """The module of the architecture called `name` in the table."""
+    """Import the module of the architecture `name`."""
     return cast(Architecture, importlib.import_module(f"{__name__}.{name}"))

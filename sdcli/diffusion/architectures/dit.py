@@ -1,4 +1,4 @@
-"""DiT: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers". Draws squares of ImageNet's classes.
+"""DiT: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers". Makes square pictures of ImageNet's classes.
 
 y is a class, which shifts and scales normalised features (adaLN-Zero, §3.2).
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def facts(network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
-    """What the configs of a DiT and its VAE say: diffusers' class makes squares only."""
+    """Read the configs of a DiT and its VAE. diffusers' class only makes squares."""
     space = LatentSpace.of(vae)
     return Facts(
         native_size=int(network["sample_size"]) * space.vae_scale_factor,
@@ -41,14 +41,14 @@ def activations(network: Mapping[str, Any], latents: int) -> int:
 
 
 def latent_space(vae: Any) -> LatentSpace:
-    """That of the VAE's config."""
+    """Return the latent space of the VAE's config."""
     return LatentSpace.of(vae.config)
 
 
 def misfit(model: LatentDiffusionModel) -> str | None:
-    """Whether the latents' channels are not those that the transformer takes and predicts, in words.
+    """Compare the latents' channels with those of the transformer.
 
-    It may predict its variance too, and then twice as many.
+    If the transformer also predicts its variance, it has twice as many output channels.
     """
     config, channels = model.network.config, model.latent_channels
     predicted = config["out_channels"] or config["in_channels"]
@@ -58,7 +58,7 @@ def misfit(model: LatentDiffusionModel) -> str | None:
 
 
 def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
-    """y, of a class label."""
+    """Encode a class label."""
     from sdcli.diffusion.context import label
 
     index = check_condition(model.labels, condition)
@@ -67,9 +67,9 @@ def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, i
 
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
-    """f(z, t) by one call of the transformer for both halves of guidance, the unconditional first.
+    """Return f(z, t) with one call of the transformer for both halves of guidance, the unconditional one first.
 
-    Of a transformer that predicts its variance too, the noise alone, which is all that the schedulers take.
+    If the transformer also predicts its variance, only the noise is returned, because schedulers do not take more.
     """
     import torch
 
@@ -92,5 +92,5 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
 
 
 def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
-    """As the scheduler spaces them, whatever the size."""
+    """Use the scheduler's own spacing for every size."""
     scheduler.set_timesteps(steps)

@@ -1,4 +1,4 @@
-"""U-Nets: Stable Diffusion 1.x, 2.x, XL and models distilled from them, and latent diffusion of ImageNet's classes.
+"""U-Nets: Stable Diffusion 1.x, 2.x, XL and their distilled versions, and latent diffusion of ImageNet.
 
 y enters by cross-attention (text, or a class as one token), and for SDXL with the time embedding; by concatenation
 (masked images, segmentation maps); and as residuals (ControlNets). Rombach et al. 2022, §3.3.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def facts(network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
-    """What the configs of a U-Net and its VAE say."""
+    """Read the configs of a U-Net and its VAE."""
     space = LatentSpace.of(vae)
     return Facts(
         native_size=int(network["sample_size"]) * space.vae_scale_factor,
@@ -51,26 +51,26 @@ def activations(network: Mapping[str, Any], latents: int) -> int:
 
 
 def latent_space(vae: Any) -> LatentSpace:
-    """That of the VAE's config."""
+    """Return the latent space of the VAE's config."""
     return LatentSpace.of(vae.config)
 
 
 def misfit(model: LatentDiffusionModel) -> str | None:
-    """Whether the encoders' widths or the latents' channels are not those that the U-Net takes, in words."""
+    """Compare the encoders' widths and the latents' channels with those of the U-Net."""
     config = model.network.config
     width = sum(encoder.model.config.hidden_size for encoder in model.text_encoders)
     width += model.class_embedder.embedding_dim if model.class_embedder is not None else 0
     takes = config["cross_attention_dim"]
     if config["encoder_hid_dim"] is None and takes != (width or None):
         what = "text encoders give" if model.text_encoders else "class embedder gives"
-        return f"its {what} {width} features a token, its U-Net takes {takes}"
+        return f"its {what} {width} features per token, its U-Net takes {takes}"
     if config["out_channels"] != model.latent_channels or model.concat_channels < 0:
         return "its U-Net and its VAE disagree about the latents' channels"
     return None
 
 
 def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
-    """y, of a class label or of a text, whichever the model takes."""
+    """Encode a class label or a text, depending on the model."""
     from sdcli.diffusion.context import label, text
 
     index = check_condition(model.labels, condition)
@@ -90,10 +90,10 @@ def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, i
 
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
-    """f(z, t) by one call of the U-Net, in its own dtype, for both halves of guidance, the unconditional first.
+    """Return f(z, t) with one call of the U-Net in its dtype for both halves of guidance, the unconditional one first.
 
-    There is no unconditional half where the context has none, and where the U-Net embeds its guidance scale
-    (`timestep_cond`). What is set beside the latents and the residuals are the same in both.
+    There is no unconditional half if the context has none, or if the U-Net embeds its guidance scale (`timestep_cond`).
+    Concatenated channels and residuals are the same in both halves.
     """
     import torch
 
@@ -116,7 +116,7 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
 
 
 def _inputs(context: Context, batch: int, guided: bool, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor | None]:
-    """The U-Net's keyword arguments, and the channels beside the latents, for all evaluations alike."""
+    """Return the U-Net's keyword arguments and the concatenated channels, which are the same for all evaluations."""
     import torch
 
     def both(conditional: Tensor | None, unconditional: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
@@ -139,5 +139,5 @@ def _inputs(context: Context, batch: int, guided: bool, dtype: torch.dtype) -> t
 
 
 def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
-    """As the scheduler spaces them, whatever the size."""
+    """Use the scheduler's own spacing for every size."""
     scheduler.set_timesteps(steps)

@@ -1,4 +1,4 @@
-"""y, the context of f(z, t, y), after encoding. One module beside this for each kind of y."""
+"""y, the context of f(z, t, y), after encoding. This package has one module for each kind of y."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Evaluation
 
 Residuals = Callable[["Tensor", "Tensor", Mapping[str, Any], "Evaluation", bool], Mapping[str, Any]]
-"""What is added inside the U-Net in one evaluation, as keyword arguments for it, which may be none.
+"""Returns the keyword arguments that add residuals inside the U-Net in one evaluation; they can be empty.
 
-Takes the latents as the U-Net gets them (B, C, h, w), without concatenated channels; the timestep; the U-Net's
-other keyword arguments; which evaluation it is, and whether an unconditional half comes first in it.
+Takes the latents as the U-Net gets them (B, C, h, w), without concatenated channels; the timestep; the U-Net's other
+keyword arguments; the evaluation; and whether the batch starts with an unconditional half.
 """
 
 
 @dataclass(frozen=True)
 class Context:
-    """y, encoded, for a batch of B pictures; one picture stands for all of a batch.
+    """y, encoded, for a batch of B pictures; a context with B = 1 is used for every picture of a batch.
 
-    By cross-attention: `prompt_embeds` (B, L, D) and, where guidance needs the unconditional half,
-    `negative_prompt_embeds` (B, L, D), of the same L. SDXL's U-Net takes besides the pooled embeddings (B, P) and
-    `add_time_ids` (B, 6). By adaptive norms: `class_labels` (B,) of whole numbers, and `negative_class_labels`. By
-    concatenation: `concat_latents` (B, C, h, w), set beside the latents in every call. `timestep_cond` (B, E) is the
-    embedded guidance scale of a guidance-distilled U-Net (LCM). `residuals` are what ControlNets make of the latents
-    and of the pictures they read.
+    For cross-attention: `prompt_embeds` (B, L, D) and, if guidance needs the unconditional half,
+    `negative_prompt_embeds` (B, L, D) with the same L. SDXL's U-Net also takes pooled embeddings (B, P) and
+    `add_time_ids` (B, 6). For adaptive norms: `class_labels` (B,), integers, and `negative_class_labels`. For
+    concatenation: `concat_latents` (B, C, h, w), appended to the latents in every call. `timestep_cond` (B, E) is the
+    embedded guidance scale of a guidance-distilled U-Net (LCM). `residuals` computes the residuals of ControlNets from
+    the latents and their images.
     """
 
     prompt_embeds: Tensor | None = None
@@ -44,5 +44,5 @@ class Context:
 
     @property
     def has_unconditional(self) -> bool:
-        """Whether there is an unconditional half, to guide away from."""
+        """Whether there is an unconditional half, which guidance needs."""
         return self.negative_prompt_embeds is not None or self.negative_class_labels is not None

@@ -1,8 +1,8 @@
-"""Pictures that ControlNets read as context: y enters f as residuals, added to what its U-Net keeps and to its middle.
+"""Images for ControlNets as context: y enters f as residuals, added to the U-Net's skip connections and middle block.
 
 Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", §3: a ControlNet is a copy of the
-U-Net's encoder that sees z_t, t and the text, and besides a picture. Unlike every other y its encoding changes with
-z_t, so that the context holds a function. Knows nothing of files or of the loop.
+U-Net's encoder that takes z_t, t, the text and an image. Unlike any other y its encoding depends on z_t, so the context
+has a function. Knows nothing of files or of the loop.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """A ControlNet (diffusers' ControlNetModel) and the picture it reads: (1, 3, H, W), 0 … 1, of 8 pixels a latent.
+    """A ControlNet (diffusers' ControlNetModel) and its image: (1, 3, H, W), 0 … 1, 8 × 8 pixels per latent.
 
-    `said` is how strongly and in which evaluations its residuals count.
+    `control` has the scale of its residuals and the evaluations where they are added.
     """
 
     net: Any
     pixels: Tensor
-    said: Control
+    control: Control
 
 
 def encode(readings: Sequence[Reading]) -> Residuals:
-    """The residuals of all `readings` together, which add up."""
+    """Return a function that computes the sum of the residuals of all `readings`."""
 
     def residuals(
         sample: Tensor, timestep: Tensor, conditions: Mapping[str, Any], evaluation: Evaluation, guided: bool
     ) -> Mapping[str, Any]:
         summed: list[Tensor] = []
         for reading in readings:
-            if reading.said.covers(evaluation.index, evaluation.total):
+            if reading.control.covers(evaluation.index, evaluation.total):
                 one = _residuals(reading, sample, timestep, conditions, guided)
                 summed = [each + more for each, more in zip(summed, one, strict=True)] if summed else one
         if not summed:
@@ -53,9 +53,9 @@ def encode(readings: Sequence[Reading]) -> Residuals:
 def _residuals(
     reading: Reading, sample: Tensor, timestep: Tensor, conditions: Mapping[str, Any], guided: bool
 ) -> list[Tensor]:
-    """One ControlNet's residuals, those of the way down in their order and then that of the middle.
+    """Return one ControlNet's residuals: those of the down blocks in order, then that of the middle block.
 
-    One that says `global_pool_conditions` (shuffle) was trained to do nothing to the unconditional half.
+    With `global_pool_conditions` (shuffle) they are only added to the conditional half, as in training.
     """
     embeds, added = conditions["encoder_hidden_states"], conditions.get("added_cond_kwargs")
     conditional_only = guided and reading.net.config["global_pool_conditions"]
@@ -67,7 +67,7 @@ def _residuals(
         timestep,
         encoder_hidden_states=embeds,
         controlnet_cond=reading.pixels.to(sample),
-        conditioning_scale=reading.said.scale,
+        conditioning_scale=reading.control.scale,
         added_cond_kwargs=added,
         return_dict=False,
     )

@@ -1,8 +1,8 @@
-"""A class label as context: y is one of the classes a model was trained with.
+"""A class label as context: y is one of the classes that a model was trained with.
 
 Latent diffusion embeds it as the one token of a sequence, for cross-attention (Rombach et al. 2022, §3.3); DiT takes
 its number, and shifts and scales its normalised features by it (Peebles & Xie 2023, "Scalable Diffusion Models with
-Transformers", §3.2). Knows nothing of names.
+Transformers", §3.2). Knows nothing of class names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sdcli.diffusion.model import LatentDiffusionModel
 
 @torch.inference_mode()
 def encode(model: LatentDiffusionModel, index: int, *, guidance: bool) -> Context:
-    """The context of class `index`, 0 … number of classes − 1, of one picture (B = 1).
+    """Encode class `index`, 0 … number of classes − 1, for one picture (B = 1).
 
-    `guidance` asks for the unconditional half, which is the class after the last: in training it stood in for a share
-    of the labels.
+    `guidance` adds the unconditional half, which is the class after the last: it replaced a part of the labels in
+    training.
     """
     assert model.labels is not None
     index_of_none = len(model.labels.names)

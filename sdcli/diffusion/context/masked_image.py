@@ -1,7 +1,7 @@
-"""A masked image as context: y is the image without the part to repaint, in latents, and where that part is.
+"""A masked image as context: y is the mask, and the latents of the image without the part to repaint.
 
-A U-Net trained for it takes y by concatenation; another one is held to the known part after every step. Knows nothing
-of files or of the loop. Masks are 1 where to repaint, 0 where the image is known.
+A U-Net trained for it takes y by concatenation. For any other, the known part is restored after every step. Knows
+nothing of files or of the loop. Masks are 1 where to repaint, 0 where the image is known.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sdcli.diffusion.noise import add_noise, draw_noise
 
 
 def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequence[Generator]) -> Tensor:
-    """z(x), normalised: latents (B, C, h, w), float32, of one image `pixels` (1, 3, H, W) in −1 … 1, B generators.
+    """Encode an image, `pixels` (1, 3, H, W) in −1 … 1, to normalised latents (B, C, h, w), float32, for B generators.
 
-    The encoder gives a Gaussian's mean and standard deviation (Kingma & Welling 2014, "Auto-Encoding Variational
-    Bayes"), from which each picture draws with its generator; AutoencoderTiny gives latents, and nothing is drawn.
+    The encoder predicts the mean and standard deviation of a Gaussian (Kingma & Welling 2014, "Auto-Encoding
+    Variational Bayes"), from which a sample is drawn with each generator. AutoencoderTiny predicts the latents.
     """
     encoded = model.vae.encode(pixels.to(model.device, model.vae.dtype))
     if hasattr(encoded, "latents"):
@@ -33,15 +33,15 @@ def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequen
 
 
 def mask_latents(model: LatentDiffusionModel, mask: Tensor) -> Tensor:
-    """The mask (1, 1, H, W) on the latents' grid, (1, 1, h, w): the nearest pixel stands for each."""
+    """Resize the mask (1, 1, H, W) to the latents' size, (1, 1, h, w), with nearest-neighbour sampling."""
     size = tuple(side // model.vae_scale_factor for side in mask.shape[-2:])
     return torch.nn.functional.interpolate(mask.to(model.device), size=size)
 
 
 def encode(model: LatentDiffusionModel, pixels: Tensor, mask: Tensor, generators: Sequence[Generator]) -> Tensor:
-    """y (B, 1 + C, h, w): the mask, then the latents of `pixels` (1, 3, H, W) with mid-grey where it is masked.
+    """Return y (B, 1 + C, h, w): the mask, then the latents of `pixels` (1, 3, H, W) with the masked part in mid-grey.
 
-    That is the order Stable Diffusion's inpainting U-Nets were trained with.
+    Stable Diffusion's inpainting U-Nets were trained with this order.
     """
     masked_image = encode_image(model, pixels * (mask < 0.5), generators)
     return torch.cat([mask_latents(model, mask).expand(len(generators), -1, -1, -1), masked_image], dim=1)
@@ -50,10 +50,10 @@ def encode(model: LatentDiffusionModel, pixels: Tensor, mask: Tensor, generators
 def hold_known(
     scheduler: Any, image_latents: Tensor, noise: Tensor, mask: Tensor
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """What `denoise` takes as `constrain`, for a U-Net that knows nothing of masks: the known part is put back.
+    """Return `constrain` for `denoise`, which restores the known part for a U-Net that takes no mask.
 
-    After each evaluation the image's latents (B, C, h, w), with the one `noise` at the next timestep's level, replace
-    what the U-Net made of them (Lugmayr et al. 2022, "RePaint", eq. 8, without its resampling); `mask` (1, 1, h, w).
+    After each evaluation the known part of the latents is replaced by the image's latents (B, C, h, w) with `noise` at
+    the level of the next timestep (Lugmayr et al. 2022, "RePaint", eq. 8, without resampling). `mask` is (1, 1, h, w).
     """
 
     def constrain(latents: Tensor, timestep: Tensor | None) -> Tensor:

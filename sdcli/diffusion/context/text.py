@@ -1,4 +1,4 @@
-"""A text prompt as context: y is the sequence of hidden states that CLIP's text encoders make of it.
+"""A text prompt as context: y is the sequence of hidden states of CLIP's text encoders.
 
 Knows nothing of noise or of the loop. Every length of prompt is encoded whole, in chunks of the encoder's size.
 """
@@ -30,22 +30,21 @@ def encode(
     height: int,
     guidance_scale: float,
 ) -> Context:
-    """The context of one picture (B = 1), which is that of every picture with the same prompt.
+    """Encode a prompt for one picture (B = 1).
 
-    `guidance` asks for the unconditional half, made of `negative_prompt`; a U-Net that embeds its guidance scale (LCM)
-    gets `timestep_cond` and no such half. SDXL is trained with zeros for an empty prompt
-    (`force_zeros_for_empty_prompt`), and gets pooled embeddings and time ids: original size, crop at 0, 0, and target
-    size, of `width` × `height` pixels.
+    `guidance` adds the unconditional half, from `negative_prompt`. A U-Net that embeds its guidance scale (LCM) gets
+    `timestep_cond` instead. SDXL is trained with zeros for an empty prompt (`force_zeros_for_empty_prompt`), and gets
+    pooled embeddings and time ids: original size, crop at 0, 0, and target size, of `width` × `height` pixels.
 
-    `clip_skip` counts as Automatic1111 does, 1 … number of layers: 1 reads the layer the model was trained with (the
-    last; SDXL the last but one), 2 the one before. In diffusers' counting that is clip_skip − 1, and None for 1. As in
-    diffusers, the negative prompt is read from the layer the model was trained with.
+    `clip_skip` counts like Automatic1111, 1 … number of layers: 1 is the layer that the model was trained with (the
+    last one; for SDXL the second to last), 2 the layer before. diffusers counts clip_skip − 1, and None for 1. As in
+    diffusers, the negative prompt always uses the layer that the model was trained with.
 
     With `prompt_weights` off, brackets and BREAK are text like all other. A prompt too long for one chunk takes as
     many as it needs, their states set one after the other; both halves are filled up with empty chunks to the same
     number. SDXL's pooled embedding is the first chunk's.
 
-    Raises InvalidRecipe for a `clip_skip` beyond the text encoder's layers.
+    Raises InvalidRecipe for a `clip_skip` that the text encoder does not have.
     """
     layers = min(int(each.model.config.num_hidden_layers) for each in model.text_encoders)
     facts = model.facts
@@ -135,12 +134,12 @@ def emphasize(hidden: Tensor, token_weights: Sequence[Sequence[float]]) -> Tenso
 
 
 def guidance_embedding(guidance_scale: float, width: int) -> Tensor:
-    """The embedding (1, width) of w = guidance_scale − 1 for a U-Net that guidance was distilled into, float32.
+    """Return the embedding (1, width) of w = guidance_scale − 1 for a guidance-distilled U-Net, float32.
 
     Sines and cosines of 1000 w at frequencies from 1 down to 1/10000 (Luo et al. 2023, "Latent Consistency Models",
-    §4.1, after Meng et al. 2023), the form the distilled checkpoints were trained with.
+    §4.1, after Meng et al. 2023), as the distilled checkpoints were trained.
     """
-    # The angles run to thousands of radians: all in float32 and in this order, as in training, or the sines differ.
+    # The angles are thousands of radians: computed in float32 and in this order, as in training, or the sines differ.
     half = width // 2
     spacing = torch.tensor(10_000.0).log() / (half - 1)
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -spacing)

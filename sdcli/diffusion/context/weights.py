@@ -1,11 +1,11 @@
-r"""Weights in a prompt, in the notation of Automatic1111: text in, weighted text out. Knows no tokens, no tensors.
+r"""Weights in a prompt, in Automatic1111's syntax: from text to weighted text. Knows nothing of tokens and tensors.
 
 `(fox:1.3)` weighs 1.3, `(fox)` 1.1 and `[fox]` 1/1.1; nested brackets multiply. `BREAK`, a word by itself, starts a
 new chunk of the text encoder. A backslash makes the bracket or backslash after it a letter.
 
-What is not well-formed is taken as Automatic1111 takes it: a bracket that nothing closes weighs all that follows, one
-that closes nothing is a letter, and so is a weight that is no number or stands in no round bracket. It differs in two
-cases, where that one fails: BREAK works inside brackets too, and `(fox:1.2.3)` is text.
+Malformed syntax is handled like in Automatic1111: an unclosed bracket applies to everything after it; a closing bracket
+without an opening one is literal, as is a weight that is not a number or not in round brackets. There are two
+differences, where Automatic1111 fails: BREAK also works inside brackets, and `(fox:1.2.3)` is text.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _MARK = re.compile(
 
 
 class Weighted(NamedTuple):
-    """A stretch of text, brackets gone, and the weight of all its tokens; 1 is none."""
+    """Text without its brackets, and the weight of its tokens; 1 means no weight."""
 
     text: str
     weight: float
 
 
 def parse(prompt: str) -> list[list[Weighted]]:
-    """The stretches of `prompt` in order, in one list for each part that BREAK sets off. Never raises.
+    """Parse `prompt` to weighted texts in order, one list for each part between BREAKs. Never raises.
 
-    Neighbours of one weight are merged, empty stretches dropped: a prompt without marks is one stretch.
+    Neighbours with the same weight are merged and empty texts are dropped: a prompt without weights is one text.
     """
     texts: list[str | None] = []  # None is a BREAK
     weights: list[float] = []
