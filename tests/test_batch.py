@@ -164,7 +164,7 @@ def failing(on: str, error: Exception):
     ("error", "words"),
     [
         (RuntimeError("shapes"), "RuntimeError: shapes (this is a bug"),
-        (InvalidPicture("black all over", "try another seed"), "black all over (try another seed)"),
+        (InvalidPicture("completely black picture", "try another seed"), "completely black picture (try another seed)"),
         (MemoryError(), "out of memory"),
     ],
 )

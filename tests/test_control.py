@@ -210,7 +210,7 @@ def test_refusals_have_two_lines_and_their_status(run: Run, here: Path, sd15: Pa
     (here / "union" / "config.json").write_text('{"_class_name": "ControlNetUnionModel"}')
     for status, said, control in (
         (2, "large does not fit this model: it is made for text of 80 features a token", "large=a.png"),
-        (2, "names no picture", "edges"),
+        (2, "has no image", "edges"),
         (2, "is no ControlNet", f"{sd15}=a.png"),
         (2, "sd15 is no ControlNet", "sd15=a.png"),
         (3, "no ControlNet 'cany-sd15'", "cany-sd15=a.png"),

@@ -190,7 +190,7 @@ def test_u_nets_take_what_they_take(tmp_path: Path, photo):
         with pytest.raises(InvalidRecipe, match="mask and a masked image") as refused:
             tiny.recipe_for(nine, {"prompt": "x", "model": "nine", **said})
         assert "sdcli inpaint" in refused.value.hint
-    with pytest.raises(InvalidRecipe, match="8 channels, 4 beside"):
+    with pytest.raises(InvalidRecipe, match="8 channels, and 4 of them are unknown"):
         checks.check_channels(8, 4, masked=True)
 
 

@@ -168,7 +168,7 @@ def test_on_the_shell(run: Run, sd15, tmp_path):
     refused = run("models", "export", sd15, "out")
     assert (refused.status, refused.lines) == (8, [])
     assert refused.stderr == (
-        "error: out exists already, and is not empty\nhint: choose another name, or replace it: --force\n"
+        "error: out already exists and is not empty\nhint: choose another name, or replace it: --force\n"
     )
     (tmp_path / "empty").mkdir()
     assert run("models", "export", sd15, "empty").status == 0

@@ -84,8 +84,8 @@ def test_pixels_sha256_is_of_mode_size_and_bytes_alone():
 
 def test_flat_pictures_are_told():
     flat = Image.new("RGB", (8, 8), (1, 2, 255))
-    assert flatness(flat) == "the picture is one colour all over: #0102ff"
+    assert flatness(flat) == "the picture has a single colour: #0102ff"
     flat.putpixel((0, 0), (9, 2, 255))  # a standard deviation of 8·√63/64 = 0.99
-    assert flatness(flat) == "the picture is nearly one colour: its channels deviate by 1.0 of 255 at most"
+    assert flatness(flat) == "the picture has nearly a single colour: its channels deviate by at most 1.0 out of 255"
     flat.putpixel((0, 0), (1, 2, 205))  # 50·√63/64 = 6.2
     assert flatness(flat) is None

@@ -160,7 +160,7 @@ def test_a_recipe_of_a_label_says_nothing_of_prompts():
 
 
 def test_a_text_and_a_label_are_not_said_at_once():
-    with pytest.raises(InvalidRecipe, match="a prompt and a label at once"):
+    with pytest.raises(InvalidRecipe, match="there is a prompt and a label"):
         Recipe.from_dict({**MINIMAL, "prompt": "a fox", "label": "279"})
     with pytest.raises(InvalidRecipe, match="prompt is missing"):
         Recipe.from_dict(MINIMAL)
@@ -256,7 +256,7 @@ def test_a_transformer_redraws_a_picture_at_a_square_size(run: Run, dit: Path, t
         (["generate"], "neither PROMPT nor --label says what to draw"),
         (["generate", "--label", "279"], "this model takes a text, not a label"),
         (["generate", "a fox", "-m", "DIT"], "this model takes a class label, not a text"),
-        (["generate", "a fox", "--label", "279", "-m", "DIT"], "a prompt and a label at once"),
+        (["generate", "a fox", "--label", "279", "-m", "DIT"], "there is a prompt and a label"),
         (["generate", "--label", "fox", "-m", "DIT"], "this model has no class 'fox'"),
         (["generate", "--label", "crane", "-m", "DIT"], "2 classes have the name 'crane'"),
         (["models", "labels", "kit"], "kit takes a text, and has no classes"),

@@ -95,7 +95,7 @@ def test_saved_latents_decode_to_the_picture_and_start_another(run, tmp_path):
 def test_several_pictures_latents_need_several_names(run, tmp_path):
     refused = run("generate", "a fox", "-n", "2", "--save-latents", "z.safetensors")
     assert refused.status == 2
-    assert "--save-latents z.safetensors is one name for 2 pictures" in refused.stderr
+    assert "--save-latents z.safetensors is the same name for 2 pictures" in refused.stderr
     assert "--save-latents 'z-{index}.safetensors'" in refused.stderr
     assert list(tmp_path.glob("*.*")) == []
     planned = run("generate", "a fox", "-s", "3", "-n", "2", "--save-latents", "z-{index}.safetensors", "--dry-run")
@@ -114,9 +114,9 @@ def test_several_pictures_latents_need_several_names(run, tmp_path):
         (["--save-latents", "no/z.safetensors"], 8, "mkdir -p no"),
         (["--save-latents", "z.png"], 2, "name it z.safetensors"),
         (["-o", "z.safetensors", "--save-latents", "z.safetensors"], 2, "both name z.safetensors"),
-        (["--strength", "0.5"], 2, "strength is of no use without"),
+        (["--strength", "0.5"], 2, "strength has no effect without"),
         (["--init-latents", "none.safetensors"], 4, "cannot read none.safetensors"),
-        (["--init-latents", "there.safetensors", "--strength", "0.01"], 2, "takes none of the"),
+        (["--init-latents", "there.safetensors", "--strength", "0.01"], 2, "runs none of the"),
         (["--init-latents", "there.safetensors", "-W", "128"], 2, "a picture's of 64×64"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_job_starts_from_latents_too(run, tmp_path):
     (tmp_path / "jobs.jsonl").write_text(jobs)
     done = run("batch", "jobs.jsonl", "-o", "out", "--quiet")
     failed, made = (json.loads(line) for line in done.lines)
-    assert "init_latents at once" in failed["error"]
+    assert "cannot be combined with init_latents" in failed["error"]
     assert (made["status"], made["width"], made["height"]) == ("done", 64, 64)
 
 
@@ -171,16 +171,16 @@ def test_any_floats_are_read(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"image": "x.png"}, "image and init_latents at once"),
-        ({"mask_image": "x.png"}, "mask_image and init_latents at once"),
-        ({"left": 8}, "left and init_latents at once"),
-        ({"segmentation_map": "x.png"}, "a segmentation map and latents at once"),
+        ({"image": "x.png"}, "image cannot be combined with init_latents"),
+        ({"mask_image": "x.png"}, "mask_image cannot be combined with init_latents"),
+        ({"left": 8}, "left cannot be combined with init_latents"),
+        ({"segmentation_map": "x.png"}, "a segmentation map cannot be combined with latents"),
     ],
 )
 def test_latents_stand_alone(other, words):
     with pytest.raises(InvalidRecipe, match=words):
         Recipe.from_dict({**FLAT, "init_latents": "z.safetensors", **other})
-    with pytest.raises(InvalidRecipe, match="init_latents_sha256 is of no use"):
+    with pytest.raises(InvalidRecipe, match="init_latents_sha256 has no effect"):
         Recipe.from_dict({**FLAT, "init_latents_sha256": "0" * 64})
 
 

@@ -175,7 +175,12 @@ def change(path, **values):
         (tiny.make_ldm, "model_index.json", {"id2label": {"-1": "fox"}}, "it has class -1"),
         (tiny.make_dit, "model_index.json", {"transformer": [None, None]}, "has no transformer"),
         (tiny.make_dit, "transformer/config.json", {"out_channels": 6}, r"proj_out_2.weight has the shape \[32, 24\]"),
-        (tiny.make_dit, "transformer/config.json", {"norm_type": "layer_norm"}, "does not describe a DiTTransformer2D"),
+        (
+            tiny.make_dit,
+            "transformer/config.json",
+            {"norm_type": "layer_norm"},
+            "is not a config of a DiTTransformer2D",
+        ),
     ],
 )
 def test_configs_that_do_not_fit_are_an_error(tmp_path, make, file, values, words):

@@ -231,7 +231,7 @@ def test_a_dangling_link_is_a_name_that_is_taken(here):
 def test_missing_parent_is_an_output_error_that_says_what_to_do(here):
     with pytest.raises(OutputError) as caught:
         plan("a b/c/fox.png", [recipe()])
-    assert caught.value.hint == "make the directory first: mkdir -p 'a b/c'"
+    assert caught.value.hint == "create the directory first: mkdir -p 'a b/c'"
     assert everything_in(here) == []
 
 
@@ -264,9 +264,9 @@ def test_force_spares_what_is_no_regular_file(here, name):
     os.mkfifo(here / "fifo")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
-    with pytest.raises(OutputExists, match="no regular file"):
+    with pytest.raises(OutputExists, match="not a regular file"):
         plan(name, [recipe()], force=True)
-    with pytest.raises(OutputExists, match="no regular file"):
+    with pytest.raises(OutputExists, match="not a regular file"):
         write(Destination(name, force=True), PNG)
     assert not (here / name).is_file()
 

@@ -181,10 +181,10 @@ def test_a_flat_picture_is_told_and_strict_refuses_it(sd15, tmp_path, capfd, mon
     assert cli.run([*words, "--strict", "--json"]) == 6
     out, err = capfd.readouterr()
     assert json.loads(out)["status"] == "failed"
-    assert err.startswith("error: the picture is one colour all over: #bfbfbf")
+    assert err.startswith("error: the picture has a single colour: #bfbfbf")
     assert not (tmp_path / "x.png").exists()
     assert cli.run([*words, "--json"]) == 0
     out, err = capfd.readouterr()
-    assert json.loads(out)["warnings"] == ["the picture is one colour all over: #bfbfbf"]
-    assert err == "warning: the picture is one colour all over: #bfbfbf\n"
+    assert json.loads(out)["warnings"] == ["the picture has a single colour: #bfbfbf"]
+    assert err == "warning: the picture has a single colour: #bfbfbf\n"
     assert cli.run([*words, "--strict", "--eta", "0.5", "--scheduler", "tcd", "--force"]) == 2

@@ -1,4 +1,4 @@
-"""Folders of files that are written whole or not at all: beside their final place, synced, and renamed."""
+"""Writes folders completely or not at all: to a temporary folder next to the final one, synced, and renamed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ERRNO = re.compile(r"\(os error (\d+)\)")
 
 
 def check(folder: str, *, force: bool, known: Container[str]) -> None:
-    """Raise OutputExists or OutputError where `folder` cannot be written.
+    """Raise OutputExists or OutputError if `folder` cannot be written.
 
-    What is there already must be an empty directory, or with `force` one that holds nothing but `known` names: it is
-    replaced as a whole, and with it everything inside.
+    It can be missing, an empty directory or, with `force`, a directory that only has `known` names, which is replaced
+    with everything inside.
     """
     final = _final(folder)
     if final == Path.cwd():
-        raise OutputExists(f"{folder} is the current directory", "give a name for a new one inside it")
+        raise OutputExists(f"{folder} is the current directory", "give the name of a new directory inside it")
     try:
         if not final.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -35,21 +35,21 @@ def check(folder: str, *, force: bool, known: Container[str]) -> None:
     except OSError as error:
         raise _cannot_write(folder, final.parent, error) from error
     if inside and not force:
-        raise OutputExists(f"{folder} exists already, and is not empty", "choose another name, or replace it: --force")
-    strangers = [name for name in inside if name not in known]
-    if strangers:
+        raise OutputExists(f"{folder} already exists and is not empty", "choose another name, or replace it: --force")
+    unknown = [name for name in inside if name not in known]
+    if unknown:
         raise OutputExists(
-            f"{folder} holds more than --force would write anew: {strangers[0]}",
-            "choose another name, or remove the directory yourself",
+            f"{folder} has a file that --force would not replace: {unknown[0]}",
+            "choose another name, or delete the directory",
         )
 
 
 @contextmanager
 def written(folder: str, *, force: bool = False) -> Iterator[Path]:
-    """An empty directory beside `folder`, which takes its place when the block ends, and is gone if the block raises.
+    """Yield an empty temporary directory, which is renamed to `folder` at the end, or deleted if the block raises.
 
-    Checked before by `check`. Raises OutputExists where somebody else has written there meanwhile, and OutputError
-    for whatever the operating system has against a write in the block.
+    Call `check` first. Raises OutputExists if another process has written to `folder` meanwhile, and OutputError for an
+    OSError in the block.
     """
     final = _final(folder)
     staged = final.parent / atomic.hidden_name()
@@ -65,12 +65,12 @@ def written(folder: str, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(staged, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise OutputExists(f"{folder} exists already, and is not empty", "choose another name") from error
+            raise OutputExists(f"{folder} already exists and is not empty", "choose another name") from error
         raise _cannot_write(folder, final.parent, error) from error
 
 
 def os_error(error: Exception) -> OSError | None:
-    """The error of the operating system that a library of Rust's tells of in words; None for any other."""
+    """Return the OSError in the message of an exception of a Rust library, or None."""
     found = _ERRNO.search(str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
@@ -80,9 +80,9 @@ def _final(folder: str) -> Path:
 
 
 def _put(staged: Path, final: Path, force: bool) -> None:
-    """Rename `staged` to `final`: over nothing, over an empty directory, or with `force` over what is there."""
+    """Rename `staged` to `final`, replacing an empty directory or, with `force`, any directory."""
     if not (force and final.is_dir() and any(final.iterdir())):
-        staged.rename(final)  # refused by the system where something is inside by now
+        staged.rename(final)  # fails if the directory is not empty
         return
     old = staged.with_suffix(".old")
     final.rename(old)
@@ -97,9 +97,9 @@ def _put(staged: Path, final: Path, force: bool) -> None:
 def _cannot_write(folder: str, parent: Path, error: OSError) -> OutputError:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            hint = "free some space, or choose another place"
+            hint = "free some space, or choose another disk"
         case errno.ENOENT:
-            hint = f"make the directory first: mkdir -p {shlex.quote(str(parent))}"
+            hint = f"create the directory first: mkdir -p {shlex.quote(str(parent))}"
         case _:
-            hint = "choose a place that you can write to"
+            hint = "choose a directory that you can write to"
     return OutputError(f"cannot write {folder}: {error.strerror}", hint)

@@ -1,6 +1,6 @@
-"""Where pictures go: their names, and writing them whole or not at all. Knows nothing of what is in them.
+"""Output files: their names, and writing them completely or not at all. Knows nothing of their content.
 
-Names stay as they were given (`./fox.png` is printed as `./fox.png`), which is why they are strings and no Paths.
+Names are kept as given (`./fox.png` is printed as `./fox.png`), so they are strings and not Paths.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FALLBACK_SLUG = "picture"
 
 @dataclass(frozen=True)
 class Kind:
-    """What is written: the option that says where, and how its files end where they are named for the user."""
+    """A kind of output: its option, and the suffix of generated names."""
 
     option: str
     suffix: str
@@ -46,7 +46,7 @@ _TEMPLATE_HINT = "the fields are {seed} {index} {prompt} {model}; write {{ and }
 
 @dataclass(frozen=True)
 class Destination:
-    """Where one picture goes. `unique`: under the first free of name, name-2, name-3 …; `force`: over what is there."""
+    """The file of one picture. `unique`: the first free one of name, name-2, name-3 and so on; `force`: overwrite."""
 
     path: str
     unique: bool = False
@@ -55,16 +55,16 @@ class Destination:
 
     @property
     def final(self) -> Path:
-        """The file itself; `force` writes through symbolic links."""
+        """The file itself; with `force`, symbolic links are followed."""
         return Path(os.path.realpath(self.path)) if self.force else Path(self.path)
 
 
 def slug(text: str) -> str:
-    """Words of `text` in lower case, joined by `-`: fit for a file name, and for a shell without quotes.
+    """Return the words of `text` in lower case, joined by `-`: a file name that needs no quotes in a shell.
 
-    Accents of Latin letters are dropped; letters of other scripts stay, with their marks. At most MAX_SLUG_BYTES
-    bytes of UTF-8, cut between words where possible. Holds only letters, digits and single hyphens between them, and
-    is FALLBACK_SLUG where `text` has neither letters nor digits.
+    Accents of Latin letters are removed; letters of other scripts are kept with their marks. The result has at most
+    MAX_SLUG_BYTES bytes of UTF-8, cut between words if possible, and only letters, digits and single hyphens. It is
+    FALLBACK_SLUG if `text` has no letters or digits.
     """
     words = "".join(_plain(unicodedata.normalize("NFKC", text).lower())).split() or [FALLBACK_SLUG]
     kept = words[0].encode()[:MAX_SLUG_BYTES].decode(errors="ignore")
@@ -76,25 +76,24 @@ def slug(text: str) -> str:
 
 
 def default_name(recipe: Recipe, suffix: str = PICTURES.suffix) -> str:
-    """The name of a picture, or what goes with it, for which none was asked."""
+    """Return the generated name of a picture or of its latents."""
     return f"{slug(recipe.condition.words)}-{recipe.seed}{suffix}"
 
 
 def plan(
     output: str | None, recipes: Sequence[Recipe], *, force: bool = False, kind: Kind = PICTURES
 ) -> tuple[Destination, ...]:
-    """One destination for each of `recipes`, checked before any is made: it can be written, and is free.
+    """Return one destination per recipe, after checking that it can be written and does not exist.
 
-    `output` (the option of this `kind`, but for `-o -`) is
+    `output` (the option of this `kind`, except `-o -`) is
 
-    - None: `<slug of the prompt or label>-<seed>.png` here, or with `-2`, `-3` … where that exists, `force` or not;
-    - a directory that exists, or any path that ends in a slash, which is made with its parents where it is missing:
-      that name inside it;
-    - else a file's name, used as it is, which must be free unless `force` is given. It may hold the fields `{seed}`,
-      `{index}` (from 1), `{prompt}` (that slug) and `{model}`, numbers with a width (`{index:03}`) too.
+    - None: `<slug of the prompt or label>-<seed>.png` in the current directory, with `-2`, `-3` and so on if it exists;
+    - an existing directory, or a path that ends in a slash, which is created with its parents: the same name inside it;
+    - otherwise a file name, which must not exist unless `force` is given. It can have the fields `{seed}`, `{index}`
+      (from 1), `{prompt}` (the slug) and `{model}`, and numbers can have a width (`{index:03}`).
 
-    Raises UsageError for a name that cannot be meant, OutputExists and OutputError for a place that cannot be
-    written. Nothing is left behind but directories asked for by a slash.
+    Raises UsageError for an invalid name, and OutputExists or OutputError if it cannot be written. Creates nothing
+    except directories with a slash.
     """
     found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
     _check_distinct(output, found)
@@ -107,16 +106,16 @@ def plan(
 
 
 def check(path: str, *, force: bool) -> None:
-    """Raise OutputExists or OutputError where a file cannot be written to `path`."""
+    """Raise OutputExists or OutputError if a file cannot be written to `path`."""
     destination = Destination(path, force=force)
     _check_writable(destination.final.parent, make=False)
     _check_free(destination)
 
 
 def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = False, kind: Kind = PICTURES) -> list[str]:
-    """The names that `plan` and `write` would give, and the errors they would raise, with nothing touched.
+    """Return the names that `plan` and `write` would give, and raise their errors, without writing anything.
 
-    Whether a directory can be written is told from its permissions alone.
+    Only the permissions of a directory are checked.
     """
     found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
     _check_distinct(output, found)
@@ -130,9 +129,9 @@ def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = Fals
 
 
 def check_directory(directory: Path, *, make: bool, option: str = PICTURES.option) -> None:
-    """Raise OutputError where pictures could not be written into `directory`, or `make` could not make it.
+    """Raise OutputError if pictures could not be written to `directory`, or `make` could not create it.
 
-    Told from permissions alone, and nothing is touched.
+    Only checks permissions, and writes nothing.
     """
     while make and not os.path.lexists(directory):
         directory = directory.parent
@@ -148,13 +147,13 @@ def check_directory(directory: Path, *, make: bool, option: str = PICTURES.optio
 
 
 def write(destination: Destination, data: bytes, *, staging: str | None = None) -> str:
-    """Write `data` whole to `destination` and return the name it got, as given but for a `-2`, `-3` ….
+    """Write `data` to `destination` atomically and return its name, which can have a `-2`, `-3` and so on.
 
-    The bytes go to a hidden file in the same directory, are synced, and then take the name in one step: a reader, a
-    crash or a full disk never meets half a file, and of two writers racing for one name the second gets OutputExists
-    (or, with `unique`, the next name). Where the file system has no hard links, an empty file holds the name for that
-    moment. `force` follows a symbolic link and replaces the file it names. `staging` names the hidden file, for a
-    writer that clears away what an earlier one, killed, has left. Raises OutputError where writing fails.
+    The data is written to a hidden file in the same directory, synced and renamed, so that a reader, a crash or a full
+    disk never leaves a partial file. If two processes write the same name, the second one gets OutputExists or, with
+    `unique`, the next name. On file systems without hard links an empty file reserves the name for a moment. `force`
+    follows symbolic links. `staging` is the name of the hidden file, for a caller that deletes the files of a killed
+    process. Raises OutputError if writing fails.
     """
     path, directory, kind = destination.path, destination.final.parent, destination.kind
     try:
@@ -175,7 +174,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
 
 
 def _plain(text: str) -> Iterator[str]:
-    """`text` letter by letter: ASCII where a letter is that at heart, a space for what is neither letter nor digit."""
+    """Yield `text` letter by letter: ASCII for Latin letters, and a space for anything but letters and digits."""
     takes_marks = False
     for letter in text:
         base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
@@ -186,7 +185,7 @@ def _plain(text: str) -> Iterator[str]:
             takes_marks = True
             yield letter
         elif unicodedata.category(letter) in ("Mn", "Mc"):
-            if takes_marks:  # else it is an accent of an ASCII letter
+            if takes_marks:  # otherwise it is an accent of an ASCII letter
                 yield letter
         elif letter not in "'’":  # fox's is one word
             takes_marks = False
@@ -199,7 +198,7 @@ def _destination(output: str | None, recipe: Recipe, index: int, force: bool, ki
         return Destination(name, unique=True, kind=kind)
     if not output or "\0" in output or not _encodable(output):
         hint = f"give a file{kind.suffix}, a directory or a template"
-        raise UsageError(f"{kind.option} {output!r} is no file name", hint)
+        raise UsageError(f"{kind.option} {output!r} is not a file name", hint)
     path = output if _is_directory(output) else fill(output, recipe, index, kind.option)
     if path.endswith("/"):
         return Destination(path + name, unique=True, kind=kind)
@@ -216,19 +215,19 @@ def _destination(output: str | None, recipe: Recipe, index: int, force: bool, ki
 
 
 def check_suffix(output: str, path: str, option: str = "-o") -> None:
-    """Raise UsageError where `path`, asked for as `output`, is named as a picture of another format."""
+    """Raise UsageError if `path`, given as `output`, has the suffix of another image format."""
     suffix = PurePath(path).suffix
     if _OTHER_FORMATS.fullmatch(suffix):
         raise UsageError(
             f"{option} {output}: sdcli writes PNG, not {suffix}",
-            f"name it {output.removesuffix(suffix)}.png, and convert that",
+            f"name it {output.removesuffix(suffix)}.png, and convert it",
         )
 
 
 def _is_directory(path: str) -> bool:
     try:
         return Path(path).is_dir()
-    except OSError:  # too long a name, say; the checks to come have words for it
+    except OSError:  # such as a name that is too long, which later checks report
         return False
 
 
@@ -241,9 +240,9 @@ def _encodable(output: str) -> bool:
 
 
 def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
-    """`template` with its fields filled in; numbers take a width, as in `{index:03}`, and nothing else.
+    """Fill in the fields of `template`; numbers can have a width, as in `{index:03}`.
 
-    Raises UsageError, naming `option`, for one that cannot be filled in.
+    Raises UsageError, with `option`, for an invalid template.
     """
     values = {
         "seed": recipe.seed,
@@ -265,8 +264,8 @@ def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
         value = values[name]
         if conversion or (width and not (isinstance(value, int) and re.fullmatch(r"0?[0-9]{1,2}", width))):
             raise UsageError(
-                f"{option} {template}: {{{name}}} cannot be formatted so",
-                "only {seed} and {index} take a format, and it is a width such as {index:03}",
+                f"{option} {template}: {{{name}}} has an invalid format",
+                "only {seed} and {index} can have a width, such as {index:03}",
             )
         filled.append(format(value, width or ""))
     return "".join(filled)
@@ -279,13 +278,13 @@ def _check_distinct(output: str | None, found: Sequence[Destination]) -> None:
         kind = found[0].kind
         cut = len(output) - len(kind.suffix) if output.lower().endswith(kind.suffix) else len(output)
         raise UsageError(
-            f"{kind.option} {output} is one name for {len(named)} pictures",
-            f"put the number or the seed of the picture in it: {kind.option} '{output[:cut]}-{{index}}{output[cut:]}'",
+            f"{kind.option} {output} is the same name for {len(named)} pictures",
+            f"add the index or the seed of the picture: {kind.option} '{output[:cut]}-{{index}}{output[cut:]}'",
         )
 
 
 def _check_writable(directory: Path, *, make: bool, option: str = PICTURES.option) -> None:
-    """Try it: permissions alone do not tell what a read-only, full or virtual file system takes."""
+    """Write a temporary file: permissions do not show whether a file system is read-only, full or virtual."""
     try:
         if make:
             directory.mkdir(parents=True, exist_ok=True)
@@ -308,7 +307,7 @@ def _check_free(destination: Destination) -> None:
     if not destination.force:
         raise _exists(path, option)
     if not stat.S_ISREG(mode):
-        raise OutputExists(f"{path} is no regular file", "for PNG bytes on stdout use -o -, else choose another name")
+        raise OutputExists(f"{path} is not a regular file", "use -o - for stdout, or choose another name")
 
 
 def numbered(path: str, suffix: str) -> Iterator[str]:
@@ -332,7 +331,7 @@ def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Give the file its name; raise FileExistsError where the name is taken, at that very moment."""
+    """Rename the file without overwriting; raises FileExistsError if the name exists."""
     try:
         path.hardlink_to(temporary)
     except OSError as error:
@@ -347,16 +346,16 @@ def _link(temporary: Path, path: Path) -> None:
 
 
 def _exists(path: str, option: str) -> OutputExists:
-    return OutputExists(f"{path} exists already", f"choose another name with {option}, or replace it with --force")
+    return OutputExists(f"{path} already exists", f"choose another name with {option}, or replace it with --force")
 
 
 def cannot_write(path: str, directory: Path, error: OSError, option: str = PICTURES.option) -> OutputError:
-    """The error to raise where writing `path`, in `directory`, failed with `error`."""
+    """Return the error for a failed write of `path` in `directory`."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            hint = f"free some space, or choose another place with {option}"
+            hint = f"free some space, or choose another disk with {option}"
         case errno.ENOENT:
-            hint = f"make the directory first: mkdir -p {shlex.quote(str(directory))}"
+            hint = f"create the directory first: mkdir -p {shlex.quote(str(directory))}"
         case errno.ENAMETOOLONG:
             hint = f"choose a shorter name with {option}"
         case _:

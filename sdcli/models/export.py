@@ -98,7 +98,7 @@ def _without_path(config: Any) -> Any:
 def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, Any]:
     """Return model_index.json: the pipeline that suits the U-Net, the parts, and no safety checker."""
     is_xl = "text_encoder_2" in modules
-    said = {key: value for key, value in index.items() if not isinstance(value, list)}
+    header = {key: value for key, value in index.items() if not isinstance(value, list)}
     parts: dict[str, Any] = {part: index[part] for part in modules}
     parts |= {
         part.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"]
@@ -107,20 +107,20 @@ def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any])
     }
     scheduler = families.read_json(source.folder("scheduler") / "scheduler_config.json").get("_class_name")
     parts["scheduler"] = ["diffusers", scheduler] if scheduler else index["scheduler"]
-    said |= {"_diffusers_version": diffusers.__version__}
+    header |= {"_diffusers_version": diffusers.__version__}
     if "text_encoder" not in modules:  # a class-conditional model, whose pipeline is unambiguous
-        return dict(sorted({**said, **parts}.items()))
+        return dict(sorted({**header, **parts}.items()))
     channels = modules["unet"].config["in_channels"], modules["vae"].config["latent_channels"]
     parts |= {part: [None, None] for part in _NOT_EXPORTED if not (is_xl and part == "safety_checker")}
-    said |= {"_class_name": _pipeline(str(index["_class_name"]), *channels, is_xl=is_xl)}
-    said |= {} if is_xl else {"requires_safety_checker": False}
-    return dict(sorted({**said, **parts}.items()))
+    header |= {"_class_name": _pipeline(str(index["_class_name"]), *channels, is_xl=is_xl)}
+    header |= {} if is_xl else {"requires_safety_checker": False}
+    return dict(sorted({**header, **parts}.items()))
 
 
 def _pipeline(named: str, in_channels: int, latent_channels: int, *, is_xl: bool) -> str:
-    """The pipeline that feeds a U-Net of `in_channels`: `named`, unless only one of the two inpaints.
+    """Return the pipeline for a U-Net with `in_channels`: `named`, unless only one of the two inpaints.
 
-    diffusers has none for other channels beside the latents: these keep their name, and sdcli alone runs them.
+    diffusers has no pipeline for other concatenated channels; such a model keeps its name, and only sdcli runs it.
     """
     stem = "StableDiffusionXL" if is_xl else "StableDiffusion"
     if in_channels == 2 * latent_channels + 1:

@@ -33,26 +33,26 @@ def _one_of(choices: Iterable[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the picture is to show: the context y before encoding."""
+    """What the picture should show: the context y before encoding."""
 
     prompt: str
-    """A text; empty where `label` says what to draw."""
+    """A text; empty if there is a `label`."""
     label: str | None = None
-    """The name or number of a class, for models that take one instead of a text."""
+    """The name or number of a class, for class-conditional models."""
     negative_prompt: str = ""
     clip_skip: int = field(default=1, metadata=_within(1, 12))
-    """The text encoder's layer read, counted from the last as A1111 does: 1 is the last, nothing skipped."""
+    """The layer of the text encoder, counted from the end as in A1111: 1 is the last."""
     prompt_weights: bool = True
-    """Whether `(word:1.3)`, `[word]` and `BREAK` are weights, or letters like all others."""
+    """Whether `(word:1.3)`, `[word]` and `BREAK` are interpreted."""
 
     @property
     def words(self) -> str:
-        """What the picture is to show, in words: its label or else its prompt."""
+        """The label, or the prompt if there is none."""
         return self.prompt if self.label is None else self.label
 
 
 TEXT_KEYS = ("negative_prompt", "clip_skip", "prompt_weights")
-"""Keys that say more of a prompt, and nothing of a label."""
+"""Keys that apply to prompts and not to labels."""
 
 
 @dataclass(frozen=True)
@@ -69,42 +69,42 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how the arithmetic runs; pixels can depend on it, so a finished recipe holds resolved values."""
+    """Device and precision. Pixels can depend on them, so a finished recipe has resolved values."""
 
     device: str = field(default="auto", metadata=_one_of(DEVICES))
     dtype: str = field(default="auto", metadata=_one_of(DTYPES))
     threads: int = field(default=0, metadata=_within(0, 1024))
-    """CPU threads; 0 asks for as many as torch takes by itself."""
+    """CPU threads; 0 means torch's default."""
     batch_size: int = field(default=1, metadata=_within(1, 256))
-    """Pictures in one U-Net call."""
+    """Pictures per U-Net call."""
 
 
 @dataclass(frozen=True)
 class Initial:
-    """The image a picture starts from, and what of it is to be repainted; without `image`, pure noise and all of it.
+    """The image that a picture starts from, and the part of it to repaint; without an image it starts from pure noise.
 
-    Paths are as they were given. With a mask or new borders the picture is inpainted. `init_latents` stand in an
-    image's place as they are, and only `strength` is said beside them.
+    Paths are as given. With a mask or new borders the picture is inpainted. `init_latents` replace the image, and are
+    only combined with `strength`.
     """
 
     image: str | None = None
     image_sha256: str | None = None
-    """Of the file's bytes, in hex, like `mask_sha256`; files that have changed since are refused."""
+    """SHA-256 of the file in hex, like `mask_sha256`; a file that has changed is an error."""
     mask_image: str | None = None
-    """A picture whose white is repainted, or `alpha`: the transparent parts of the image itself."""
+    """An image that is white where to repaint, or `alpha` for the transparent part of the image."""
     mask_sha256: str | None = None
     init_latents: str | None = None
-    """A file of latents, z(x), to start from."""
+    """A file of latents to start from."""
     init_latents_sha256: str | None = None
     strength: float | None = field(default=None, metadata=_within(0, 1))
-    """The share of the steps that is taken: 1 starts from pure noise, less keeps more of the image."""
+    """The fraction of the steps to run: 1 starts from pure noise, a lower value keeps more of the image."""
     invert_mask: bool = False
     fit_mask: bool = False
-    """Whether a mask of another size is stretched to the image's."""
+    """Whether a mask of another size is resized to the image's."""
     mask_blur: float = field(default=4.0, metadata=_within(0, 512, unit=" pixels"))
-    """Standard deviation of the Gaussian that softens the mask's edge, in pixels of the image."""
+    """Standard deviation of the Gaussian blur of the mask, in pixels of the image."""
     padding: int | None = field(default=None, metadata=_within(0, MAX_SIDE, unit=" pixels"))
-    """Work on the masked area alone, with so many pixels around it; without, on the whole image."""
+    """Crop to the masked area plus this many pixels around it; without it the whole image is used."""
     left: int = field(default=0, metadata=_within(0, MAX_SIDE, unit=" pixels"))
     right: int = field(default=0, metadata=_within(0, MAX_SIDE, unit=" pixels"))
     top: int = field(default=0, metadata=_within(0, MAX_SIDE, unit=" pixels"))
@@ -112,17 +112,17 @@ class Initial:
 
     @property
     def borders(self) -> tuple[int, int, int, int]:
-        """New pixels beyond the image: left, top, right, bottom."""
+        """Pixels added to the image: left, top, right, bottom."""
         return self.left, self.top, self.right, self.bottom
 
     @property
     def repaints(self) -> bool:
-        """Whether a part of the image is repainted, rather than all of it redrawn."""
+        """Whether a part of the image is repainted, rather than the whole image."""
         return self.mask_image is not None or any(self.borders)
 
     @property
-    def said(self) -> tuple[str, ...]:
-        """The keys that say something of this start: none of pure noise."""
+    def used_keys(self) -> tuple[str, ...]:
+        """The keys that apply to this start; none for pure noise."""
         if self.init_latents is not None:
             return LATENTS_KEYS
         if self.image is not None:
@@ -132,40 +132,40 @@ class Initial:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are to be: a segmentation map, and pictures that ControlNets read. Paths are as they were given."""
+    """Spatial conditions: a segmentation map, and images for ControlNets. Paths are as given."""
 
     segmentation_map: str | None = None
     segmentation_sha256: str | None = None
-    """Of the file's bytes, in hex, like `control_sha256`; files that have changed since are refused."""
+    """SHA-256 of the file in hex, like `control_sha256`; a file that has changed is an error."""
     snap: bool = False
-    """Whether a colour of no class is taken for the nearest that is one."""
+    """Whether a colour that belongs to no class is replaced by the nearest class."""
     control: tuple[str, ...] = field(default=(), metadata={"each": canonical})
-    """ControlNets, each as sdcli/recipe/control.py has it. One without an image reads the segmentation map."""
+    """ControlNets in the syntax of sdcli/recipe/control.py. One without an image reads the segmentation map."""
     control_sha256: tuple[str, ...] = ()
-    """Of the images in `control`, in their order."""
+    """SHA-256 of the images in `control`, in order."""
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        """`control`, taken apart."""
+        """`control`, parsed."""
         return tuple(Control.parse(each) for each in self.control)
 
     @property
     def nets(self) -> tuple[str, ...]:
-        """The names of the ControlNets, each once."""
+        """The names of the ControlNets without duplicates."""
         return tuple(dict.fromkeys(each.name for each in self.controls))
 
 
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
-"""Those of `Initial` that go together where a picture starts from latents."""
+"""The keys of `Initial` that apply if a picture starts from latents."""
 INITIAL_KEYS = tuple(each.name for each in fields(Initial))
 LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
 INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS)
-"""Keys about files, which are said of one picture and never once for all."""
+"""Keys of input files, which cannot have defaults."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a picture. Frozen, torch-free, and a flat JSON object outside."""
+    """Everything that determines a picture. Frozen, without torch, and converted to and from flat JSON."""
 
     model: str
     condition: Condition
@@ -179,9 +179,9 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:
-        """The recipe of flat keys (`negative_prompt`, `guidance_scale`, …); absent ones take their defaults.
+        """Make a recipe of flat keys (`negative_prompt`, `guidance_scale` and so on); missing ones get defaults.
 
-        Raises InvalidRecipe, naming the key, for one that is unknown, missing, of a wrong type or out of range.
+        Raises InvalidRecipe, with the key, if one is unknown, required and missing, of a wrong type, or out of range.
         """
         known = list(keys())
         for key in flat:
@@ -196,28 +196,28 @@ class Recipe:
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat keys and values, in declared order; `from_dict` of it is the same recipe.
+        """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        The keys of `initial` and `layout` that say nothing are left out, and `label` where there is none. With a label
-        it is the prompt that is left out, and what else is said of prompts, unless it is something.
+        Keys of `initial` and `layout` that do not apply are omitted, as is `label` if it is None. With a label, the
+        prompt is omitted, and the other keys of prompts if they have their defaults.
         """
         flat = dict(_flatten(self))
-        needless = [key for key in INITIAL_KEYS if key not in self.initial.said]
-        needless += [each.name for each in fields(Layout) if getattr(self.layout, each.name) == each.default]
+        omitted = [key for key in INITIAL_KEYS if key not in self.initial.used_keys]
+        omitted += [each.name for each in fields(Layout) if getattr(self.layout, each.name) == each.default]
         if self.condition.label is None:
-            needless.append("label")
+            omitted.append("label")
         else:
-            usual = {each.name: each.default for each in fields(Condition)}
-            needless += ["prompt", *(key for key in TEXT_KEYS if flat[key] == usual[key])]
-        return {key: value for key, value in flat.items() if key not in needless}
+            unset = {each.name: each.default for each in fields(Condition)}
+            omitted += ["prompt", *(key for key in TEXT_KEYS if flat[key] == unset[key])]
+        return {key: value for key, value in flat.items() if key not in omitted}
 
     def replace(self, **flat: Any) -> Self:
-        """The same recipe but for the flat keys given, validated anew."""
+        """Return a copy with these flat keys replaced, and validate it."""
         return self.from_dict({**self.to_dict(), **flat})
 
 
 def keys() -> Iterable[str]:
-    """The flat keys of a recipe, in declared order."""
+    """The flat keys of a recipe in order."""
     return _keys(Recipe)
 
 
@@ -226,7 +226,7 @@ def _keys(part: type) -> Iterable[str]:
 
 
 def _rules(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
-    """Each flat key's field, with its type."""
+    """Yield the field and the type of each flat key."""
     hints = get_type_hints(part)
     for each in fields(part):
         if is_dataclass(hints[each.name]):
@@ -241,28 +241,25 @@ def _rule_of(key: str) -> tuple[dataclasses.Field[Any], type]:
 
 
 def check_value(key: str, value: Any) -> Any:
-    """`value` as the flat `key` holds it, whatever the other keys say. Raises InvalidRecipe where it cannot be."""
+    """Validate and convert the value of a flat key, independently of other keys. Raises InvalidRecipe."""
     return _checked(*_rule_of(key), value)
 
 
 def parse_value(key: str, text: str) -> Any:
-    """The value that `text` is for the flat `key`: a number, true or false, or the text itself.
-
-    Raises InvalidRecipe where it is none, or out of range.
-    """
+    """Parse `text` as the value of a flat key: a number, true or false, or the text itself. Raises InvalidRecipe."""
     kind = _rule_of(key)[1]
     kind = next((each for each in get_args(kind) if each is not NoneType), kind)
     value: Any = text
     if kind is bool:
         value = {"true": True, "false": False}.get(text.strip().lower(), text)
     elif kind in (int, float) and text.isascii():
-        with suppress(ValueError):  # then it stays text, which the check refuses by name
+        with suppress(ValueError):  # otherwise it stays text, which the check rejects
             value = int(text) if kind is int else float(text)
     return check_value(key, value)
 
 
 def defaults() -> dict[str, Any]:
-    """The values of the keys that a recipe can do without, but for those that many lack: INPUT_KEYS and `label`."""
+    """Return the default values of keys, except INPUT_KEYS and `label`."""
     found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
     return {key: value for key, value in found.items() if key not in ("label", *INPUT_KEYS)}
 
@@ -291,7 +288,7 @@ def _build(part: type[Any], flat: Mapping[str, Any]) -> Any:
 
 
 def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
-    """`value` as `kind` (an int counts as a float, and nothing else as anything else), within the field's range."""
+    """Validate `value` as `kind` and within the field's range; the only conversion is from int to float."""
     name, rule = each.name, each.metadata
     if get_origin(kind) is tuple:
         return _checked_texts(each, value)
@@ -317,19 +314,21 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
 
 
 def check_texts(condition: Condition) -> None:
-    """Raise InvalidRecipe for a prompt or label that is no text, and for both at once.
+    """Raise InvalidRecipe for a prompt or label that is not valid Unicode, and for both together.
 
-    A command line can hold bytes that are not UTF-8.
+    Arguments of a command line can contain bytes that are not UTF-8.
     """
     for key in ("prompt", "negative_prompt", "label"):
         if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key) or ""):
             raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
     if condition.label is not None and condition.prompt:
-        raise InvalidRecipe("a prompt and a label at once", "give one: a model takes a text or a class label", "label")
+        raise InvalidRecipe(
+            "there is a prompt and a label", "give one of them: a model takes a text or a class label", "label"
+        )
 
 
 def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
-    """Texts, of which one may stand without a list around it, in the form that the field gives them."""
+    """Validate a list of texts, or a single text, and convert them to the field's canonical form."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(type(text) is str for text in texts):
         raise InvalidRecipe(f"{each.name} is {value!r}", f"{each.name} must be text, or a list of texts", each.name)
@@ -337,64 +336,70 @@ def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raise InvalidRecipe where scheduler, sigmas and eta do not go together."""
+    """Raise InvalidRecipe for an invalid combination of scheduler, sigmas and eta."""
     schedulers.check(sampling.scheduler, sampling.sigmas, sampling.eta)
 
 
 def initial_of(flat: Mapping[str, Any]) -> Initial:
-    """The part `Initial` alone of flat keys, before the rest is known. Raises InvalidRecipe."""
+    """Make only the part `Initial` of flat keys. Raises InvalidRecipe."""
     initial: Initial = _build(Initial, flat)
     check_initial(initial)
     return initial
 
 
 def check_initial(initial: Initial, steps: int | None = None) -> None:
-    """Raise InvalidRecipe where the parts of `initial` do not go together, or its strength takes none of `steps`."""
+    """Raise InvalidRecipe for an invalid combination in `initial`, or a strength that runs none of `steps`."""
     if initial.init_latents is not None:
         for each in fields(Initial):
             if each.name not in LATENTS_KEYS and getattr(initial, each.name) != each.default:
-                hint = "leave one of them away; latents stand in the place of an image, and all of them are redrawn"
-                raise InvalidRecipe(f"{each.name} and init_latents at once", hint, each.name)
+                hint = "omit one of them; latents replace an image, and are redrawn completely"
+                raise InvalidRecipe(f"{each.name} cannot be combined with init_latents", hint, each.name)
     elif initial.init_latents_sha256 is not None:
         hint = "give init_latents too"
-        raise InvalidRecipe("init_latents_sha256 is of no use without latents", hint, "init_latents_sha256")
+        raise InvalidRecipe("init_latents_sha256 has no effect without latents", hint, "init_latents_sha256")
     elif initial.image is None:
         for each in fields(Initial):
             if getattr(initial, each.name) != each.default:
-                hint = "give an image (sdcli img2img, inpaint …)"
+                hint = "give an image (sdcli img2img, inpaint and others)"
                 hint += ", or init_latents" if each.name in LATENTS_KEYS else ""
-                raise InvalidRecipe(f"{each.name} is of no use without an image", hint, each.name)
+                raise InvalidRecipe(f"{each.name} has no effect without an image", hint, each.name)
     if initial.mask_image is not None and any(initial.borders):
-        raise InvalidRecipe("new borders and a mask at once", "extend the image first, then inpaint it", "mask_image")
+        raise InvalidRecipe(
+            "new borders cannot be combined with a mask", "extend the image first, then inpaint it", "mask_image"
+        )
     if steps is not None and initial.strength is not None and int(steps * initial.strength) < 1:
         least = math.ceil(1000 / steps) / 1000
         raise InvalidRecipe(
-            f"strength {initial.strength:g} takes none of the {steps} steps",
+            f"strength {initial.strength:g} runs none of the {steps} steps",
             f"strength must be between {least:g} and 1",
             "strength",
         )
 
 
 def layout_of(flat: Mapping[str, Any]) -> Layout:
-    """The part `Layout` alone of flat keys, before the rest is known. Raises InvalidRecipe."""
+    """Make only the part `Layout` of flat keys. Raises InvalidRecipe."""
     layout: Layout = _build(Layout, flat)
     check_layout(layout, initial_of(flat))
     return layout
 
 
 def check_layout(layout: Layout, initial: Initial) -> None:
-    """Raise InvalidRecipe where the parts of `layout` do not go together, or not with `initial`."""
+    """Raise InvalidRecipe for an invalid combination in `layout`, or with `initial`."""
     if layout.segmentation_map is None:
         for key in ("segmentation_sha256", "snap"):
             if getattr(layout, key):
-                raise InvalidRecipe(f"{key} is of no use without a map", "give segmentation_map too", key)
+                raise InvalidRecipe(f"{key} has no effect without a map", "give segmentation_map too", key)
         for each in layout.controls:
             if each.image is None:
-                raise InvalidRecipe(f"control {each} names no picture", f"write it as {FORM}", "control")
+                raise InvalidRecipe(f"control {each} has no image", f"write it as {FORM}", "control")
     elif initial.image is not None:
-        raise InvalidRecipe("a segmentation map and an image at once", "leave one of them away", "segmentation_map")
+        raise InvalidRecipe(
+            "a segmentation map cannot be combined with an image", "omit one of them", "segmentation_map"
+        )
     elif initial.init_latents is not None:
-        raise InvalidRecipe("a segmentation map and latents at once", "leave one of them away", "segmentation_map")
+        raise InvalidRecipe(
+            "a segmentation map cannot be combined with latents", "omit one of them", "segmentation_map"
+        )
     if layout.control_sha256 and len(layout.control_sha256) != sum(each.image is not None for each in layout.controls):
         raise InvalidRecipe(
             f"control_sha256 has {len(layout.control_sha256)} entries", "it must have one for each image", "control"
@@ -402,5 +407,5 @@ def check_layout(layout: Layout, initial: Initial) -> None:
 
 
 def draw_seed() -> int:
-    """A seed nobody chose, 0 … 2³²−1."""
+    """Return a random seed, 0 … 2³²−1."""
     return secrets.randbelow(MAX_SEED + 1)

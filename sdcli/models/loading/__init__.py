@@ -1,8 +1,8 @@
-"""A diffusers folder, a hub snapshot or ONE `.safetensors` file → LatentDiffusionModel.
+"""Loads a diffusers folder, a hub snapshot or a single `.safetensors` file to a LatentDiffusionModel.
 
-Knows of files, configs and families, nothing of prompts or pictures. Never a network, never a pickle. What a model
-is made of is read from its configs; weights are checked by name and shape before the first one is read, and come
-into memory one by one in their final type, so that loading needs little more room than the model itself.
+Knows nothing of prompts or pictures. Never uses the network or a pickle. The classes of the parts come from the
+configs. Weights are checked by name and shape before the first one is read, and are loaded one at a time in their final
+dtype, so that loading needs little more memory than the model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ with lean_imports():
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     name: parts for row in architectures.TABLE.values() for name, parts in row.pipelines.items()
 }
-"""The parts that the model of each pipeline cannot do without."""
+"""The required parts of each pipeline."""
 _TEXT_ENCODERS: Mapping[str, type[nn.Module]] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
@@ -54,7 +54,7 @@ COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
     "text_encoder": _TEXT_ENCODERS,
     "text_encoder_2": _TEXT_ENCODERS,
 }
-"""The classes of each part, by the names in model_index.json; those of networks as `module:class`, to be imported."""
+"""The classes of each part, by the names in model_index.json; networks as `module:class`, imported when needed."""
 TEXT_PREFIXES = {
     "text_encoder": (
         "cond_stage_model.transformer.",
@@ -63,26 +63,26 @@ TEXT_PREFIXES = {
     ),
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
-_GET_ANEW = "get the model's folder anew; its parts must come from the same place"
-_SUPPORTED = "Stable Diffusion 1.x, 2.x, XL and their distilled models, DiT and LDM on classes are supported"
+_DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
+_SUPPORTED = "Stable Diffusion 1.x, 2.x, XL, their distilled versions, DiT, and LDM of ImageNet are supported"
 
 
 Find = Callable[[str, nn.Module], Mapping[str, Stored]]
-"""From a component's name and its module, still empty, to the stored tensors by their names in that module."""
+"""From a component's name and its empty module to the stored tensors by their names in the module."""
 
 
 def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
-    """The model at `source`, in `dtype` on `device`.
+    """Load the model at `source`, in `dtype` on `device`.
 
-    With float16 a VAE whose config says `force_upcast` stays in float32, and a VQModel does with any dtype.
+    With float16, a VAE with `force_upcast` in its config stays in float32; a VQModel always does.
 
-    Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, broken or do not fit
-    each other, and ModelError for a model of a kind that is not supported.
+    Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, invalid or do not fit each
+    other, and ModelError for an unsupported kind of model.
     """
     source.check()
     find = finder(source)
     index = read_index(source)
-    kept_wide = families.keeps_float32(families.read_json(source.folder("vae") / "config.json"), str(dtype)[6:])
+    vae_in_float32 = families.keeps_float32(families.read_json(source.folder("vae") / "config.json"), str(dtype)[6:])
     text_encoders = [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
     part = partial(_component, source, index, find, device=device, dtype=dtype)
     needed = PIPELINES[index["_class_name"]]
@@ -90,7 +90,7 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     family = architectures.find(network_part, {"_class_name": index[network_part][1]})
     architecture = architectures.load(family)
     text = tuple(_text_encoder(source, index, find, each, device, dtype) for each in text_encoders)
-    network, vae = part(network_part), part("vae", dtype=torch.float32 if kept_wide else dtype)
+    network, vae = part(network_part), part("vae", dtype=torch.float32 if vae_in_float32 else dtype)
     model = LatentDiffusionModel(
         name=name,
         text_encoders=text,
@@ -109,12 +109,12 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     )
     misfit = architecture.misfit(model)
     if misfit is not None:
-        raise source.explain(ModelCorrupt(f"{source.base}: {misfit}", _GET_ANEW))
+        raise source.explain(ModelCorrupt(f"{source.base}: {misfit}", _DOWNLOAD_AGAIN))
     return model
 
 
 def finder(source: Source) -> Find:
-    """What finds the tensors of a component, in the single file, the folder, or the part's own folder."""
+    """Return a function that finds the tensors of a component in the single file or in its folder."""
     stored = read_headers([source.path]) if source.is_file else {}
 
     def find(part: str, module: nn.Module) -> Mapping[str, Stored]:
@@ -126,19 +126,19 @@ def finder(source: Source) -> Find:
 
 
 def read_index(source: Source) -> Mapping[str, Any]:
-    """model_index.json, which must name a pipeline and component classes that sdcli knows."""
+    """Read model_index.json. Raises ModelError unless its pipeline and component classes are supported."""
     configs = source.base
     file = configs / INDEX
     index = source.index()
     pipeline = str(index.get("_class_name"))
     if pipeline not in PIPELINES:
-        raise ModelError(f"{configs} is a {pipeline}, which sdcli does not run", _SUPPORTED)
+        raise ModelError(f"{configs} is a {pipeline}, which is not supported", _SUPPORTED)
     for part in COMPONENTS:
         library_and_class = index.get(part, [None, None])
         if not isinstance(library_and_class, list) or len(library_and_class) != 2:
-            raise ModelCorrupt(f"{file} does not say what its {part} is", _GET_ANEW)
+            raise ModelCorrupt(f"{file} has no valid entry for {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is None and part in PIPELINES[pipeline]:
-            raise ModelCorrupt(f"{file} has no {part}", _GET_ANEW)
+            raise ModelCorrupt(f"{file} has no {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is not None and library_and_class[1] not in COMPONENTS[part]:
             where = source.folder(part) if source.is_elsewhere(part) else configs
             raise ModelError(f"{where} has a {library_and_class[1]} as its {part}", _SUPPORTED)
@@ -146,7 +146,7 @@ def read_index(source: Source) -> Mapping[str, Any]:
 
 
 def build(folder: Path, part: str, class_name: str) -> Any:
-    """One component as the config in its `folder` says, on the meta device: names and shapes, and no weights."""
+    """Build a component from the config in its `folder` on the meta device, without weights."""
     made = COMPONENTS[part][class_name]
     if isinstance(made, str):
         module, _, name = made.partition(":")
@@ -156,7 +156,7 @@ def build(folder: Path, part: str, class_name: str) -> Any:
 
 
 def construct(folder: Path, made: type[nn.Module]) -> Any:
-    """The module of the class `made` that the config in `folder` describes, on the meta device."""
+    """Build a module of the class `made` from the config in `folder` on the meta device."""
     file = folder / "config.json"
     config = families.read_json(file)
     try:
@@ -164,18 +164,18 @@ def construct(folder: Path, made: type[nn.Module]) -> Any:
             if made in _TEXT_ENCODERS.values():
                 return made(CLIPTextConfig(**_known(CLIPTextConfig.__annotations__, config)))
             return made(**_known(inspect.signature(made.__init__).parameters, config))
-    except Exception as error:  # whatever a wrong value leads the libraries to
+    except Exception as error:  # the libraries raise anything for a wrong value
         what = " ".join(str(error).split())
-        raise ModelCorrupt(f"{file} does not describe a {made.__name__}: {what}", _GET_ANEW) from error
+        raise ModelCorrupt(f"{file} is not a config of a {made.__name__}: {what}", _DOWNLOAD_AGAIN) from error
 
 
 def _component(
     source: Source, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """One component, built empty and filled."""
+    """Build a component and load its weights."""
     module = build(source.folder(part), part, index[part][1])
     fill(module, find(part, module), device, dtype)
-    for name, buffer in module.named_buffers():  # those that no file keeps
+    for name, buffer in module.named_buffers():  # buffers that files do not have
         if buffer.is_meta:
             path, _, last = name.rpartition(".")
             owner = module.get_submodule(path)
@@ -184,7 +184,7 @@ def _component(
 
 
 def _positions(embedding: PatchEmbed) -> Tensor:
-    """Sines and cosines of the patches' places, (1, patches, D): those of the same embedding made anew, off meta."""
+    """Return the position embedding (1, patches, D), from a new module that is not on the meta device."""
     channels, patch = embedding.proj.in_channels, embedding.patch_size
     height, width = embedding.height * patch, embedding.width * patch
     made: Tensor = PatchEmbed(height, width, patch, channels, embedding.proj.out_channels).pos_embed
@@ -210,41 +210,41 @@ def _text_encoder(
 
 
 def _known(keys: Container[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a config that a constructor takes; files carry others (versions, paths) that mean nothing."""
+    """Return the entries of a config that a constructor takes; others, such as versions and paths, are ignored."""
     return {key: value for key, value in config.items() if key in keys}
 
 
 def find_in_folder(folder: Path, variant: str | None, module: nn.Module) -> Mapping[str, Stored]:
-    """The tensors of a component with a folder of its own, under today's names or older ones."""
+    """Find the tensors of a component in its folder, under current or older names."""
     files = families.component_files(folder, variant)
-    stored = {_todays_name(key): each for key, each in read_headers(files).items()}
-    names = {name: _todays_name(name) for name in module.state_dict()}
-    unknown = [each.key for key, each in stored.items() if key not in names.values() and not _NEEDLESS.search(key)]
+    stored = {_current_name(key): each for key, each in read_headers(files).items()}
+    names = {name: _current_name(name) for name in module.state_dict()}
+    unknown = [each.key for key, each in stored.items() if key not in names.values() and not _UNUSED.search(key)]
     if unknown:
-        raise ModelCorrupt(f"{files[0]}: its config knows no tensor {unknown[0]}", _GET_ANEW)
+        raise ModelCorrupt(f"{files[0]}: its config has no tensor {unknown[0]}", _DOWNLOAD_AGAIN)
     return {name: _pick(stored, key, files[0]) for name, key in names.items()}
 
 
-def _todays_name(key: str) -> str:
-    """transformers 4 wrote a `text_model.` that 5 leaves out; diffusers before 0.17 had other words for attention."""
+def _current_name(key: str) -> str:
+    """Rename a key: transformers 4 has a prefix `text_model.`, and diffusers before 0.17 had other attention names."""
     key = key.removeprefix("text_model.")
     for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
         key = key.replace(old, new)
     return key
 
 
-# What files hold beside the weights in use: stored buffers, and the other half of a whole CLIP.
-_NEEDLESS = re.compile(r"position_ids$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
+# Unused tensors in files: buffers, and the other half of CLIP.
+_UNUSED = re.compile(r"position_ids$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
 
 
 def find_in_file(
     path: Path, stored: Mapping[str, Stored], configs: Path, part: str, module: nn.Module
 ) -> Mapping[str, Stored]:
-    """The tensors of one component in ONE file of the CompVis/SGM layout."""
+    """Find the tensors of a component in a single file in the CompVis/SGM layout."""
     if part.startswith("text"):
         prefix = next((each for each in TEXT_PREFIXES[part] if any(key.startswith(each) for key in stored)), None)
         if prefix is None:
-            raise ModelCorrupt(f"{path} holds no {part}", "use a file that holds the whole model")
+            raise ModelCorrupt(f"{path} has no {part}", "use a file with the complete model")
         return {
             name: _find_text(path, stored, prefix, name.removeprefix("text_model.")) for name in module.state_dict()
         }
@@ -255,7 +255,9 @@ def find_in_file(
     names = {name: prefix + original(name, config) for name in module.state_dict()}
     unknown = set() if part == "vae" else {key for key in stored if key.startswith(prefix)} - set(names.values())
     if unknown:
-        raise ModelCorrupt(f"{path}: its family's U-Net knows no tensor {min(unknown)}", "is it of another family?")
+        raise ModelCorrupt(
+            f"{path}: its family's U-Net has no tensor {min(unknown)}", "check that the file is of this family"
+        )
     found = {name: _pick(stored, key, path) for name, key in names.items()}
     return {
         name: replace(each, view=_as_linear) if ".mid.attn_1." in each.key else each for name, each in found.items()
@@ -274,11 +276,11 @@ def _find_text(path: Path, stored: Mapping[str, Stored], prefix: str, name: str)
 
 
 def _as_linear(tensor: Tensor) -> Tensor:
-    """The original VAE's attention is written as 1×1 convolutions."""
+    """Convert the original VAE's attention, which is stored as 1×1 convolutions."""
     return tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
 
 
 def _pick(stored: Mapping[str, Stored], key: str, where: Path) -> Stored:
     if key not in stored:
-        raise ModelCorrupt(f"{where} lacks the tensor {key}", "get the model anew, or one that is whole")
+        raise ModelCorrupt(f"{where} has no tensor {key}", "download the model again, or use a complete one")
     return stored[key]

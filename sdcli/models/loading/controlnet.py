@@ -1,4 +1,4 @@
-"""A ControlNet's folder → ControlNetModel. Knows of files and configs, nothing of the pictures it reads."""
+"""Loads a ControlNet's folder to a ControlNetModel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ with lean_imports():
 
 
 def load(source: Source, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """The ControlNetModel at `source`, in diffusers' format. Raises ModelUnsafe, ModelCorrupt and ModelError."""
+    """Load the ControlNetModel at `source`, in diffusers' format. Raises ModelUnsafe, ModelCorrupt and ModelError."""
     net = construct(source.path, ControlNetModel)
     fill(net, find_in_folder(source.path, source.variant, net), device, dtype)
     return net

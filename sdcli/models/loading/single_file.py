@@ -1,7 +1,7 @@
 """The original CompVis/SGM names of a model's tensors, by their names in diffusers and transformers.
 
-Each function goes from the name that the loaded module has to the name in the file, so that what is missing in the
-file shows at once. Knows names only.
+Each function maps a name in the loaded module to the name in the file, so that missing tensors are found. Knows only
+names.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _PLACE = re.compile(r"(down|up|mid)_blocks?\.(?:(\d+)\.)?(resnets|attentions|dow
 def unet(name: str, config: Mapping[str, Any]) -> str:
     """`down_blocks.0.resnets.1.conv1.weight` → `input_blocks.2.0.in_layers.2.weight`.
 
-    The original counts all blocks in one row: of each level its `layers_per_block` layers (one more on the way
-    up), then its downsampler; and inside a block ResNet, attention and upsampler, whichever there are.
+    The original numbers all blocks in one sequence: the `layers_per_block` layers of each level (one more in the up
+    blocks), then its downsampler. Inside a block it numbers ResNet, attention and upsampler, those that exist.
     """
     stem, _, leaf = name.rpartition(".")
     place = _PLACE.fullmatch(name)
