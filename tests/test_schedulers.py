@@ -153,7 +153,7 @@ def test_eta_where_none_is_taken():
         else:
             error = refused(name, "default", 0.5)
             assert error.field == "eta"
-            assert error.hint.endswith("use one of ddim, tcd")
+            assert error.hint == "use --eta 0, or one of ddim, tcd"
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

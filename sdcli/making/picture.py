@@ -6,6 +6,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self
 
 from sdcli.models.weights import Weights
@@ -62,6 +63,15 @@ class Picture:
         with Image.open(BytesIO(self.png)) as image:
             image.load()
         return image
+
+    def save(self, path: str | PathLike[str], *, force: bool = False) -> str:
+        """Write the PNG, with the recipe in its metadata, completely or not at all, and return the path.
+
+        Raises OutputExists if the file exists and `force` is not set, and OutputError if it cannot be written.
+        """
+        from sdcli.files import outputs
+
+        return outputs.write(outputs.Destination(fspath(path), force=force), self.png)
 
     def to_wire(self) -> dict[str, Any]:
         """JSON from which `from_wire` makes the same picture."""

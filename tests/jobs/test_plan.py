@@ -126,7 +126,7 @@ def test_seeds_do_not_depend_on_the_options(model):
         ({"prompt": "a", "model": "~nobody-of-that-name/x"}, "model", "no model"),
         ({"prompt": "a {b"}, "prompt", "character 3 of it: a { is not closed"),
         ({"prompt": "a", "negative_prompt": "}"}, "negative_prompt", "has no opening brace"),
-        ({"prompt": "a", "sigmas": "karras", "scheduler": "ddim"}, "sigmas", "no karras sigmas"),
+        ({"prompt": "a", "sigmas": "karras", "scheduler": "ddim"}, "sigmas", "karras sigmas"),
         ({"prompt": "a", "output": "../fox.png"}, "output", "no name inside the directory"),
         ({"prompt": "a", "output": "/tmp/fox.png"}, "output", "no name inside the directory"),
         ({"prompt": "a", "output": "foxes/"}, "output", "no name inside the directory"),
