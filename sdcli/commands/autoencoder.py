@@ -1,4 +1,4 @@
-"""What `sdcli encode` and `sdcli decode` share: options, a model for its autoencoder alone, and one file to write."""
+"""Code that `sdcli encode` and `sdcli decode` share: options, loading a model, and writing a file."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Made = tuple[bytes, tuple[int, int], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Work(Generic[Given]):
-    """What a command does.
+    """The work of a command.
 
-    `read` gets what it is given from a file, for a model of these facts, before any of it is loaded. `make` is from the
-    model, its digest and what was given to the file to write.
+    `read` reads the input for a model with these facts, before the model is loaded. `make` returns the file to write,
+    from the loaded model, its digest and the input.
     """
 
     read: Callable[[ModelFacts], Given]
@@ -69,8 +69,8 @@ class Output:
 def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
     """Do `work` with the model of `asked` (flat keys), write the result to the output's path, and print that.
 
-    Says on stderr, unless quiet, what became how much smaller or larger. Raises OutputError where nothing can be
-    written there, and what the work raises of its input, before the model is loaded.
+    Prints the sizes on stderr, unless quiet. Raises OutputError if the path cannot be written, and errors of the input,
+    before the model is loaded.
     """
     path = str(output.path)
     name = config.model(asked.get("model"))
@@ -80,7 +80,7 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
     outputs.check(path, force=output.force)
     given = work.read(found.facts)
     deliver.prepare_libraries()
-    with streams.results():  # whatever libraries print goes to stderr
+    with streams.results():  # output of libraries goes to stderr
         model = LocalMaker().load(Weights(found.source), recipe)
         started = time.perf_counter()
         data, (width, height), shape = work.make(model, found.source.sha256, given)

@@ -94,7 +94,7 @@ def show(name: Name, json: Json = False) -> None:
 
 
 def describe(entry: registry.ModelEntry) -> dict[str, Any]:
-    """The entry and, where the model is on this machine, what its configs say."""
+    """Return the entry and, if the model is on this machine, facts from its configs."""
     described: dict[str, Any] = {
         "name": entry.name,
         "description": entry.description,
@@ -156,7 +156,7 @@ def labels(name: Name, json: Json = False, debug: Debug = False) -> None:
     entry = registry.find(name)
     known = registry.labels_of(entry)
     if known is None:
-        raise UsageError(f"{entry.name} takes a text, and has no classes", "give it a PROMPT")
+        raise UsageError(f"{entry.name} takes a text, not a class label", "use a PROMPT")
     for index, names in enumerate(known.names):
         line = streams.to_json({"index": index, "names": names})
         typer.echo(line if json else f"{index:<{len(str(len(known.names)))}}  {', '.join(names)}")
@@ -189,7 +189,7 @@ def pull(
         with display.transfer(quiet=quiet) as start:
             pin = get(entry.repo, entry.variant, revision, start)
     except KeyboardInterrupt:
-        streams.warn("stopped; the same command goes on where it was")
+        streams.warn("stopped; the same command resumes the download")
         raise
     path = str(registry.locate(entry).path)
     if json:
@@ -209,8 +209,8 @@ def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug
     assert entry.repo is not None
     pin = _pin(entry)
     if pin is None:
-        hint = f"get it, and have it pinned, with: sdcli models pull {entry.name}"
-        raise ModelNotFound(f"{entry.name} was not pulled by sdcli: there is nothing to compare it with", hint)
+        hint = f"download and pin it with: sdcli models pull {entry.name}"
+        raise ModelNotFound(f"{entry.name} was not downloaded by sdcli, so there are no checksums", hint)
     bad = []
     snapshot = lock.cache_folder(entry.repo) / "snapshots" / pin.revision
     with display.transfer(quiet=quiet) as start:
@@ -220,8 +220,8 @@ def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug
             bad += [path] if state != "ok" else []
     if bad:
         raise ModelCorrupt(
-            f"{len(bad)} of {len(pin.files)} files of {entry.name} are not what was pulled: {', '.join(bad)}",
-            f"get them anew with: sdcli models pull {entry.name} --revision {pin.revision}",
+            f"{len(bad)} of {len(pin.files)} files of {entry.name} are missing or changed: {', '.join(bad)}",
+            f"download them again with: sdcli models pull {entry.name} --revision {pin.revision}",
         )
 
 
@@ -328,22 +328,22 @@ def _pin(entry: ModelEntry) -> lock.Pin | None:
 
 
 def _on_hub(entry: ModelEntry, command: str) -> ModelEntry:
-    """The entry, which must be of a repository."""
+    """Return the entry if it is a repository on the hub."""
     if entry.repo is None:
         what = "comes with sdcli" if entry.origin == registry.SHIPPED else f"is {entry.folder}, on this machine"
         if entry.folder is None:
-            what = "is in no repository that sdcli can use"
+            what = "is not in a repository that sdcli can use"
         raise UsageError(f"{entry.name} {what}: there is nothing to {command}", "see sdcli models list")
     return entry
 
 
 def _nothing_to_remove(entry: ModelEntry) -> UsageError | ModelNotFound:
     if entry.repo is None and entry.origin == registry.SHIPPED:
-        return UsageError(f"{entry.name} comes with sdcli, and cannot be removed", "see sdcli models list")
+        return UsageError(f"{entry.name} is shipped with sdcli and cannot be removed", "see sdcli models list")
     if entry.origin == str(config.config_path()):
-        return UsageError(f"{entry.name} is named in {entry.origin}", "remove it there")
+        return UsageError(f"{entry.name} is defined in {entry.origin}", "remove it there")
     if entry.repo is None:
-        return UsageError(f"{entry.name} is a path, and no name of yours", f"remove {entry.folder} yourself")
+        return UsageError(f"{entry.name} is a path, not a name that you added", f"remove {entry.folder} yourself")
     if registry.is_present(entry):
         hint = f"if nothing else needs it: hf cache rm model/{entry.repo}"
         return UsageError(f"{entry.repo} was put into the hub cache by another tool", hint)
@@ -354,7 +354,7 @@ def _confirm(what: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"this would remove {what}", "say --yes where nobody can be asked")
+        raise UsageError(f"this would remove {what}", "use --yes if stdin is not a terminal")
     print(f"remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Abort

@@ -1,4 +1,4 @@
-"""From the options of a command to its pictures on disk; every command that makes pictures calls `make`."""
+"""From the options of a command to pictures on disk; used by every command that makes pictures."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sdcli.terminal import streams
 
 
 def make(asked: Mapping[str, Any], output: options.Output) -> None:
-    """Make the pictures of `asked` (flat keys, those that were given), or with `--dry-run` print the plan for them.
+    """Make the pictures of `asked` (the given flat keys), or print the plan with `--dry-run`.
 
-    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Unless quiet, a note on stderr says
-    where a picture is worked on or read at another size than its own. Raises UsageError where neither a prompt nor a
-    label is given, and what `resolve.resolve` and `deliver.deliver` raise.
+    Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Unless quiet, notes on stderr name
+    images that are resized. Raises UsageError without a prompt or a label, and what `resolve.resolve` and
+    `deliver.deliver` raise.
     """
     if not {"prompt", "label"} & asked.keys():
-        hint = "give a PROMPT, or --label for a model that takes a class; see --help"
-        raise UsageError("neither PROMPT nor --label says what to draw", hint)
+        hint = "give a PROMPT, or --label for a class-conditional model; see --help"
+        raise UsageError("PROMPT or --label is missing", hint)
     model = config.model(asked.get("model"))
     found = located.find(model)
     resolved = resolve.resolve(found, {**asked, "model": model, **_prompt(asked.get("prompt"))})
@@ -62,7 +62,7 @@ def _note_sizes(resolved: Resolved) -> None:
         left, top, right, bottom = canvas.box(inputs.image, recipe.initial.padding)
         own = right - left, bottom - top
         if own != size:
-            streams.note(f"worked on at {recipe.width}×{recipe.height}, and put back at {own[0]}×{own[1]}")
+            streams.note(f"working size {recipe.width}×{recipe.height}, result {own[0]}×{own[1]}")
     elif recipe.layout != Layout():
         from sdcli.planning import layouts
 
@@ -76,6 +76,8 @@ def _prompt(prompt: str | None) -> dict[str, str]:
     try:
         return {"prompt": sys.stdin.buffer.read().decode("utf-8").rstrip("\n")}
     except UnicodeDecodeError as error:
-        raise InputError(f"the prompt on stdin is not text: {error}", "give it as UTF-8") from error
+        raise InputError(f"the prompt on stdin is not UTF-8: {error}", "encode it as UTF-8") from error
     except OSError as error:
-        raise InputError(f"stdin cannot be read: {error.strerror}", "give the prompt itself, or pipe it in") from error
+        raise InputError(
+            f"stdin cannot be read: {error.strerror}", "give the prompt as an argument, or pipe it to stdin"
+        ) from error

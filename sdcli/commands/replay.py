@@ -71,7 +71,7 @@ def replay(
         request = Request(
             model=source.model,
             weights=source.weights,
-            inputs=NO_INPUTS,  # read before each is made: those of many pictures may not fit into memory
+            inputs=NO_INPUTS,  # read when each is made: those of many pictures may not fit into memory
             recipes=source.recipes,
             output=output,
             warnings=(*source.warnings, *replay.other_weights(source)),
@@ -103,7 +103,7 @@ def replay(
 def _plan(
     jobs: Sequence[tuple[Recorded, Request]], output: str | None, verify: bool
 ) -> Sequence[outputs.Destination | None]:
-    """Where each picture goes; nowhere with --verify alone, and to stdout itself with `-o -`."""
+    """Return the destination of each picture: None for --verify alone, and for `-o -`."""
     recipes = [source.recipe for source, _ in jobs]
     if output == "-":
         if verify:
@@ -115,16 +115,16 @@ def _plan(
 
 
 def _fit_to_machine(request: Request) -> Request:
-    """The request, but on the device that is here where the recorded one is not; that is said, or refused if strict."""
+    """Replace a recorded device that this machine does not have, with a warning, or an error if strict."""
     recorded = request.recipes[0].execution
     warning = None
     if warm.socket_path() and recorded.device in ("auto", "cpu"):
-        return request  # which needs no torch to be told, and the warm process takes as many threads as it is told
+        return request  # this needs no torch, and the warm process sets the number of threads
     from sdcli.diffusion import device
 
     if recorded.device not in ("auto", *device.devices()):
         warning = RecipeWarning(
-            f"there is no {recorded.device} device here; the picture is made on {device.devices()[0]}",
+            f"there is no {recorded.device} device on this machine; the picture is made on {device.devices()[0]}",
             "choose another with --device",
             "device",
         )
@@ -134,7 +134,7 @@ def _fit_to_machine(request: Request) -> Request:
         if recorded.threads not in (0, threads):
             hint = "choose another number with --threads"
             warning = RecipeWarning(
-                f"{recorded.threads} threads cannot be had here; {threads} are used", hint, "threads"
+                f"{recorded.threads} threads are not available; {threads} are used", hint, "threads"
             )
     if warning is None:
         return request
@@ -145,7 +145,7 @@ def _fit_to_machine(request: Request) -> Request:
 def _verify(
     source: Recorded, request: Request, out: BinaryIO, picture: Picture, destination: outputs.Destination | None
 ) -> list[PictureDiffers]:
-    """Compare a picture with its replay, and say so on stdout; the error, if they differ."""
+    """Compare a picture with its replay, print the result, and return the error if they differ."""
     from PIL import Image
 
     from sdcli.planning import replay

@@ -1,4 +1,4 @@
-"""What a loaded latent diffusion model is. Knows nothing of files, prompts or pictures."""
+"""A loaded latent diffusion model. Knows nothing of files, prompts or pictures."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Tokenizer:
     max_length: int
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, however many, without special tokens around them."""
+        """Return the ids of `text` without special tokens; there can be any number."""
         return self.byte_pairs.encode(text, add_special_tokens=False).ids
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """One CLIP text encoder beside the tokenizer it was trained with."""
+    """A CLIP text encoder and its tokenizer."""
 
     tokenizer: Tokenizer
     model: CLIPTextModel | CLIPTextModelWithProjection
@@ -56,7 +56,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet, and the classes whose colours it reads, if it reads maps."""
+    """A ControlNet, and its classes if it reads segmentation maps."""
 
     net: ControlNetModel
     classes: tuple[Class, ...] = ()
@@ -66,14 +66,14 @@ class ControlNet:
 class LatentDiffusionModel:
     """The parts of a latent diffusion model, ready to run on `device` in `dtype`.
 
-    The VAE alone may be in float32 where `dtype` is not: SDXL's overflows in float16 (`force_upcast`), and a VQModel
-    looks for the nearest of its codes. `text_encoders` holds one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the
-    order in which their hidden states are concatenated, and none where the model takes `labels`; these go through
-    `class_embedder`, or into `network` as they are. `network` is f(z, t, y), a U-Net or a transformer, and
-    `architecture` the name of the module that encodes y for it and calls it; `facts` and `latent_space` are what that
-    module reads from the configs. `scheduler_config` is the training noise schedule in diffusers' key names. `classes`
-    are those of the maps that the network takes. `controlnets` stand beside it, by the names that a recipe calls them.
-    Everything a model can do is read from the configs of its parts, never from its name.
+    Only the VAE can be in float32 with another `dtype`: SDXL's overflows in float16 (`force_upcast`), and a VQModel
+    searches the nearest of its codes. `text_encoders` has one (SD 1.x, 2.x, kit) or two (SDXL) encoders, in the order
+    in which their hidden states are concatenated, and none if the model takes `labels`, which go through
+    `class_embedder` or directly into `network`. `network` is f(z, t, y), a U-Net or a transformer, and `architecture`
+    the name of the module that encodes y for it and calls it; that module reads `facts` and `latent_space` from the
+    configs. `scheduler_config` is the training noise schedule in diffusers' key names. `classes` are those of the
+    segmentation maps that the network takes. `controlnets` are by their names in the recipe. What a model can do is
+    read from the configs of its parts, never from its name.
     """
 
     name: str
@@ -94,15 +94,15 @@ class LatentDiffusionModel:
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a side that one latent stands for: 8 for every Stable Diffusion, 4 for LDM's VQ-f4."""
+        """Pixels per side of a latent: 8 for Stable Diffusion, 4 for LDM's VQ-f4."""
         return self.latent_space.vae_scale_factor
 
     @property
     def latent_channels(self) -> int:
-        """Channels of z: 4 for every Stable Diffusion, 3 for LDM's VQ-f4."""
+        """Channels of z: 4 for Stable Diffusion, 3 for LDM's VQ-f4."""
         return self.latent_space.channels
 
     @property
     def concat_channels(self) -> int:
-        """Channels of context that the network takes beside the latents, 0 for plain text-to-image."""
+        """Channels of context that are concatenated with the latents; 0 for text-to-image."""
         return self.facts.in_channels - self.latent_channels

@@ -1,6 +1,6 @@
-"""The way from a recipe to a picture: encode the context, draw noise, denoise it, decode.
+"""From a recipe to a picture: encode the context, draw noise, denoise, decode.
 
-Opens no file: the model is loaded, and what the recipe names was read into `Inputs`, before any of this begins.
+Opens no files: the model is already loaded, and the files of the recipe are in `Inputs`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.recipe import checks
 from sdcli.recipe.recipe import Recipe
 
-RETRIED = "the VAE gave pixels that are not numbers, and was run again in float32"
+RETRIED = "the VAE returned pixels that are not numbers, and was run again in float32"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished picture, 8-bit RGB, with the recipe that makes it again.
+    """A finished picture, 8-bit RGB, with the recipe that makes it again.
 
     `seconds` is the wall time from the context to the pixels, shared evenly among the pictures of a batch.
     """
@@ -41,13 +41,13 @@ class Result:
     recipe: Recipe
     seconds: float
     latents: Tensor
-    """(1, C, h, w), float32, on the CPU: what the picture was decoded from, times `scaling_factor`, the VAE's."""
+    """The latents before decoding, (1, C, h, w), float32, on the CPU, multiplied by the VAE's `scaling_factor`."""
     scaling_factor: float
     warnings: tuple[str, ...] = ()
     flat: str | None = None
-    """What is to be said of a picture that is of one colour, or nearly so; also among the warnings."""
+    """The warning about a picture of a single colour, or nearly so; it is also in `warnings`."""
     batch: Mapping[str, Any] | None = None
-    """Where the pictures were made together: `seeds`, of all of them in order, and the `index` of this one."""
+    """For pictures made in one batch: all `seeds` in order, and the `index` of this one."""
 
 
 @torch.inference_mode()
@@ -58,12 +58,11 @@ def run(
     *,
     inputs: Inputs = NO_INPUTS,
 ) -> list[Result]:
-    """Make the pictures of `recipes`, which differ in nothing but their seeds, in one batch.
+    """Make the pictures of `recipes`, which only differ in their seeds, in one batch.
 
-    `inputs` are what the recipes name; without an image or latents they start from pure noise. A picture whose pixels
-    are not numbers though its latents are is decoded once more in float32, with a warning; the others of its batch stay
-    as they are. Raises InvalidPicture where the model gives NaN all the same, OutOfMemory where the device has too
-    little, and ValueError where `inputs` lack what the recipes name.
+    `inputs` are the files of the recipes; without an image or latents they start from pure noise. If decoding gives NaN
+    for finite latents, that picture is decoded again in float32, with a warning. Raises InvalidPicture if the model
+    still gives NaN, OutOfMemory, and ValueError if `inputs` are incomplete.
     """
     started = time.perf_counter()
     with memory_of(recipes[0]):
@@ -94,9 +93,9 @@ def sample(
     *,
     inputs: Inputs = NO_INPUTS,
 ) -> Tensor:
-    """f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds.
+    """Sample f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds.
 
-    They are made in the passes of the first recipe. `on_step` hears of the steps of all passes as of one run.
+    Uses the passes of the first recipe. `on_step` counts the steps of all passes together.
     """
     inputs.check_complete(recipes[0].initial, recipes[0].layout)
     seeds = [each.seed for each in recipes]
@@ -127,14 +126,14 @@ def _sample_pass(
     *,
     inputs: Inputs,
 ) -> Tensor:
-    """The latents (B, C, h, w) that one run of the loop ends in; `previous` are those of the pass before."""
+    """Run the loop for one pass and return the latents (B, C, h, w); `previous` are those of the pass before."""
     recipe, architecture = one.recipe, architectures.load(model.architecture)
     sampling = recipe.sampling
     scheduler = samplers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
     start = _start(model, recipe, scheduler, generators, inputs)
     if previous is not None:
-        start = _go_on(start, previous, scheduler, generators, one.strength)
+        start = _continue_from(start, previous, scheduler, generators, one.strength)
     context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, inputs))
     return denoise(
         architecture.bind(model.network, context, guidance_of(recipe), len(seeds)),
@@ -149,19 +148,19 @@ def _sample_pass(
 
 
 def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:
-    """y, of what the recipe says is to be drawn: a class label or a text, whichever the model takes."""
+    """Encode y: a class label or a text, depending on the model."""
     architecture, size = architectures.load(model.architecture), (recipe.width, recipe.height)
     return architecture.encode(model, recipe.condition, size, guidance_of(recipe))
 
 
 def guidance_of(recipe: Recipe) -> Guidance:
-    """How strongly the recipe's context is to be followed."""
+    """Return the guidance of a recipe."""
     return Guidance(recipe.sampling.guidance_scale, recipe.sampling.guidance_rescale)
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Where the loop starts: latents, the timesteps ahead of them, and what is known of the picture."""
+    """The start of the loop: latents, the remaining timesteps, and known parts of the picture."""
 
     latents: Tensor
     timesteps: Tensor
@@ -176,9 +175,9 @@ def _start(
     generators: Sequence[torch.Generator],
     inputs: Inputs,
 ) -> _Start:
-    """Pure noise; or z(x), of an image or a file, noised up to the level that `strength` of the steps takes away again.
+    """Start from pure noise, or from z(x) of an image or a file with noise for `strength` of the steps.
 
-    The generators are drawn from in diffusers' order: the image's latents, noise, the masked image's latents.
+    The generators are used in diffusers' order: the image's latents, noise, the masked image's latents.
     """
     given = inputs.image
     masked = given is not None and given.mask is not None
@@ -219,10 +218,10 @@ def _start(
     return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
 
 
-def _go_on(
+def _continue_from(
     start: _Start, previous: Tensor, scheduler: Any, generators: Sequence[torch.Generator], strength: float | None
 ) -> _Start:
-    """`start`, but from the latents of the pass before: resized to its size, with noise of their own over them."""
+    """Replace the latents of `start` by those of the pass before, resized and with new noise."""
     size = start.latents.shape[2:]
     known = previous if previous.shape[2:] == size else torch.nn.functional.interpolate(previous, size, mode="bilinear")
     noise = draw_noise(generators, known.shape[1:]).to(known.device)
@@ -231,7 +230,7 @@ def _go_on(
 
 
 def _map_channels(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Tensor | None:
-    """What a U-Net of segmentation maps takes beside its latents."""
+    """Return the channels of a segmentation map, if the U-Net takes them."""
     if not model.classes:
         return None
     indices = maps.fit(inputs.maps[model.classes].indices, (recipe.width, recipe.height))
@@ -240,7 +239,7 @@ def _map_channels(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -
 
 
 def _residuals(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Residuals | None:
-    """What the recipe's ControlNets make of their pictures; None where there are none."""
+    """Return the residuals of the recipe's ControlNets, or None."""
     size = recipe.width, recipe.height
     control_images = iter(inputs.controls)
     readings = []

@@ -1,6 +1,6 @@
-"""The image a picture starts from, as what is worked on: which part of it, at which size, and how it is put back.
+"""The image that a picture starts from: the part to work on, the working size, and pasting the result.
 
-Knows PIL and numpy, nothing of files, models or latents. White in a mask is what is to be repainted.
+Knows PIL and numpy, nothing of files, models or latents. Masks are white where to repaint.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ MOST_ASPECT = 2.0
 MIN_SIDE = 64
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom, in pixels; the last two are the first beyond."""
+"""Left, top, right, bottom in pixels; right and bottom are exclusive."""
 
 
 @dataclass(frozen=True)
 class InitialImage:
-    """An image, upright 8-bit RGB or RGBA, and where it is to be repainted.
+    """An image, upright 8-bit RGB or RGBA, and its mask.
 
-    `mask` is 8-bit L of the same size, white where to repaint and soft at its edges; None redraws all of the image.
-    `core` is the mask before it was softened.
+    `mask` is 8-bit L of the same size, white where to repaint and soft at its edges; None redraws the whole image.
+    `core` is the mask before blurring.
     """
 
     image: Image.Image
@@ -47,9 +47,9 @@ def prepare(
     image_sha256: str | None = None,
     mask_sha256: str | None = None,
 ) -> InitialImage:
-    """The inputs that an upright `image` (RGB or RGBA) and `mask` (L, white repaints) become as `initial` says.
+    """Prepare an upright `image` (RGB or RGBA) and `mask` (L, white repaints) for `initial`.
 
-    Raises InputError for a mask of another size, unless it may be stretched, and for one with nothing to repaint.
+    Raises InputError for a mask of another size without fit_mask, and for one with nothing to repaint.
     """
     if any(initial.borders):
         image, mask = extend(image, initial.borders)
@@ -59,7 +59,7 @@ def prepare(
         if not initial.fit_mask:
             raise InputError(
                 f"the mask is {mask.width}×{mask.height} and the image {image.width}×{image.height}",
-                "give a mask of the image's size, or stretch it with --fit-mask",
+                "give a mask of the image's size, or resize it with --fit-mask",
             )
         mask = mask.resize(image.size, Image.Resampling.BILINEAR)
     if initial.invert_mask:
@@ -67,22 +67,22 @@ def prepare(
     if mask.getextrema()[1] < 128:  # type: ignore[operator]
         raise InputError(
             "the mask has nothing to repaint: no part of it is white",
-            "paint white what is to be repainted, or turn the mask round with --invert-mask",
+            "paint the part to repaint white, or invert the mask with --invert-mask",
         )
     soft = mask.filter(ImageFilter.GaussianBlur(initial.mask_blur)) if initial.mask_blur else mask
     if soft.getbbox() is None:
         raise InputError(
             f"the mask has nothing to repaint: softened by {initial.mask_blur:g} pixels, no part of it is left",
-            "paint more of it white, or soften it less with --mask-blur",
+            "paint more of it white, or use a smaller --mask-blur",
         )
     return InitialImage(image, soft, mask, image_sha256, mask_sha256)
 
 
 def complete(given: InitialImage, asked: Mapping[str, Any], native: tuple[int, int], multiple: int) -> dict[str, Any]:
-    """The flat keys that an image decides where `asked` does not: the working size, strength, sums.
+    """Add values from the image that are not in `asked`: working size, strength, sha256.
 
-    `native` is the size that the model was trained on; sides are multiples of `multiple` pixels. An image of half to
-    twice that area is worked on as it is, but for rounding; others, and a part cut out by padding, at that area.
+    `native` is the model's native size; sides are multiples of `multiple` pixels. An image of half to twice that area
+    keeps its size except for rounding; others, and a part cropped by padding, get that area.
     """
     left, top, right, bottom = box(given, asked.get("padding"))
     own = right - left, bottom - top
@@ -96,9 +96,9 @@ def complete(given: InitialImage, asked: Mapping[str, Any], native: tuple[int, i
 
 
 def box(given: InitialImage, padding: int | None) -> Box:
-    """The part of the image that is worked on: all of it, or what the mask shows and `padding` pixels around it.
+    """Return the part to work on: the whole image, or the masked area and `padding` pixels around it.
 
-    Models do badly on shapes longer than 1:2: where the image has room, a longer part is made so wide.
+    Models work badly with aspect ratios above 1:2: a longer part is extended if the image has room.
     """
     if padding is None or given.mask is None:
         return (0, 0, *given.image.size)
@@ -114,22 +114,22 @@ def box(given: InitialImage, padding: int | None) -> Box:
 
 
 def _widened(low: int, high: int, least: int, most: int) -> tuple[int, int]:
-    """`low` … `high`, at least `least` long where 0 … `most` has room for that, and about its middle."""
+    """Extend `low` … `high` around its middle to the length `least`, if 0 … `most` has room."""
     length = max(high - low, min(least, most))
     start = min(max(low - (length - (high - low)) // 2, 0), most - length)
     return start, start + length
 
 
 def working(given: InitialImage, padding: int | None, size: tuple[int, int]) -> Image.Image:
-    """The part that is worked on, RGB, at `size` (width, height); transparent pixels show white."""
+    """Return the part to work on, RGB, at `size` (width, height); transparent pixels become white."""
     part = _opaque(given.image.crop(box(given, padding)))
     return part if part.size == size else part.resize(size, Image.Resampling.LANCZOS)
 
 
 def working_mask(given: InitialImage, padding: int | None, size: tuple[int, int], cell: int) -> Image.Image:
-    """The mask of that part at `size`, L, 0 or 255: whole latents' cells of `cell` pixels a side.
+    """Return the mask of that part at `size`, L, 0 or 255, in whole latents of `cell` × `cell` pixels.
 
-    A cell that the mask touches anywhere is repainted whole, so that a thin line is not lost between cells.
+    A latent is repainted if the mask touches it anywhere, so that thin lines are kept.
     """
     assert given.core is not None
     part = given.core.crop(box(given, padding)).point(lambda value: 255 * (value >= 128)).convert("F")
@@ -138,10 +138,10 @@ def working_mask(given: InitialImage, padding: int | None, size: tuple[int, int]
 
 
 def put_back(picture: Image.Image, given: InitialImage, padding: int | None) -> Image.Image:
-    """The image with `picture` (RGB, of the working size) in its place, at the image's own size.
+    """Paste `picture` (RGB, of the working size) into the image, at the image's size.
 
-    Every pixel whose mask is 0 is the image's own, to the bit, transparency included; without a mask it is all
-    `picture`. What is repainted is opaque, and mixes with transparent pixels in proportion to both opacities.
+    Pixels with a mask of 0 are unchanged, including transparency; without a mask the result is `picture`. Repainted
+    pixels are opaque, and are mixed with transparent pixels in proportion to both opacities.
     """
     left, top, right, bottom = place = box(given, padding)
     part = (right - left, bottom - top)
@@ -155,9 +155,9 @@ def put_back(picture: Image.Image, given: InitialImage, padding: int | None) -> 
 
 
 def _mixed(before: Image.Image, after: Image.Image, mask: Image.Image) -> Image.Image:
-    """`before` where `mask` is 0, `after` where it is 255; in `before`'s mode, RGB or RGBA.
+    """Mix `before` (where `mask` is 0) and `after` (where it is 255), in the mode of `before`, RGB or RGBA.
 
-    Where both are transparent or mixed, colours count by their opacity (Porter & Duff 1984, "Compositing Digital
+    Colours are weighted by their opacity (Porter & Duff 1984, "Compositing Digital
     Images", premultiplied α).
     """
     old = np.asarray(before).astype(np.float32)
@@ -174,9 +174,9 @@ def _mixed(before: Image.Image, after: Image.Image, mask: Image.Image) -> Image.
 
 
 def extend(image: Image.Image, borders: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
-    """`image` with `borders` (left, top, right, bottom) new pixels around it, and the mask of what is new.
+    """Extend `image` by `borders` (left, top, right, bottom), and return it with the mask of the new pixels.
 
-    The new pixels mirror the image, as often as it takes: the colours that lie next to them.
+    The new pixels repeat the mirrored image.
     """
     left, top, right, bottom = borders
     mode = "reflect" if min(image.size) > 1 else "edge"
@@ -189,10 +189,10 @@ def extend(image: Image.Image, borders: tuple[int, int, int, int]) -> tuple[Imag
 def good_size(
     own: tuple[int, int], asked: Mapping[str, Any], native: tuple[int, int], multiple: int, *, exact: bool = False
 ) -> dict[str, int]:
-    """`width` and `height` near the shape of `own`, where a model trained on `native` works well.
+    """Return `width` and `height` near the aspect ratio of `own`, for a model with the size `native`.
 
-    That is `own` but for rounding, if its area is half to twice that of `native` and it need not be `exact`; else the
-    shape of it in that area. Where `asked` has one of the two, the other goes with it.
+    This is `own` with rounding, if its area is half to twice that of `native` and not `exact`; otherwise its aspect
+    ratio with the area of `native`. If `asked` has one side, the other is derived from it.
     """
     area = native[0] * native[1]
     ratio = own[0] * own[1] / area
@@ -206,10 +206,9 @@ def good_size(
 
 
 def guide(picture: Image.Image, given: InitialImage | None, padding: int | None, size: tuple[int, int]) -> Image.Image:
-    """What a ControlNet reads of `picture` at `size`, RGB: the part that is worked on, where an image is `given`.
+    """Return the part of a control image at `size`, RGB, that belongs to the part to work on.
 
-    The picture lies over the image, or over the new picture, in the middle and without distortion; what goes beyond
-    is cut off.
+    It is centred on the image, or on the new picture, scaled without distortion and cropped.
     """
     picture = _opaque(picture)
     part = (0, 0, *picture.size) if given is None else box(given, padding)

@@ -1,4 +1,4 @@
-"""Every file that a recipe names, read once: before a model is loaded, and into one value. Imports nothing heavy."""
+"""Reads every file that a recipe names once, before a model is loaded. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Palette = tuple[Class, ...]
 
 @dataclass(frozen=True)
 class ControlImage:
-    """A picture that a ControlNet reads, upright 8-bit RGB or RGBA, and the sha256 of its file."""
+    """An image for a ControlNet, upright 8-bit RGB or RGBA, and the sha256 of its file."""
 
     picture: Image.Image
     sha256: str
@@ -32,10 +32,10 @@ class ControlImage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images, masks, maps, control pictures and latents of a recipe; nothing where it names none.
+    """The image, mask, maps, control images and latents of a recipe.
 
-    `maps` is the segmentation map as each of its readers sees it, by the classes that these know. `controls` are in the
-    order in which the recipe names them.
+    `maps` has the segmentation map for each of its readers, by their classes. `controls` are in the order of the
+    recipe.
     """
 
     image: InitialImage | None = None
@@ -44,13 +44,13 @@ class Inputs:
     controls: tuple[ControlImage, ...] = ()
 
     def check_complete(self, initial: Initial, layout: Layout) -> None:
-        """Raise ValueError where a recipe of these parts names files that are not in here: a mistake of the caller."""
+        """Raise ValueError if the recipe names inputs that are missing, which is a bug of the caller."""
         named = sum(each.image is not None for each in layout.controls)
         missing = {
             "an image": initial.image is not None and self.image is None,
             "latents": initial.init_latents is not None and self.latents is None,
             "a segmentation map": layout.segmentation_map is not None and not self.maps,
-            f"{named} control pictures": named != len(self.controls),
+            f"{named} control images": named != len(self.controls),
         }
         for what, is_missing in missing.items():
             if is_missing:
@@ -70,12 +70,12 @@ def read(
     directory: Path = Path(),
     given: InitialImage | None = None,
 ) -> Inputs:
-    """What `initial` and `layout` name, each file read and decoded once; relative paths count from `directory`.
+    """Read and decode the files of `initial` and `layout`; relative paths are relative to `directory`.
 
-    `palettes` are the classes of each reader of the segmentation map. `given` stands in the place of the image and its
-    mask, for files that are not on this machine. Latents must be of `latent_channels`, scaled by `scaling_factor`.
+    `palettes` are the classes of each reader of the segmentation map. `given` replaces the image and its mask, for
+    files that are not on this machine. Latents must have `latent_channels` and `scaling_factor`.
 
-    Raises InputError for files that cannot be read, are damaged, too large or other than recorded, and what
+    Raises InputError for files that are unreadable, damaged, too large or different from the recorded ones, and what
     `canvas.prepare` raises.
     """
     latents, controls = None, []
@@ -107,9 +107,7 @@ def _read_image(initial: Initial, directory: Path) -> InitialImage:
         mask = pictures.mask_of(mask_picture)
     elif initial.mask_image == ALPHA:
         if image.mode != "RGBA":
-            raise InputError(
-                f"{initial.image} has no alpha channel to be the mask", "give a mask picture: --mask MASK.png"
-            )
+            raise InputError(f"{initial.image} has no alpha channel for the mask", "give a mask: --mask MASK.png")
         mask = ImageChops.invert(image.getchannel("A"))
     return canvas.prepare(image, mask, initial, image_sha256, mask_sha256)
 

@@ -1,8 +1,8 @@
-"""Files of latents as they are on disk: one picture's z, (1, C, h, w), as numbers. Knows numpy, nothing of models.
+"""Reads and writes files with the latents of one picture, (1, C, h, w). Knows numpy, nothing of models.
 
-A file is `.safetensors` with the tensor `latents`, (1, C, h, w) in float32, scaled by the VAE's scaling_factor: z as
-the U-Net sees it, which is also what diffusers' pipelines return for `output_type="latent"`. Its metadata say `model`,
-`model_digest` and `scaling_factor`, and of a picture that was made the `recipe` as JSON.
+A file is `.safetensors` with the tensor `latents`, (1, C, h, w) in float32, multiplied by the VAE's scaling_factor,
+like the latents of diffusers' pipelines for `output_type="latent"`. Its metadata are `model`, `model_digest`,
+`scaling_factor` and, for a generated picture, `recipe` as JSON.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 KEY = "latents"
 
-_HINT = "give a file that sdcli encode or --save-latents has written"
+_HINT = "give a file written by sdcli encode or --save-latents"
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
 class LatentFile:
-    """The latents in a file, (1, C, h, w) in float32, scaled, and the sha256 of the file's bytes, in hex."""
+    """The latents in a file, (1, C, h, w) in float32, scaled, and the sha256 of the file in hex."""
 
     latents: NDArray[np.float32]
     sha256: str
@@ -42,12 +42,12 @@ class LatentFile:
 def read(
     file: str, channels: int, scaling_factor: float, recorded: str | None = None, directory: Path = Path()
 ) -> LatentFile:
-    """The latents in `file`, for a model of so many latent `channels` that scales by `scaling_factor`.
+    """Read the latents in `file` for a model with these `channels` and `scaling_factor`.
 
-    A relative path counts from `directory`.
+    A relative path is relative to `directory`.
 
-    Raises InputError where it is no such file, holds numbers that are none, latents of another shape or scale, or is
-    another file than the one whose sha256 is `recorded`.
+    Raises InputError for another kind of file, NaN or infinity, latents of another shape or scale, or a file that
+    differs from the `recorded` sha256.
     """
     try:
         data = file_bytes(file, directory)
@@ -55,35 +55,33 @@ def read(
         raise InputError(error.message, _HINT) from error
     sha256 = hashlib.sha256(data).hexdigest()
     if recorded is not None and sha256 != recorded:
-        raise InputError(
-            f"{file} is another file than the recipe was made with", f"give the one whose sha256 is {recorded}"
-        )
+        raise InputError(f"{file} has changed since the recipe was made", f"give the file with the sha256 {recorded}")
     try:
         tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise InputError(f"{file} is no safetensors file, or is cut short: {error}", _HINT) from error
+        raise InputError(f"{file} is not a safetensors file, or is truncated: {error}", _HINT) from error
     if KEY not in tensors:
-        raise InputError(f"{file} holds no tensor {KEY!r}, only {', '.join(sorted(tensors)[:3]) or 'nothing'}", _HINT)
+        raise InputError(f"{file} has no tensor {KEY!r}, only {', '.join(sorted(tensors)[:3]) or 'nothing'}", _HINT)
     said = _metadata(data)
-    other = f"choose the model that made them with -m{' ' + said['model'] if said.get('model') else ''}"
+    other = f"select the model that made them with -m{' ' + said['model'] if said.get('model') else ''}"
     dtype, shape = tensors[KEY]["dtype"], list(tensors[KEY]["shape"])
     if len(shape) != 4 or shape[:2] != [1, channels] or 0 in shape or dtype not in _FLOATS:
         raise InputError(
-            f"{file} holds {dtype} latents of the shape {shape}, and this model's are floats of [1, {channels}, h, w]",
+            f"{file} holds {dtype} latents of the shape {shape}, and this model needs floats of [1, {channels}, h, w]",
             other,
         )
     numbers = _numbers(tensors[KEY])
     if not np.isfinite(numbers).all():
-        raise InputError(f"{file} holds latents that are not numbers (NaN or infinity)", _HINT)
+        raise InputError(f"{file} has latents that are not numbers (NaN or infinity)", _HINT)
     if said.get("scaling_factor", str(scaling_factor)) != str(scaling_factor):
         raise InputError(
-            f"{file} holds latents scaled by {said['scaling_factor']}, and this model scales by {scaling_factor}", other
+            f"{file} has latents scaled by {said['scaling_factor']}, and this model scales by {scaling_factor}", other
         )
     return LatentFile(numbers, sha256)
 
 
 def _numbers(tensor: Mapping[str, Any]) -> NDArray[np.float32]:
-    """A tensor's bytes as float32; bfloat16 is the upper half of it."""
+    """Convert a tensor's bytes to float32; bfloat16 is the upper half of it."""
     stored = np.frombuffer(tensor["data"], _FLOATS[tensor["dtype"]]).reshape(tensor["shape"])
     if tensor["dtype"] == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
@@ -91,14 +89,14 @@ def _numbers(tensor: Mapping[str, Any]) -> NDArray[np.float32]:
 
 
 def _metadata(data: bytes) -> Mapping[str, str]:
-    """What the header of a sound safetensors file says besides its tensors."""
+    """Return the metadata of a valid safetensors file."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     said: Mapping[str, str] = header.get("__metadata__") or {}
     return said
 
 
 def file_of(latents: Tensor, digest: str, *, model: str, scaling_factor: float, recipe: Recipe | None = None) -> bytes:
-    """The file of `latents` (1, C, h, w), of the model of that name and digest; with the recipe, if they have one."""
+    """Return the file of `latents` (1, C, h, w), with its model's name and digest and, if there is one, its recipe."""
     from safetensors.torch import save
 
     said = {"model": model, "model_digest": digest, "scaling_factor": str(scaling_factor)}
@@ -108,7 +106,7 @@ def file_of(latents: Tensor, digest: str, *, model: str, scaling_factor: float, 
 
 
 def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library shuffles them, and equal latents make equal files."""
+    """Sort the metadata of a safetensors file, which the library shuffles, so that equal latents give equal files."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

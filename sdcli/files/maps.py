@@ -1,9 +1,10 @@
-"""Segmentation maps: reading them as class indices, whatever way a file says them. Knows PIL and numpy, no models.
+"""Reads segmentation maps as class indices. Knows PIL and numpy, nothing of models.
 
-- A picture of colours: each pixel is the class of its colour. Where two classes have one, it is the first's.
-- A greyscale picture, of 1, 8 or 16 bits: each pixel is a class's index.
-- A picture with a palette: its colours count, if at least half of those in use are classes', or if colours may be
-  snapped; else its indices do.
+- A colour image: each pixel is the class of its colour, the first one if two classes have the same colour.
+- A greyscale image of 1, 8 or 16 bits: each pixel is the index of a class.
+- A palette image: its colours are used if at least half of those in use belong to classes, or with `snap`; otherwise
+its
+  indices.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Indices = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class SegmentationMap:
-    """A map as it was read. `snapped` pixels had colours of no class, and got the class of the nearest."""
+    """A segmentation map. `snapped` pixels had unknown colours, and got the nearest class."""
 
     indices: Indices
     sha256: str
@@ -41,7 +42,7 @@ class SegmentationMap:
 
 @dataclass(frozen=True)
 class MapPicture:
-    """A map as a picture, before anybody knows what its colours mean."""
+    """A map image, before its colours are converted to classes."""
 
     picture: Image.Image
     path: str
@@ -49,9 +50,9 @@ class MapPicture:
 
 
 def open_map(path: str, recorded: str | None = None, directory: Path = Path()) -> MapPicture:
-    """The picture at `path`, which counts from `directory` if it is relative.
+    """Open the image at `path`, which can be relative to `directory`.
 
-    Raises InputError for a file that is no picture, other than the one whose sha256 is `recorded`, or transparent.
+    Raises InputError for a file that is not an image, differs from the `recorded` sha256, or is transparent.
     """
     picture, sha256 = pictures.open_picture(path, recorded, ImageOps.exif_transpose, directory)
     if picture.has_transparency_data:
@@ -60,12 +61,12 @@ def open_map(path: str, recorded: str | None = None, directory: Path = Path()) -
 
 
 def classify(of: MapPicture, classes: Sequence[Class], *, snap: bool = False) -> SegmentationMap:
-    """The map in a picture, for a reader that knows these `classes`.
+    """Convert an image to a map with these `classes`.
 
-    With `snap` a colour of no class is taken for the class whose colour is nearest (Euclidean, in RGB).
+    With `snap` an unknown colour becomes the class with the nearest colour (Euclidean, in RGB).
 
-    Raises InputError for an index of no class, and, without `snap`, a colour of no class; it says which, where, how
-    often, and what the nearest class is.
+    Raises InputError for an invalid index and, without `snap`, an unknown colour, with its position, count and nearest
+    class.
     """
     picture, path, sha256 = of.picture, of.path, of.sha256
     if picture.mode in ("1", "L") or picture.mode.startswith("I"):
@@ -77,12 +78,12 @@ def classify(of: MapPicture, classes: Sequence[Class], *, snap: bool = False) ->
 
 
 def fit(indices: Indices, size: tuple[int, int]) -> Indices:
-    """The map at `size` (width, height): the nearest pixel for each. Its shape stays; what goes beyond is cut off."""
+    """Resize the map to `size` (width, height) with nearest-neighbour sampling; keeps the aspect ratio and crops."""
     return np.array(ImageOps.fit(Image.fromarray(indices), size, Image.Resampling.NEAREST))
 
 
 def colours(indices: Indices, classes: Sequence[Class]) -> Image.Image:
-    """The map as an RGB picture, each pixel of its class's colour."""
+    """Return the map as an RGB image in the colours of the classes."""
     table = np.array([each.color for each in classes], dtype=np.uint8)
     return Image.fromarray(table[indices])
 
@@ -93,7 +94,7 @@ def _check_opaque(picture: Image.Image, path: str) -> None:
     if len(rows):
         raise InputError(
             f"{path} is transparent in {_pixels(len(rows))}, the first at {columns[0]}, {rows[0]}",
-            "fill them with the colours of classes; sdcli synthesize --classes lists them",
+            "fill them with the colours of classes, which sdcli synthesize --classes lists",
         )
 
 
@@ -105,13 +106,13 @@ def _of_indices(values: NDArray[np.int64], classes: Sequence[Class], path: str) 
         raise InputError(
             f"{path} has the index {worst} of no class, in {_pixels(int((values == worst).sum()))}, "
             f"the first at {column}, {row}",
-            f"a greyscale map holds indices, 0 … {len(classes) - 1}; save one of colours as RGB",
+            f"a greyscale map has the indices 0 … {len(classes) - 1}; save a map of colours as RGB",
         )
     return values.astype(np.uint8)
 
 
 def _says_indices(picture: Image.Image, classes: Sequence[Class]) -> bool:
-    """Whether a picture with a palette means its indices, and not its colours."""
+    """Whether the indices of a palette image are used, rather than its colours."""
     used = np.unique(np.asarray(picture))
     colours = np.asarray(picture.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
     known = np.isin(_codes(colours[used[used < len(colours)]]), _codes_of(classes))
@@ -119,7 +120,7 @@ def _says_indices(picture: Image.Image, classes: Sequence[Class]) -> bool:
 
 
 def _of_colours(picture: Image.Image, classes: Sequence[Class], snap: bool, path: str) -> tuple[Indices, int]:
-    """The class indices of an RGB picture's colours, and how many pixels were snapped."""
+    """Return the class indices of an RGB image, and the number of snapped pixels."""
     pixels = np.asarray(picture)
     codes = _codes(pixels.astype(np.int64))
     found, first, inverse, counts = np.unique(codes, return_index=True, return_inverse=True, return_counts=True)
@@ -142,7 +143,7 @@ def _of_colours(picture: Image.Image, classes: Sequence[Class], snap: bool, path
 
 
 def _distances(codes: NDArray[np.int64], classes: Sequence[Class]) -> NDArray[np.int64]:
-    """The squared distance of each colour (rows) from each class's."""
+    """Return the squared distances of colours (rows) from classes (columns)."""
     found = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
     table = np.array([each.color for each in classes], dtype=np.int64)
     squares: Any = (found[:, None, :] - table[None]) ** 2
@@ -155,7 +156,7 @@ def _codes_of(classes: Sequence[Class]) -> NDArray[np.int64]:
 
 
 def _codes(colours: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Colours (…, 3) as numbers 0xRRGGBB."""
+    """Convert colours (…, 3) to numbers 0xRRGGBB."""
     return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
 
 

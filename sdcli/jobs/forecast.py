@@ -1,6 +1,6 @@
-"""What a batch would do, without torch and without writing anything: what is missing, what that takes, what is there.
+"""Dry runs of batches, without torch and without writing anything: existing and missing pictures, memory and time.
 
-Knows of each job what `sdcli generate --dry-run` knows of a picture.
+Has the same information per job as `sdcli generate --dry-run`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sdcli.planning.dry_run import Parts
 
 @dataclass
 class _Plan:
-    """What is known so far: the lines of the jobs, the models by where they are, and the names to come."""
+    """State of the dry run: the lines of the jobs, the models by location, and the planned names."""
 
     batch: Batch
     book: Ledger
@@ -37,11 +37,11 @@ class _Plan:
 
 
 def forecast(batch: Batch) -> dict[str, Any]:
-    """What `making.deliver` would do, as JSON: `jobs`, their lines in the order they would come in, with `seconds`,
-    `tokens` and `memory` as estimates; the `models` of what is missing; how many are `planned`, `cached` and `failed`;
-    the `memory` of the most demanding call; and the `seconds` of all, None where those of one are not known.
+    """Describe what `making.deliver` would do, as JSON: `jobs`, their lines in order, with estimated `seconds`,
+    `tokens` and `memory`; the `models` of missing pictures; the numbers of `planned`, `cached` and `failed` jobs; the
+    `memory` of the largest call; and the total `seconds`, None if those of one picture are unknown.
 
-    Raises OutputError where the directory cannot be read or written.
+    Raises OutputError if the directory cannot be read or written.
     """
     plan = _Plan(batch, ledger.peek(Path(batch.directory)))
     outputs.check_directory(Path(batch.directory), make=True)
@@ -94,12 +94,12 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
 
 
 def _name(plan: _Plan, job: Planned) -> str:
-    """The name that the picture will have, if nobody else writes in between. Raises OutputExists."""
+    """Return the name that the picture will get, unless another process writes it first. Raises OutputExists."""
     directory = plan.book.directory
     if job.name is not None:
         if os.path.lexists(directory / job.name) and not plan.batch.force:
             path = path_in(plan.batch.directory, job.name)
-            raise OutputExists(f"{path} exists already", "choose another output, or give --force")
+            raise OutputExists(f"{path} already exists", "choose another output, or use --force")
         return job.name
     names = outputs.numbered(outputs.default_name(job.recipe), ".png")
     name = next(each for each in names if each not in plan.names and not os.path.lexists(directory / each))
@@ -127,16 +127,16 @@ def _summary(plan: _Plan) -> dict[str, Any]:
 
 
 def lines(said: Mapping[str, Any]) -> Iterable[str]:
-    """A forecast for people: a line a job, then what all of them take."""
+    """Format a forecast: one line per job, then the totals."""
     for job in said["jobs"]:
         what = job["error"] if job["status"] == "failed" else job["path"]
         yield f"{job['status']:<9}{what}"
         yield from (f"{'':9}warning: {warning}" for warning in job["warnings"])
     unknown = sum(job["status"] == "planned" and job["seconds"] is None for job in said["jobs"])
     known = sum(job["seconds"] or 0 for job in said["jobs"] if job["status"] == "planned")
-    seconds = f"about {known:g}" if known or not unknown else "unknown: none like these was made here"
+    seconds = f"about {known:g}" if known or not unknown else "unknown: no similar pictures were measured"
     if known and unknown:
-        seconds += f", without the {unknown} of which none like them was made here"
+        seconds += f", without the {unknown} without a measured time"
     yield f"jobs:     {said['planned']} to make, {said['cached']} cached, {said['failed']} failed"
     for model in said["models"]:
         size = dry_run.gib(sum(file["bytes"] for file in model["files"]))

@@ -1,4 +1,4 @@
-"""What a batch says of each job: the same keys in the same order, whatever becomes of it."""
+"""The JSON line of a job: always the same keys in the same order."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sdcli.making import deliver
 
 
 def line_of(job: Planned | Fault, said: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's line: its id, what `said` has of the keys of a picture's line, and where the job stands."""
+    """Return a job's line: its id, the keys of a picture's line, and the position of the job."""
     line = {"id": job.id, **{key: said.get(key) for key in deliver.failed_line(None, "")}, "line": job.line}
     return line | ({"column": job.column, "field": job.field} if isinstance(job, Fault) else {})
 
 
 def failed_line_of(job: Planned | Fault, message: str) -> dict[str, Any]:
-    """The line of a job that has failed, its error with the place of the job before it."""
+    """Return the line of a failed job; its error starts with the position of the job."""
     if isinstance(job, Fault):
         return line_of(job, deliver.failed_line(None, shorten(message)))
     return line_of(job, deliver.failed_line(job.recipe, f"line {job.line}: {shorten(message)}"))
 
 
 def path_in(directory: str, name: str) -> str:
-    """The path of a picture in the batch's directory, as the user wrote that."""
+    """Return the path of a picture in the batch's directory as the user wrote it."""
     return os.path.normpath(name) if directory == "." else os.path.join(directory, name)  # noqa: PTH118

@@ -1,4 +1,4 @@
-"""Planned jobs become pictures, and one line of JSON each. The one part of `jobs` that loads models."""
+"""Makes the pictures of planned jobs, and prints a JSON line for each. The only module of `jobs` that loads models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs to make, and where and how to hand over their pictures. `directory` is as the user wrote it."""
+    """Jobs to make, and how to save their pictures. `directory` is as the user wrote it."""
 
     jobs: Sequence[Planned | Fault]
     directory: str
@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass
 class _Run:
-    """A batch on its way: where its lines go, its ledger, and how far it is. `show` takes jobs done and a word."""
+    """A running batch: its output, ledger and progress. `show` takes the number of finished jobs and an activity."""
 
     batch: Batch
     out: BinaryIO
@@ -63,13 +63,12 @@ class _Run:
 
 
 def deliver(batch: Batch) -> None:
-    """Make what is missing of `batch`; one line of JSON on stdout for each job, when its picture is safely on disk.
+    """Make the missing pictures of `batch`, and print one JSON line per job when its picture is safely on disk.
 
-    First come the jobs that cannot be made, then those whose pictures are there, then the others, model by model. A
-    job that fails is one failed line and stops nothing, unless `fail_fast`. SIGINT lets the picture in hand be
-    finished; a second one does not.
+    Invalid jobs come first, then those whose pictures exist, then the others, grouped by model. A failed job does not
+    stop the others, unless `fail_fast`. SIGINT finishes the current picture; a second one cancels it.
 
-    Raises JobsFailed where a job failed, at the end; OutputError, at once, where nothing more can be written.
+    Raises JobsFailed at the end if a job failed, and OutputError immediately if nothing more can be written.
     """
     with ledger.opened(Path(batch.directory)) as book, streams.results() as out:
         run = _Run(batch, out, book)
@@ -93,12 +92,12 @@ def deliver(batch: Batch) -> None:
 
 
 def groups_of(jobs: Sequence[Planned]) -> list[list[Planned]]:
-    """The jobs of one model and its execution, together; groups and their members in the order they came in."""
+    """Group the jobs by model and execution, in order."""
     return _groups(jobs, _model_of)
 
 
 def chunks_of(group: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The jobs of one U-Net call: a single one, or, with a batch size, those that differ in nothing but the seed."""
+    """Yield the jobs of one U-Net call: a single one or, with a batch size, those that only differ in the seed."""
     if all(job.recipe.execution.batch_size == 1 for job in group):
         yield from ([job] for job in group)
         return
@@ -108,7 +107,7 @@ def chunks_of(group: Sequence[Planned]) -> Iterator[list[Planned]]:
 
 
 def flatness_fault(line: Mapping[str, Any]) -> InvalidPicture | None:
-    """What `--strict` makes of a picture that is flat, by what the ledger says of it."""
+    """Return the error for a flat picture with `--strict`."""
     flat = line.get("flat")
     return InvalidPicture(flat, "try another seed, prompt or scheduler") if isinstance(flat, str) else None
 
@@ -126,7 +125,7 @@ def _model_of(job: Planned) -> Any:
 
 
 def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
-    """Have the model of `group` and make its jobs; where it cannot be loaded, each of them has failed."""
+    """Load the model of `group` and make its jobs; if loading fails, all of them fail."""
     run.show(run.done, f"loading {group[0].model.entry.name}")
     try:
         maker.load(group[0].weights, group[0].recipe)
@@ -142,14 +141,14 @@ def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
 
 
 def _task(chunk: Sequence[Planned]) -> Task:
-    """What makes the pictures of one call, with the inputs, read now, that all of its recipes name."""
+    """Return the task of one call, with the inputs of its recipes, which are read now."""
     first, recipes = chunk[0], [job.recipe.replace(batch_size=len(chunk)) for job in chunk]
     layout, facts = first.recipe.layout, first.model.facts
     return Task(first.weights, recipes, read_inputs(first.recipe.initial, layout, facts, first.weights))
 
 
 def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
-    """The pictures of one U-Net call. Where a call for several fails, each is tried by itself, and recorded so."""
+    """Make the pictures of one U-Net call. If a call for several fails, each one is tried separately."""
 
     def on_step(step: Step) -> None:
         run.show(
@@ -158,7 +157,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
 
     try:
         pictures = maker.submit(_task(chunk), on_step).result()
-    except ServerUnavailable as error:  # no job's failure, and every job's
+    except ServerUnavailable as error:  # affects all jobs
         for job in chunk:
             _print(run, failed_line_of(job, error.message))
         raise
@@ -179,7 +178,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
 
 
 def _save(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None:
-    """Bring a picture to disk, and say so. A name that is taken is the job's failure, a full disk the batch's."""
+    """Write a picture and print its line. An existing file fails the job, and a full disk ends the batch."""
     try:
         name = _write(run, job, line, data)
     except OutputExists as error:
@@ -194,20 +193,20 @@ def _save(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None
 
 
 def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
-    """Write the picture under the name asked for, else under the first that is free; the ledger knows it before."""
+    """Write the picture with the requested name, or the first free one, after recording it in the ledger."""
     directory = run.book.directory
     for name in [job.name] if job.name else outputs.numbered(outputs.default_name(job.recipe), ".png"):
         path = directory / name
         if os.path.lexists(path) and not (job.name and run.batch.force):
             if job.name:
                 raise OutputExists(
-                    f"{path_in(run.batch.directory, name)} exists already", "choose another output, or give --force"
+                    f"{path_in(run.batch.directory, name)} already exists", "choose another output, or use --force"
                 )
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise OutputExists(f"{path.parent} is a file, and no directory", "choose another output") from error
+            raise OutputExists(f"{path.parent} is a file, not a directory", "choose another output") from error
         except OSError as error:
             raise outputs.cannot_write(name, path.parent, error) from error
         ledger.record(run.book, job.key, name, {key: value for key, value in line.items() if key != "path"})
@@ -235,7 +234,7 @@ def _print(run: _Run, line: Mapping[str, Any]) -> None:
 
 
 def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
-    """One failed line, and one on stderr; raises JobsFailed where that is to be the end."""
+    """Print a failed line, and the error on stderr; raises JobsFailed with `fail_fast`."""
     line = failed_line_of(job, message)
     streams.complain(line["error"])
     _print(run, line)
@@ -256,16 +255,16 @@ def _words(run: _Run, error: Exception) -> str:
 
 def _jobs_failed(run: _Run) -> JobsFailed:
     if run.batch.fail_fast:
-        return JobsFailed("a job failed, and --fail-fast stops there", "mend it and run the same command again")
+        return JobsFailed("a job failed, and --fail-fast was given", "fix it and run the same command again")
     return JobsFailed(
         f"{run.failed} of {len(run.batch.jobs)} jobs failed",
-        "their lines say why; run the same command again, and only they are tried",
+        "see the error of each; the same command tries only these jobs again",
     )
 
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Let SIGINT wait until the body has ended; a second one raises KeyboardInterrupt at once."""
+    """Delay SIGINT until the body has ended; a second one raises KeyboardInterrupt immediately."""
     asked = False
     told = display.before_a_line() + b"interrupted: finishing the picture in hand; once more to stop at once\n"
 
@@ -274,8 +273,8 @@ def _interrupts_deferred() -> Iterator[None]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        with suppress(OSError):  # nobody reads stderr any more: Ctrl-C has ended the other end of the pipe too
-            os.write(2, told)  # print may be at work
+        with suppress(OSError):  # stderr is closed: Ctrl-C has ended the reader of the pipe too
+            os.write(2, told)  # print could be interrupted
 
     before = signal.getsignal(signal.SIGINT)
     if before != signal.SIG_IGN:

@@ -1,7 +1,7 @@
-"""From jobs to recipes with an identity of their own. Reads models' configs and digests; imports no torch.
+"""From jobs to recipes, each with an identity. Reads models' configs and digests; imports no torch.
 
-A job's identity is what it asks for, not where it stands: a file may be sorted, cut or added to, and the jobs that
-were in it before are the same ones. Nothing in here is random: a rerun draws what the first run drew.
+A job's identity depends on its values and not on its position: a file can be sorted, shortened or extended without
+changing the identity of its jobs. Nothing is random: another run gives the same seeds and choices.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _TEMPLATES = ("prompt", "label", "negative_prompt")
 
 @dataclass(frozen=True)
 class Planned:
-    """A job that can be made. `key` is its identity, `name` the output it asks for, relative to the directory.
+    """A valid job. `key` is its identity, and `name` its requested output, relative to the directory.
 
-    It holds no inputs: those of thousands of jobs may not fit into memory. They are read again when it is made, and
-    must have the sha256 that its recipe says.
+    It has no inputs, because those of thousands of jobs may not fit into memory. They are read again when it is made,
+    and must have the sha256 in its recipe.
     """
 
     line: int
@@ -52,26 +52,27 @@ class Planned:
 
 @dataclass
 class _Seen:
-    """What the jobs before this one have taken."""
+    """Identities and names of the jobs before this one."""
 
     asked: Counter[str] = field(default_factory=Counter)
     content: Counter[str] = field(default_factory=Counter)
     ids: dict[str, int] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     find: Callable[[str], LocatedModel] = field(default_factory=lambda: cache(_find))
-    """Finds each model once, whatever becomes of its name in the meantime."""
+    """Locates each model once, so that a later change of its name has no effect."""
     find_addon: addons.Find = field(default_factory=lambda: cache(addons.find_addon))
 
 
 def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
-    """Each of `items` as it can be made, in order; `defaults` (flat keys, the model among them) fill what a job leaves.
+    """Plan each of `items` in order; `defaults` are flat keys, including the model, for values that a job does not
+    have.
 
-    Options without effect and the like are among a job's warnings, or where `strict` its fault.
+    Options without effect are warnings of a job, or its fault if `strict`.
 
-    A job's seed, unless it, `defaults` or the user's settings say one, and the choices of its wildcards are drawn from
-    a hash of what it says itself and of how many jobs before it say the same. Its identity is a hash of its recipe (but
-    for the model's name), of the digests of the model and its add-ons, of sdcli's numerics and of its output's
-    name; the n-th of jobs that agree in all of that is distinct from the others.
+    Unless it is given, a job's seed is drawn from a hash of its own values and of the number of equal jobs before it,
+    and so are the choices of its wildcards. Its identity is a hash of its recipe (without the model's name), the
+    digests of the model and its add-ons, the version of sdcli's numerics, its output's name, and the number of equal
+    jobs before it.
     """
     seen = _Seen()
     return [
@@ -83,7 +84,9 @@ def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: b
 def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, strict: bool) -> Planned | Fault:
     try:
         if job.id is not None and str(job.id) in seen.ids:
-            raise InvalidRecipe(f"the job of line {seen.ids[str(job.id)]} has this id too", "give each its own", "id")
+            raise InvalidRecipe(
+                f"the job of line {seen.ids[str(job.id)]} has the same id", "give each job its own id", "id"
+            )
         asked = _canonical({"output": job.output, **job.values})
         seen.asked[asked] += 1
         draw = drawing(f"{_hash(asked)} {seen.asked[asked]}")
@@ -94,7 +97,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
             options["seed"] = seed
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe
-        # how many jobs may share a call is not known yet, so that no batch size is too large
+        # the number of jobs per call is not known yet, so no batch size is too large
         found = warnings.find(model, recipe, count=recipe.execution.batch_size)
         if strict:
             warnings.raise_first(found)
@@ -128,13 +131,13 @@ def _find(model: str) -> LocatedModel:
         entry = registry.find(model)
     except SdcliError as error:
         raise InvalidRecipe(error.message, error.hint, "model") from error
-    except (OSError, RuntimeError, ValueError) as error:  # no path at all: too long, an unknown ~user, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # not a path: too long, an unknown ~user, a NUL
         raise InvalidRecipe(f"no model {model!r}", f"as a path: {error}", "model") from error
     return located.locate(entry)
 
 
 def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
-    """The name that `output` asks for, its template filled in; it cannot lead out of the directory."""
+    """Fill in the template of `output`; the name must be inside the directory."""
     try:
         name = outputs.fill(output, recipe, index, "output")
         outputs.check_suffix(output, name, "output")
@@ -142,13 +145,15 @@ def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
         raise InvalidRecipe(error.message, error.hint, "output") from error
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or name.endswith("/") or not path.name or "\0" in name:
-        raise InvalidRecipe(f"output {output!r} is no name inside the directory", "give one such as fox.png", "output")
+        raise InvalidRecipe(
+            f"output {output!r} is not a name inside the directory", "give a name such as fox.png", "output"
+        )
     if path.name.startswith(RESERVED) or len(name.encode()) > MAX_NAME_BYTES:
-        hint = f"take at most {MAX_NAME_BYTES} bytes, and none that begins with {RESERVED}"
+        hint = f"use at most {MAX_NAME_BYTES} bytes, and no name that starts with {RESERVED}"
         raise InvalidRecipe(f"output {output!r} cannot be used as a name", hint, "output")
     if str(path) in seen.names:
-        hint = "put {seed} or {index} into the name"
-        raise InvalidRecipe(f"{name} is the name of line {seen.names[str(path)]}'s picture too", hint, "output")
+        hint = "add {seed} or {index} to the name"
+        raise InvalidRecipe(f"{name} is also the name of line {seen.names[str(path)]}'s picture", hint, "output")
     return str(path)
 
 
@@ -165,7 +170,7 @@ def _identity(recipe: Recipe, weights: Weights, output: str | None, seen: _Seen)
 
 
 def _canonical(value: Mapping[str, Any]) -> str:
-    """JSON of which there is one for equal values; whole numbers and floats were told apart by their keys before."""
+    """Return canonical JSON for a hash."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""From recipes to pictures on disk and lines on stdout; what every command that makes pictures ends with."""
+"""From requests to pictures on disk and lines on stdout, for every command that makes pictures."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sdcli.terminal import display, streams
 
 
 def deliver(request: Request) -> None:
-    """Make the pictures of `request`, one line (or, for `-o -`, one PNG) on stdout as each is safely on disk.
+    """Make the pictures of `request`, and print a line when each is safely on disk (or write the PNG, for `-o -`).
 
-    What can be refused is refused before torch is imported. Raises whatever kept a picture from being made or
-    written; those finished before it stay.
+    Everything that can be checked is checked before torch is imported. Raises the error of a picture that cannot be
+    made or written; pictures finished before it are kept.
     """
     check_stdout(request)
     announce(request)
@@ -46,7 +46,7 @@ def deliver(request: Request) -> None:
 
 
 def plan_latents(request: Request) -> tuple[outputs.Destination, ...]:
-    """Where the latents of each picture go; nowhere, unless that was asked. Raises what `outputs.plan` raises."""
+    """Return the destinations of the latents, empty unless requested. Raises what `outputs.plan` raises."""
     if request.save_latents is None:
         return ()
     return outputs.plan(request.save_latents, request.recipes, force=request.force, kind=outputs.LATENTS)
@@ -56,11 +56,11 @@ def _check_apart(pictures: Sequence[outputs.Destination], latents: Sequence[outp
     taken = {each.final.absolute() for each in pictures}
     for each in latents:
         if each.final.absolute() in taken:
-            raise UsageError(f"-o and --save-latents both name {each.path}", "give each a name of its own")
+            raise UsageError(f"-o and --save-latents have the same name {each.path}", "give them different names")
 
 
 def announce(request: Request) -> None:
-    """Print the warnings of `request` on stderr, a line each; raise the first instead where it is strict."""
+    """Print the warnings of `request` on stderr, or raise the first one if it is strict."""
     if request.strict:
         warnings.raise_first(request.warnings)
     for each in request.warnings:
@@ -68,7 +68,7 @@ def announce(request: Request) -> None:
 
 
 def forecast(request: Request) -> None:
-    """Say what `deliver` would do, or raise what it would, without torch and without writing anything."""
+    """Print what `deliver` would do, or raise its error, without torch and without writing anything."""
     check_stdout(request)
     announce(request)
     plan = dry_run.plan(
@@ -93,12 +93,12 @@ def save(
     destination: outputs.Destination | None,
     latents: outputs.Destination | None = None,
 ) -> None:
-    """Write one picture and its line, or its bytes alone to `out` where it has no destination; first its latents.
+    """Write one picture and print its line, or write the PNG to `out` if there is no destination. Writes latents first.
 
-    Raises InvalidPicture, with nothing written, for a flat picture where the request is strict.
+    Raises InvalidPicture, and writes nothing, for a flat picture if the request is strict.
     """
     if request.strict and picture.flat:
-        error = InvalidPicture(picture.flat, "try another --seed, prompt or scheduler; or leave out --strict")
+        error = InvalidPicture(picture.flat, "try another --seed, prompt or scheduler, or omit --strict")
         if request.json:
             streams.write_line(out, streams.to_json(failed_line(picture.recipe, error.message)))
         raise error
@@ -116,7 +116,7 @@ def save(
 
 
 def pictures(request: Request, out: BinaryIO, maker: Maker) -> Iterator[Picture]:
-    """Each finished picture, in order, as `maker` gives them. A failure is one more line of JSON, and is raised."""
+    """Yield each finished picture in order. A failure is printed as a line with --json, and raised."""
     tasks, total = list(request.tasks()), len(request.recipes)
     done = 0
     for start in range(0, len(tasks), maker.capacity):
@@ -140,17 +140,17 @@ def _result(request: Request, out: BinaryIO, task: Task, future: Future[list[Pic
 
 
 def maker() -> Maker:
-    """What makes the pictures of a command: the warm process that the environment names, else this one."""
+    """Return the maker for a command: the warm process of the environment, or this process."""
     socket_path = warm.socket_path()
     return WarmMaker(socket_path) if socket_path else LocalMaker()
 
 
 def done_line(picture: Picture, path: str, found: Sequence[RecipeWarning] = ()) -> dict[str, Any]:
-    """What a line of JSON says of a picture that is safely on disk at `path`.
+    """Return the JSON line of a picture that is safely on disk at `path`.
 
-    `found` are the warnings of before it was begun; they come first.
+    `found` are the warnings from before it was made; they come first.
     """
-    width, height = struct.unpack(">II", picture.png[16:24])  # as the header says; the recipe's are those worked at
+    width, height = struct.unpack(">II", picture.png[16:24])  # from the header; the recipe has the working size
     return {
         "status": "done",
         "path": path,
@@ -167,7 +167,7 @@ def done_line(picture: Picture, path: str, found: Sequence[RecipeWarning] = ()) 
 
 
 def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
-    """What a line of JSON says of a picture that could not be made: the same keys, null where nothing is known."""
+    """Return the JSON line of a picture that could not be made: the same keys, with null if unknown."""
     return {
         "status": "failed",
         "path": None,
@@ -184,23 +184,22 @@ def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
 
 
 def check_stdout(request: Request) -> None:
-    """Raise UsageError where the PNG itself is to go to stdout and cannot."""
+    """Raise UsageError if the PNG cannot be written to stdout."""
     if not request.to_stdout:
         return
     if len(request.recipes) > 1:
-        raise UsageError("-o - takes one picture, and -n asks for more", "give -o a directory, or no -n")
+        raise UsageError("-o - writes one picture, and -n asks for more", "give -o a directory, or omit -n")
     if request.json:
-        raise UsageError("-o - and --json both want stdout", "give -o a file, or no --json")
+        raise UsageError("-o - and --json both write to stdout", "give -o a file, or omit --json")
     if sys.stdout.isatty():
         raise UsageError("-o - would write a PNG to the terminal", "redirect or pipe stdout, or give -o a file")
 
 
 def prepare_libraries() -> None:
-    """Say to the libraries what they read when they are imported; what the user says already stays.
+    """Set environment variables that libraries read when they are imported; existing values are kept.
 
-    The hub's keep from the network and from talking. OpenMP's threads sleep while they wait for each other: where
-    other programs want the cores too, threads that spin instead keep them from the one they wait for, and a picture
-    of 2 seconds has taken 30.
+    The hub's library does not use the network and prints nothing. OpenMP's threads sleep while they wait: spinning
+    threads are very slow on a shared machine, where a picture of 2 seconds has taken 30.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,4 +1,4 @@
-"""Makers: what turns recipes into finished pictures, in this process or elsewhere. Imports nothing heavy by itself."""
+"""Makers turn recipes into finished pictures, in this process or elsewhere. Imports nothing heavy at the top."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
 
 OnStep = Callable[[Any], None]
-"""Told after each step; what it is told has an `index`, from 1, and a `total`."""
+"""Called after each step with an object that has an `index`, from 1, and a `total`."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures that are made in one call of the network: `recipes` differ in nothing but their seeds.
+    """Pictures that are made in one call of the network: `recipes` only differ in their seeds.
 
-    `processors` is the number that whoever asks could use, which bounds the threads that torch would take by itself.
+    `processors` is the number of processors of the caller, which limits torch's default number of threads.
     """
 
     weights: Weights
@@ -36,52 +36,52 @@ class Task:
 
 
 class Maker(Protocol):
-    """What makes the pictures of tasks. One is used for all of a command, so that it can keep what it has loaded."""
+    """Makes the pictures of tasks. A command uses one maker, so that it can keep loaded models."""
 
     @property
     def capacity(self) -> int:
-        """How many tasks it can have in hand at once; one that is submitted beyond that waits for the others."""
+        """How many tasks it can run at once; further tasks wait."""
 
     def load(self, weights: Weights, recipe: Recipe) -> Any:
-        """Have `weights` ready for recipes like this one, if that saves time. Raises what loading them raises."""
+        """Load `weights` for recipes like this one in advance, if that saves time. Raises what loading raises."""
 
     def submit(self, task: Task, on_step: OnStep = ...) -> Future[list[Picture]]:
-        """Begin to make the pictures of `task`. The future may be done already; it holds what kept them, if anything.
+        """Start making the pictures of `task`. The future can be done already; it has the exception of a failure.
 
-        KeyboardInterrupt and the like are raised at once.
+        KeyboardInterrupt and similar exceptions are raised immediately.
         """
 
 
 def finished(make: Callable[[], list[Picture]]) -> Future[list[Picture]]:
-    """A future that is done: with what `make` returns, or the exception that it raises."""
+    """Return a finished future with the result of `make` or its exception."""
     future: Future[list[Picture]] = Future()
     try:
         future.set_result(make())
-    except Exception as error:  # noqa: BLE001  it is for whoever asks for the result
+    except Exception as error:  # noqa: BLE001  raised by `result`
         future.set_exception(error)
     return future
 
 
 _Key = tuple[Weights, tuple[str, ...], str, str, str]
-"""What is loaded and its digests, the name it goes by, the device and the dtype."""
+"""The weights and their digests, the model's name, the device and the dtype."""
 
 
 class LocalMaker:
-    """Makes pictures in this process and thread, and keeps at most `keep` loaded models: those used last.
+    """Makes pictures in this process and thread, and keeps the `keep` most recently used models in memory.
 
-    Where memory runs out, all others are put away and it is tried once more. A picture is always what it would be if
-    its model had just been loaded from the files as they are.
+    If memory runs out, it unloads all models and tries once more. A kept model is only used while its files are
+    unchanged.
     """
 
     capacity = 1
 
     def __init__(self, keep: int = 1) -> None:
         self.keep = keep
-        self._kept: dict[_Key, LatentDiffusionModel] = {}  # the least recently used first
+        self._kept: dict[_Key, LatentDiffusionModel] = {}  # least recently used first
 
     def load(self, weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
-        """The loaded model, on the device that the recipe asks for. Raises what `assemble.load` raises, and
-        ModelCorrupt where files change while they are read.
+        """Load the model on the recipe's device. Raises what `assemble.load` raises, and ModelCorrupt if files change
+        while they are read.
         """
         return self._loaded(weights, _resolve(recipe))
 
@@ -90,14 +90,14 @@ class LocalMaker:
         return finished(lambda: self.make(task, on_step))
 
     def make(self, task: Task, on_step: OnStep = lambda step: None) -> list[Picture]:
-        """The pictures of `task`. Raises what `load` and `pipeline.run` raise."""
+        """Make the pictures of `task`. Raises what `load` and `pipeline.run` raise."""
         resolved = _resolve(task.recipes[0], task.processors)
         try:
             return self._make(task, resolved, on_step)
         except OutOfMemory:
             if all(each == _key(task.weights, resolved) for each in self._kept):
                 raise
-        self._put_away_all()  # only here, for the exception holds on to what it met
+        self._unload_all()  # not in the except block, because the exception keeps references
         return self._make(task, resolved, on_step)
 
     def _make(self, task: Task, resolved: Recipe, on_step: OnStep) -> list[Picture]:
@@ -118,7 +118,7 @@ class LocalMaker:
         model = self._kept.pop(key, None)
         if model is None:
             for each in [old for old in self._kept if old[0] == weights and old[1] != key[1]]:
-                del self._kept[each]  # its files are other ones now
+                del self._kept[each]  # its files have changed
             while len(self._kept) >= self.keep:
                 del self._kept[next(iter(self._kept))]
             model = assemble.load(weights, resolved)
@@ -126,7 +126,7 @@ class LocalMaker:
         self._kept[key] = model
         return model
 
-    def _put_away_all(self) -> None:
+    def _unload_all(self) -> None:
         import torch
 
         self._kept.clear()
@@ -140,8 +140,8 @@ def _key(weights: Weights, resolved: Recipe) -> _Key:
 
 
 def _resolve(recipe: Recipe, processors: int | None = None) -> Recipe:
-    """`device.resolve_execution`, with no more threads than `processors` where the recipe leaves them open."""
-    from sdcli.diffusion import device  # torch and all that follows: seconds, under the bar
+    """Resolve the execution, with at most `processors` threads unless the recipe sets their number."""
+    from sdcli.diffusion import device  # imports torch, which takes seconds
 
     threads = recipe.execution.threads or min(device.DEFAULT_THREADS, processors or device.DEFAULT_THREADS)
     return device.resolve_execution(recipe.replace(threads=threads))

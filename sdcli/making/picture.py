@@ -1,4 +1,4 @@
-"""A finished picture, the same wherever it was made: its PNG, and what is said of it. Imports nothing heavy."""
+"""A finished picture, made in this process or in another one. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """One finished picture as the bytes of its file. `recipe` makes it again; `seconds` is its share of the time."""
+    """A finished picture as the bytes of its file. `recipe` makes it again; `seconds` is its time without loading."""
 
     png: bytes
     pixels_sha256: str
@@ -28,13 +28,13 @@ class Picture:
     seconds: float
     warnings: tuple[str, ...] = ()
     flat: str | None = None
-    """What is said of a picture that is of one colour, or nearly so; also among the warnings."""
+    """The warning about a picture of a single colour, or nearly so; it is also in `warnings`."""
     latents: bytes = b""
-    """The file of the latents that it was decoded from, as --save-latents writes it."""
+    """The file of its latents, as --save-latents writes it."""
 
     @classmethod
     def of(cls, result: Result, weights: Weights) -> Self:
-        """The picture that the pipeline made with `weights`."""
+        """Make a picture from a result of the pipeline."""
         from sdcli.files import images, latent_files, metadata
 
         extra = weights.metadata() | ({} if result.batch is None else {"batch": result.batch})
@@ -57,7 +57,7 @@ class Picture:
 
     @property
     def image(self) -> Image.Image:
-        """The pixels, decoded at each call."""
+        """The pixels; the PNG is decoded in each call."""
         from PIL import Image
 
         with Image.open(BytesIO(self.png)) as image:
@@ -74,7 +74,7 @@ class Picture:
         return outputs.write(outputs.Destination(fspath(path), force=force), self.png)
 
     def to_wire(self) -> dict[str, Any]:
-        """JSON from which `from_wire` makes the same picture."""
+        """Convert to JSON for `from_wire`."""
         return {
             "png": b64encode(self.png).decode(),
             "pixels_sha256": self.pixels_sha256,
@@ -87,7 +87,7 @@ class Picture:
 
     @classmethod
     def from_wire(cls, said: Mapping[str, Any]) -> Self:
-        """The picture that `to_wire` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        """Convert from the JSON of `to_wire`. Raises KeyError, TypeError or ValueError for anything else."""
         return cls(
             png=b64decode(said["png"]),
             pixels_sha256=said["pixels_sha256"],

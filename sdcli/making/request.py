@@ -1,4 +1,4 @@
-"""What a command asks for: pictures to make, and where and how they are saved. Imports nothing heavy."""
+"""A command's request: pictures to make, and how to save them. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdcli.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures to make with one model, and where and how to save them."""
+    """Pictures to make with one model, and how to save them."""
 
     model: LocatedModel
     weights: Weights
@@ -27,17 +27,17 @@ class Request:
     quiet: bool
     strict: bool = False
     warnings: tuple[RecipeWarning, ...] = ()
-    """What is known before a picture is made; an error at once where `strict`."""
+    """Warnings that are known before a picture is made; errors if `strict`."""
     save_latents: str | None = None
-    """Where the pictures' latents go, a file, directory or template; None keeps none."""
+    """The file, directory or template for latents; None does not save them."""
 
     @property
     def to_stdout(self) -> bool:
-        """Whether the PNG itself is the result."""
+        """Whether the PNG is written to stdout."""
         return self.output == "-"
 
     def tasks(self) -> Iterator[Task]:
-        """The recipes in calls of as many as their batch size says, in order."""
+        """Yield the recipes in batches, in order."""
         size = self.recipes[0].execution.batch_size
         for start in range(0, len(self.recipes), size):
             chunk = self.recipes[start : start + size]

@@ -1,12 +1,12 @@
-"""Pictures from a warm process: the client's end of `sdcli serve`, and the words that both ends use.
+"""The client of `sdcli serve`, and the protocol that both sides use.
 
-A request is `POST /pictures` over the Unix socket: where the model and its add-ons are, recipes that differ in nothing
-but seeds, and the directory from which the paths of their images count, as JSON, and this program's version in a
-header. The answer is one JSON object a line: `step` after each step, then `pictures`, or `error`. Who closes the
-connection cancels the work. Imports nothing heavy.
+A request is `POST /pictures` over the Unix socket. The body is JSON with the paths of the model and its add-ons,
+recipes that only differ in their seeds, and the directory that the paths of their images are relative to; a header has
+sdcli's version. The response has one JSON object per line: `step` after each step, then `pictures` or `error`. Closing
+the connection cancels the work. Imports nothing heavy.
 
-Pixels can depend on the number of threads, so a recipe that leaves it open is asked for with what this process would
-take: MKL_NUM_THREADS or OMP_NUM_THREADS, and no more threads than it may use processors.
+Pixels can depend on the number of threads, so a recipe without it is sent with the number that this process would use:
+MKL_NUM_THREADS or OMP_NUM_THREADS, and at most its number of processors.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ BUG_HINT = "this is a bug in sdcli; run again with --debug for the traceback, an
 
 @dataclass(frozen=True)
 class Step:
-    """One step of `total` done; what `denoise.Step` says, but for the latents."""
+    """A finished step out of `total`: `denoise.Step` without the latents."""
 
     index: int
     total: int
 
 
 def socket_path() -> str | None:
-    """Where the warm process listens, None where there is to be none."""
+    """Return the socket of the warm process, or None."""
     return os.environ.get(VARIABLE) or None
 
 
 class WarmMaker:
     """Makes pictures in the process that listens at `path`; see `sdcli.making.maker.Maker`.
 
-    A future holds what the making raised there, ServerUnavailable where nobody answers, and ServerBusy where too many
-    pictures wait; once the first has been let in, the next ones of this command wait with the others.
+    A future has the exception of the other process, ServerUnavailable if it does not answer, or ServerBusy if too many
+    requests wait. After its first picture is accepted, the other pictures of a command are never refused.
     """
 
     capacity = 1
@@ -63,10 +63,10 @@ class WarmMaker:
         self._under_way = False
 
     def load(self, weights: Weights, recipe: Recipe) -> None:
-        """Nothing: the process at the other end loads what it is asked for."""
+        """Do nothing: the other process loads models when they are used."""
 
     def submit(self, task: Task, on_step: OnStep = lambda step: None) -> Future[list[Picture]]:
-        """Ask for the pictures of `task`, and wait for them. The inputs are read again at the other end."""
+        """Request the pictures of `task` and wait for them. The other process reads the inputs again."""
         return finished(lambda: self._make(task, on_step))
 
     def _make(self, task: Task, on_step: OnStep) -> list[Picture]:
@@ -76,7 +76,7 @@ class WarmMaker:
 
 
 def to_wire(event: object) -> dict[str, Any]:
-    """One line of an answer, as JSON takes it: of a Step, of finished Pictures or of an exception."""
+    """Convert a Step, finished Pictures or an exception to one line of a response."""
     match event:
         case SdcliError():
             return {"error": {"kind": type(event).__name__, "message": event.message, "hint": event.hint}}
@@ -90,7 +90,7 @@ def to_wire(event: object) -> dict[str, Any]:
 
 
 def _error_from_wire(said: Mapping[str, Any], place: str, given: str) -> SdcliError:
-    """The error as a cold run words it: with the model's path as the user gave it."""
+    """Convert an error to JSON, with the model's path as the user gave it."""
     kind = getattr(errors, said["kind"], SdcliError)
     error: SdcliError = kind(*(said[key].replace(place, given) for key in ("message", "hint")))
     return error
@@ -126,7 +126,7 @@ def _ask(path: str, task: Task, on_step: OnStep, under_way: bool) -> list[Pictur
 
 @contextmanager
 def _post(path: str, body: bytes) -> Iterator[HTTPResponse]:
-    """The answer of the process at `path`, whatever its status: an error is a line like any other."""
+    """Yield the lines of the response; an error is a line too."""
     import socket
     from http.client import HTTPConnection
 
@@ -142,7 +142,7 @@ def _post(path: str, body: bytes) -> Iterator[HTTPResponse]:
     except OSError as error:
         connection.close()
         raise ServerUnavailable(
-            f"nobody answers at {VARIABLE}={path}: {error.strerror or error}",
+            f"no process answers at {VARIABLE}={path}: {error.strerror or error}",
             f"start the warm process with `sdcli serve --socket {path}`, or unset {VARIABLE}",
         ) from error
     try:
@@ -156,7 +156,7 @@ def _post(path: str, body: bytes) -> Iterator[HTTPResponse]:
 def _check_version(path: str, version: str | None) -> None:
     if version is None:
         raise ServerUnavailable(
-            f"what answers at {VARIABLE}={path} is not sdcli serve", f"give the socket of one, or unset {VARIABLE}"
+            f"the process at {VARIABLE}={path} is not sdcli serve", f"set the socket of one, or unset {VARIABLE}"
         )
     if version != __version__:
         raise ServerUnavailable(
@@ -166,19 +166,19 @@ def _check_version(path: str, version: str | None) -> None:
 
 
 def _processors() -> int | None:
-    """How many processors this process may use, None where the system does not say."""
+    """Return how many processors this process can use, or None if that is unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def _with_threads(recipe: Recipe) -> Recipe:
-    """`recipe` with the number of threads that the environment asks for, if it does and the recipe does not."""
-    asked = os.environ.get("MKL_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""  # torch obeys MKL's first
+    """Set the number of threads from the environment, unless the recipe has one."""
+    asked = os.environ.get("MKL_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""  # torch prefers MKL's
     known = recipe.execution.threads or not asked.isascii() or not asked.isdigit() or not 0 < int(asked) <= 1024
     return recipe if known else recipe.replace(threads=int(asked))
 
 
 def _broken_off(path: str) -> ServerUnavailable:
     return ServerUnavailable(
-        f"the warm process at {path} broke off before the picture was finished",
-        f"see what it said and run this again; or unset {VARIABLE} to do without it",
+        f"the warm process at {path} ended before the picture was finished",
+        f"check its messages and run the command again, or unset {VARIABLE}",
     )

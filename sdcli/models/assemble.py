@@ -1,4 +1,4 @@
-"""The model and the add-ons that pictures are made with, loaded on a device. Imports torch."""
+"""Loads a model and its add-ons on a device. Imports torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdcli.recipe.recipe import Recipe
 
 
 def load(weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
-    """What `weights` says, on the device and in the dtype that the recipe's execution says, both of them resolved.
+    """Load `weights` on the device and in the dtype of the recipe, which must be resolved.
 
     Raises what `loading.load` and the kinds of add-ons raise, and OutOfMemory.
     """

@@ -1,6 +1,6 @@
 """The SHA-256 of a file. Large files are hashed once: the result is kept in the user's cache directory.
 
-The file's path, size, time stamp and inode tell whether it is still the one that was hashed.
+A file is unchanged if its path, size, modification time and inode are the same.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-WORTH_REMEMBERING = 1024**2  # bytes; hashing less takes no longer than looking it up
+WORTH_REMEMBERING = 1024**2  # bytes; smaller files are hashed every time
 
 _HEX = frozenset("0123456789abcdef")
-_SETTLED = 2.0  # seconds; a file may change again within the resolution of its time stamp
+_SETTLED = 2.0  # seconds; a file can change again within the resolution of its time stamp
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256, in hex, of a file, from the cache if it is large and unchanged. Raises OSError."""
+    """Return the SHA-256 of a file in hex, from the cache if it is large and unchanged. Raises OSError."""
     real = path.resolve()
     before = real.stat()
     if before.st_size < WORTH_REMEMBERING:
@@ -43,13 +43,13 @@ def _hash(path: Path) -> str:
 
 
 def _cache_directory() -> Path:
-    """`sdcli/digests` in the XDG cache directory, which is absolute or not used (XDG Base Directory 0.8)."""
+    """Return `sdcli/digests` in the XDG cache directory; a relative one is ignored (XDG Base Directory 0.8)."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "sdcli" / "digests"
 
 
 def _remembered(note: Path, stamp: str) -> str | None:
-    """The digest in a note of the cache, None where there is none for this stamp, or the note is damaged."""
+    """Return the cached digest for this stamp, or None."""
     try:
         digest, _, found = note.read_text(encoding="ascii").strip().partition(" ")
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def _remembered(note: Path, stamp: str) -> str | None:
 
 
 def _remember(note: Path, text: str) -> None:
-    """Write a note, whole or not at all. The cache saves time and nothing else, so that failing to is no error."""
+    """Write a digest to the cache. A failure is ignored."""
     temporary = note.with_name(f"{note.name}.{secrets.token_hex(4)}")
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)

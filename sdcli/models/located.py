@@ -1,7 +1,7 @@
-"""A model as a command found it: its entry, where it lies, what its configs say. Found once, and passed on from there.
+"""A model on this machine: its entry, location and facts. Located once per command, and then passed on.
 
-Whoever looks a model up a second time may find another one: `sdcli models pull` may have moved the name to another
-commit in between. Reads JSON, never weights; imports no torch.
+A second lookup could give another model, if `sdcli models pull` has changed the commit meanwhile. Reads JSON, no
+weights; imports no torch.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class LocatedModel:
 
     @cached_property
     def denoiser_config(self) -> Mapping[str, Any]:
-        """The config of the model's U-Net, or transformer. Raises ModelCorrupt where it cannot be read."""
+        """The config of the model's U-Net or transformer. Raises ModelCorrupt if it cannot be read."""
         return families.read_json(self.source.folder(self.source.denoiser) / "config.json")
 
 
 def find(name: str) -> LocatedModel:
-    """The model that `name` stands for. Raises what `registry.find` and `locate` raise."""
+    """Locate a model by its name. Raises what `registry.find` and `locate` raise."""
     return locate(registry.find(name))
 
 
 def locate(entry: ModelEntry) -> LocatedModel:
-    """The model of `entry`.
+    """Locate the model of `entry`.
 
-    Raises InvalidRecipe for a ControlNet, ModelNotFound where the model is not on this machine, and ModelCorrupt where
-    its configs cannot be read.
+    Raises InvalidRecipe for a ControlNet, ModelNotFound if the model is not on this machine, and ModelCorrupt if its
+    configs cannot be read.
     """
     registry.check_is_model(entry)
     source = registry.locate(entry)

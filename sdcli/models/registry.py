@@ -1,8 +1,7 @@
-"""From what a user calls a model to its files and facts: models.toml, a path, or a hub repository in the local cache.
+"""Finds models by name, path or hub repository, and reads their facts.
 
-The entries of the shipped models.toml come first; those of the user's own file (`sdcli models add`) and of their
-config file stand beside them, and change what is said again. Reads JSON and TOML only, never weights, and never the
-network.
+Entries come from the shipped models.toml, the user's own file (`sdcli models add`) and the config file; later ones
+override earlier ones. Reads only JSON and TOML, no weights, and never uses the network.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MODEL, CONTROLNET = config.KINDS[:2]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model as models.toml names it, or as a path or repository given in place of a name implies it."""
+    """An entry of models.toml, or one for a path or repository that was given instead of a name."""
 
     name: str
     description: str = ""
@@ -44,32 +43,32 @@ class ModelEntry:
     folder: str | None = None
     repo: str | None = None
     url: str | None = None
-    """Where a model is that no repository has in `.safetensors`: to be got and named by the user."""
+    """The web page of a model that is not on the hub in `.safetensors`; the user downloads it and adds it."""
     variant: str | None = None
     family: str | None = None
-    """Of a single file, the configs that it takes; of a ControlNet, the models that it is made for."""
+    """For a single file, the family of its configs; for a ControlNet, the family of models it fits."""
     kind: str = MODEL
-    """MODEL, or CONTROLNET for what is of use only beside one."""
+    """MODEL, or CONTROLNET for an entry that is used together with a model."""
     classes: str | None = None
     """The palette (see sdcli/files/palette) of the segmentation maps that a ControlNet reads."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Folders of the parts that come from elsewhere than `folder` or `repo`, by the part (see source.py)."""
+    """Folders of parts that are not in `folder` or `repo`, by part (see source.py)."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, Any] = field(default_factory=dict)
-    """Like `defaults`, but before what a user says of all models (see sdcli/config.py)."""
+    """Like `defaults`, with precedence over the user's general defaults (see sdcli/config.py)."""
     user_defaults: Mapping[str, Setting] = field(default_factory=dict)
-    """What the user says of this model."""
+    """The user's defaults for this model."""
     origin: str = SHIPPED
-    """SHIPPED, or the user's file that names the model; "" for a path or repository that has no name."""
+    """SHIPPED, or the user's file that defines the model; "" for a path or repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(Facts):
-    """What a model's configs say of the pictures it makes: those of its network and VAE, and the rest."""
+    """Facts from a model's configs."""
 
     scheduler_config: Mapping[str, Any]
     classes: tuple[palette.Class, ...] = ()
-    """Those of the segmentation maps that the U-Net takes, a channel each."""
+    """The classes of segmentation maps that the U-Net takes, one channel each."""
     labels: Labels | None = None
     """The classes of a model that takes a class label, None for one that takes a text."""
     vocabulary: Vocabulary | None = None
@@ -77,7 +76,7 @@ class ModelFacts(Facts):
 
 
 def entries() -> Mapping[str, ModelEntry]:
-    """The models that have a name: the shipped ones, in their order, then the user's. Raises UsageError (config)."""
+    """Return the named models: the shipped ones in order, then the user's. Raises UsageError (config)."""
     found = dict(shipped())
     for said in (config.read_models(), config.read().models):
         for name, each in said.items():
@@ -86,7 +85,7 @@ def entries() -> Mapping[str, ModelEntry]:
 
 
 def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> ModelEntry:
-    """The entry with what the user says of it; a new one where there is none."""
+    """Merge the user's settings into an entry, or make a new one."""
     fields: dict[str, Any] = dict(said.fields)
     elsewhere = "folder" in fields or "repo" in fields
     if elsewhere:
@@ -103,8 +102,8 @@ def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> Mod
 
 @cache
 def shipped() -> Mapping[str, ModelEntry]:
-    """The entries of models.toml by name, in its order."""
-    beside = PACKAGE / "models.toml"  # in an installed wheel; in a checkout it stands one level up
+    """Return the entries of models.toml by name, in order."""
+    beside = PACKAGE / "models.toml"  # in an installed wheel; in a checkout it is one level up
     text = (beside if beside.exists() else PACKAGE.parent / "models.toml").read_text(encoding="utf-8")
     named = {name: ModelEntry(name=name, **table) for name, table in tomllib.loads(text).items()}
     return {
@@ -118,7 +117,7 @@ def shipped() -> Mapping[str, ModelEntry]:
 
 
 def names(kind: str = MODEL) -> tuple[str, ...]:
-    """The names of one kind, and the shipped ones alone where the user's files are wrong: for completion."""
+    """Return the names of one kind, for completion; only the shipped ones if the user's files are invalid."""
     try:
         named = entries()
     except UsageError:
@@ -127,9 +126,9 @@ def names(kind: str = MODEL) -> tuple[str, ...]:
 
 
 def find(model: str) -> ModelEntry:
-    """The entry of a name, shipped or the user's, else one made for a path or an `owner/name` repository.
+    """Return the entry of a name, or a new one for a path or an `owner/name` repository.
 
-    Raises ModelNotFound, with the names that come close, for anything else.
+    Raises ModelNotFound, with similar names in the hint, for anything else.
     """
     named = entries()
     if model in named:
@@ -146,9 +145,9 @@ def find(model: str) -> ModelEntry:
 
 
 def locate(entry: ModelEntry) -> Source:
-    """Where the model lies on this machine, as its entry says. Raises ModelNotFound for a repository that is absent.
+    """Return the location of a model on this machine. Raises ModelNotFound if its repository is not in the cache.
 
-    A repository that `sdcli models pull` has pinned is its pinned revision, whatever else the cache holds.
+    For a repository pinned by `sdcli models pull`, it is the pinned revision.
     """
     parts = tuple((part, Path(folder).expanduser()) for part, folder in sorted(entry.parts.items()))
     return Source(_path(entry), entry.variant, entry.family, parts)
@@ -159,8 +158,8 @@ def _path(entry: ModelEntry) -> Path:
         return Path(entry.folder).expanduser()
     if entry.repo is None:
         raise ModelNotFound(
-            f"model {entry.name!r} is not on this machine, and in no repository that sdcli can pull",
-            f"get {entry.url}, save its state_dict as .safetensors somewhere safe, and say where that file is with: "
+            f"model {entry.name!r} is not on this machine, and not in a repository that sdcli can pull",
+            f"get {entry.url}, convert its state_dict to .safetensors in a safe environment, then run: "
             f"sdcli models add {entry.name} FILE",
         )
     pin = lock.read().get(entry.repo)
@@ -184,7 +183,7 @@ def is_present(entry: ModelEntry) -> bool:
 
 
 def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
-    """The snapshot folder of a repository in the local hub cache, None if absent. `revision`: a branch or a commit."""
+    """Return the snapshot folder of a repository in the local hub cache, or None. `revision`: a branch or a commit."""
     home = lock.cache_folder(repo)
     try:
         commit = (home / "refs" / revision).read_text(encoding="ascii").strip()
@@ -195,29 +194,29 @@ def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
 
 
 def check_is_model(entry: ModelEntry) -> None:
-    """Raise InvalidRecipe for an entry that is of use only beside a model."""
+    """Raise InvalidRecipe for an entry that is not a model."""
     if entry.kind == CONTROLNET:
         raise _not_a_model(entry.name)
 
 
 def _not_a_model(name: str) -> InvalidRecipe:
     return InvalidRecipe(
-        f"{name} is a ControlNet, and no model", f"name it beside a model: --control {name}=IMAGE", "model"
+        f"{name} is a ControlNet, not a model", f"use it with a model: --control {name}=IMAGE", "model"
     )
 
 
 def for_maps() -> str:
-    """The model that takes segmentation maps where nobody says which: the first that is shipped with sdcli."""
+    """Return the default model for segmentation maps: the first one shipped with sdcli."""
     local = {name: each for name, each in shipped().items() if each.folder and each.kind == MODEL}
     taking = (name for name, each in local.items() if palette.find(locate(each).folder("unet")).exists())
     return next(taking, config.DEFAULT_MODEL)
 
 
 def read_facts(source: Source) -> ModelFacts:
-    """What a model's configs (for a single file: those of its family) say.
+    """Read the facts of a model from its configs, or for a single file from those of its family.
 
-    Raises ModelNotFound where the model or a part of it is not there, ModelCorrupt where a config is missing or is not
-    what it should be, and InvalidRecipe for a ControlNet.
+    Raises ModelNotFound if the model or a part of it is missing, ModelCorrupt if a config is missing or invalid, and
+    InvalidRecipe for a ControlNet.
     """
     source.check()
     if source.is_controlnet:
@@ -233,11 +232,11 @@ def read_facts(source: Source) -> ModelFacts:
             vocabulary=vocabulary.read(source.path),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelCorrupt(f"the configs of {source.path} lack {error}", "get the model's folder anew") from error
+        raise ModelCorrupt(f"the configs of {source.path} lack {error}", "download the model's folder again") from error
 
 
 def labels_of(entry: ModelEntry) -> Labels | None:
-    """The classes of an entry's model, None where it takes a text; those of its family where the model is not here."""
+    """Return the classes of an entry's model, or None for a text model; uses its family if the model is absent."""
     if entry.family is not None and not is_present(entry):
         return labels.read(Source(families.config_folder(entry.family)))
     check_is_model(entry)
@@ -249,10 +248,11 @@ def _config(path: Path) -> Mapping[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelCorrupt(
-            f"{path} is missing", "a model is a diffusers folder (unet/, vae/, text_encoder/ …) or a .safetensors file"
+            f"{path} is missing",
+            "a model is a diffusers folder (unet/, vae/, text_encoder/ and others) or a .safetensors file",
         ) from None
     except (OSError, ValueError) as error:
-        raise ModelCorrupt(f"{path} cannot be read: {error}", "get the model's folder anew") from error
+        raise ModelCorrupt(f"{path} cannot be read: {error}", "download the model's folder again") from error
     if not isinstance(config, dict):
-        raise ModelCorrupt(f"{path} is not a JSON object", "get the model's folder anew")
+        raise ModelCorrupt(f"{path} is not a JSON object", "download the model's folder again")
     return config

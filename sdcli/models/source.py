@@ -1,7 +1,7 @@
-"""Where the files of a model lie: in one folder or file, but for the parts that come from elsewhere. Imports no torch.
+"""The location of a model's files: one folder or file, and folders of replaced parts. Imports no torch.
 
-Everything that reads a model reads it through this, so that a U-Net tuned for another task, or another VAE, can stand
-beside the parts of a model that is there already, and nothing is stored twice.
+All code that reads a model uses it, so that a model can share parts with another one, with another U-Net or VAE, and
+nothing is stored twice.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SUFFIXES = (".json", ".safetensors", ".txt")
 class Source:
     """A model on this machine, and how it is read.
 
-    `path` is a diffusers folder, or ONE `.safetensors` file in the original layout. `parts` are pairs of one of PARTS
-    and the folder that it comes from instead: what `path`/unet is to `path`. `variant` ("fp16") is preferred where a
-    folder has it. A single file is of `family`, or of the one that its header tells, and takes that family's configs,
-    or those in the folder `configs`.
+    `path` is a diffusers folder, or a single `.safetensors` file in the original layout. `parts` are pairs of one of
+    PARTS and the folder that replaces it, like `path`/unet. `variant` ("fp16") is preferred if a folder has it. A
+    single file belongs to `family`, or to the family in its header, and uses that family's configs, or those in the
+    folder `configs`.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Source:
 
     @cached_property
     def base(self) -> Path:
-        """The folder that holds model_index.json and the configs of all parts but those from elsewhere.
+        """The folder with model_index.json and the configs of all parts except replaced ones.
 
         Raises what `families.detect` raises for a single file.
         """
@@ -53,17 +53,17 @@ class Source:
 
     @property
     def is_file(self) -> bool:
-        """Whether `path` is a single file; parts from elsewhere are folders all the same."""
+        """Whether `path` is a single file; replaced parts are always folders."""
         return not self.path.is_dir()
 
     def absolute(self) -> Self:
-        """The same with paths that mean the same wherever a process stands."""
+        """Return the same with absolute paths."""
         parts = tuple((part, _absolute(folder)) for part, folder in self.parts)
         return replace(self, path=_absolute(self.path), parts=parts)
 
     @cached_property
     def is_controlnet(self) -> bool:
-        """Whether this is the folder of a ControlNet, of whatever kind, and no model."""
+        """Whether this is the folder of a ControlNet of any kind."""
         try:
             said = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -71,7 +71,7 @@ class Source:
         return isinstance(said, dict) and "ControlNet" in str(said.get("_class_name"))
 
     def folder(self, part: str) -> Path:
-        """The folder of a part's config, and of its weights unless they are in a single file."""
+        """Return the folder of a part's config, and of its weights unless they are in a single file."""
         return dict(self.parts).get(part) or self.base / part
 
     @property
@@ -80,27 +80,27 @@ class Source:
         return "transformer" if self.folder("transformer").is_dir() else "unet"
 
     def is_elsewhere(self, part: str) -> bool:
-        """Whether a part comes from another folder than the rest."""
+        """Whether a part is replaced by another folder."""
         return part in dict(self.parts)
 
     def check(self) -> None:
-        """Raise ModelNotFound where the model, or the folder of one of its parts, is not there."""
+        """Raise ModelNotFound if the model or the folder of a part is missing."""
         if not self.path.exists():
             raise ModelNotFound(f"{self.path} does not exist", "check the path")
         for part, folder in self.parts:
             if not folder.is_dir():
                 what = "is a file" if folder.exists() else "does not exist"
                 raise ModelNotFound(
-                    f"the {part} of {self.path.name} is to come from {folder}, which {what}",
-                    f"give the folder that holds the config and the weights of a {part}",
+                    f"the {part} of {self.path.name} should be loaded from {folder}, which {what}",
+                    f"give the folder with the config and the weights of a {part}",
                 )
 
     def files(self) -> dict[str, Path]:
-        """Each file that determines pictures, by its name in a diffusers folder of the whole model.
+        """Return each file that determines pictures, by its name in a diffusers folder.
 
-        A single file is named after nothing but what it is, `model.safetensors`; its family's configs are no files of
-        the model. Parts from elsewhere are named as if they lay with the rest (`unet/config.json`), and so are the
-        classes of the maps that the U-Net takes. A ControlNet's config and weights lie in the folder itself.
+        A single file has the name `model.safetensors`; its family's configs are not included. Replaced parts are named
+        as if they were in the folder (`unet/config.json`), and so is classes.json. A ControlNet's files are in the
+        folder itself.
         """
         found = {}
         if self.is_file:
@@ -111,7 +111,7 @@ class Source:
             found |= {each.name: each for each in self.path.iterdir() if each.suffix in SUFFIXES and each.is_file()}
         if not self.is_file or self.is_elsewhere("unet"):
             classes = palette.find(self.folder("unet"))
-            if classes.exists() and classes.parent != self.folder("unet"):  # which is looked through below
+            if classes.exists() and classes.parent != self.folder("unet"):  # see below
                 found[palette.FILE] = classes
         for part in PARTS:
             if self.is_file and not self.is_elsewhere(part):
@@ -123,21 +123,20 @@ class Source:
 
     @property
     def sha256(self) -> str:
-        """The digest of the model, 64 hex digits: of its files as they are when this is first asked for.
+        """The digest of the model, 64 hex digits, computed when it is first used.
 
-        Of a single file it is the SHA-256 of the file. Of a diffusers folder it is the SHA-256 of what `sha256sum`
-        prints for `files()`, in sorted order; neither the folder's own name nor anything else in it matters. A part
-        that comes from elsewhere counts as if it lay in the folder, in place of the one that is there: a composed model
-        has the digest of the folder that holds the same files. A single file with such parts is one file more in that
-        list.
+        For a single file it is the SHA-256 of the file. For a diffusers folder it is the SHA-256 of the output of
+        `sha256sum` for `files()`, sorted; the name of the folder and other files do not matter. A replaced part counts
+        as if it were in the folder, so a model has the same digest as a folder with the same files. A single file with
+        replaced parts is one more file in that list.
 
-        Raises ModelNotFound where there is nothing, and ModelCorrupt where a file cannot be read.
+        Raises ModelNotFound if the model is missing, and ModelCorrupt if a file cannot be read.
         """
         return self._identity[0]
 
     @cached_property
     def _identity(self) -> tuple[str, Mapping[str, tuple[int, ...]]]:
-        """The digest, and what the file system said of the files just before they were read."""
+        """The digest, and the stamps of the files from just before they were read."""
         self.check()
         try:
             stamps = self._stamps()
@@ -152,7 +151,7 @@ class Source:
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(), stamps
 
     def check_unchanged(self) -> None:
-        """Raise ModelCorrupt where the files are no longer those that `sha256` was computed from."""
+        """Raise ModelCorrupt if the files have changed since `sha256` was computed."""
         try:
             unchanged = self._stamps() == self._identity[1]
         except OSError:
@@ -161,14 +160,14 @@ class Source:
             raise ModelCorrupt(f"the files of {self.path} have changed while they were in use", "run the command again")
 
     def _stamps(self) -> Mapping[str, tuple[int, ...]]:
-        """Size, time of the last change and inode of each file."""
+        """Return the size, modification time and inode of each file."""
         stats = {name: file.stat() for name, file in self.files().items()}
         return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
 
     def index(self) -> dict[str, Any]:
-        """model_index.json, where a part from elsewhere is of the class that its own config names.
+        """Read model_index.json; a replaced part has the class in its own config.
 
-        Raises ModelCorrupt where it cannot be read, or a part's config cannot.
+        Raises ModelCorrupt if it, or the config of a part, cannot be read.
         """
         index = families.read_json(self.base / INDEX)
         for part, folder in self.parts:
@@ -181,11 +180,11 @@ class Source:
         return index
 
     def explain(self, error: ModelCorrupt) -> ModelCorrupt:
-        """An error about parts that do not fit each other, which says where they come from if not from one place."""
+        """Add the folders of replaced parts to an error about parts that do not fit each other."""
         if not self.parts:
             return error
         elsewhere = ", ".join(f"{part} = {folder}" for part, folder in self.parts)
-        return ModelCorrupt(error.message, f"choose parts that were made for each other; from elsewhere: {elsewhere}")
+        return ModelCorrupt(error.message, f"choose parts that fit each other; replaced parts: {elsewhere}")
 
 
 def _absolute(path: Path) -> Path:

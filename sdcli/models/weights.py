@@ -1,7 +1,7 @@
-"""What is loaded to make pictures, a model and its add-ons, as one value. Imports no torch.
+"""What is loaded to make pictures: a model and its add-ons. Imports no torch.
 
-Everything that has to tell one set of weights from another asks this: what keeps loaded models, what a warm process is
-asked for, what a picture records, and what a batch knows a job by.
+`Weights` is the key of loaded models, part of a request to the warm process, of a picture's metadata, and of the
+identity of a job.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from sdcli.models.source import Source
 
 @dataclass(frozen=True)
 class Addon:
-    """Weights that are of use only beside a model's own, such as a ControlNet. `name` is what the recipe calls it.
+    """Weights that are loaded together with a model, such as a ControlNet. `name` is its name in the recipe.
 
-    `scale` is how strongly it is merged into the model's weights, None for a kind that is not merged: how much such a
-    one counts is the recipe's to say, and needs no loading.
+    `scale` is the scale with which it is merged into the model's weights, or None for a kind that is not merged; the
+    recipe has the scale of such a kind.
     """
 
     kind: str
@@ -28,49 +28,49 @@ class Addon:
     scale: float | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Kind, name, scale if there is one, and digest, for JSON."""
+        """Return kind, name, scale if there is one, and digest, for JSON."""
         scale = {} if self.scale is None else {"scale": self.scale}
         return {"kind": self.kind, "name": self.name, **scale, "sha256": self.source.sha256}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model and its add-ons, each where it lies. Equal values are the same files by their paths."""
+    """The locations of a model and its add-ons. Equal values have the same paths."""
 
     model: Source
     addons: tuple[Addon, ...] = ()
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Where everything lies, the model first."""
+        """All locations, the model's first."""
         return self.model, *(each.source for each in self.addons)
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """The sha256 of each of `sources`. With the value itself it tells whether the same files are asked for."""
+        """The sha256 of each of `sources`."""
         return tuple(each.sha256 for each in self.sources)
 
     def of_kind(self, kind: str) -> tuple[Addon, ...]:
-        """The add-ons of one kind, in order."""
+        """Return the add-ons of one kind, in order."""
         return tuple(each for each in self.addons if each.kind == kind)
 
     def check_unchanged(self) -> None:
-        """Raise ModelCorrupt where files are no longer those that `digests` was computed from."""
+        """Raise ModelCorrupt if files have changed since `digests` was computed."""
         for each in self.sources:
             each.check_unchanged()
 
     def absolute(self) -> Self:
-        """The same with paths that mean the same wherever a process stands."""
+        """Return the same with absolute paths."""
         addons = tuple(replace(each, source=each.source.absolute()) for each in self.addons)
         return replace(self, model=self.model.absolute(), addons=addons)
 
     def metadata(self) -> dict[str, Any]:
-        """What a picture records of them."""
+        """Return the entries of a picture's metadata."""
         addons = [each.describe() for each in self.addons]
         return {"model_digest": self.model.sha256, **({"addons": addons} if addons else {})}
 
     def to_wire(self) -> dict[str, Any]:
-        """JSON from which `from_wire` makes the same value in another process on this machine."""
+        """Convert to JSON for `from_wire` in another process on this machine."""
         addons = [
             {"kind": each.kind, "name": each.name, "scale": each.scale, "source": _to_wire(each.source)}
             for each in self.absolute().addons
@@ -79,7 +79,7 @@ class Weights:
 
     @classmethod
     def from_wire(cls, said: Mapping[str, Any]) -> Self:
-        """The value that `to_wire` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        """Convert from the JSON of `to_wire`. Raises KeyError, TypeError or ValueError for anything else."""
         addons = [
             Addon(str(each["kind"]), str(each["name"]), _from_wire(each["source"]), each["scale"])
             for each in said["addons"]

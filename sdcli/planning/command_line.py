@@ -1,4 +1,4 @@
-"""A recipe as the command line that makes its picture. Knows nothing of files; imports no torch."""
+"""Formats a recipe as the command line that makes its picture. Knows nothing of files; imports no torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NO_OPTIONS = (
 
 
 def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
-    """`sdcli generate …`, quoted for a POSIX shell, with the options whose values are not the model's defaults.
+    """Return `sdcli generate …`, quoted for a POSIX shell, with the options that are not the model's defaults.
 
-    A recipe that starts from an image is `sdcli img2img …`, `inpaint` or `outpaint`, one of a map `synthesize`.
+    A recipe with an image gives `sdcli img2img …`, `inpaint` or `outpaint`, and one with a map `synthesize`.
 
-    `recipes` are for `model`: one, or those of a batch, in order and of consecutive seeds; of others, the first alone.
-    Letters that a terminal would obey are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
+    `recipes` are for `model`: one, or those of a batch with consecutive seeds; otherwise only the first is used.
+    Control characters are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
     """
     first = recipes[0]
     in_order = all(each.seed == first.seed + place for place, each in enumerate(recipes))
@@ -34,7 +34,7 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     said = first.replace(batch_size=count).to_dict()
     usual = _defaults(model, said["model"]) | {each.name: each.default for each in fields(Initial)}
     command = _command(first)
-    if command != "generate" or first.layout.control:  # their usual sizes are the image's
+    if command != "generate" or first.layout.control:  # their default sizes come from the image
         del usual["width"], usual["height"]
     needless = command != "synthesize" and said["model"] == config.DEFAULT_MODEL == config.model(None)
     options = [] if needless else [*_option("model", said["model"])]
@@ -47,7 +47,7 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     if "label" in said:
         return " ".join(map(quote, ["sdcli", command, *images, "--label", said["label"], *options]))
     prompt = said["prompt"]
-    if prompt == "-":  # which stands for stdin
+    if prompt == "-":  # which means stdin
         return " ".join(["printf %s - | sdcli", *map(quote, [command, *images, "-", *options])])
     positional = [*images, prompt]
     dashed = any(each.startswith("-") for each in positional)
@@ -65,7 +65,7 @@ def _command(of: Recipe) -> str:
 
 
 def _defaults(model: LocatedModel, name: str) -> dict[str, Any]:
-    """What a recipe for `model` holds where nothing is said, with a user's settings and without; never the seed."""
+    """Return the default values of a recipe for `model`, with and without the user's settings, and without a seed."""
     said = {"model": name}
     here, anywhere = (resolve.settings(model.entry, said, model.facts, user=user) for user in (True, False))
     return {
@@ -86,7 +86,7 @@ def _option(key: str, value: Any) -> list[str]:
 
 
 def quote(word: str) -> str:
-    """`word` as a shell reads it back, in letters that do nothing to a terminal."""
+    """Quote `word` for a shell without control characters."""
     if all(letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cs") for letter in word):
         return shlex.quote(word)
     return "$'" + "".join(map(_escaped, word)) + "'"

@@ -1,7 +1,7 @@
-"""What would be made, of what and where to: everything about a run that can be known without torch.
+"""Dry runs: everything about a run that can be found out without torch.
 
-Reads configs, vocabularies and the headers of weights, and writes nothing. Raises what the run itself would raise
-before its first step, as far as that shows in files and options.
+Reads configs, vocabularies and the headers of weights, and writes nothing. Raises the errors that the run would raise
+before its first step, as far as they depend on files and options.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NVIDIA = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
 
 @dataclass(frozen=True)
 class Parts:
-    """Weights on disk: the files of the model and of each add-on, and how many numbers each part has."""
+    """Weights on disk: the files of the model and of each add-on, and the number of parameters of each part."""
 
     weights: Weights
     files: Sequence[Path]
@@ -52,11 +52,11 @@ def plan(
     force: bool = False,
     save_latents: str | None = None,
 ) -> dict[str, Any]:
-    """What a run would do, as JSON: `recipe` (of the first picture), `seeds`, `model` with files and digests,
-    `tokens` (None where the model takes a label), `paths`, `latents` (their paths, where they are saved), `memory` in
-    bytes, and `seconds`, None where no like run has been measured.
+    """Describe a run for JSON: `recipe` (of the first picture), `seeds`, `model` with files and digests, `tokens`
+    (None for a label), `paths`, `latents` (their paths, if saved), `memory` in bytes, and `seconds`, None if no similar
+    run was measured.
 
-    Raises InvalidRecipe, ModelError and OutputError as the run would.
+    Raises InvalidRecipe, ModelError and OutputError like the run.
     """
     first = recipes[0]
     parts = find_parts(weights)
@@ -81,7 +81,7 @@ def _latent_paths(save_latents: str, recipes: Sequence[Recipe], force: bool) -> 
 
 
 def model_of(name: str, parts: Parts) -> dict[str, Any]:
-    """A model's name, place, digest and files of weights, for JSON. Raises ModelError."""
+    """Return a model's name, path, digest and weight files, for JSON. Raises ModelError."""
     source = parts.weights.model
     return {
         "name": name,
@@ -93,9 +93,9 @@ def model_of(name: str, parts: Parts) -> dict[str, Any]:
 
 
 def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
-    """What a picture takes: `tokens`, `memory`, and `seconds`, None where none like it was made here.
+    """Return `tokens` (None for a label), `memory` and `seconds` (None if unknown) of a picture.
 
-    Where it shows a label `tokens` are None. Raises InvalidRecipe where the run would.
+    Raises InvalidRecipe like the run.
     """
     likely = likely_execution(of)
     is_text = of.condition.label is None
@@ -109,7 +109,7 @@ def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
 
 
 def find_parts(weights: Weights) -> Parts:
-    """The files and sizes of what is loaded. Raises ModelError for files that are missing, short or unsafe."""
+    """Return the files and sizes of the weights. Raises ModelError for files that are missing, truncated or unsafe."""
     source = weights.model
     source.check()
     added = [(each, addons.KINDS[each.kind].files(each.source)) for each in weights.addons]
@@ -135,7 +135,7 @@ def _files(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _numbers_by_part(path: Path) -> dict[str, int]:
-    """How many numbers each part has in a single file; both text encoders of SDXL are one."""
+    """Return the number of parameters of each part of a single file; SDXL's text encoders count as one."""
     counts: Counter[str] = Counter()
     for name, tensor in families.read_header(path).tensors.items():
         part = {families.UNET: "unet", families.VAE: "vae", families.CLASSES: "class_embedder"}
@@ -150,9 +150,9 @@ def _numbers(file: Path) -> int:
 
 
 def likely_execution(of: Recipe) -> dict[str, str]:
-    """The device and dtype that `auto` will most likely become, told from what the operating system shows.
+    """Return the device and dtype that `auto` most likely selects, from information of the operating system.
 
-    Raises InvalidRecipe for a device that cannot be here.
+    Raises InvalidRecipe for a device that this machine cannot have.
     """
     nvidia = any(Path(node).exists() for node in _NVIDIA)
     mac = platform.system() == "Darwin"
@@ -212,12 +212,12 @@ def _tokenizer(source: Source) -> Tokenizer:
 
 
 def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict[str, Any]:
-    """Bytes on the device at the peak: the weights in the dtype that is likely, and what is kept at the worst moment.
+    """Estimate the peak memory on the device in bytes: weights in the likely dtype, and activations.
 
-    That moment is in the VAE's decoder, at the picture's full size, or in the U-Net, whose skip connections wait. How
-    many tensors of the largest size live at once was measured with kit at 256 and 512 pixels in float32 and bfloat16,
-    where the estimate came within 25 % of the peak. What add-ons keep is a share of that (`Kind.activations`). torch
-    itself is not counted.
+    The peak is in the VAE's decoder, at the picture's full size, or in the U-Net with its skip connections. The number
+    of tensors of the largest size was measured with kit at 256 and 512 pixels in float32 and bfloat16, where the
+    estimate is within 25 % of the peak. The activations of add-ons are a fraction of the U-Net's (`Kind.activations`).
+    torch itself is not included.
     """
     source = parts.weights.model
     unet, vae = (families.read_json(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
@@ -227,7 +227,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     batch = of.execution.batch_size
     guided = 2 if of.sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None else 1
     pixels = of.width * of.height
-    widest = max(vae["block_out_channels"][:2])  # the decoder's last block begins with the width of the one before
+    widest = max(vae["block_out_channels"][:2])  # the decoder's last block starts with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch
     latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
     kept = architectures.load(architectures.find(source.denoiser, unet)).activations(unet, latents)
@@ -242,7 +242,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
 
 
 def lines(said: Mapping[str, Any]) -> Iterable[str]:
-    """A plan as `key: value` lines for people."""
+    """Format a plan as `key: value` lines."""
     memory = said["memory"]
     pairs = {
         "model": f"{said['model']['name']} ({said['model']['path']})",
@@ -258,7 +258,9 @@ def lines(said: Mapping[str, Any]) -> Iterable[str]:
         "paths": ", ".join(said["paths"]),
         **({"latents": ", ".join(said["latents"])} if "latents" in said else {}),
         "memory": memory_in_words(memory),
-        "seconds": "unknown: none like it was made here" if said["seconds"] is None else f"about {said['seconds']:g}",
+        "seconds": "unknown: no similar picture was measured"
+        if said["seconds"] is None
+        else f"about {said['seconds']:g}",
     }
     margin = max(map(len, pairs)) + 2
     return (f"{key + ':':<{margin}}{' '.join(str(value).split())}" for key, value in pairs.items())
@@ -269,7 +271,7 @@ def _said(value: Any) -> str:
 
 
 def memory_in_words(memory: Mapping[str, Any]) -> str:
-    """An estimate of memory for people."""
+    """Format an estimate of memory."""
     return (
         f"about {gib(memory['peak'])} on {memory['device']} in {memory['dtype']}: weights "
         f"{gib(memory['weights'])}, activations {gib(memory['activations'])}"
@@ -284,5 +286,5 @@ def _tokens(tokens: Mapping[str, int] | None) -> dict[str, str]:
 
 
 def gib(count: int) -> str:
-    """Bytes in a unit that people read."""
+    """Format bytes with a binary unit."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""What maps and control pictures decide of a recipe, and what is said of them. Loads PIL and numpy, nothing heavier."""
+"""Completes a recipe with values from its map and control images. Loads PIL and numpy, nothing heavier."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sdcli.recipe.recipe import Layout
 
 
 def complete(options: Mapping[str, Any], found: Inputs, native: tuple[int, int], multiple: int) -> dict[str, Any]:
-    """The flat keys of `options` and those that maps and control pictures decide: their files' sha256, and the size.
+    """Add the sha256 of maps and control images, and the size, to `options`.
 
-    `native` is the size that the model was trained on, and sides are multiples of `multiple` pixels. The picture takes
-    the shape of the map, or of the first control picture, unless it starts from an image or latents, which decide that.
+    `native` is the model's native size, and sides are multiples of `multiple` pixels. The picture gets the aspect ratio
+    of the map or the first control image, unless it starts from an image or latents.
     """
     said: dict[str, Any] = {"control_sha256": [each.sha256 for each in found.controls]}
     for each in found.maps.values():
@@ -27,11 +27,11 @@ def complete(options: Mapping[str, Any], found: Inputs, native: tuple[int, int],
 
 
 def notes(layout: Layout, found: Inputs, size: tuple[int, int]) -> Iterator[str]:
-    """What is said of pictures that are not used as they are: at another size, or with colours taken for others."""
+    """Yield notes about images that are resized, and about replaced colours."""
     for each in [*found.maps.values()][:1]:
         if each.snapped:
             total = each.size[0] * each.size[1]
-            yield f"{layout.segmentation_map}: {each.snapped:,} of {total:,} pixels were taken for the nearest class"
+            yield f"{layout.segmentation_map}: {each.snapped:,} of {total:,} pixels were replaced by the nearest class"
         yield from _of_size(str(layout.segmentation_map), each.size, size)
     paths = [each.image for each in layout.controls if each.image is not None]
     for path, image in zip(paths, found.controls, strict=True):

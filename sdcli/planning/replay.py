@@ -1,4 +1,4 @@
-"""From a picture back to the recipe that makes it, and how a replayed picture differs. Loads PIL, and no torch."""
+"""Replaying: from a picture to its recipe, and comparing the result. Loads PIL, and no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXECUTION = ("device", "dtype", "threads", "batch_size")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A picture, and how to make it again: one recipe, or all that were made in one batch with it, and which it is."""
+    """A picture and the recipes that make it again: its own, or those of its batch."""
 
     path: str
     found: PictureInfo
@@ -44,13 +44,13 @@ class Recorded:
 
     @property
     def recipe(self) -> Recipe:
-        """The picture's own."""
+        """The recipe of the picture."""
         return self.recipes[self.index]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two pictures are apart: in how many of `total` pixels, by how much of 255 at most, and PSNR in dB."""
+    """The difference between two pictures: pixels out of `total`, the largest one out of 255, and PSNR in dB."""
 
     pixels: int
     total: int
@@ -63,10 +63,10 @@ class Difference:
 
 
 def read_recorded(path: str, model: str | None = None, **execution: Any) -> Recorded:
-    """What the picture at `path` says of its making, as recipes for this machine.
+    """Read the metadata of the picture at `path` as recipes for this machine.
 
-    `model` overrides the one it names, and `execution` (flat keys) what it says of device, dtype and threads. Raises
-    InputError where the picture says too little, ModelNotFound where its model is not here, and InvalidRecipe where
+    `model` replaces the recorded model, and `execution` (flat keys) the recorded device, dtype and threads. Raises
+    InputError if the metadata are incomplete, ModelNotFound if the model is not on this machine, and InvalidRecipe if
     the recipe does not fit the model.
     """
     found = read(path)
@@ -81,14 +81,14 @@ def read_recorded(path: str, model: str | None = None, **execution: Any) -> Reco
         place = located.locate(entry)
         whole = resolve.resolve(place, recipe, user=False)
     except ModelNotFound as error:
-        raise ModelNotFound(error.message, f"{error.hint}; or say with -m which model it is") from error
+        raise ModelNotFound(error.message, f"{error.hint}; or select the model with -m") from error
     resolved = whole.recipe
     seeds, index = _batch(found, resolved)
     if resolved.execution.batch_size > 1 and len(seeds) == 1:
         warnings.append(
             RecipeWarning(
-                f"the picture was made in a batch of {resolved.execution.batch_size}, and is made again alone",
-                "the seeds of the others are not in it",
+                f"the picture was made in a batch of {resolved.execution.batch_size}, and is made without the others",
+                "its metadata do not have the seeds of the others",
                 "batch_size",
             )
         )
@@ -103,17 +103,19 @@ def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[RecipeWarning]]:
 
 
 def unknown_keys(found: PictureInfo) -> Iterator[RecipeWarning]:
-    """A warning for each key in sdcli's chunk that this version does not know."""
+    """Warn about each unknown key in sdcli's chunk."""
     chunk = {key for key in found.chunk if key not in CHUNK_KEYS}
     for key in sorted({*(found.recipe or {}), *chunk} - set(keys())):
-        yield RecipeWarning(f"unknown metadata key {key!r} is not used", "was it written by a newer sdcli?", key)
+        yield RecipeWarning(
+            f"unknown metadata key {key!r} is not used", "it may have been written by a newer sdcli", key
+        )
 
 
 CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "batch")
 
 
 def _our_model(path: str, found: PictureInfo) -> str:
-    """The model as the picture names it; a relative path counts from here, or else from beside the picture."""
+    """Return the recorded model; a relative path is relative to this directory, or to the picture's."""
     assert found.recipe is not None
     said = str(found.recipe.get("model", ""))
     if said in registry.entries() or Path(said).expanduser().exists():
@@ -124,45 +126,49 @@ def _our_model(path: str, found: PictureInfo) -> str:
     try:
         registry.find(said)
     except ModelNotFound as error:
-        raise ModelNotFound(f"{path} was made with {said!r}, which is not here", "say where it is with -m") from error
+        raise ModelNotFound(
+            f"{path} was made with {said!r}, which is not on this machine", "select it with -m"
+        ) from error
     return said
 
 
 def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str, Any], list[RecipeWarning]]:
     said = foreign.translate(found)
     if said is None:
-        raise InputError(f"{path} does not say how it was made", "only pictures with a recipe inside can be replayed")
+        raise InputError(
+            f"{path} has no recipe in its metadata", "only pictures with a recipe in their metadata can be replayed"
+        )
     if "seed" not in said.recipe or said.recipe["seed"] > MAX_SEED:
-        raise InputError(f"{path} does not say which seed it was made with", "without its seed it cannot be replayed")
+        raise InputError(f"{path} has no seed in its metadata", "it cannot be replayed without its seed")
     chosen = model or other_names.find_model(said.model, said.model_hash, Path(path).parent)
     if chosen is None:
-        name = said.model or said.model_hash or "a model that it does not name"
-        raise ModelNotFound(f"{path} was made with {name}, which is not here", "say which model it is with -m")
+        name = said.model or said.model_hash or "a model that is not recorded"
+        raise ModelNotFound(f"{path} was made with {name}, which is not on this machine", "select the model with -m")
     recipe = {"width": found.width, "height": found.height, **said.recipe, "model": chosen}
-    return recipe, [RecipeWarning(each, "it cannot be followed", each.partition(":")[0]) for each in said.unhonoured]
+    return recipe, [RecipeWarning(each, "it cannot be reproduced", each.partition(":")[0]) for each in said.unhonoured]
 
 
 def other_weights(origin: Recorded) -> Iterator[RecipeWarning]:
-    """Warnings of what goes by the name in the picture, or by `-m`, and is not what the picture was made with.
+    """Warn if the model or an add-on differs from the one that the picture was made with.
 
-    Apart from `read_recorded`, for it reads the model's files where their digest is not known yet.
+    Separate from `read_recorded`, because it reads the model's files to compute their digest.
     """
-    found, place, hint = origin.found, origin.model.source, "say with -m which model it was made with"
+    found, place, hint = origin.found, origin.model.source, "select the original model with -m"
     now, then = place.sha256, found.chunk.get("model_digest")
     if isinstance(then, str) and then != now:
         yield RecipeWarning(_changed("the model", then, now), hint, "model")
     said = foreign.translate(found) if found.recipe is None else None
     if said is not None and place.is_file and _HASH.fullmatch(said.model_hash):
-        own = file_sha256(place.path)  # of the file alone, whatever parts stand in for some of it
+        own = file_sha256(place.path)  # of the file, without replaced parts
         if not own.startswith(said.model_hash):
             problem = f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {own[:12]}…"
             yield RecipeWarning(problem, hint, "model")
     for kind, each in _changed_addons(origin.weights, found.chunk.get("addons")):
-        yield RecipeWarning(each, "bring back the one that it was made with", kind)
+        yield RecipeWarning(each, "install the original one", kind)
 
 
 def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
-    """The seeds of the batch that the picture was made in, and its place there; alone where that is not known."""
+    """Return the seeds of the picture's batch and its index there; only its own seed if they are not recorded."""
     said = found.chunk.get("batch")
     if isinstance(said, Mapping):
         seeds, index = said.get("seeds"), said.get("index")
@@ -178,7 +184,7 @@ def _changed(what: str, then: object, now: str) -> str:
 
 
 def _changed_addons(weights: Weights, then: Any) -> Iterator[tuple[str, str]]:
-    """The kind of each add-on that is not what it was when the picture recorded `then`, and what is said of it."""
+    """Yield the kind of each add-on that differs from the recorded one, with a message."""
     recorded = {}
     for each in then if isinstance(then, list) else ():
         if isinstance(each, Mapping):
@@ -193,9 +199,10 @@ def _changed_addons(weights: Weights, then: Any) -> Iterator[tuple[str, str]]:
 
 
 def difference(before: Image.Image, after: Image.Image) -> Difference | None:
-    """How two pictures differ in their RGB pixels, None where they do not.
+    """Compare the RGB pixels of two pictures; None if they are identical.
 
-    Pictures of two sizes differ in every pixel, by 255 and 0 dB. PSNR is 10 log₁₀(255² / mean squared difference).
+    Pictures of different sizes differ in every pixel, by 255 and 0 dB. PSNR is 10 log₁₀(255² / mean squared
+    difference).
     """
     before, after = before.convert("RGB"), after.convert("RGB")
     if before.size != after.size:
@@ -215,19 +222,19 @@ def difference(before: Image.Image, after: Image.Image) -> Difference | None:
 
 
 def reasons(origin: Recorded, made: Recipe, pixels_sha256: str) -> list[str]:
-    """Why the replay of `origin`, with `made` as its recipe, may differ: what was other when the picture was made."""
+    """Yield the reasons why a replay can differ: what has changed since the picture was made."""
     found = origin.found
     chunk = found.chunk
     if chunk.get("pixels_sha256") == pixels_sha256:
-        return ["the file was changed after it was made: the replay gives the pixels that were written then"]
+        return ["the file was changed later: the replay has the pixels that were written originally"]
     told = []
     if found.intact is False:
-        told.append("the file's pixels are not those that were written")
+        told.append("the file's pixels were changed")
     if found.recipe is None:
-        told.append(f"{found.writer} made it, with arithmetic and noise of its own")
+        told.append(f"{found.writer} made it, with other arithmetic and noise")
         told += [warning.message for warning in (*origin.warnings, *other_weights(origin))]
     if found.format not in ("PNG", "TIFF", "BMP"):
-        told.append(f"{found.format} does not keep pixels as they were")
+        told.append(f"{found.format} changes pixels")
     then, now = dict(found.recipe or {}), made.to_dict()
     told += [f"{key}: {then[key]} then, {now[key]} now" for key in _EXECUTION if key in then and then[key] != now[key]]
     digest = origin.model.source.sha256
@@ -240,4 +247,4 @@ def reasons(origin: Recorded, made: Recipe, pixels_sha256: str) -> list[str]:
         for name, number in found.software.items()
         if name in here and here[name] != number
     ]
-    return told or ["nothing that is recorded differs; another processor rounds otherwise"]
+    return told or ["no recorded value differs; another processor can round differently"]

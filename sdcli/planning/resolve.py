@@ -1,6 +1,6 @@
-"""From flat options to a whole recipe: filled from all that has a say, completed by its inputs, and fit for its model.
+"""From flat options to a complete recipe, with settings and inputs, checked against its model.
 
-Reads configs, images and maps, never weights.
+Reads configs, images and maps, no weights.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from sdcli.files.canvas import InitialImage
     from sdcli.files.latent_files import LatentFile
 
-# What a recipe takes where neither the user nor the model's entry says otherwise.
+# Built-in defaults.
 DEFAULTS: Mapping[str, Any] = {"steps": 25, "guidance_scale": 7.0, "scheduler": "dpm++-2m"}
 
 
 def settings(
     entry: ModelEntry, options: Mapping[str, Any], facts: ModelFacts | None, *, user: bool = True
 ) -> dict[str, Setting]:
-    """Every recipe key that has a value, and where that comes from; sdcli/config.py has the order and its reasons.
+    """Return every recipe key with its value and source; sdcli/config.py explains the order.
 
-    `options` are flat keys. Without `facts` the model's own size is not known. `user=False` leaves out what the user
-    has set once for all: for recipes that were complete elsewhere. Raises UsageError for settings that cannot be.
+    `options` are flat keys. Without `facts` the native size is unknown. `user=False` ignores the user's settings, for
+    recipes that are complete. Raises UsageError for invalid settings.
     """
     said = config.read().defaults if user else {}
     around = config.environment() if user else {}
@@ -59,7 +59,7 @@ def settings(
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe in full, and all that it names: found, checked and read. Nothing of it is looked up again."""
+    """A complete recipe and what it names: model, weights and inputs. Nothing is looked up again."""
 
     recipe: Recipe
     model: LocatedModel
@@ -75,12 +75,12 @@ def resolve(
     given: InitialImage | None = None,
     find_addon: addons.Find | None = None,
 ) -> Resolved:
-    """The recipe of `options` (flat keys) for `model`, filled from `settings`, with its add-ons and inputs.
+    """Complete the recipe of `options` (flat keys) for `model` from `settings`, and find its add-ons and inputs.
 
-    The seed is drawn where none is given, and an image is read from its path unless it is `given`. `find_addon` is for
-    who resolves many recipes (see `addons.locate`). Raises InvalidRecipe where the options do not fit each other or the
-    model, InputError for images, maps and latents that cannot be read, ModelError for add-ons that are not here or of
-    no use, and UsageError for settings.
+    The seed is random if there is none, and an image is read from its path unless it is `given`. `find_addon` is for
+    callers that resolve many recipes (see `addons.locate`). Raises InvalidRecipe for options that are invalid together
+    or with the model, InputError for unreadable images, maps and latents, ModelError for missing or unusable add-ons,
+    and UsageError for settings.
     """
     facts = model.facts
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
@@ -114,7 +114,7 @@ def read_inputs(
     directory: Path = Path(),
     given: InitialImage | None = None,
 ) -> Inputs:
-    """The files that these parts of a recipe name, for a model of these facts; see `files.inputs.read`."""
+    """Read the files of these parts of a recipe; see `files.inputs.read`."""
     nets = {each.name: each.source for each in weights.of_kind(controlnet.KIND)}
     palettes = [facts.classes] if facts.classes else []
     palettes += [controlnet.classes(nets[each.name]) for each in layout.controls if each.image is None]
@@ -130,12 +130,12 @@ def read_inputs(
 
 
 def _values(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -> dict[str, Any]:
-    """The values alone of the `settings` of a model that is here."""
+    """Return the values of the `settings` for a model on this machine."""
     return {key: each.value for key, each in settings(model.entry, options, model.facts, user=user).items()}
 
 
 def _with_reader(layout: Layout, model: LocatedModel) -> Layout:
-    """The layout with a ControlNet for its map, where neither the model nor a ControlNet that is named reads maps."""
+    """Add a ControlNet for the map, unless the model or a given ControlNet reads maps."""
     if model.facts.classes or any(each.image is None for each in layout.controls):
         return layout
     return replace(layout, control=(controlnet.for_maps(model), *layout.control))
@@ -144,12 +144,12 @@ def _with_reader(layout: Layout, model: LocatedModel) -> Layout:
 def _completed(
     model: LocatedModel, options: Mapping[str, Any], initial: Initial, layout: Layout, found: Inputs, *, user: bool
 ) -> Mapping[str, Any]:
-    """The options with what the inputs decide: the working size, the strength, the sha256 of their files."""
+    """Add values from the inputs: working size, strength, sha256."""
     facts = model.facts
     own = _values(model, {}, user=False)
     size = own["width"], own["height"]
     if found.image is not None:
-        from sdcli.files import canvas  # Pillow and numpy, which nothing but an image needs
+        from sdcli.files import canvas  # Pillow and numpy are only needed for an image
 
         said = _values(model, options, user=user)
         kept = {key: said.get(key) for key in ("padding", "strength")}
@@ -167,15 +167,15 @@ def _completed(
 
 
 def _with_latents(file: str, found: LatentFile, options: Mapping[str, Any], facts: ModelFacts) -> dict[str, Any]:
-    """The options with what their latents decide: the picture's size, the strength, the file's sha256."""
-    from sdcli.files import canvas  # numpy, which latents need anyway
+    """Add values from the latents: size, strength, sha256."""
+    from sdcli.files import canvas  # latents need numpy anyway
 
     height, width = (side * facts.latent_space.vae_scale_factor for side in found.latents.shape[2:])
     for key, own in (("width", width), ("height", height)):
         if options.get(key) not in (None, own):
             raise InvalidRecipe(
-                f"{key} is {options[key]}, and the latents in {file} are a picture's of {width}×{height}",
-                f"give no {key}",
+                f"{key} is {options[key]}, and the latents in {file} are those of a picture of {width}×{height}",
+                f"omit {key}",
                 key,
             )
     said = {"width": width, "height": height, "strength": canvas.STRENGTH, "init_latents_sha256": found.sha256}
@@ -183,5 +183,5 @@ def _with_latents(file: str, found: LatentFile, options: Mapping[str, Any], fact
 
 
 def any_words(facts: ModelFacts) -> dict[str, str]:
-    """Flat keys of something for a model of these facts to draw, whatever it is."""
+    """Return flat keys of any valid prompt or label for a model with these facts."""
     return {"prompt": ""} if facts.labels is None else {"label": "0"}

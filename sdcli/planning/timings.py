@@ -1,6 +1,6 @@
-"""How long pictures took on this machine: one line a picture in the user's cache, for plans to look up.
+"""Times of pictures on this machine, for dry runs: one line per picture in the user's cache.
 
-A time is known or it is not: nothing is scaled from another size, scheduler or number of steps.
+Times are never extrapolated from another size, scheduler or number of steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNSAID = ("auto", 0)
 
 
 def record(recipe: Recipe, weights: Weights, seconds: float) -> None:
-    """Keep that a picture of `recipe`, resolved, took `seconds`, if that was long. Failing to is no error."""
+    """Record the time of a picture, if it is long enough. A failure is ignored."""
     if seconds < WORTH_RECORDING:
         return
     file = _cache_directory().parent / "timings.jsonl"
@@ -36,7 +36,7 @@ def record(recipe: Recipe, weights: Weights, seconds: float) -> None:
 
 
 def _shorten(file: Path) -> None:
-    """Keep the latest lines. One that another process writes at that moment may be lost, which costs nothing."""
+    """Keep the latest lines. A line that another process writes at the same time can be lost."""
     shorter = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     try:
         kept = file.read_text(encoding="utf-8").splitlines(keepends=True)[-MAX_LINES:]
@@ -47,10 +47,10 @@ def _shorten(file: Path) -> None:
 
 
 def recall(recipe: Recipe, weights: Weights) -> float | None:
-    """The seconds that the latest picture like `recipe` took; None where none was made here.
+    """Return the time of the latest picture similar to `recipe`, or None.
 
-    Like it is a picture of the same model and add-ons, size, steps, scheduler and guidance, on the same device in
-    the same way; `auto`, and 0 threads, are like any.
+    A similar picture has the same model and add-ons, size, steps, scheduler, guidance and execution; `auto` and 0
+    threads match any value.
     """
     key = {name: value for name, value in _key(recipe, weights).items() if value not in _UNSAID}
     key["guided"] = recipe.sampling.guidance_scale > 1
@@ -71,7 +71,7 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         "model": weights.model.sha256,
         "addons": [each.sha256 for each in weights.sources[1:]] or None,
         "guided": guided,
-        "strength": recipe.initial.strength,  # a share of the steps, None without an image
+        "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},
     }
 
@@ -81,4 +81,4 @@ def _read(line: str) -> dict[str, Any]:
         value = json.loads(line)
         if isinstance(value, dict):
             return value
-    return {}  # a line that broke off
+    return {}  # an incomplete line

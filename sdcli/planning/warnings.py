@@ -1,7 +1,7 @@
-"""Warnings before a picture is made: options that change nothing, sizes that a model was not trained on.
+"""Warnings before a picture is made: options without effect, and sizes that a model was not trained on.
 
-With `--strict` the first of them is an error. An option that asks for what happens anyway (`--batch-size 1`,
-`--eta 0`) is not worth one; an option that asks for something else and does not get it is. Imports no torch.
+With `--strict` the first one is an error. There is no warning about an option that has its default value (`--batch-size
+1`, `--eta 0`), only about one that asks for something else and has no effect. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SUGGESTIONS = 10
 
 @dataclass(frozen=True)
 class RecipeWarning:
-    """One warning: what it is about, what to do about it, and the flat key of the recipe that it is about."""
+    """A warning with a hint, and the flat key of the recipe that it is about."""
 
     message: str
     hint: str
@@ -42,7 +42,7 @@ def find(model: LocatedModel, recipe: Recipe, *, count: int = 1) -> tuple[Recipe
 
 
 def raise_first(warnings: Iterable[RecipeWarning]) -> None:
-    """Raise the first of `warnings`, if there is one, as InvalidRecipe: what `--strict` makes of them."""
+    """Raise the first of `warnings` as InvalidRecipe, for `--strict`."""
     for each in warnings:
         raise InvalidRecipe(each.message, f"{each.hint}; or omit --strict", each.field)
 
@@ -51,54 +51,50 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
     yield from _of_text(facts, recipe)
     sampling = recipe.sampling
     guided = sampling.guidance_scale > 1 and not facts.guidance_distilled
-    why = "this model's guidance was distilled into its U-Net" if facts.guidance_distilled else "guidance is off"
-    way_out = "leave it away" if facts.guidance_distilled else "leave it away, or raise guidance_scale above 1"
+    why = "guidance is distilled into this model's U-Net" if facts.guidance_distilled else "guidance is disabled"
+    fix = "omit it" if facts.guidance_distilled else "omit it, or set guidance_scale above 1"
     if recipe.condition.negative_prompt and not guided and facts.labels is None:
-        yield RecipeWarning(f"negative_prompt has no effect: {why}", way_out, "negative_prompt")
+        yield RecipeWarning(f"negative_prompt has no effect: {why}", fix, "negative_prompt")
     if sampling.guidance_rescale and not guided:
-        yield RecipeWarning(f"guidance_rescale has no effect: {why}", way_out, "guidance_rescale")
+        yield RecipeWarning(f"guidance_rescale has no effect: {why}", fix, "guidance_rescale")
     if 0 < sampling.guidance_scale < 1 and not facts.guidance_distilled:
         yield RecipeWarning(
-            f"guidance_scale {sampling.guidance_scale:g} has no effect: 1 and all below it are no guidance",
-            "choose 1, or more than 1 to guide",
+            f"guidance_scale {sampling.guidance_scale:g} has no effect: guidance is disabled at 1 and below",
+            "use 1, or more than 1 for guidance",
             "guidance_scale",
         )
     if sampling.eta and not schedulers.uses_eta(sampling.scheduler, facts.scheduler_config, sampling.steps):
-        yield RecipeWarning(
-            "eta has no effect: the last step adds no noise, and there is no other", "take more steps, or no eta", "eta"
-        )
+        yield RecipeWarning("eta has no effect: a single step adds no noise", "use more steps, or omit eta", "eta")
     yield from _idle_controls(recipe)
     if recipe.execution.batch_size > count:
         yield RecipeWarning(
-            f"batch_size {recipe.execution.batch_size} has no effect beyond the number of pictures, {count}",
-            "ask for more pictures with -n, or choose a smaller batch",
+            f"batch_size {recipe.execution.batch_size} is larger than the number of pictures, {count}",
+            "make more pictures with -n, or use a smaller batch size",
             "batch_size",
         )
 
 
 def _idle_controls(recipe: Recipe) -> Iterable[RecipeWarning]:
-    """ControlNets that do nothing. A second-order scheduler calls the U-Net twice a step but for its last."""
+    """ControlNets without effect. A second-order scheduler has two evaluations per step except the last."""
     steps = max(1, int(recipe.sampling.steps * (recipe.initial.strength or 1)))
     for each in recipe.layout.controls:
         if each.scale == 0:
-            yield RecipeWarning(f"control {each} has no effect: its scale is 0", "leave it away", "control")
+            yield RecipeWarning(f"control {each} has no effect: its scale is 0", "omit it", "control")
         elif not any(each.covers(index, total) for total in (steps, 2 * steps - 1) for index in range(total)):
-            hint = "choose a wider range, or more steps"
+            hint = "use a wider range, or more steps"
             yield RecipeWarning(
-                f"control {each} has no effect: none of the {steps} steps lies in its range", hint, "control"
+                f"control {each} has no effect: none of the {steps} steps is in its range", hint, "control"
             )
 
 
 def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
-    """What is said of a prompt where the model takes none, and where it is empty and nothing else is there to draw."""
+    """Prompts for a model that takes none, and empty prompts."""
     if facts.labels is not None:
         for each in fields(Condition):
             if each.name in TEXT_KEYS and getattr(recipe.condition, each.name) != each.default:
-                yield RecipeWarning(
-                    f"{each.name} has no effect: this model takes a class label", "leave it away", each.name
-                )
+                yield RecipeWarning(f"{each.name} has no effect: this model takes a class label", "omit it", each.name)
     elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
-        yield RecipeWarning("the prompt is empty", "say what to draw", "prompt")
+        yield RecipeWarning("the prompt is empty", "give a prompt", "prompt")
 
 
 def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
@@ -134,28 +130,28 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
-    """A model is at home with half to twice the area of the pictures it makes unasked, and sides up to 1:2.
+    """Sizes below half or above twice the model's native area, or with an aspect ratio above 1:2.
 
-    An SDXL, which was trained on many shapes and told which, is at home with sides up to 1:4.
+    SDXL was trained on many aspect ratios, and takes up to 1:4.
     """
     facts = model.facts
     own = {**model.entry.defaults, **model.entry.needs}
-    home = own.get("width", facts.native_size), own.get("height", facts.native_size)
-    ratio = recipe.width * recipe.height / (home[0] * home[1])
+    native = own.get("width", facts.native_size), own.get("height", facts.native_size)
+    ratio = recipe.width * recipe.height / (native[0] * native[1])
     aspect = max(recipe.width, recipe.height) / min(recipe.width, recipe.height)
     most = MAX_ASPECT_OF_MANY if facts.knows_sizes else MAX_ASPECT
     size = f"{recipe.width}×{recipe.height}"
     field = "width" if recipe.width > recipe.height else "height"
     if not 1 / MAX_AREA_RATIO <= ratio <= MAX_AREA_RATIO:
         yield RecipeWarning(
-            f"{size} is {_times(ratio)} the area this model is at home with, {home[0]}×{home[1]}",
-            "expect repeated or broken things; choose half to twice that area",
+            f"{size} is {_times(ratio)} the area that this model was trained on, {native[0]}×{native[1]}",
+            "expect repeated or broken objects; use half to twice that area",
             field,
         )
     if aspect > most:
         yield RecipeWarning(
-            f"{size} is longer than this model is at home with: 1:{most:g}",
-            "expect repeated things; choose sides that differ less",
+            f"{size} is longer than this model was trained on: 1:{most:g}",
+            "expect repeated objects; use sides that differ less",
             field,
         )
 

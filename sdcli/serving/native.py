@@ -1,4 +1,4 @@
-"""What sdcli's commands speak with a warm process, over its Unix socket: see sdcli/making/warm.py for the words."""
+"""The server side of the protocol over the Unix socket; sdcli/making/warm.py describes it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ _HEADERS = {warm.VERSION_HEADER: __version__}
 
 
 class Asked(BaseModel):
-    """The body of a request: weights as `Weights.to_wire` writes them, recipes that differ in nothing but seeds, and
-    the directory from which the paths in them count.
+    """The body of a request: weights from `Weights.to_wire`, recipes that only differ in their seeds, and the directory
+    that
+    their paths are relative to.
     """
 
     weights: dict[str, Any]
@@ -41,7 +42,7 @@ class Asked(BaseModel):
 
 
 def make_app(line: Line, maker: LocalMaker, *, debug: bool = False) -> FastAPI:
-    """The application; `debug` prints tracebacks of unexpected exceptions on stderr."""
+    """Make the application; `debug` prints tracebacks of unexpected exceptions on stderr."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.post(warm.PATH, dependencies=[Depends(_check_version)])
@@ -56,7 +57,7 @@ def make_app(line: Line, maker: LocalMaker, *, debug: bool = False) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def refuse_nonsense(_: Request, error: RequestValidationError) -> Response:
-        return _refusal(UsageError(f"the warm process was asked nonsense: {error.errors()}", warm.BUG_HINT))
+        return _refusal(UsageError(f"the warm process received an invalid request: {error.errors()}", warm.BUG_HINT))
 
     return app
 
@@ -65,13 +66,13 @@ def _weights(asked: Asked) -> Weights:
     try:
         return Weights.from_wire(asked.weights)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"the warm process was asked for no weights: {error!r}", warm.BUG_HINT) from error
+        raise UsageError(f"the warm process received a request without weights: {error!r}", warm.BUG_HINT) from error
 
 
 def _make(
     maker: LocalMaker, weights: Weights, recipes: Sequence[Recipe], asked: Asked, on_step: OnStep
 ) -> tuple[Picture, ...]:
-    """The pictures of a request, whose files are read where it comes from. On the line's thread."""
+    """Make the pictures of a request, on the worker thread; relative paths are relative to the client's directory."""
     facts, first = read_facts(weights.model), recipes[0]
     inputs = read_inputs(first.initial, first.layout, facts, weights, directory=asked.directory)
     return tuple(maker.make(Task(weights, recipes, inputs, asked.processors), on_step))
@@ -81,7 +82,7 @@ def _check_version(request: Request) -> None:
     version = request.headers.get(warm.VERSION_HEADER)
     if version != __version__:
         raise ServerUnavailable(
-            f"this warm process is sdcli {__version__}, and was asked by version {version}",
+            f"this warm process is sdcli {__version__}, and the request is from version {version}",
             "stop it and start `sdcli serve` of the same version",
         )
 

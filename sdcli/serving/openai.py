@@ -1,8 +1,8 @@
-"""The OpenAI images API, for clients that speak nothing else: on a port of 127.0.0.1, and for this machine's users.
+"""The OpenAI images API on a port of 127.0.0.1, for users of this machine.
 
-Follows https://platform.openai.com/docs/api-reference/images as far as sdcli has what it asks for; what would have no
-effect is refused, not passed over. Keys of a recipe (`seed`, `steps`, `negative_prompt` …) may stand beside those of
-the API. A web page cannot use it: requests must name this host, and come from no other origin (DNS rebinding).
+Follows https://platform.openai.com/docs/api-reference/images as far as sdcli supports it; parameters without effect are
+errors. A request can also have keys of a recipe (`seed`, `steps`, `negative_prompt` and so on). Web pages cannot use
+it: requests must have this host, and no other origin (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MAX_BODY_BYTES = 2**20
 MAX_EDIT_BYTES = 64 * 2**20  # two pictures
 MAX_PICTURES = 10
 
-# No keys of images: a client has no business with the files of this machine.
+# No keys of images: clients must not read files of this machine.
 _EXTENSIONS = frozenset(recipe.keys()) - {
     *("model", "prompt", "label", "width", "height", "batch_size"),
     *recipe.INPUT_KEYS,
 }
-# What may be said of these without asking for anything that sdcli would not do.
+# Values of these parameters that are the same as sdcli's behaviour.
 _NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "quality": ("auto", "standard"),
     "background": ("auto", "opaque"),
@@ -61,7 +61,7 @@ Receive = Callable[[], Awaitable[Any]]
 
 
 class Generation(BaseModel):
-    """The body of `POST /v1/images/generations`; null is as good as absent."""
+    """The body of `POST /v1/images/generations`; null means absent."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -77,7 +77,7 @@ class Generation(BaseModel):
 def make_app(
     line: Line, maker: LocalMaker, served: Mapping[str, registry.ModelEntry], *, debug: bool = False
 ) -> FastAPI:
-    """The application. `served` are the models it offers, the first of them for those who name none."""
+    """Make the application. `served` are the available models; the first one is the default."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Guard)
     _add_error_handlers(app, debug)
@@ -104,7 +104,7 @@ def make_app(
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Any:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            await request.body()  # else the client may see a broken connection, and no answer
+            await request.body()  # otherwise the client can see a broken connection instead of a response
             raise UsageError("an edit is a form", "send it as multipart/form-data, with image, mask and prompt")
         async with request.form(max_files=2) as form:
             asked, (named, given) = _edit(form), await edits_form.initial(form)
@@ -121,7 +121,7 @@ def make_app(
 
 
 class _Guard:
-    """Refuses requests that name another host or come from a web page, and bodies that are too long."""
+    """Rejects requests with another host or origin, and bodies that are too long."""
 
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
@@ -133,7 +133,7 @@ class _Guard:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if _hostname(f"//{host}") not in HOSTS or (origin is not None and _hostname(origin) not in HOSTS):
             refusal = _error(
-                403, "requests must name 127.0.0.1 or localhost as their host and origin", code="forbidden"
+                403, "requests must have 127.0.0.1 or localhost as their host and origin", code="forbidden"
             )
             await refusal(scope, receive, send)
             return
@@ -165,7 +165,7 @@ def _entry(served: Mapping[str, registry.ModelEntry], name: str) -> registry.Mod
 
 
 def _options(asked: Generation) -> dict[str, Any]:
-    """The flat recipe keys of a request. Raises InvalidRecipe for what has no meaning here."""
+    """Return the flat recipe keys of a request. Raises InvalidRecipe for unsupported parameters."""
     options: dict[str, Any] = {"prompt": asked.prompt}
     for key, value in (asked.model_extra or {}).items():
         if value is None:
@@ -173,9 +173,9 @@ def _options(asked: Generation) -> dict[str, Any]:
         if key in _EXTENSIONS:
             options[key] = value
         elif key not in _NO_EFFECT:
-            raise InvalidRecipe(f"unknown parameter {key!r}", "leave it away", key)
+            raise InvalidRecipe(f"unknown parameter {key!r}", "omit it", key)
         elif value not in _NO_EFFECT[key]:
-            raise InvalidRecipe(f"{key} is {value!r}, which sdcli does not do", "leave it away", key)
+            raise InvalidRecipe(f"{key} is {value!r}, which is not supported", "omit it", key)
     if asked.size not in (None, "auto"):
         match = _SIZE.fullmatch(asked.size or "")
         if match is None:
@@ -185,7 +185,7 @@ def _options(asked: Generation) -> dict[str, Any]:
 
 
 def _works(maker: LocalMaker, resolved: Resolved, count: int) -> list[Work]:
-    """The making of `count` pictures, one by one; picture i has the resolved seed + i."""
+    """Return the work of `count` pictures, one each; picture i has the resolved seed + i."""
     first, weights = resolved.recipe, resolved.weights.absolute()
     recipes = [first.replace(seed=first.seed + index) for index in range(count)]
     return [partial(_make, maker, Task(weights, [each], resolved.inputs)) for each in recipes]
@@ -196,7 +196,7 @@ def _make(maker: LocalMaker, task: Task, on_step: OnStep) -> tuple[Picture, ...]
 
 
 async def _series(line: Line, works: list[Work]) -> list[Picture]:
-    """What `works` make, one after another; each waits in line with those of others."""
+    """Run `works` one after another; each of them is queued."""
     made: list[Picture] = []
     for work in works:
         job = line.join(work, under_way=bool(made))
@@ -208,7 +208,7 @@ async def _series(line: Line, works: list[Work]) -> list[Picture]:
 
 
 async def _unless_gone(request: Request, pictures: Awaitable[list[Picture]]) -> list[Picture]:
-    """`pictures`, which are cancelled when the client goes away."""
+    """Wait for `pictures`, which are cancelled when the client disconnects."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -218,7 +218,7 @@ async def _unless_gone(request: Request, pictures: Awaitable[list[Picture]]) -> 
     try:
         await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not making.done():
-            raise HTTPException(499, "the client has gone")
+            raise HTTPException(499, "the client has disconnected")
         return making.result()
     finally:
         making.cancel()
@@ -285,7 +285,7 @@ def _error(
     param: str | None = None,
     code: str | None = None,
 ) -> Response:
-    """OpenAI's error object. What failed by itself would fail again: its clients are told not to repeat it."""
+    """Return OpenAI's error object. Clients are told not to retry an internal error."""
     body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
     headers = {"x-should-retry": "false"} if status >= 500 and status != 503 else None
     return JSONResponse(body, status, headers)

@@ -1,4 +1,4 @@
-"""The warm process from its start to its end: sockets, models, signals, idle exit."""
+"""The warm process from start to exit: sockets, models, signals, idle exit."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from sdcli.serving.sockets import Listener
 from sdcli.terminal import streams
 
 _SECONDS_TO_READ = 5.0
-"""What a client has for taking its answer once no more pictures are made."""
+"""Time for a client to read its response after the last picture."""
 _SECONDS_TO_ASK = 0.1
-"""What a client has for asking when it has just found the socket of a process that is to end."""
+"""Time for a client to send its request if it has just found the socket of a process that is stopping."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """What is served, where, and for how long."""
+    """Options of the process."""
 
     socket: str | None
     port: int | None
@@ -46,7 +46,7 @@ class Service:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, but for the signals: they are ours, for they end two servers and the line before both."""
+    """uvicorn's server without its signal handlers, because two servers and the queue share them."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -54,10 +54,10 @@ class _Server(uvicorn.Server):
 
 
 def run(service: Service) -> ExitStatus:
-    """Serve until idle for long enough (OK), or told to stop by a signal (INTERRUPTED, TERMINATED).
+    """Serve until the idle time is over (OK), or a signal arrives (INTERRUPTED, TERMINATED).
 
-    Prints on stdout where it listens, one address a line, as soon as the models are loaded. Raises what keeps them
-    from being loaded, and OutputError where it cannot listen.
+    Prints its addresses on stdout, one per line, when the models are loaded. Raises what loading raises, and
+    OutputError if it cannot listen.
     """
     entries = {name: registry.find(name) for name in service.models}
     to_load = []
@@ -81,18 +81,18 @@ def run(service: Service) -> ExitStatus:
 
 
 def _offered(named: Mapping[str, registry.ModelEntry]) -> Mapping[str, registry.ModelEntry]:
-    """The models named, then those of models.toml that are on this machine."""
+    """Return the given models, then those of models.toml that are on this machine."""
     models = {name: registry.entries()[name] for name in registry.names()}
     return {**named, **{name: entry for name, entry in models.items() if registry.is_present(entry)}}
 
 
 async def _serve(doors: Sequence[tuple[FastAPI, Listener]], line: Line, life: Coroutine[Any, Any, None]) -> ExitStatus:
-    """Keep the doors open while `life` goes on and no signal comes."""
+    """Serve until `life` ends or a signal arrives."""
     signals: list[ExitStatus] = []
     told = asyncio.Event()
 
     def stop(status: ExitStatus) -> None:
-        """Once: finish the picture in hand. Twice: not even that."""
+        """On the first signal finish the current picture, on the second one cancel it."""
         line.close()
         if signals:
             line.cancel()
@@ -114,7 +114,7 @@ async def _serve(doors: Sequence[tuple[FastAPI, Listener]], line: Line, life: Co
     await asyncio.sleep(_SECONDS_TO_ASK)
     await _shut(servers, open_doors, line)
     for task in done | set(open_doors):
-        task.result()  # raises what it ended with
+        task.result()  # raises its exception
     return signals[0] if signals else ExitStatus.OK
 
 
@@ -130,7 +130,7 @@ async def _live(
     out: BinaryIO,
     idle_exit: float | None,
 ) -> None:
-    """Load, say where to come, and wait until nobody has come for `idle_exit` seconds; for ever with None."""
+    """Load the models, print the addresses, and wait until there was no request for `idle_exit` seconds (None: never)."""
     for weights, recipe in to_load:
         job = line.join(partial(_load, maker, weights, recipe), under_way=True)
         async for _ in line.follow(job):
@@ -149,7 +149,7 @@ def _load(maker: LocalMaker, weights: Weights, recipe: Recipe, on_step: object) 
 
 
 async def _shut(servers: Sequence[_Server], open_doors: Sequence[asyncio.Task[None]], line: Line) -> None:
-    """Let nobody in, and wait until all have their answers; who does not take his does not hold us up."""
+    """Refuse new requests and wait until all responses are sent, with a time limit for slow clients."""
     for server in servers:
         server.should_exit = True
     left: set[asyncio.Task[None]] = set(open_doors)

@@ -1,7 +1,8 @@
-"""Add-ons: weights that stand beside a model's. To add a kind: a module like controlnet.py, and its row in KINDS.
+"""Add-ons: weights that are loaded together with a model. To add a kind, add a module like controlnet.py and a row in
+KINDS.
 
-Such a module says which options of a recipe ask for the kind, where an add-on lies, whether it fits a model, and how it
-is attached to a loaded one; digests, metadata, replay, dry runs, batches and the warm process take it from there.
+The module has the keys of a recipe that name an add-on, finds its files, checks whether it fits a model, and attaches
+it to a loaded model. Digests, metadata, replay, dry runs, batches and the warm process use the row.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is to know of a kind of add-on."""
+    """A kind of add-on."""
 
     title: str
-    """What people call it."""
+    """Its name in messages."""
     asked: Callable[[Mapping[str, Any]], Sequence[tuple[str, float | None]]]
-    """From flat keys of a recipe to the names that they ask for, each with its scale where the kind is merged."""
+    """From flat keys of a recipe to the names of add-ons, each with its scale if the kind is merged."""
     locate: Callable[[str], Source]
-    """Where an add-on of that name lies. Raises ModelNotFound, ModelError, InvalidRecipe."""
+    """Finds an add-on by its name. Raises ModelNotFound, ModelError, InvalidRecipe."""
     check_fit: Callable[[str, Source, LocatedModel], None]
-    """Raises InvalidRecipe, saying what the model takes, unless the add-on at that place fits it."""
+    """Raises InvalidRecipe, with what the model takes in the hint, unless the add-on fits it."""
     files: Callable[[Source], Sequence[Path]]
-    """The files of weights of an add-on. Raises ModelError where they are missing or unsafe."""
+    """The weight files of an add-on. Raises ModelError if they are missing or unsafe."""
     attach: Callable[[LatentDiffusionModel, Sequence[Addon]], LatentDiffusionModel]
-    """The loaded model with these add-ons of the kind. May import torch."""
+    """Attaches add-ons of the kind to a loaded model. Can import torch."""
     activations: float = 0.0
-    """What it keeps in memory while it runs, as a share of what the U-Net keeps."""
+    """Its activations in memory as a fraction of the U-Net's."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -53,19 +54,18 @@ KINDS: Mapping[str, Kind] = {
 }
 
 Find = Callable[[str, str], Source]
-"""From a kind and a name to where the add-on lies."""
+"""From a kind and a name to the location of the add-on."""
 
 
 def find_addon(kind: str, name: str) -> Source:
-    """Where the add-on of that kind and name lies. Raises what the kind's `locate` raises."""
+    """Find an add-on by kind and name. Raises what the kind's `locate` raises."""
     return KINDS[kind].locate(name)
 
 
 def locate(model: LocatedModel, options: Mapping[str, Any], find: Find | None = None) -> Weights:
-    """What is loaded for flat keys of a recipe: the model, and the add-ons that they ask for, all of which fit it.
+    """Return the weights for flat keys of a recipe: the model and its add-ons, after checking that they fit.
 
-    `find` takes the place of `find_addon`, for who asks for the same add-ons often. Raises what it and
-    the kinds' `check_fit` raise.
+    `find` replaces `find_addon`, for callers that cache. Raises what it and the kinds' `check_fit` raise.
     """
     find = find or find_addon
     addons = tuple(
@@ -77,7 +77,7 @@ def locate(model: LocatedModel, options: Mapping[str, Any], find: Find | None = 
 
 
 def attach(model: LatentDiffusionModel, addons: Sequence[Addon]) -> LatentDiffusionModel:
-    """The loaded `model` with its add-ons. Raises ModelError where they cannot be read."""
+    """Attach add-ons to a loaded model. Raises ModelError if they cannot be read."""
     for kind, row in KINDS.items():
         found = [each for each in addons if each.kind == kind]
         if found:

@@ -1,6 +1,6 @@
-"""ControlNets: where they are, what they are made for, whether they fit a model, and how they are attached to one.
+"""ControlNets: finding them, checking whether they fit a model, and attaching them.
 
-Reads JSON alone; only `attach` reads weights, and imports torch.
+Reads only JSON, except `attach`, which reads weights and imports torch.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 KIND = CONTROLNET
 CLASS_NAME = "ControlNetModel"
 _FAMILIES = {768: ("sd15", "SD 1.x"), 2048: ("sdxl", "SDXL")}
-"""What ControlNets are made for, and what people call it, by the features of a token that the U-Net takes."""
+"""Families of ControlNets and their names in messages, by the features per token of the U-Net."""
 
-# What must be alike in a ControlNet's config and a U-Net's, with diffusers' defaults, and how a user may know it.
-_ALIKE: Mapping[str, tuple[Any, str]] = {
-    "cross_attention_dim": (1280, "text of {} features a token"),
-    "block_out_channels": ((320, 640, 1280, 1280), "U-Nets of {} channels"),
-    "layers_per_block": (2, "U-Nets of {} layers a level"),
+# Keys that must be equal in the configs of a ControlNet and a U-Net, with diffusers' defaults and a description.
+_EQUAL: Mapping[str, tuple[Any, str]] = {
+    "cross_attention_dim": (1280, "text with {} features per token"),
+    "block_out_channels": ((320, 640, 1280, 1280), "U-Nets with {} channels"),
+    "layers_per_block": (2, "U-Nets with {} layers per level"),
     "addition_embed_type": (None, "added conditions of the kind {}"),
 }
 
 
 def asked(options: Mapping[str, Any]) -> list[tuple[str, None]]:
-    """The ControlNets that flat keys of a recipe ask for; they are not merged, and have no scale of their own."""
+    """Return the ControlNets in flat keys of a recipe; they are not merged and have no scale here."""
     return [(name, None) for name in layout_of(options).nets]
 
 
 def find(name: str) -> ModelEntry:
-    """The entry of a ControlNet: a name, a folder or a repository in the hub cache.
+    """Find the entry of a ControlNet: a name, a folder or a repository in the hub cache.
 
-    Raises ModelNotFound for what is not here, InvalidRecipe for what is no ControlNet, and ModelError for one of a
-    kind that sdcli does not run.
+    Raises ModelNotFound if it is missing, InvalidRecipe if it is not a ControlNet, and ModelError for an unsupported
+    kind.
     """
     named = names()
     try:
@@ -63,39 +63,37 @@ def find(name: str) -> ModelEntry:
         raise _no_controlnet(name, named)
     class_name = families.read_json(source.path / "config.json").get("_class_name")
     if class_name != CLASS_NAME:
-        raise ModelError(
-            f"{name} is a {class_name}, which sdcli does not run", f"use a {CLASS_NAME} for SD 1.x or SDXL"
-        )
+        raise ModelError(f"{name} is a {class_name}, which is not supported", f"use a {CLASS_NAME} for SD 1.x or SDXL")
     return entry
 
 
 def _no_controlnet(name: str, named: tuple[str, ...]) -> InvalidRecipe:
     hint = f"use one such as {', '.join(named)}, or a folder with a {CLASS_NAME} in diffusers' format"
-    return InvalidRecipe(f"{name} is no ControlNet", hint, "control")
+    return InvalidRecipe(f"{name} is not a ControlNet", hint, "control")
 
 
 def names() -> tuple[str, ...]:
-    """The names of ControlNets."""
+    """Return the names of ControlNets."""
     return tuple(name for name, each in registry.entries().items() if each.kind == CONTROLNET)
 
 
 def locate(name: str) -> Source:
-    """Where a ControlNet lies. Raises what `find` raises."""
+    """Locate a ControlNet. Raises what `find` raises."""
     return registry.locate(find(name))
 
 
 def classes(source: Source | None) -> tuple[Class, ...]:
-    """The classes of the maps that a ControlNet reads: its folder's, else ADE20K's, and those where it is not here.
+    """Return the classes of the maps that a ControlNet reads: those in its folder, or ADE20K's.
 
-    That is the palette which the segmentation ControlNets that are published were trained with.
+    Published ControlNets for segmentation are trained with ADE20K's palette.
     """
     return (() if source is None else palette.read(source.path)) or palette.shipped(palette.ADE20K)
 
 
 def for_maps(model: LocatedModel) -> str:
-    """The shipped ControlNet that reads maps for `model`, by name, where nobody says which.
+    """Return the name of the default ControlNet that reads maps for `model`.
 
-    Raises InvalidRecipe, saying what the model takes, where there is none.
+    Raises InvalidRecipe, with what the model takes in the hint, if there is none.
     """
     unet, facts = model.denoiser_config, model.facts
     family, _ = _family(unet)
@@ -105,22 +103,22 @@ def for_maps(model: LocatedModel) -> str:
     taking = registry.for_maps()
     hints = [f"use -m {taking}"] if located.find(taking).facts.classes else []
     if facts.takes_controlnets:
-        hints.append(f"name with --control a ControlNet that reads maps; {_taken(unet)}")
+        hints.append(f"use --control with a ControlNet that reads maps; {_taken(unet)}")
     raise InvalidRecipe(
-        f"this model takes a {'text' if facts.labels is None else 'class label'}, and no segmentation map",
+        f"this model takes a {'text' if facts.labels is None else 'class label'}, not a segmentation map",
         ", or ".join(hints) or "use another model",
         "segmentation_map",
     )
 
 
 def check_fit(name: str, source: Source, model: LocatedModel) -> None:
-    """Raise InvalidRecipe, saying what the model takes, unless the ControlNet at `source` fits it."""
+    """Raise InvalidRecipe, with what the model takes in the hint, unless the ControlNet at `source` fits it."""
     unet, facts = model.denoiser_config, model.facts
     config = families.read_json(source.path / "config.json")
     if not facts.takes_controlnets:
         hint = "omit --control, or use a model with a U-Net, such as sd15"
-        raise InvalidRecipe("this model takes no ControlNet", hint, "control")
-    for key, (default, words) in _ALIKE.items():
+        raise InvalidRecipe("this model does not support ControlNets", hint, "control")
+    for key, (default, words) in _EQUAL.items():
         theirs, ours = (_plain(each.get(key, default)) for each in (config, unet))
         if theirs != ours:
             said = f"it is made for {words.format(theirs)}, and the model's is {ours}"
@@ -129,25 +127,25 @@ def check_fit(name: str, source: Source, model: LocatedModel) -> None:
     theirs = config.get("in_channels", 4), config.get("conditioning_channels", 3), vae_scale_factor
     ours = facts.latent_space.channels, 3, facts.latent_space.vae_scale_factor
     if theirs != ours:
-        said = "it takes latents of {} channels and pictures of {} channels, {} pixels a latent".format(*theirs)
-        hint = "this model has latents of {} channels, and pictures {} channels, {} pixels a latent".format(*ours)
+        said = "it takes latents with {} channels and images with {} channels, {} pixels per latent".format(*theirs)
+        hint = "this model has latents with {} channels and images with {} channels, {} pixels per latent".format(*ours)
         raise InvalidRecipe(f"the ControlNet {name} does not fit this model: {said}", hint, "control")
 
 
 def takes(source: Source) -> dict[str, Any]:
-    """What must be alike in the U-Net of a model beside the ControlNet at `source`, by the keys of their configs."""
+    """Return the values of a U-Net's config that the ControlNet at `source` requires."""
     config = families.read_json(source.path / "config.json")
-    return {key: _plain(config.get(key, default)) for key, (default, _) in _ALIKE.items()}
+    return {key: _plain(config.get(key, default)) for key, (default, _) in _EQUAL.items()}
 
 
 def _taken(unet: Mapping[str, Any]) -> str:
-    """What the model takes: ControlNets by name, where some are made for its family, else by their config."""
+    """Describe the ControlNets that fit a model: by name, or by their config."""
     family, called = _family(unet)
     named = registry.entries().items()
     known = [name for name, each in named if family and each.kind == CONTROLNET and each.family == family]
     if known:
         return f"this model takes ControlNets made for {called}, such as {', '.join(known)}"
-    config = ", ".join(f"{key} {_plain(unet.get(key, default))}" for key, (default, _) in _ALIKE.items())
+    config = ", ".join(f"{key} {_plain(unet.get(key, default))}" for key, (default, _) in _EQUAL.items())
     return f"this model takes ControlNets with {config}"
 
 
@@ -160,12 +158,12 @@ def _plain(value: Any) -> Any:
 
 
 def files(source: Source) -> list[Path]:
-    """The files of weights in the folder of a ControlNet. Raises ModelError where they are missing or unsafe."""
+    """Return the weight files of a ControlNet. Raises ModelError if they are missing or unsafe."""
     return families.component_files(source.path, source.variant)
 
 
 def attach(model: LatentDiffusionModel, addons: Sequence[Addon]) -> LatentDiffusionModel:
-    """`model` with these ControlNets beside it, on its device and in its dtype, by the names that a recipe uses."""
+    """Attach ControlNets to `model`, on its device and in its dtype, by their names in the recipe."""
     from sdcli.diffusion.model import ControlNet
     from sdcli.models.loading import controlnet as loading
 
