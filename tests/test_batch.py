@@ -144,7 +144,7 @@ def test_job_three_of_five_broken(batch, tmp_path):
     assert done.stderr.splitlines() == [
         f"error: {broken['error']}",
         "error: 1 of 5 jobs failed",
-        "hint: their lines say why; run the same command again, and only they are tried",
+        "hint: see the error of each; the same command tries only these jobs again",
     ]
 
 
@@ -247,8 +247,8 @@ def test_strict_makes_what_deserves_a_word_a_failure(batch, tmp_path, monkeypatc
     assert "negative_prompt has no effect" in failed["error"]
     lax = batch(jobs)
     assert (lax.status, [line["status"] for line in lines_of(lax)]) == (0, ["cached", "done"])
-    assert lines_of(lax)[1]["warnings"] == ["negative_prompt has no effect: guidance is off"]
-    assert lax.stderr == "warning: line 2: negative_prompt has no effect: guidance is off\n"
+    assert lines_of(lax)[1]["warnings"] == ["negative_prompt has no effect: guidance is disabled"]
+    assert lax.stderr == "warning: line 2: negative_prompt has no effect: guidance is disabled\n"
 
 
 def test_a_flat_picture_is_a_failure_where_strict_whether_it_is_there_or_not(batch, tmp_path, monkeypatch):
@@ -326,7 +326,7 @@ def test_outputs_are_named_and_kept(batch, tmp_path):
     done = batch(jobs)
     assert done.status == 7
     assert [line["path"] for line in lines_of(done)] == ["out/sub/a.png", None]
-    assert "out/b-1.png exists already" in lines_of(done)[1]["error"]
+    assert "out/b-1.png already exists" in lines_of(done)[1]["error"]
     forced = batch(jobs, "--force")
     assert [(line["path"], line["status"]) for line in lines_of(forced)] == [
         ("out/sub/a.png", "cached"), ("out/b-1.png", "done")

@@ -209,13 +209,13 @@ def test_refusals_have_two_lines_and_their_status(run: Run, here: Path, sd15: Pa
     (here / "union").mkdir()
     (here / "union" / "config.json").write_text('{"_class_name": "ControlNetUnionModel"}')
     for status, said, control in (
-        (2, "large does not fit this model: it is made for text of 80 features a token", "large=a.png"),
+        (2, "large does not fit this model: it is made for text with 80 features per token", "large=a.png"),
         (2, "has no image", "edges"),
-        (2, "is no ControlNet", f"{sd15}=a.png"),
-        (2, "sd15 is no ControlNet", "sd15=a.png"),
+        (2, "is not a ControlNet", f"{sd15}=a.png"),
+        (2, "sd15 is not a ControlNet", "sd15=a.png"),
         (3, "no ControlNet 'cany-sd15'", "cany-sd15=a.png"),
         (3, "'canny-sd15' is not on this machine", "canny-sd15=a.png"),
-        (3, "ControlNetUnionModel, which sdcli does not run", "union=a.png"),
+        (3, "ControlNetUnionModel, which is not supported", "union=a.png"),
         (4, "cannot read none.png", "edges=none.png"),
         (4, "empty.png is empty", "edges=empty.png"),
     ):
@@ -227,7 +227,7 @@ def test_refusals_have_two_lines_and_their_status(run: Run, here: Path, sd15: Pa
         assert hint.startswith("hint: ")
     for model in (str(here / "edges"), "canny-sd15"):
         done = run("generate", "x", "-m", model)
-        assert (done.status, "is a ControlNet, and no model" in done.stderr) == (2, True)
+        assert (done.status, "is a ControlNet, not a model" in done.stderr) == (2, True)
 
 
 def test_refusals_load_no_torch(here: Path, sd15: Path):
@@ -242,7 +242,7 @@ def test_what_a_model_takes_is_named(nets: Path, sd15: Path, monkeypatch):
     model, edges = located.locate(ModelEntry("m", folder=str(sd15))), str(nets / "edges")
     with pytest.raises(InvalidRecipe) as refused:
         controlnet.check_fit(edges, Source(nets / "edges"), with_config(model, SD15))
-    assert "made for text of 32 features a token, and the model's is 768" in refused.value.message
+    assert "made for text with 32 features per token, and the model's is 768" in refused.value.message
     assert "SD 1.x, such as canny-sd15, depth-sd15, openpose-sd15, seg-sd15" in refused.value.hint
     controlnet.check_fit(edges, Source(nets / "edges"), model)
     for key, value in (("block_out_channels", [32, 64, 64]), ("layers_per_block", 1), ("addition_embed_type", "text")):
@@ -260,9 +260,9 @@ def test_latents_and_pictures_must_be_alike(tmp_path: Path, sd15: Path):
         ("coarse", {"conditioning_embedding_out_channels": (8, 8, 16)}),
     ):
         tiny.make_controlnet("sd15", tmp_path / name, **settings)
-        with pytest.raises(InvalidRecipe, match="it takes latents of") as refused:
+        with pytest.raises(InvalidRecipe, match="it takes latents with") as refused:
             controlnet.check_fit(name, Source(tmp_path / name), model)
-        assert "latents of 4 channels, and pictures 3 channels, 8 pixels a latent" in refused.value.hint
+        assert "latents with 4 channels and images with 3 channels, 8 pixels per latent" in refused.value.hint
 
 
 def test_a_name_of_the_user_s_own(run: Run, here: Path, sd15: Path):
@@ -309,7 +309,7 @@ def test_a_recipe_is_shown_as_its_command():
 
 def test_a_changed_picture_is_refused(here: Path, sd15: Path):
     said = {"prompt": "x", "model": "m", "control": f"{here}/edges={here}/a.png", "control_sha256": ["0" * 64]}
-    with pytest.raises(InputError, match="another file"):
+    with pytest.raises(InputError, match="has changed since"):
         tiny.recipe_for(ModelEntry("m", folder=str(sd15)), said)
 
 

@@ -45,13 +45,13 @@ def test_a_plan_on_the_shell(capfd, sd15):
     assert plan["recipe"]["prompt"] == "a fox"
     assert plan["model"]["digest"] == Source(sd15).sha256
     assert plan["seconds"] is None
-    assert plan["warnings"] == ["negative_prompt has no effect: guidance is off"]
-    assert err == "warning: negative_prompt has no effect: guidance is off\n"
+    assert plan["warnings"] == ["negative_prompt has no effect: guidance is disabled"]
+    assert err == "warning: negative_prompt has no effect: guidance is disabled\n"
     assert list(Path().iterdir()) == []
     assert cli.run(words) == 0
     said = dict(line.split(":", 1) for line in capfd.readouterr().out.splitlines())
     assert said["paths"].strip() == "out/a-fox-7.png, out/a-fox-8.png"
-    assert said["seconds"].strip() == "unknown: none like it was made here"
+    assert said["seconds"].strip() == "unknown: no similar picture was measured"
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

@@ -51,7 +51,7 @@ def test_inpaint_returns_what_is_not_masked_to_the_bit(run: Run, sd15: Path, pho
     done = run("inpaint", "photo.png", "a fox", "--mask", "mask.png", "-m", sd15, "-o", "out.png", *FAST)
     assert done.status == 0, done.stderr
     assert done.lines == ["out.png"]
-    assert "note: worked on at 72×64, and put back at 201×143" in done.stderr
+    assert "note: working size 72×64, result 201×143" in done.stderr
     after = pixels_in(tmp_path / "out.png")
     mask = np.zeros(photo.shape[:2], dtype=bool)
     mask[40 - 20 : 90 + 20, 50 - 20 : 120 + 20] = True  # five deviations of the blur
@@ -196,5 +196,5 @@ def test_u_nets_take_what_they_take(tmp_path: Path, photo):
 
 def test_a_changed_image_is_not_taken_for_the_recipe_s(photo, sd15: Path, tmp_path: Path):
     said = {"prompt": "x", "model": "m", "image": str(tmp_path / "photo.png"), "image_sha256": "0" * 64}
-    with pytest.raises(InputError, match="another file"):
+    with pytest.raises(InputError, match="has changed since"):
         tiny.recipe_for(ModelEntry("m", folder=str(sd15)), said)

@@ -220,7 +220,7 @@ def test_a_model_of_nan_is_an_invalid_picture(run, sd15, tmp_path):
         (["a", "fox"], 2, "unexpected extra argument", 'quote a prompt of several words, as in "arctic fox"; see'),
         (["fox", "-m", "./none.safetensors"], 3, "there is no file or folder ./none.safetensors", "check the path"),
         (["fox", "--strength", "0.5"], 2, "strength has no effect without an image", "init_latents"),
-        (["", "--strict"], 2, "the prompt is empty", "say what to draw"),
+        (["", "--strict"], 2, "the prompt is empty", "PROMPT"),
     ],
 )
 def test_slips_of_the_hand_are_told_with_the_way_out(run, words, status, error, hint):

@@ -47,9 +47,9 @@ def check_refusal(run: Run, place: Path, arguments: list[str | Path], status: in
 
 
 BAD = {
-    "cut.jpg": "cut.jpg is cut short or damaged",
+    "cut.jpg": "cut.jpg is truncated or damaged",
     "empty.png": "empty.png is empty",
-    "bomb.png": "bomb.png is too large a picture to open",
+    "bomb.png": "bomb.png has too many pixels",
 }
 
 

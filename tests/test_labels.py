@@ -114,17 +114,17 @@ def test_what_a_transformer_takes_is_said(run: Run, dit: Path, ldm: Path, tmp_pa
     tiny.make_controlnet("sd15", tmp_path / "net")
     for said, hint, arguments in (
         (
-            "this model takes no ControlNet",
+            "this model does not support ControlNets",
             "such as sd15",
             ["generate", "--label", "fox", "--control", "net=x.png"],
         ),
-        ("takes a class label, and no segmentation map", "use -m kit-semantic", ["synthesize", "x.png"]),
+        ("takes a class label, not a segmentation map", "use -m kit-semantic", ["synthesize", "x.png"]),
     ):
         done = run(*arguments, "-m", dit)
         assert (done.status, done.stdout) == (2, b"")
         assert said in done.stderr.splitlines()[0]
         assert done.stderr.splitlines()[1].endswith(hint)
-    assert "takes a class label, and no segmentation map" in run("synthesize", "x.png", "-m", ldm).stderr
+    assert "takes a class label, not a segmentation map" in run("synthesize", "x.png", "-m", ldm).stderr
 
 
 NAMES = st.text(st.characters(categories=["L", "Nd", "Zs", "Pd"]), max_size=8).map(str.strip).filter(bool)
@@ -247,19 +247,19 @@ def test_a_transformer_redraws_a_picture_at_a_square_size(run: Run, dit: Path, t
     Image.effect_noise((90, 70), 80).convert("RGB").save(tmp_path / "photo.png")
     done = run("img2img", "photo.png", "--label", "279", "-m", dit, "-o", "a.png", "--strength", "1", *FAST)
     assert done.status == 0, done.stderr
-    assert "worked on at 64×64, and put back at 90×70" in done.stderr
+    assert "working size 64×64, result 90×70" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate"], "neither PROMPT nor --label says what to draw"),
+        (["generate"], "PROMPT or --label is missing"),
         (["generate", "--label", "279"], "this model takes a text, not a label"),
         (["generate", "a fox", "-m", "DIT"], "this model takes a class label, not a text"),
         (["generate", "a fox", "--label", "279", "-m", "DIT"], "there is a prompt and a label"),
         (["generate", "--label", "fox", "-m", "DIT"], "this model has no class 'fox'"),
         (["generate", "--label", "crane", "-m", "DIT"], "2 classes have the name 'crane'"),
-        (["models", "labels", "kit"], "kit takes a text, and has no classes"),
+        (["models", "labels", "kit"], "kit takes a text, not a class label"),
     ],
 )
 def test_refusals_are_two_lines_and_load_nothing_heavy(run: Run, dit: Path, tmp_path: Path, arguments, message):

@@ -73,11 +73,11 @@ def test_latents_are_diffusers_own_mean_scaled(tiny_model):
 @pytest.mark.parametrize(
     ("tensors", "said", "words"),
     [
-        ({"z": torch.zeros(1, 4, 8, 8)}, {}, "holds no tensor 'latents', only z"),
+        ({"z": torch.zeros(1, 4, 8, 8)}, {}, "has no tensor 'latents', only z"),
         (
             {"latents": torch.zeros(1, 3, 8, 8)},
             {},
-            r"shape \[1, 3, 8, 8\], and this model's are floats of \[1, 4, h, w\]",
+            r"shape \[1, 3, 8, 8\], and this model needs floats of \[1, 4, h, w\]",
         ),
         ({"latents": torch.zeros(4, 8, 8)}, {}, r"shape \[4, 8, 8\]"),
         ({"latents": torch.zeros(2, 4, 8, 8)}, {}, r"shape \[2, 4, 8, 8\]"),

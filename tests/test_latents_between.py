@@ -89,7 +89,7 @@ def test_saved_latents_decode_to_the_picture_and_start_another(run, tmp_path):
     latents_file(tmp_path / "z.safetensors", (1, 4, 8, 8))
     refused = run("replay", "y.png", "--verify")
     assert refused.status == 4
-    assert f"another file than the recipe was made with\nhint: give the one whose sha256 is {sha256}" in refused.stderr
+    assert f"has changed since the recipe was made\nhint: give the file with the sha256 {sha256}" in refused.stderr
 
 
 def test_several_pictures_latents_need_several_names(run, tmp_path):
@@ -117,7 +117,7 @@ def test_several_pictures_latents_need_several_names(run, tmp_path):
         (["--strength", "0.5"], 2, "strength has no effect without"),
         (["--init-latents", "none.safetensors"], 4, "cannot read none.safetensors"),
         (["--init-latents", "there.safetensors", "--strength", "0.01"], 2, "runs none of the"),
-        (["--init-latents", "there.safetensors", "-W", "128"], 2, "a picture's of 64×64"),
+        (["--init-latents", "there.safetensors", "-W", "128"], 2, "those of a picture of 64×64"),
     ],
 )
 def test_what_cannot_be_is_refused_beforehand(run, tmp_path, options, status, words):
@@ -193,5 +193,5 @@ def test_a_recipe_of_latents_comes_back_from_its_keys():
 
 def test_a_changed_file_is_refused(tmp_path):
     path = latents_file(tmp_path / "z.safetensors")
-    with pytest.raises(InputError, match="another file"):
+    with pytest.raises(InputError, match="has changed since"):
         latent_files.read(str(path), 4, 0.18215, recorded="0" * 64)

@@ -145,7 +145,7 @@ def test_transparent_pixels_are_of_no_class(tmp_path: Path):
         read(str(tmp_path / "map.png"), snap=True)
 
 
-@pytest.mark.parametrize(("data", "said"), [(b"", "empty"), (b"no picture", "no picture"), (None, "cannot read")])
+@pytest.mark.parametrize(("data", "said"), [(b"", "empty"), (b"no picture", "not a picture"), (None, "cannot read")])
 def test_a_file_that_is_no_picture(data, said, tmp_path: Path):
     if data is not None:
         (tmp_path / "map.png").write_bytes(data)
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_picture(data, said, tmp_path: Path):
 
 def test_a_changed_file_is_refused(tmp_path: Path):
     colour_picture(random_indices()).save(tmp_path / "map.png")
-    with pytest.raises(InputError, match="another file"):
+    with pytest.raises(InputError, match="has changed since"):
         read(str(tmp_path / "map.png"), recorded="0" * 64)
 
 
@@ -184,7 +184,7 @@ def test_what_is_said_of_a_map_that_is_used_otherwise_than_it_is(tmp_path: Path)
     layout = Layout(segmentation_map=str(file), snap=True)
     found = Inputs(maps={CLASSES: read(str(file), snap=True)})
     assert list(layouts.notes(layout, found, (80, 40))) == [
-        f"{file}: 1 of 960 pixels were taken for the nearest class",
+        f"{file}: 1 of 960 pixels were replaced by the nearest class",
         f"{file} is 40×24, and used at 80×40, without 8 pixels of its height",
     ]
     assert len(list(layouts.notes(layout, found, (40, 24)))) == 1

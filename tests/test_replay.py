@@ -68,7 +68,7 @@ def test_one_changed_pixel_is_found(capfd, fox):
     assert error.startswith(
         "error: rewritten.png differs from its replay in 1 of 4,096 pixels, by 8 of 255 at most, PSNR"
     )
-    assert hint.startswith("hint: the file was changed after it was made")
+    assert hint.startswith("hint: the file was changed later")
 
 
 def test_of_several_each_is_told(capfd, fox, made):
@@ -120,7 +120,7 @@ def test_a_device_that_is_not_here_is_said(capfd, fox):
     assert (status, out, err) == (
         0,
         "rewritten.png\n",
-        "warning: there is no mps device here; the picture is made on cpu\n",
+        "warning: there is no mps device on this machine; the picture is made on cpu\n",
     )
     status, out, err = ran(capfd, "--verify", "--strict", picture)
     assert (status, out) == (2, "")
@@ -145,7 +145,7 @@ def test_weights_that_are_not_the_picture_s_are_said_and_strict_refuses_them(cap
     assert err.startswith("warning: the model is not what the picture was made with: sha256 ")
     status, out, err = ran(capfd, fox, "-m", other, "--strict")
     assert (status, out) == (2, "")
-    assert "hint: say with -m which model it was made with" in err
+    assert "hint: select the original model with -m" in err
 
 
 def test_pictures_go_where_the_user_has_set_and_verify_writes_none(capfd, fox, monkeypatch, tmp_path):

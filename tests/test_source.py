@@ -143,7 +143,7 @@ def test_a_part_that_is_not_there(sd15, tmp_path, what):
     for read in (load, lambda each: each.sha256, registry.read_facts, lambda each: dry_run.find_parts(Weights(each))):
         with pytest.raises(ModelNotFound) as caught:
             read(source)
-        assert f"vae of {sd15.name} is to come from {missing}, which {what}" in caught.value.message
+        assert f"vae of {sd15.name} should be loaded from {missing}, which {what}" in caught.value.message
 
 
 def test_a_user_s_file_composes(home, sd15, other, inpaint, run, tmp_path):

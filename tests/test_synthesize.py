@@ -140,7 +140,7 @@ def test_a_map_becomes_a_picture_that_says_how_and_can_be_made_again(run: Run, f
     assert "-W 88 -H 64" in shown
     write_map(tmp_path / "map.png", random_map((90, 64))[::-1])
     again = run("replay", "--verify", "out.png")
-    assert (again.status, "another file" in again.stderr) == (4, True)
+    assert (again.status, "has changed since" in again.stderr) == (4, True)
 
 
 def test_a_prompt_is_not_needed_and_a_plan_names_the_map(run: Run, folder: Path, tmp_path: Path):
@@ -193,7 +193,7 @@ def test_refusals_have_two_lines_and_their_status(run: Run, folder: Path, sd15: 
         (2, "MAP is missing", ["synthesize"]),
         (4, "#ff0000, in 4,096 pixels, the first at 0, 0", ["synthesize", "red.png", "-m", folder]),
         (4, "cannot read none.png", ["synthesize", "none.png", "-m", folder]),
-        (2, "no segmentation map", ["synthesize", "map.png", "-m", sd15]),
+        (2, "not a segmentation map", ["synthesize", "map.png", "-m", sd15]),
         (2, "takes a segmentation map of 3 classes", ["generate", "x", "-m", folder]),
         (2, "takes a segmentation map of 3 classes", ["img2img", "map.png", "x", "-m", folder]),
     ):
@@ -230,9 +230,9 @@ def test_an_sd15_gets_the_controlnet_that_reads_maps(sd15: Path):
     model = located.locate(ModelEntry("m", folder=str(sd15)))
     config = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
     assert for_maps(with_config(model, config)) == "seg-sd15"
-    with pytest.raises(InvalidRecipe, match="takes a text, and no segmentation map") as refused:
+    with pytest.raises(InvalidRecipe, match="takes a text, not a segmentation map") as refused:
         for_maps(with_config(model, {**config, "cross_attention_dim": 1024}))
-    assert "use -m kit-semantic, or name with --control a ControlNet" in refused.value.hint
+    assert "use -m kit-semantic, or use --control with a ControlNet" in refused.value.hint
     assert "cross_attention_dim 1024" in refused.value.hint
 
 

@@ -339,7 +339,7 @@ def _on_hub(entry: ModelEntry, command: str) -> ModelEntry:
 
 def _nothing_to_remove(entry: ModelEntry) -> UsageError | ModelNotFound:
     if entry.repo is None and entry.origin == registry.SHIPPED:
-        return UsageError(f"{entry.name} is shipped with sdcli and cannot be removed", "see sdcli models list")
+        return UsageError(f"{entry.name} comes with sdcli and cannot be removed", "see sdcli models list")
     if entry.origin == str(config.config_path()):
         return UsageError(f"{entry.name} is defined in {entry.origin}", "remove it there")
     if entry.repo is None:

@@ -130,7 +130,7 @@ async def _live(
     out: BinaryIO,
     idle_exit: float | None,
 ) -> None:
-    """Load the models, print the addresses, and wait until there was no request for `idle_exit` seconds (None: never)."""
+    """Load the models, print the addresses, and wait until `idle_exit` seconds pass without a request."""
     for weights, recipe in to_load:
         job = line.join(partial(_load, maker, weights, recipe), under_way=True)
         async for _ in line.follow(job):

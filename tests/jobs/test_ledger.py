@@ -219,7 +219,7 @@ def test_a_named_picture_that_is_there_is_kept_unless_forced(tmp_path, force):
         if force:
             assert making._write(run, job, picture(b"new"), b"new") == "fox.png"
         else:
-            with pytest.raises(OutputExists, match="exists already"):
+            with pytest.raises(OutputExists, match="already exists"):
                 making._write(run, job, picture(b"new"), b"new")
     assert (tmp_path / "fox.png").read_bytes() == (b"new" if force else b"mine")
 

@@ -86,8 +86,8 @@ def test_models_are_listed(client, sd15):
         ({"size": "65x64"}, "width", "nearest valid sizes are 64 and 72"),
         ({"size": "large"}, "size", "512x512"),
         ({"n": 11}, "n", "less than or equal to 10"),
-        ({"quality": "hd"}, "quality", "does not do"),
-        ({"background": "transparent"}, "background", "does not do"),
+        ({"quality": "hd"}, "quality", "not supported"),
+        ({"background": "transparent"}, "background", "not supported"),
         ({"style": "vivid"}, "style", "unknown parameter"),
         ({"response_format": "url"}, "response_format", "b64_json"),
         ({"output_format": "webp"}, "output_format", "png"),
@@ -159,7 +159,7 @@ def test_without_a_mask_the_image_s_own_transparency_is_repainted_or_all_of_it(c
 @pytest.mark.parametrize(
     ("files", "options", "said"),
     [
-        ({"image": b"no picture"}, {}, "no picture"),
+        ({"image": b"no picture"}, {}, "not a picture"),
         ({"image": png_of(striped()[0]), "mask": png_of(striped()[0])}, {}, "no transparent part"),
         ({"image": png_of(striped()[0]), "mask": png_of(striped()[1].resize((8, 8)))}, {}, "72×80"),
         ({"image": png_of(striped()[0])}, {"size": "512x512"}, "use 72x80"),
