@@ -117,10 +117,12 @@ def batch(
 
 def _say_forecast(order: making.Batch, *, json: bool) -> None:
     """Print what a batch would do. Raises JobsFailed if some jobs cannot be made."""
-    said = forecast.forecast(order)
-    print(streams.to_json(said) if json else "\n".join(forecast.lines(said)))
-    if said["failed"]:
-        raise JobsFailed(f"{said['failed']} of {len(said['jobs'])} jobs would fail", "see the error of each failed job")
+    recorded = forecast.forecast(order)
+    print(streams.to_json(recorded) if json else "\n".join(forecast.lines(recorded)))
+    if recorded["failed"]:
+        raise JobsFailed(
+            f"{recorded['failed']} of {len(recorded['jobs'])} jobs would fail", "see the error of each failed job"
+        )
 
 
 def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]]]:
@@ -133,8 +135,8 @@ def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]
 
 def _directory(given: str | None) -> str:
     """The directory for the pictures: `given`, or the one in the user's settings."""
-    said = config.general("output", given, ".")
-    output, named = str(said.value), "-o" if given is not None else f"{said.place}: output"
+    recorded = config.general("output", given, ".")
+    output, named = str(recorded.value), "-o" if given is not None else f"{recorded.place}: output"
     if not output or "\0" in output or (Path(output).exists() and not Path(output).is_dir()):
         raise UsageError(
             f"{named} {output!r} is not a directory",

@@ -39,11 +39,11 @@ def info(
     unknown = [each.message for each in replay.unknown_keys(found)]
     for warning in unknown:
         streams.warn(warning)
-    said = {**_as_dict(image, found), "command": _command(image, found), "warnings": unknown}
+    recorded = {**_as_dict(image, found), "command": _command(image, found), "warnings": unknown}
     if json:
-        typer.echo(json_format.dumps(said, allow_nan=False))
+        typer.echo(json_format.dumps(recorded, allow_nan=False))
     else:
-        typer.echo("\n".join(_lines(image, found, said["command"])))
+        typer.echo("\n".join(_lines(image, found, recorded["command"])))
 
 
 def _command(path: str, found: PictureInfo) -> str | None:

@@ -140,8 +140,8 @@ def _show_groups(groups: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     """What a model knows, a paragraph a group: phrases, and their synonyms in brackets."""
     width = max(20, shutil.get_terminal_size().columns - 2)
     for name, phrases in groups.items():
-        said = (f"{phrase} ({', '.join(others)})" if others else phrase for phrase, others in phrases.items())
-        lines = textwrap.wrap(", ".join(said), width=width, break_on_hyphens=False)
+        content = (f"{phrase} ({', '.join(others)})" if others else phrase for phrase, others in phrases.items())
+        lines = textwrap.wrap(", ".join(content), width=width, break_on_hyphens=False)
         typer.echo("\n".join(["", name, *(f"  {line}" for line in lines)]))
 
 

@@ -105,8 +105,8 @@ def synthesize(
 
 def _classes(model: str, control: Sequence[str]) -> Sequence[Class]:
     """The classes of the map that a picture would follow: the model's, or those of the ControlNet that reads it."""
-    said = [Control.parse(each) for each in control]
-    name = next((each.name for each in said if each.image is None), None)
+    recorded = [Control.parse(each) for each in control]
+    name = next((each.name for each in recorded if each.image is None), None)
     if name is None:
         found = located.find(model)
         if found.facts.classes:

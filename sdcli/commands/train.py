@@ -211,7 +211,7 @@ def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) 
 
     sdcli train autoencoder --out runs/autoencoder --slice 10
     """
-    _carry_out("autoencoder", run, execution, settings, {"size": size})
+    _run_stage("autoencoder", run, execution, settings, {"size": size})
 
 
 @train.command("text-encoder")
@@ -225,7 +225,7 @@ def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: 
 
         sdcli train text-encoder --from runs/text/model --world kit-rows --out runs/reading
     """
-    _carry_out("text-encoder", Run(out, world=world), execution, settings, {"base": base})
+    _run_stage("text-encoder", Run(out, world=world), execution, settings, {"base": base})
 
 
 @train.command("text-to-image")
@@ -242,7 +242,7 @@ def text_to_image(
         sdcli train text-to-image --vae runs/autoencoder/model --out runs/text
         sdcli train text-to-image --from my-model --data my-pictures --lr 1e-4 --out runs/mine
     """
-    _carry_out("text-to-image", run, execution, settings, {"vae": vae, "base": base, "text": text})
+    _run_stage("text-to-image", run, execution, settings, {"vae": vae, "base": base, "text": text})
 
 
 @train.command("inpaint")
@@ -255,7 +255,7 @@ def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, ex
 
         sdcli train inpaint --from runs/text/model --out runs/inpaint
     """
-    _carry_out("inpaint", run, execution, settings, {"base": base, "text": text})
+    _run_stage("inpaint", run, execution, settings, {"base": base, "text": text})
 
 
 @train.command("semantic")
@@ -269,7 +269,7 @@ def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, e
 
         sdcli train semantic --from runs/text/model --out runs/semantic
     """
-    _carry_out("semantic", run, execution, settings, {"base": base, "text": text})
+    _run_stage("semantic", run, execution, settings, {"base": base, "text": text})
 
 
 @dataclass(frozen=True)
@@ -357,11 +357,11 @@ def kit(
     raise typer.Exit(session.train_kit(run, session.How(**how)))
 
 
-def _carry_out(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:
+def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:
     how = _how(execution)
     begin = {key: _folder_of(value) if key == "base" else value for key, value in begin.items()}
-    said = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
-    order = ordering.plan(stage, run.out, said, options.given(settings))
+    recorded = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
+    order = ordering.plan(stage, run.out, recorded, options.given(settings))
     prepare_libraries()
     from sdcli.training import session
 

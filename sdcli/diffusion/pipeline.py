@@ -80,9 +80,9 @@ def run(
         flat = flatness[index]
         warnings = (RETRIED,) if index in broken else ()
         batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
-        said = (*warnings, *filter(None, [flat]))
+        recorded = (*warnings, *filter(None, [flat]))
         z = on_cpu[index : index + 1]
-        results.append(Result(picture, recipe, seconds, z, scaling, said, flat, batch))
+        results.append(Result(picture, recipe, seconds, z, scaling, recorded, flat, batch))
     return results
 
 
@@ -93,7 +93,8 @@ def sample(
     *,
     inputs: Inputs = NO_INPUTS,
 ) -> Tensor:
-    """Sample f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their seeds.
+    """Sample Sample f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their
+    seeds.
 
     Uses the passes of the first recipe. `on_step` counts the steps of all passes together.
     """

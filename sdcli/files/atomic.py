@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, synced, then renamed. Raises OSError alone."""
+"""Writes files completely or not at all: to a temporary file next to the final one, synced, then renamed."""
 
 from __future__ import annotations
 

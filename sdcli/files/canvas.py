@@ -86,13 +86,13 @@ def complete(given: InitialImage, asked: Mapping[str, Any], native: tuple[int, i
     """
     left, top, right, bottom = box(given, asked.get("padding"))
     own = right - left, bottom - top
-    said = {
+    recorded = {
         **good_size(own, asked, native, multiple, exact=asked.get("padding") is not None),
         "strength": STRENGTH if given.mask is None else 1.0,
         "image_sha256": given.image_sha256,
         "mask_sha256": given.mask_sha256,
     }
-    return {**said, **{key: value for key, value in asked.items() if value is not None}}
+    return {**recorded, **{key: value for key, value in asked.items() if value is not None}}
 
 
 def box(given: InitialImage, padding: int | None) -> Box:

@@ -62,8 +62,8 @@ def read(
         raise InputError(f"{file} is not a safetensors file, or is truncated: {error}", _HINT) from error
     if KEY not in tensors:
         raise InputError(f"{file} has no tensor {KEY!r}, only {', '.join(sorted(tensors)[:3]) or 'nothing'}", _HINT)
-    said = _metadata(data)
-    other = f"select the model that made them with -m{' ' + said['model'] if said.get('model') else ''}"
+    entries = _metadata(data)
+    other = f"select the model that made them with -m{' ' + entries['model'] if entries.get('model') else ''}"
     dtype, shape = tensors[KEY]["dtype"], list(tensors[KEY]["shape"])
     if len(shape) != 4 or shape[:2] != [1, channels] or 0 in shape or dtype not in _FLOATS:
         raise InputError(
@@ -73,9 +73,10 @@ def read(
     numbers = _numbers(tensors[KEY])
     if not np.isfinite(numbers).all():
         raise InputError(f"{file} has latents that are not numbers (NaN or infinity)", _HINT)
-    if said.get("scaling_factor", str(scaling_factor)) != str(scaling_factor):
+    if entries.get("scaling_factor", str(scaling_factor)) != str(scaling_factor):
         raise InputError(
-            f"{file} has latents scaled by {said['scaling_factor']}, and this model scales by {scaling_factor}", other
+            f"{file} has latents scaled by {entries['scaling_factor']}, and this model scales by {scaling_factor}",
+            other,
         )
     return LatentFile(numbers, sha256)
 
@@ -91,18 +92,18 @@ def _numbers(tensor: Mapping[str, Any]) -> NDArray[np.float32]:
 def _metadata(data: bytes) -> Mapping[str, str]:
     """Return the metadata of a valid safetensors file."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    said: Mapping[str, str] = header.get("__metadata__") or {}
-    return said
+    entries: Mapping[str, str] = header.get("__metadata__") or {}
+    return entries
 
 
 def file_of(latents: Tensor, digest: str, *, model: str, scaling_factor: float, recipe: Recipe | None = None) -> bytes:
     """Return the file of `latents` (1, C, h, w), with its model's name and digest and, if there is one, its recipe."""
     from safetensors.torch import save
 
-    said = {"model": model, "model_digest": digest, "scaling_factor": str(scaling_factor)}
+    entries = {"model": model, "model_digest": digest, "scaling_factor": str(scaling_factor)}
     if recipe is not None:
-        said["recipe"] = json.dumps(recipe.to_dict(), allow_nan=False)
-    return _in_order(save({KEY: latents.contiguous()}, said))
+        entries["recipe"] = json.dumps(recipe.to_dict(), allow_nan=False)
+    return _in_order(save({KEY: latents.contiguous()}, entries))
 
 
 def _in_order(data: bytes) -> bytes:

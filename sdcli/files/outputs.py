@@ -326,7 +326,7 @@ def _first_free(temporary: Path, path: str, suffix: str) -> str:
 
 
 def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
-    """What `_first_free` will find, if nobody else writes in between."""
+    """Return the name that `_first_free` will use, unless another process writes it first."""
     return next(name for name in numbered(path, suffix) if name not in taken and not os.path.lexists(name))
 
 

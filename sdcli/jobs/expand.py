@@ -100,7 +100,7 @@ def parse_matrix(options: Sequence[str]) -> list[tuple[str, list[Any]]]:
             raise UsageError(f"{written} has no =", "write --matrix seed=1,2,3")
         if key not in MATRIX_KEYS:
             hint = did_you_mean(key, MATRIX_KEYS, f"the keys are {', '.join(MATRIX_KEYS)}")
-            raise UsageError(f"{said}: unknown key {key!r}", hint)
+            raise UsageError(f"{written}: unknown key {key!r}", hint)
         if key in axes:
             raise UsageError(f"--matrix {key} is given twice", f"give all values at once: --matrix {key}=…,…")
         try:

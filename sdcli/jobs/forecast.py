@@ -83,14 +83,14 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
         name = _name(plan, job)
     except SdcliError as error:
         return failed_line_of(job, explain(error))
-    said = deliver.failed_line(recipe, "") | {
+    recorded = deliver.failed_line(recipe, "") | {
         "status": "planned",
         "path": path_in(plan.batch.directory, name),
         "seconds": cost["seconds"],
         "warnings": [each.message for each in job.warnings],
         "error": None,
     }
-    return line_of(job, said) | {"tokens": cost["tokens"], "memory": cost["memory"], "recipe": recipe.to_dict()}
+    return line_of(job, recorded) | {"tokens": cost["tokens"], "memory": cost["memory"], "recipe": recipe.to_dict()}
 
 
 def _name(plan: _Plan, job: Planned) -> str:
@@ -126,21 +126,21 @@ def _summary(plan: _Plan) -> dict[str, Any]:
     }
 
 
-def lines(said: Mapping[str, Any]) -> Iterable[str]:
+def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
     """Format a forecast: one line per job, then the totals."""
-    for job in said["jobs"]:
+    for job in recorded["jobs"]:
         what = job["error"] if job["status"] == "failed" else job["path"]
         yield f"{job['status']:<9}{what}"
         yield from (f"{'':9}warning: {warning}" for warning in job["warnings"])
-    unknown = sum(job["status"] == "planned" and job["seconds"] is None for job in said["jobs"])
-    known = sum(job["seconds"] or 0 for job in said["jobs"] if job["status"] == "planned")
+    unknown = sum(job["status"] == "planned" and job["seconds"] is None for job in recorded["jobs"])
+    known = sum(job["seconds"] or 0 for job in recorded["jobs"] if job["status"] == "planned")
     seconds = f"about {known:g}" if known or not unknown else "unknown: no similar pictures were measured"
     if known and unknown:
         seconds += f", without the {unknown} without a measured time"
-    yield f"jobs:     {said['planned']} to make, {said['cached']} cached, {said['failed']} failed"
-    for model in said["models"]:
+    yield f"jobs:     {recorded['planned']} to make, {recorded['cached']} cached, {recorded['failed']} failed"
+    for model in recorded["models"]:
         size = dry_run.gib(sum(file["bytes"] for file in model["files"]))
         yield f"model:    {model['name']} ({model['path']}), {size}, sha256 {model['digest']}"
-    if said["memory"]:
-        yield f"memory:   {dry_run.memory_in_words(said['memory'])}"
+    if recorded["memory"]:
+        yield f"memory:   {dry_run.memory_in_words(recorded['memory'])}"
         yield f"seconds:  {seconds}"

@@ -11,9 +11,9 @@ from sdcli.jobs.read import Fault, shorten
 from sdcli.making import deliver
 
 
-def line_of(job: Planned | Fault, said: Mapping[str, Any]) -> dict[str, Any]:
+def line_of(job: Planned | Fault, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return a job's line: its id, the keys of a picture's line, and the position of the job."""
-    line = {"id": job.id, **{key: said.get(key) for key in deliver.failed_line(None, "")}, "line": job.line}
+    line = {"id": job.id, **{key: recorded.get(key) for key in deliver.failed_line(None, "")}, "line": job.line}
     return line | ({"column": job.column, "field": job.field} if isinstance(job, Fault) else {})
 
 

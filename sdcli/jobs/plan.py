@@ -158,13 +158,13 @@ def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
 
 
 def _identity(recipe: Recipe, weights: Weights, output: str | None, seen: _Seen) -> str:
-    said = recipe.to_dict()
-    del said["model"]
+    recorded = recipe.to_dict()
+    del recorded["model"]
     source = weights.model
     model: dict[str, Any] = {"digest": source.sha256, "variant": source.variant, "family": source.family}
     if weights.addons:
         model["addons"] = [each.describe() for each in weights.addons]
-    content = _canonical({"recipe": said, "model": model, "numerics": NUMERICS_VERSION, "output": output})
+    content = _canonical({"recipe": recorded, "model": model, "numerics": NUMERICS_VERSION, "output": output})
     seen.content[content] += 1
     return _hash(f"{content} {seen.content[content]}")
 

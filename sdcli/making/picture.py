@@ -86,14 +86,14 @@ class Picture:
         }
 
     @classmethod
-    def from_wire(cls, said: Mapping[str, Any]) -> Self:
+    def from_wire(cls, recorded: Mapping[str, Any]) -> Self:
         """Convert from the JSON of `to_wire`. Raises KeyError, TypeError or ValueError for anything else."""
         return cls(
-            png=b64decode(said["png"]),
-            pixels_sha256=said["pixels_sha256"],
-            recipe=Recipe.from_dict(said["recipe"]),
-            seconds=said["seconds"],
-            warnings=tuple(said["warnings"]),
-            flat=said["flat"],
-            latents=b64decode(said["latents"]),
+            png=b64decode(recorded["png"]),
+            pixels_sha256=recorded["pixels_sha256"],
+            recipe=Recipe.from_dict(recorded["recipe"]),
+            seconds=recorded["seconds"],
+            warnings=tuple(recorded["warnings"]),
+            flat=recorded["flat"],
+            latents=b64decode(recorded["latents"]),
         )

@@ -89,10 +89,10 @@ def to_wire(event: object) -> dict[str, Any]:
     return {"step": {"index": getattr(event, "index"), "total": getattr(event, "total")}}  # noqa: B009  of any Step
 
 
-def _error_from_wire(said: Mapping[str, Any], place: str, given: str) -> SdcliError:
+def _error_from_wire(recorded: Mapping[str, Any], place: str, given: str) -> SdcliError:
     """Convert an error to JSON, with the model's path as the user gave it."""
-    kind = getattr(errors, said["kind"], SdcliError)
-    error: SdcliError = kind(*(said[key].replace(place, given) for key in ("message", "hint")))
+    kind = getattr(errors, recorded["kind"], SdcliError)
+    error: SdcliError = kind(*(recorded[key].replace(place, given) for key in ("message", "hint")))
     return error
 
 

@@ -70,7 +70,7 @@ class ModelFacts(Facts):
     classes: tuple[palette.Class, ...] = ()
     """The classes of segmentation maps that the U-Net takes, one channel each."""
     labels: Labels | None = None
-    """The classes of a model that takes a class label, None for one that takes a text."""
+    """The classes of a class-conditional model, None for a text model."""
     vocabulary: Vocabulary | None = None
     """The words that the model knows, None where its folder does not list them."""
 
@@ -78,26 +78,26 @@ class ModelFacts(Facts):
 def entries() -> Mapping[str, ModelEntry]:
     """Return the named models: the shipped ones in order, then the user's. Raises UsageError (config)."""
     found = dict(shipped())
-    for said in (config.read_models(), config.read().models):
-        for name, each in said.items():
+    for recorded in (config.read_models(), config.read().models):
+        for name, each in recorded.items():
             found[name] = _changed(found.get(name), name, each)
     return found
 
 
-def _changed(entry: ModelEntry | None, name: str, said: config.UserModel) -> ModelEntry:
+def _changed(entry: ModelEntry | None, name: str, recorded: config.UserModel) -> ModelEntry:
     """Merge the user's settings into an entry, or make a new one."""
-    fields: dict[str, Any] = dict(said.fields)
+    fields: dict[str, Any] = dict(recorded.fields)
     elsewhere = "folder" in fields or "repo" in fields
     if elsewhere:
         fields = {"folder": None, "repo": None, **fields}
     elif entry is None:
-        table, near = ".".join(said.keys), did_you_mean(name, shipped(), "")
+        table, near = ".".join(recorded.keys), did_you_mean(name, shipped(), "")
         hint = "give it a folder or a repo" + (f", or {near}" if near else "")
-        raise UsageError(f"{said.file}: [{table}] is a new model, and says not where it is", hint)
+        raise UsageError(f"{recorded.file}: [{table}] is a new model without a location", hint)
     if entry is None:
-        entry = ModelEntry(name, origin=str(said.file))
-    parts = {**({} if elsewhere else entry.parts), **said.parts}
-    return replace(entry, **fields, parts=parts, user_defaults={**entry.user_defaults, **said.defaults})
+        entry = ModelEntry(name, origin=str(recorded.file))
+    parts = {**({} if elsewhere else entry.parts), **recorded.parts}
+    return replace(entry, **fields, parts=parts, user_defaults={**entry.user_defaults, **recorded.defaults})
 
 
 @cache

@@ -65,10 +65,10 @@ class Source:
     def is_controlnet(self) -> bool:
         """Whether this is the folder of a ControlNet of any kind."""
         try:
-            said = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            recorded = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return isinstance(said, dict) and "ControlNet" in str(said.get("_class_name"))
+        return isinstance(recorded, dict) and "ControlNet" in str(recorded.get("_class_name"))
 
     def folder(self, part: str) -> Path:
         """Return the folder of a part's config, and of its weights unless they are in a single file."""

@@ -76,7 +76,7 @@ def _parse_parts(parts: Iterable[str]) -> dict[str, Path]:
         if part not in PARTS or not folder:
             near = nearest(part, PARTS)
             hint = f"did you mean --part {near}=…?" if near and folder else f"the parts are {', '.join(PARTS)}"
-            raise UsageError(f"--part {each!r} is no PART=FOLDER", hint)
+            raise UsageError(f"--part {each!r} is not PART=FOLDER", hint)
         if part in found:
             raise UsageError(f"--part gives {part} twice", "give it once")
         found[part] = Path(folder).expanduser().absolute()

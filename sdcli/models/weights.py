@@ -78,13 +78,13 @@ class Weights:
         return {"model": _to_wire(self.model.absolute()), "addons": addons}
 
     @classmethod
-    def from_wire(cls, said: Mapping[str, Any]) -> Self:
+    def from_wire(cls, recorded: Mapping[str, Any]) -> Self:
         """Convert from the JSON of `to_wire`. Raises KeyError, TypeError or ValueError for anything else."""
         addons = [
             Addon(str(each["kind"]), str(each["name"]), _from_wire(each["source"]), each["scale"])
-            for each in said["addons"]
+            for each in recorded["addons"]
         ]
-        return cls(_from_wire(said["model"]), tuple(addons))
+        return cls(_from_wire(recorded["model"]), tuple(addons))
 
 
 def _to_wire(source: Source) -> dict[str, Any]:
@@ -92,6 +92,6 @@ def _to_wire(source: Source) -> dict[str, Any]:
     return {"path": str(source.path), "variant": source.variant, "family": source.family, "parts": parts}
 
 
-def _from_wire(said: Mapping[str, Any]) -> Source:
-    parts = tuple((str(part), Path(folder)) for part, folder in sorted(said["parts"].items()))
-    return Source(Path(said["path"]), said["variant"], said["family"], parts)
+def _from_wire(recorded: Mapping[str, Any]) -> Source:
+    parts = tuple((str(part), Path(folder)) for part, folder in sorted(recorded["parts"].items()))
+    return Source(Path(recorded["path"]), recorded["variant"], recorded["family"], parts)

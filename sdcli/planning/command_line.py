@@ -31,22 +31,22 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     first = recipes[0]
     in_order = all(each.seed == first.seed + place for place, each in enumerate(recipes))
     count = len(recipes) if in_order else 1
-    said = first.replace(batch_size=count).to_dict()
-    usual = _defaults(model, said["model"]) | {each.name: each.default for each in fields(Initial)}
+    recorded = first.replace(batch_size=count).to_dict()
+    usual = _defaults(model, recorded["model"]) | {each.name: each.default for each in fields(Initial)}
     command = _command(first)
     if command != "generate" or first.layout.control:  # their default sizes come from the image
         del usual["width"], usual["height"]
-    needless = command != "synthesize" and said["model"] == config.DEFAULT_MODEL == config.model(None)
-    options = [] if needless else [*_option("model", said["model"])]
-    for key, value in said.items():
+    needless = command != "synthesize" and recorded["model"] == config.DEFAULT_MODEL == config.model(None)
+    options = [] if needless else [*_option("model", recorded["model"])]
+    for key, value in recorded.items():
         if key not in _NO_OPTIONS and (key not in usual or usual[key] != value):
             options += _option(key, value)
     if count > 1:
         options += ["-n", str(count)]
     images = [each for each in (first.initial.image, first.layout.segmentation_map) if each is not None]
-    if "label" in said:
-        return " ".join(map(quote, ["sdcli", command, *images, "--label", said["label"], *options]))
-    prompt = said["prompt"]
+    if "label" in recorded:
+        return " ".join(map(quote, ["sdcli", command, *images, "--label", recorded["label"], *options]))
+    prompt = recorded["prompt"]
     if prompt == "-":  # which means stdin
         return " ".join(["printf %s - | sdcli", *map(quote, [command, *images, "-", *options])])
     positional = [*images, prompt]
@@ -66,8 +66,8 @@ def _command(of: Recipe) -> str:
 
 def _defaults(model: LocatedModel, name: str) -> dict[str, Any]:
     """Return the default values of a recipe for `model`, with and without the user's settings, and without a seed."""
-    said = {"model": name}
-    here, anywhere = (resolve.settings(model.entry, said, model.facts, user=user) for user in (True, False))
+    recorded = {"model": name}
+    here, anywhere = (resolve.settings(model.entry, recorded, model.facts, user=user) for user in (True, False))
     return {
         key: each.value
         for key, each in here.items()

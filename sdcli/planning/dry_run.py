@@ -241,32 +241,36 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     }
 
 
-def lines(said: Mapping[str, Any]) -> Iterable[str]:
+def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
     """Format a plan as `key: value` lines."""
-    memory = said["memory"]
+    memory = recorded["memory"]
     pairs = {
-        "model": f"{said['model']['name']} ({said['model']['path']})",
-        "digest": said["model"]["digest"],
-        "files": f"{len(said['model']['files'])}, {gib(sum(file['bytes'] for file in said['model']['files']))}",
-        **{key: _said(value) for key, value in said["recipe"].items() if key not in ("model", "seed") and value != ""},
+        "model": f"{recorded['model']['name']} ({recorded['model']['path']})",
+        "digest": recorded["model"]["digest"],
+        "files": f"{len(recorded['model']['files'])}, {gib(sum(file['bytes'] for file in recorded['model']['files']))}",
+        **{
+            key: _recorded(value)
+            for key, value in recorded["recipe"].items()
+            if key not in ("model", "seed") and value != ""
+        },
         **{
             f"{each['kind']} {each['name']}": f"{each['path']}, sha256 {each['sha256']}"
-            for each in said.get("addons", ())
+            for each in recorded.get("addons", ())
         },
-        **_tokens(said["tokens"]),
-        "seeds": ", ".join(map(str, said["seeds"])),
-        "paths": ", ".join(said["paths"]),
-        **({"latents": ", ".join(said["latents"])} if "latents" in said else {}),
+        **_tokens(recorded["tokens"]),
+        "seeds": ", ".join(map(str, recorded["seeds"])),
+        "paths": ", ".join(recorded["paths"]),
+        **({"latents": ", ".join(recorded["latents"])} if "latents" in recorded else {}),
         "memory": memory_in_words(memory),
         "seconds": "unknown: no similar picture was measured"
-        if said["seconds"] is None
-        else f"about {said['seconds']:g}",
+        if recorded["seconds"] is None
+        else f"about {recorded['seconds']:g}",
     }
     margin = max(map(len, pairs)) + 2
     return (f"{key + ':':<{margin}}{' '.join(str(value).split())}" for key, value in pairs.items())
 
 
-def _said(value: Any) -> str:
+def _recorded(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
@@ -281,8 +285,8 @@ def memory_in_words(memory: Mapping[str, Any]) -> str:
 def _tokens(tokens: Mapping[str, int] | None) -> dict[str, str]:
     if tokens is None:
         return {}
-    said = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['chunks']} × {tokens['chunk_size']}"
-    return {"tokens": said}
+    recorded = f"{tokens['prompt']}, negative {tokens['negative_prompt']}; {tokens['chunks']} × {tokens['chunk_size']}"
+    return {"tokens": recorded}
 
 
 def gib(count: int) -> str:

@@ -16,14 +16,14 @@ def complete(options: Mapping[str, Any], found: Inputs, native: tuple[int, int],
     `native` is the model's native size, and sides are multiples of `multiple` pixels. The picture gets the aspect ratio
     of the map or the first control image, unless it starts from an image or latents.
     """
-    said: dict[str, Any] = {"control_sha256": [each.sha256 for each in found.controls]}
+    recorded: dict[str, Any] = {"control_sha256": [each.sha256 for each in found.controls]}
     for each in found.maps.values():
-        said["segmentation_sha256"] = each.sha256
+        recorded["segmentation_sha256"] = each.sha256
     sizes = [*(each.size for each in found.maps.values()), *(each.picture.size for each in found.controls)]
     if found.image is None and found.latents is None:
         size = canvas.good_size(sizes[0], options, native, multiple)
-        said |= {key: value for key, value in size.items() if options.get(key) is None}
-    return {**options, **said}
+        recorded |= {key: value for key, value in size.items() if options.get(key) is None}
+    return {**options, **recorded}
 
 
 def notes(layout: Layout, found: Inputs, size: tuple[int, int]) -> Iterator[str]:

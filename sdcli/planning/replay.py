@@ -117,35 +117,37 @@ CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "
 def _our_model(path: str, found: PictureInfo) -> str:
     """Return the recorded model; a relative path is relative to this directory, or to the picture's."""
     assert found.recipe is not None
-    said = str(found.recipe.get("model", ""))
-    if said in registry.entries() or Path(said).expanduser().exists():
-        return said
-    beside = Path(path).parent / said
-    if said and beside.exists():
+    content = str(found.recipe.get("model", ""))
+    if content in registry.entries() or Path(content).expanduser().exists():
+        return content
+    beside = Path(path).parent / content
+    if content and beside.exists():
         return str(beside)
     try:
-        registry.find(said)
+        registry.find(content)
     except ModelNotFound as error:
         raise ModelNotFound(
-            f"{path} was made with {said!r}, which is not on this machine", "select it with -m"
+            f"{path} was made with {content!r}, which is not on this machine", "select it with -m"
         ) from error
-    return said
+    return content
 
 
 def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str, Any], list[RecipeWarning]]:
-    said = foreign.translate(found)
-    if said is None:
+    content = foreign.translate(found)
+    if content is None:
         raise InputError(
             f"{path} has no recipe in its metadata", "only pictures with a recipe in their metadata can be replayed"
         )
-    if "seed" not in said.recipe or said.recipe["seed"] > MAX_SEED:
+    if "seed" not in content.recipe or content.recipe["seed"] > MAX_SEED:
         raise InputError(f"{path} has no seed in its metadata", "it cannot be replayed without its seed")
-    chosen = model or other_names.find_model(said.model, said.model_hash, Path(path).parent)
+    chosen = model or other_names.find_model(content.model, content.model_hash, Path(path).parent)
     if chosen is None:
-        name = said.model or said.model_hash or "a model that is not recorded"
+        name = content.model or content.model_hash or "a model that is not recorded"
         raise ModelNotFound(f"{path} was made with {name}, which is not on this machine", "select the model with -m")
-    recipe = {"width": found.width, "height": found.height, **said.recipe, "model": chosen}
-    return recipe, [RecipeWarning(each, "it cannot be reproduced", each.partition(":")[0]) for each in said.unhonoured]
+    recipe = {"width": found.width, "height": found.height, **content.recipe, "model": chosen}
+    return recipe, [
+        RecipeWarning(each, "it cannot be reproduced", each.partition(":")[0]) for each in content.unhonoured
+    ]
 
 
 def other_weights(origin: Recorded) -> Iterator[RecipeWarning]:
@@ -157,11 +159,11 @@ def other_weights(origin: Recorded) -> Iterator[RecipeWarning]:
     now, then = place.sha256, found.chunk.get("model_digest")
     if isinstance(then, str) and then != now:
         yield RecipeWarning(_changed("the model", then, now), hint, "model")
-    said = foreign.translate(found) if found.recipe is None else None
-    if said is not None and place.is_file and _HASH.fullmatch(said.model_hash):
+    content = foreign.translate(found) if found.recipe is None else None
+    if content is not None and place.is_file and _HASH.fullmatch(content.model_hash):
         own = file_sha256(place.path)  # of the file, without replaced parts
-        if not own.startswith(said.model_hash):
-            problem = f"Model hash: {said.model_hash} is not that of {origin.recipe.model}, {own[:12]}…"
+        if not own.startswith(content.model_hash):
+            problem = f"Model hash: {content.model_hash} is not that of {origin.recipe.model}, {own[:12]}…"
             yield RecipeWarning(problem, hint, "model")
     for kind, each in _changed_addons(origin.weights, found.chunk.get("addons")):
         yield RecipeWarning(each, "install the original one", kind)
@@ -169,9 +171,9 @@ def other_weights(origin: Recorded) -> Iterator[RecipeWarning]:
 
 def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:
     """Return the seeds of the picture's batch and its index there; only its own seed if they are not recorded."""
-    said = found.chunk.get("batch")
-    if isinstance(said, Mapping):
-        seeds, index = said.get("seeds"), said.get("index")
+    content = found.chunk.get("batch")
+    if isinstance(content, Mapping):
+        seeds, index = content.get("seeds"), content.get("index")
         seeds = seeds if isinstance(seeds, list) else []
         whole = all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds)
         if whole and type(index) is int and 0 <= index < len(seeds) and seeds[index] == recipe.seed:

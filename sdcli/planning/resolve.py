@@ -41,14 +41,14 @@ def settings(
     `options` are flat keys. Without `facts` the native size is unknown. `user=False` ignores the user's settings, for
     recipes that are complete. Raises UsageError for invalid settings.
     """
-    said = config.read().defaults if user else {}
+    recorded = config.read().defaults if user else {}
     around = config.environment() if user else {}
     native = {} if facts is None else {"width": facts.native_size, "height": facts.native_size}
     layers: list[Mapping[str, Setting]] = [
         config.at({**recipe.defaults(), **DEFAULTS}, "built-in"),
         config.at(native, "model"),
         config.at(entry.defaults, "models.toml"),
-        {key: each for key, each in said.items() if key not in config.GENERAL},
+        {key: each for key, each in recorded.items() if key not in config.GENERAL},
         config.at(entry.needs, "models.toml"),
         entry.user_defaults if user else {},
         {key: each for key, each in around.items() if key not in config.GENERAL},
@@ -151,8 +151,8 @@ def _completed(
     if found.image is not None:
         from sdcli.files import canvas  # Pillow and numpy are only needed for an image
 
-        said = _values(model, options, user=user)
-        kept = {key: said.get(key) for key in ("padding", "strength")}
+        recorded = _values(model, options, user=user)
+        kept = {key: recorded.get(key) for key in ("padding", "strength")}
         if facts.square_only:
             side = options.get("width") or options.get("height") or size[0]
             options = {"width": side, "height": side, **options}
@@ -178,8 +178,8 @@ def _with_latents(file: str, found: LatentFile, options: Mapping[str, Any], fact
                 f"omit {key}",
                 key,
             )
-    said = {"width": width, "height": height, "strength": canvas.STRENGTH, "init_latents_sha256": found.sha256}
-    return {**said, **{key: value for key, value in options.items() if value is not None}}
+    recorded = {"width": width, "height": height, "strength": canvas.STRENGTH, "init_latents_sha256": found.sha256}
+    return {**recorded, **{key: value for key, value in options.items() if value is not None}}
 
 
 def any_words(facts: ModelFacts) -> dict[str, str]:

@@ -58,9 +58,9 @@ def recall(recipe: Recipe, weights: Weights) -> float | None:
     with suppress(OSError, UnicodeDecodeError):
         lines = (_cache_directory().parent / "timings.jsonl").read_text(encoding="utf-8").splitlines()
         for line in lines[-MAX_LINES:]:
-            said = _read(line)
-            if all(said.get(name) == value for name, value in key.items()):
-                latest = said.get("seconds", latest)
+            recorded = _read(line)
+            if all(recorded.get(name) == value for name, value in key.items()):
+                latest = recorded.get("seconds", latest)
     return float(latest) if isinstance(latest, int | float) else None
 
 

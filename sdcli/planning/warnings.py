@@ -36,7 +36,7 @@ class RecipeWarning:
 
 
 def find(model: LocatedModel, recipe: Recipe, *, count: int = 1) -> tuple[RecipeWarning, ...]:
-    """The warnings for `recipe`, of which `count` pictures are to be made with `model`."""
+    """Return the warnings for `count` pictures of `recipe`."""
     words = _unknown_words(model, recipe)
     return (*_without_effect(model.facts, recipe, count), *words, *_of_size(model, recipe))
 
@@ -100,7 +100,7 @@ def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
 def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
     """The words of the prompts that the model does not know, where its folder lists those that it does.
 
-    Nothing is said of a negative prompt without guidance: all of it has no effect then.
+    There is no warning about words of a negative prompt without guidance, which has no effect at all.
     """
     facts = model.facts
     if facts.vocabulary is None or facts.labels is not None:

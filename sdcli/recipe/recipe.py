@@ -198,7 +198,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial` and `layout` that do not apply are omitted, as is `label` if it is None. With a label, the
+        Keys of `initial` and `layout` that do not apply are omitted, as is a missing `label`. With a label, the
         prompt is omitted, and the other keys of prompts if they have their defaults.
         """
         flat = dict(_flatten(self))

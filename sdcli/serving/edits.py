@@ -67,7 +67,7 @@ def _decoded(
 
     from sdcli.files import canvas, inputs, pictures
 
-    said: dict[str, Any] = dict(named)
+    recorded: dict[str, Any] = dict(named)
     image = pictures.decode(image_data, named["image"])
     mask, mask_sha256 = None, None
     if mask_data is not None:
@@ -76,9 +76,9 @@ def _decoded(
             raise InputError(f"{named['mask_image']} has no transparent part", "make the part to repaint transparent")
         mask, mask_sha256 = ImageChops.invert(picture.getchannel("A")), hashlib.sha256(mask_data).hexdigest()
     elif image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 128:  # type: ignore[operator]
-        mask, said["mask_image"] = ImageChops.invert(image.getchannel("A")), inputs.ALPHA
+        mask, recorded["mask_image"] = ImageChops.invert(image.getchannel("A")), inputs.ALPHA
     image_sha256 = hashlib.sha256(image_data).hexdigest()
-    return said, canvas.prepare(image, mask, Initial(**said), image_sha256, mask_sha256)
+    return recorded, canvas.prepare(image, mask, Initial(**recorded), image_sha256, mask_sha256)
 
 
 def check_size(size: str | None, given: InitialImage) -> None:

@@ -111,8 +111,8 @@ def make_app(
         edits_form.check_size(asked.size, given)
         name = asked.model or next(iter(served), "kit")
         model = located.locate(_entry(served, name))
-        said = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
-        resolved = resolve.resolve(model, said, given=given)
+        recorded = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
+        resolved = resolve.resolve(model, recorded, given=given)
         found = warnings.find(model, resolved.recipe)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(given.image.size, pictures, found)
@@ -234,13 +234,13 @@ def _edit(form: FormData) -> Generation:
 
 def _answer(size: tuple[int, int], pictures: list[Picture], found: Iterable[warnings.RecipeWarning]) -> dict[str, Any]:
     """The reply; what was `found` before the pictures were made is among the warnings of each, as in sdcli's lines."""
-    data, known = [], [remark.message for remark in found]
+    data, known = [], [warning.message for warning in found]
     for each in pictures:
         warnings = [*known, *each.warnings]
-        said = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": warnings}
-        data.append({"b64_json": b64encode(each.png).decode(), **said})
-    said = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": "opaque"}
-    return {"created": int(time.time()), "data": data, **said}
+        recorded = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": warnings}
+        data.append({"b64_json": b64encode(each.png).decode(), **recorded})
+    recorded = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": "opaque"}
+    return {"created": int(time.time()), "data": data, **recorded}
 
 
 def _add_error_handlers(app: FastAPI, debug: bool) -> None:

@@ -8,7 +8,7 @@ from sdcli.diffusion.context import weights
 from sdcli.diffusion.model import Tokenizer
 
 Chunk = list[tuple[int, float]]
-"""The tokens in one call of the encoder, without the special ones: ids and weights."""
+"""The tokens of one call of the encoder, without special tokens: ids and weights."""
 
 
 def chunks(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> list[Chunk]:
@@ -34,7 +34,7 @@ def chunks(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> li
 
 
 def _words(tokenizer: Tokenizer, part: Sequence[weights.Weighted]) -> Iterator[Chunk]:
-    """The tokens of each word; CLIP marks a word's last with `</w>`."""
+    """Yield the tokens of each word; CLIP marks the last token of a word with `</w>`."""
     for text, weight in part:
         word: Chunk = []
         for token in tokenizer.encode(text):

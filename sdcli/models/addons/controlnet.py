@@ -121,15 +121,15 @@ def check_fit(name: str, source: Source, model: LocatedModel) -> None:
     for key, (default, words) in _EQUAL.items():
         theirs, ours = (_plain(each.get(key, default)) for each in (config, unet))
         if theirs != ours:
-            said = f"it is made for {words.format(theirs)}, and the model's is {ours}"
-            raise InvalidRecipe(f"the ControlNet {name} does not fit this model: {said}", _taken(unet), "control")
+            recorded = f"it is made for {words.format(theirs)}, and the model's is {ours}"
+            raise InvalidRecipe(f"the ControlNet {name} does not fit this model: {recorded}", _taken(unet), "control")
     vae_scale_factor = 2 ** (len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
     theirs = config.get("in_channels", 4), config.get("conditioning_channels", 3), vae_scale_factor
     ours = facts.latent_space.channels, 3, facts.latent_space.vae_scale_factor
     if theirs != ours:
-        said = "it takes latents with {} channels and images with {} channels, {} pixels per latent".format(*theirs)
+        recorded = "it takes latents with {} channels and images with {} channels, {} pixels per latent".format(*theirs)
         hint = "this model has latents with {} channels and images with {} channels, {} pixels per latent".format(*ours)
-        raise InvalidRecipe(f"the ControlNet {name} does not fit this model: {said}", hint, "control")
+        raise InvalidRecipe(f"the ControlNet {name} does not fit this model: {recorded}", hint, "control")
 
 
 def takes(source: Source) -> dict[str, Any]:
