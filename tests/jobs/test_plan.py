@@ -39,7 +39,7 @@ def test_a_job_is_filled_from_the_options_and_the_model(model):
     first, second = planned(model, {"prompt": "a", "steps": 3}, {"prompt": "b", "seed": 5}, steps=4, scheduler="ddim")
     assert (first.recipe.sampling.steps, first.recipe.sampling.scheduler, first.recipe.width) == (3, "ddim", 64)
     assert (second.recipe.sampling.steps, second.recipe.seed) == (4, 5)
-    assert first.source.path == model
+    assert first.model.source.path == model
     assert first.id == first.key[:16] != second.id
 
 
