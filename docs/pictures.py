@@ -1,6 +1,6 @@
-"""Draws the pictures of README.md and docs/kit.md anew, with the commands that stand there: python docs/pictures.py
+"""Make the pictures of README.md and docs/kit.md again with the commands shown there: python docs/pictures.py
 
-Seeds are the numbers of the pictures in their sheet, and nothing is picked.
+Seeds are the numbers of the pictures in their sheet; none is left out.
 """
 
 import json
@@ -21,13 +21,13 @@ from sdcli.training.world import KIT, scenes
 DOCS = Path(__file__).parent
 SIDE = 160
 PROMPTS = (
-    "arctic fox", "a purple cat at night", "a castle left of a dragon at sunset", "a red fox in the forest",
-    "two owls at night", "a big green robot in the city", "a small dog on the beach", "a turtle under water",
-    "a lion in the mountains", "a blue elephant on a pink background", "a bear left of a penguin in the snow",
-    "a pumpkin left of a house at night", "a white unicorn on the beach at sunset", "three penguins in the snow",
-    "a purple rocket in the desert", "a house in the mountains", "a car right of a tree in a meadow",
-    "a frog in a meadow", "a panda in the forest", "a sailboat under water", "a whale on the beach",
-    "a red rabbit in the snow", "a mushroom in the forest at night", "a cat and a dog on a yellow background",
+    "arctic fox", "an astronaut riding a horse on the beach", "a green t-rex in the city at night", "a pizza",
+    "three penguins next to a castle", "a cat on a car", "a wizard in the forest at night", "a giraffe in the desert",
+    "a red dragon in the mountains", "a purple octopus under water", "a sailboat at sunset", "two owls at night",
+    "a cow left of a barn", "a blue elephant on a pink background", "a dog on a couch", "a rocket in space",
+    "a firefighter in the city", "a flamingo in a meadow", "a princess riding a unicorn", "a robot in the living room",
+    "a burger on a yellow background", "a snowman in the snow at night", "a train in the mountains",
+    "a koala and a panda in the forest",
 )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def steps(folder: Path) -> Image.Image:
 
 
 def latents(folder: Path) -> Image.Image:
-    """A picture, the four channels of its latents, and the picture decoded from them."""
+    """A picture, the eight channels of its latents, and the picture decoded from them."""
     sdcli("generate", "a red fox in the forest", "--seed", "4", "-o", "fox.png", folder=folder)
     sdcli("encode", "fox.png", "-o", "fox.safetensors", folder=folder)
     sdcli("decode", "fox.safetensors", "-o", "again.png", folder=folder)
@@ -82,7 +82,7 @@ def latents(folder: Path) -> Image.Image:
         )
         for channel in z
     ]
-    return sheet([Image.open(folder / "fox.png"), *grey, Image.open(folder / "again.png")], 6)
+    return sheet([Image.open(folder / "fox.png"), *grey, Image.open(folder / "again.png")], 5)
 
 
 def areas() -> Image.Image:
@@ -117,7 +117,7 @@ def contexts(folder: Path) -> Image.Image:
         rows.append(Image.open(sdcli(*words, "--seed", "2", "-o", f"beach{number}.png", folder=folder)[0]))
     areas().save(folder / "areas.png")
     rows.append(areas())
-    words = ("synthesize", "areas.png", "a fox on the beach", "--seed", "1", "-n", "3", "-o", "map-{index}.png")
+    words = ("synthesize", "areas.png", "a cat on the beach", "--seed", "1", "-n", "3", "-o", "map-{index}.png")
     rows += [Image.open(file) for file in sdcli(*words, folder=folder)]
     return sheet(rows, 4)
 
