@@ -20,7 +20,7 @@ def measure(
         list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
     ],
     judge: Annotated[
-        Path, typer.Option("--judge", metavar="FILE", help="The judge: judge.pt of a run of train kit.")
+        Path, typer.Option("--judge", metavar="FILE", help="The judge: the file judge.pt of a run of train kit.")
     ],
     seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts seen in training.")] = 500,
     held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts held out.")] = 200,
@@ -58,7 +58,7 @@ def measure(
         sdcli train measure runs/text/model --judge judge.pt --scheduler dpm++-2m --steps 12 --guidance-scale 3
     """
     if world not in ordering.WORLDS:
-        raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
+        raise UsageError(f"--world is {world}", f"it must be one of {', '.join(ordering.WORLDS)}")
     prepare_libraries()
     from sdcli.training import session
 

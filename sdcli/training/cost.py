@@ -1,4 +1,4 @@
-"""What a run would cost: measured on a few steps that leave no trace."""
+"""Estimates the cost of a run by timing a few steps in a temporary folder."""
 
 import resource
 import sys
@@ -21,9 +21,9 @@ TIMED_STEPS = 3
 
 
 def measure(order: Order, team: Team) -> dict[str, Any]:
-    """Parameters, samples, seconds a step and a picture, wall time and memory of a run, from its beginning.
+    """Return the parameters, samples, seconds per step and per picture, wall time and memory of a new run.
 
-    Steps are timed at the run's own batch, after one that is not, with no more pictures encoded than a batch.
+    Steps are timed at the run's batch size, after one warm-up step. At most one batch of pictures is encoded.
     """
     settings = order.settings
     encoded = 0
@@ -59,7 +59,7 @@ def measure(order: Order, team: Team) -> dict[str, Any]:
 
 
 def _peak(team: Team) -> int:
-    """The most bytes that were in use: of the GPU where there is one, else of this process."""
+    """Return the peak memory in bytes: of the GPU if there is one, otherwise of this process."""
     if team.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""One call of `sdcli train`: its processes, what it says while it trains, and how it ends."""
+"""Runs one `sdcli train` command: its processes, its output, and its exit status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GPU_MINUTES, CPU_MINUTES, CPU_SCALE = 20.0, 900.0, 1 / 16
 
 @dataclass(frozen=True)
 class How:
-    """How a run is carried out. `deadline` is a moment of `time.monotonic()`."""
+    """The execution options of a run. `deadline` is a time of `time.monotonic()`."""
 
     device: str = "auto"
     dtype: str = "bfloat16"
@@ -42,10 +42,10 @@ class How:
 
 
 def carry_out(order: Order, how: How) -> int:
-    """Train as far as there is time, and say where the model is; returns the exit status.
+    """Train until the run is done or has to stop; returns the exit status.
 
-    stdout has the model's folder once the run is done, and nothing before; with `json` the lines of the log, and last
-    a line with `status`, `step` and, once it is done, `model`.
+    Prints the model's folder to stdout when the run is done. With `json`, prints the lines of the log instead, and last
+    a line with `status`, `step` and, if the run is done, `model`.
     """
     with streams.results() as out, others(order, how), loop.stop_requests(how.deadline) as stop:
         here = _join(how)
@@ -57,7 +57,7 @@ def carry_out(order: Order, how: How) -> int:
 
 @dataclass(frozen=True)
 class KitRun:
-    """What `sdcli train kit` is asked for; None of `minutes` is as many as suit the device, of `scale` likewise."""
+    """The options of `sdcli train kit`. If `minutes` or `scale` is None, the device determines it."""
 
     out: Path
     sprites: Path | None = None
@@ -72,7 +72,10 @@ class KitRun:
 
 
 def train_kit(run: KitRun, how: How) -> int:
-    """Train the phases of kit as far as there is time, and print kit's folder once they are done."""
+    """Train the phases of kit until they are done or have to stop; returns the exit status.
+
+    Prints kit's folder to stdout when all phases are done.
+    """
     with streams.results() as results, loop.stop_requests(how.deadline) as stop:
         runtime = runtime_of(run, how)
         settings = kit_settings(run, is_gpu=runtime.device.type == "cuda")
@@ -93,7 +96,7 @@ def train_kit(run: KitRun, how: How) -> int:
 
 
 def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
-    """The settings of a run; minutes, workers and scale that were not given suit the device."""
+    """Return the settings of a run, with the device's defaults for minutes, workers and scale."""
     phases = run.phases or tuple(kit.PHASES)
     minutes = run.minutes or (GPU_MINUTES if is_gpu else CPU_MINUTES)
     return kit.Settings(
@@ -109,7 +112,7 @@ def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
 
 
 def runtime_of(run: KitRun, how: How) -> Runtime:
-    """Where and how training computes; the U-Net is compiled on a GPU, unless the run says otherwise."""
+    """Return the device, the generator, and whether to compile the U-Net; by default, only on a GPU."""
     alone = _join(how)
     is_gpu = alone.device.type == "cuda"
     if is_gpu:
@@ -151,7 +154,7 @@ def _report(order: Order, how: How, done: bool, out: Any) -> None:
     elif done:
         streams.write_line(out, str(order.out / MODEL))
     if not done:
-        streams.note(f"{order.stage}: stopped after step {step} of {order.settings.steps}; the same command goes on")
+        streams.note(f"{order.stage}: stopped after step {step} of {order.settings.steps}; the same command continues")
 
 
 def _status(stop: Stop, done: bool) -> int:
@@ -162,9 +165,9 @@ def _status(stop: Stop, done: bool) -> int:
 
 @contextmanager
 def others(order: Order, how: How) -> Iterator[None]:
-    """Start the other processes of a run, with this one's own command; this one is the first of them.
+    """Start the other processes of a run with the command line of this process, which is the first of them.
 
-    Does nothing in a process that was started so, or by a launcher such as accelerate's or torchrun.
+    Does nothing in a process that was started by this function, or by a launcher such as accelerate's or torchrun.
     """
     if how.processes == 1 or "WORLD_SIZE" in os.environ:
         yield
@@ -176,7 +179,7 @@ def others(order: Order, how: How) -> Iterator[None]:
         )
     if order.settings.batch % how.processes:
         raise UsageError(
-            f"a batch of {order.settings.batch} cannot be shared among {how.processes} processes",
+            f"a batch of {order.settings.batch} cannot be split between {how.processes} processes",
             "make --batch a multiple of --processes",
         )
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(how.processes)}
@@ -203,7 +206,7 @@ def _free_port() -> int:
 
 
 def cost(order: Order, how: How) -> dict[str, Any]:
-    """What a run would cost, from a few timed steps; nothing is written."""
+    """Return the estimated cost of a run, from a few timed steps. Writes no files."""
     from sdcli.training.cost import measure
 
     with streams.results():
@@ -211,7 +214,7 @@ def cost(order: Order, how: How) -> dict[str, Any]:
 
 
 def shown(facts: dict[str, Any]) -> str:
-    """The facts, a line each."""
+    """Format the estimates, one per line."""
     width = max(map(len, facts))
     return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in facts.items())
 
@@ -225,9 +228,9 @@ def measure(
     sprites_source: Path | None,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a table: the judge's own accuracy on unseen renderings, and then each model's.
+    """Yield the rows of a table: the judge's own accuracy on unseen renderings, then the rows of each model.
 
-    A bar stands on stderr while a row is made, and is gone when it is there.
+    Shows a progress bar on stderr while a row is computed.
     """
     from sdcli.training import judge as judging
     from sdcli.training import measure as measuring
@@ -247,7 +250,7 @@ def measure(
 
 @contextmanager
 def row_bars(model: str, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """What is told of each picture (see `measure.Shown`): a bar for each kind of them, gone with its last."""
+    """Yield a callback of type `measure.Shown` that shows a bar for each kind of trials, and removes it at the end."""
     show: display.OnTraining | None = None
     with ExitStack() as bars:
 
@@ -268,12 +271,12 @@ NAMES = (*SHARES, "IoU", "dB", "seconds")
 
 
 def heading(width: int) -> str:
-    """The first line of a table whose models' names have up to `width` characters."""
+    """Return the header of the table; `width` is the length of the longest model name."""
     return f"{'model':{width}}  {'trials':13} {'pictures':>8}" + "".join(f"  {name:>7}" for name in NAMES)
 
 
 def line_of(row: Mapping[str, Any], width: int) -> str:
-    """One row of a table: shares in per cent, a dash where there is none."""
+    """Format a row of the table: shares in per cent, a dash for missing values."""
     cells = []
     for name in COLUMNS:
         value = row.get(name)

@@ -1,4 +1,4 @@
-"""The stages of training, from an order to a run and from a run to a model's folder."""
+"""The training stages: builds a run from its configuration, and writes a run's model."""
 
 from itertools import islice
 from pathlib import Path
@@ -29,17 +29,20 @@ from sdcli.training.team import Team
 AnyRun = AutoencoderRun | TextEncoderRun | DiffusionRun
 AUTOENCODER_SIDE = 256
 CAPTIONS = 20_000
-"""From so many captions of the world a new tokenizer is learnt."""
+"""The number of captions that a new tokenizer is trained on."""
 
 
 def source_of(order: Order, side: int) -> Source:
-    """The pictures of an order: the world's are 256 pixels wide, a folder's are made `side` pixels wide."""
+    """Return the pictures of a run: the world's, 256 pixels wide, or a folder's, `side` pixels wide.
+
+    Raises InputError if the model needs another size than the world's.
+    """
     seed = order.settings.seed
     if order.begin.data is not None:
         classes = len(order.classes()) if order.stage == "semantic" else 0
         return ImageFolder(order.rows(), side, seed, classes)
     if side != world.SIZE:
-        problem = f"the world's pictures are {world.SIZE} pixels wide, and this model's {side}"
+        problem = f"the world's pictures are {world.SIZE} pixels wide, but the model needs {side}"
         raise InputError(problem, "train it on pictures of your own: --data FOLDER")
     vocabulary = world.VOCABULARIES[order.begin.world]
     sprites = find_sprites(Path(order.begin.sprites) if order.begin.sprites else None)
@@ -47,7 +50,7 @@ def source_of(order: Order, side: int) -> Source:
 
 
 def task_of(order: Order, latent_channels: int) -> Task:
-    """What the stage's U-Net draws by, beside text."""
+    """Return the task of the stage: the condition of its U-Net, besides text."""
     if order.stage == "inpaint":
         assert isinstance(order.settings, InpaintTraining)
         return Inpaint(latent_channels, order.settings.known_weight)
@@ -57,7 +60,7 @@ def task_of(order: Order, latent_channels: int) -> Task:
 
 
 def begin(order: Order, team: Team) -> AnyRun:
-    """The run of an order, at its first step, with what it has encoded before."""
+    """Return the run at its first step, with the pictures that it has already encoded."""
     settings = order.settings
     if isinstance(settings, AutoencoderTraining):
         return AutoencoderRun(source_of(order, order.begin.size or AUTOENCODER_SIDE), settings, team)
@@ -78,12 +81,12 @@ def begin(order: Order, team: Team) -> AnyRun:
 
 
 def trains_text(order: Order) -> bool:
-    """Whether the text encoder learns beside a U-Net: where it is new, unless something else was said."""
+    """Return whether the text encoder is trained with the U-Net: by default, only if it is new."""
     return order.begin.base is None if order.begin.text is None else order.begin.text
 
 
 def parts_of(order: Order, team: Team) -> Parts:
-    """The parts that the run begins with."""
+    """Return the components that the run starts with."""
     torch.manual_seed(order.settings.seed)
     if order.begin.base is not None:
         return parts.read(Path(order.begin.base))
@@ -94,7 +97,7 @@ def parts_of(order: Order, team: Team) -> Parts:
 
 
 def own_tokenizer(order: Order, team: Team) -> Any:
-    """The tokenizer in the run's folder; if there is none the first process learns it from captions."""
+    """Return the tokenizer in the run's folder; if there is none, the first process trains it on captions."""
     folder = order.out / "tokenizer"
     if team.leads and not (folder / "vocab.json").exists():
         source = source_of(order, world.SIZE)
@@ -107,7 +110,7 @@ def own_tokenizer(order: Order, team: Team) -> Any:
 
 
 def train(order: Order, team: Team, stop: loop.Stop, watcher: loop.Watcher) -> bool:
-    """Train, or go on with it; says whether the run is done, in which case its model is in the folder `model`."""
+    """Start or continue a run; returns whether it is done. A finished run has its model in the folder `model`."""
     if loop.last_step(order.out) >= order.settings.steps and (order.out / MODEL).is_dir():
         return True
     if team.leads:
@@ -125,13 +128,14 @@ def train(order: Order, team: Team, stop: loop.Stop, watcher: loop.Watcher) -> b
 
 
 def export_run(order: Order, folder: Path, *, averaged: bool | None, unet_only: bool, shard_mb: int) -> int:
-    """Write the model of a run's last checkpoint into a folder; returns its step.
+    """Write the model of a run's last checkpoint to a folder; returns its step.
 
-    `averaged` takes the moving average of the weights: best before a cooldown, as the last are after it. None takes
-    what is best. Raises ModelNotFound where there is no checkpoint yet.
+    `averaged` selects the moving average of the weights, which is better before the cooldown, instead of the last
+    weights, which are better after it. None selects the average for unfinished runs. Raises ModelNotFound if there is
+    no checkpoint.
     """
     if unet_only and not isinstance(order.settings, DiffusionTraining):
-        raise UsageError(f"a run of {order.stage} trains no U-Net", "leave --unet-only away")
+        raise UsageError(f"a run of {order.stage} does not train a U-Net", "omit --unet-only")
     team = Team(torch.device("cpu"))
     state = checkpoint.load(order.out / loop.CHECKPOINT)
     run = begin(order, team)
@@ -140,7 +144,7 @@ def export_run(order: Order, folder: Path, *, averaged: bool | None, unet_only: 
     wants_average = run.step < order.settings.steps if averaged is None else averaged
     average: AveragedWeights | None = getattr(run, "average", None)
     if averaged and average is None:
-        raise UsageError(f"a run of {order.stage} keeps no average of its weights", "leave --average away")
+        raise UsageError(f"a run of {order.stage} keeps no average of its weights", "omit --average")
     if wants_average and average is not None:
         average.swap()
     write_model(order, run, folder, unet_only=unet_only, shard_mb=shard_mb)
@@ -148,9 +152,10 @@ def export_run(order: Order, folder: Path, *, averaged: bool | None, unet_only: 
 
 
 def write_model(order: Order, run: AnyRun, folder: Path, *, unet_only: bool = False, shard_mb: int = 4000) -> None:
-    """Write a run's model, with its present weights, in half precision; what was not trained is copied as it is.
+    """Write a run's model, with its current weights, in float16; components that were not trained are copied.
 
-    An autoencoder's folder is that part alone; `unet_only` gives a U-Net's alone. The run cannot go on after this.
+    For an autoencoder, the folder is that component; with `unet_only`, it is the U-Net. The run cannot continue after
+    this.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(run, AutoencoderRun):

@@ -49,7 +49,7 @@ def test_a_train_folder_is_found_as_the_hub_has_it(folder, tmp_path_factory):
         ("[]", "line 2: not a JSON object"),
         ('{"text": "x"}', 'line 2: no "file_name"'),
         ('{"file_name": "0.png"}', 'line 2: no "text"'),
-        ('{"file_name": "0.png", "text": 3}', 'line 2: "text" is no text'),
+        ('{"file_name": "0.png", "text": 3}', 'line 2: "text" is not a string'),
         ('{"file_name": "9.png", "text": "x"}', "line 2: there is no file"),
         ('{"file_name": "0.png", "text": "x"}', 'line 2: no "map_file_name"'),
     ],
@@ -106,7 +106,7 @@ def test_a_torn_image_is_named_with_its_line(folder):
         source.picture(source.rows[1])
 
 
-@pytest.mark.parametrize(("mode", "value", "said"), [("L", 3, "has the index 3"), ("RGB", 0, "is of mode RGB")])
+@pytest.mark.parametrize(("mode", "value", "said"), [("L", 3, "has the index 3"), ("RGB", 0, "has mode RGB")])
 def test_a_map_that_is_none_is_named_with_its_line(folder, mode, value, said):
     Image.new(mode, (96, 64), value).save(folder / "map2.png")
     source = ImageFolder(read_rows(folder, maps=True), 32, seed=1, classes=3)

@@ -171,7 +171,7 @@ def test_judge_and_segmenter_learn_and_are_kept(sprites, tmp_path):
     for name, logits in judge(shrink(unseen[:2])).items():
         assert torch.equal(logits, again(shrink(unseen[:2]))[name])
     assert torch.equal(read_maps(segmenter, unseen[:2]), read_maps(reader, unseen[:2]))
-    with pytest.raises(ModelCorrupt, match="holds no judge of this world"):
+    with pytest.raises(ModelCorrupt, match="is not a judge of this world"):
         load(file, KIT)
     with pytest.raises(ModelNotFound, match="there is no judge"):
         load(tmp_path / "none.pt", FEW)

@@ -45,7 +45,7 @@ def test_another_base_is_refused_too(base, tmp_path):
     order.plan("inpaint", tmp_path / "run", {"base": base}, {}).write()
     other = tmp_path / "other"
     base.rename(other)
-    with pytest.raises(UsageError, match="begun with --from"):
+    with pytest.raises(UsageError, match="started with --from"):
         order.plan("inpaint", tmp_path / "run", {"base": other}, {})
 
 

@@ -137,7 +137,7 @@ def test_a_slice_stops_and_the_next_goes_on_and_a_finished_run_is_left_alone(run
     begin = ["train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *FEW, *SHORT]
     first = run(*begin, "--slice", "0.0001")
     assert (first.status, first.lines) == (0, [])
-    assert first.stderr == "note: inpaint: stopped after step 0 of 6; the same command goes on\n"
+    assert first.stderr == "note: inpaint: stopped after step 0 of 6; the same command continues\n"
     second = run("train", "inpaint", "--out", "run")
     assert (second.status, second.lines) == (0, ["run/model"])
     before = (tmp_path / "run" / "model" / "model_index.json").stat().st_mtime_ns
@@ -307,7 +307,7 @@ def test_a_row_has_the_shares_that_its_trials_have():
         (["kit", "--scheduler", "foo"], 2, "foo"),
         (["kit", "--guidance-scale", "nan"], 2, "guidance_scale"),
         (["kit", "--judge", "no.pt"], 3, "cannot read the checkpoint no.pt"),
-        (["kit", "--judge", "other.pt"], 3, "holds no judge of this world"),
+        (["kit", "--judge", "other.pt"], 3, "is not a judge of this world"),
         (["kit", "--judge", "none.pt"], 3, "there is no judge none.pt"),
     ],
 )
@@ -339,7 +339,7 @@ def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_
     assert str(ROOT) not in (model / "text_encoder" / "config.json").read_text()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(before)
-    for option, said in (("--unet-only", "trains no U-Net"), ("--average", "keeps no average")):
+    for option, said in (("--unet-only", "does not train a U-Net"), ("--average", "keeps no average")):
         refused = run("train", "export", "run", "--to", "alone", option)
         assert (refused.status, said in refused.stderr) == (2, True)
         assert not (tmp_path / "alone").exists()
@@ -366,7 +366,7 @@ def test_a_tokenizer_of_another_model_is_refused(run, sd15, tmp_path):
     tokens = len(json.loads((tmp_path / "mixed" / "tokenizer" / "vocab.json").read_text()))
     assert known < tokens
     assert done.status == 3
-    assert f"has {tokens} tokens, and its text encoder knows {known}" in done.stderr
+    assert f"has {tokens} tokens, but its text encoder has {known}" in done.stderr
 
 
 def test_an_export_replaces_a_model_only_when_told_to(run, sd15, data, tmp_path):
