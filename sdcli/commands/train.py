@@ -16,7 +16,7 @@ from sdcli.commands import options
 from sdcli.commands.plain_help import Commands
 from sdcli.errors import UsageError
 from sdcli.models import registry
-from sdcli.training import order as ordering
+from sdcli.training import run_config
 from sdcli.training.settings import (
     AutoencoderTraining,
     InpaintTraining,
@@ -56,7 +56,7 @@ World = Annotated[
     str | None,
     typer.Option(
         "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
-        help=f"The synthetic world to train on: {', '.join(ordering.WORLDS)}.",
+        help=f"The synthetic world to train on: {', '.join(run_config.WORLDS)}.",
     ),
 ]  # fmt: skip
 
@@ -343,8 +343,8 @@ def kit(
     for name in phases.phase or ():
         if name not in KIT_PHASES:
             raise UsageError(f"--phase is {name}", f"it must be one of {', '.join(KIT_PHASES)}")
-    if world is not None and world not in ordering.WORLDS:
-        raise UsageError(f"--world is {world}", f"it must be one of {', '.join(ordering.WORLDS)}")
+    if world is not None and world not in run_config.WORLDS:
+        raise UsageError(f"--world is {world}", f"it must be one of {', '.join(run_config.WORLDS)}")
     if execution.processes > 1:
         raise UsageError("train kit runs in one process", "set the number of rendering processes with --workers")
     prepare_libraries()
@@ -360,16 +360,16 @@ def kit(
 def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:
     how = _how(execution)
     begin = {key: _folder_of(value) if key == "base" else value for key, value in begin.items()}
-    recorded = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
-    order = ordering.plan(stage, run.out, recorded, options.given(settings))
+    given = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
+    config = run_config.plan(stage, run.out, given, options.given(settings))
     prepare_libraries()
     from sdcli.training import session
 
     if execution.dry_run:
-        facts = session.cost(order, session.How(**how))
+        facts = session.cost(config, session.How(**how))
         typer.echo(jsonlib.dumps(facts) if execution.json else session.shown(facts))
     else:
-        raise typer.Exit(session.carry_out(order, session.How(**how)))
+        raise typer.Exit(session.train_stage(config, session.How(**how)))
 
 
 def _folder_of(base: Path | None) -> Path | None:

@@ -13,26 +13,26 @@ import torch
 from sdcli.terminal.display import format_clock, format_size
 from sdcli.training import stages
 from sdcli.training.diffusion import DiffusionRun
-from sdcli.training.order import Order
+from sdcli.training.run_config import RunConfig
 from sdcli.training.settings import DiffusionTraining
 from sdcli.training.team import Team
 
 TIMED_STEPS = 3
 
 
-def measure(order: Order, team: Team) -> dict[str, Any]:
+def measure(config: RunConfig, team: Team) -> dict[str, Any]:
     """Return the parameters, samples, seconds per step and per picture, wall time and memory of a new run.
 
     Steps are timed at the run's batch size, after one warm-up step. At most one batch of pictures is encoded.
     """
-    settings = order.settings
+    settings = config.settings
     encoded = 0
     if isinstance(settings, DiffusionTraining):
         encoded = min(settings.most_scenes, settings.scenes + settings.fresh * settings.steps)
         few = min(settings.scenes, settings.batch)
         settings = replace(settings, scenes=few, fresh=0)
     with TemporaryDirectory() as nowhere:
-        run = stages.begin(replace(order, out=Path(nowhere), settings=settings), team)
+        run = stages.begin(replace(config, out=Path(nowhere), settings=settings), team)
         began = time.monotonic()
         for _ in run.prepare():
             pass

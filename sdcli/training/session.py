@@ -22,7 +22,7 @@ from sdcli.terminal import display, streams
 from sdcli.training import kit, loop, sprites, stages, team, world
 from sdcli.training.learners import Runtime
 from sdcli.training.loop import Stop, Watcher
-from sdcli.training.order import MODEL, Order
+from sdcli.training.run_config import MODEL, RunConfig
 
 GPU_MINUTES, CPU_MINUTES, CPU_SCALE = 20.0, 900.0, 1 / 16
 """The defaults of `train kit`: minutes on a GPU and on a CPU, and the scale on a CPU."""
@@ -41,17 +41,17 @@ class How:
     quiet: bool = False
 
 
-def carry_out(order: Order, how: How) -> int:
+def train_stage(config: RunConfig, how: How) -> int:
     """Train until the run is done or has to stop; returns the exit status.
 
     Prints the model's folder to stdout when the run is done. With `json`, prints the lines of the log instead, and last
     a line with `status`, `step` and, if the run is done, `model`.
     """
-    with streams.results() as out, others(order, how), loop.stop_requests(how.deadline) as stop:
+    with streams.results() as out, other_processes(config, how), loop.stop_requests(how.deadline) as stop:
         here = _join(how)
-        done = _train(order, how, here, stop, out)
+        done = _train(config, how, here, stop, out)
         if here.leads:
-            _report(order, how, done, out)
+            _report(config, how, done, out)
     return _status(stop, done)
 
 
@@ -122,10 +122,10 @@ def runtime_of(run: KitRun, how: How) -> Runtime:
     return Runtime(alone, generator, is_gpu if run.compiles is None else run.compiles)
 
 
-def _train(order: Order, how: How, here: team.Team, stop: Stop, out: Any) -> bool:
+def _train(config: RunConfig, how: How, here: team.Team, stop: Stop, out: Any) -> bool:
     with display.training(quiet=how.quiet or not here.leads) as show:
-        watcher = _watcher(order, how, out, show) if here.leads else Watcher()
-        return stages.train(order, here, stop, watcher)
+        watcher = _watcher(config, how, out, show) if here.leads else Watcher()
+        return stages.train(config, here, stop, watcher)
 
 
 def _join(how: How) -> team.Team:
@@ -134,27 +134,29 @@ def _join(how: How) -> team.Team:
     return team.join(how.device, how.dtype)
 
 
-def _watcher(order: Order, how: How, out: Any, show: display.OnTraining) -> Watcher:
+def _watcher(config: RunConfig, how: How, out: Any, show: display.OnTraining) -> Watcher:
     def on_entry(entry: loop.Entry) -> None:
         if how.json:
             streams.write_line(out, json.dumps(entry))
 
     return Watcher(
         on_prepare=lambda done, total: show("encoding", done, total, None),
-        on_step=lambda step, loss: show(order.stage, step, order.settings.steps, loss),
+        on_step=lambda step, loss: show(config.stage, step, config.settings.steps, loss),
         on_entry=on_entry,
     )
 
 
-def _report(order: Order, how: How, done: bool, out: Any) -> None:
-    step = loop.last_step(order.out)
+def _report(config: RunConfig, how: How, done: bool, out: Any) -> None:
+    step = loop.last_step(config.out)
     if how.json:
         said: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
-        streams.write_line(out, json.dumps(said | ({"model": str(order.out / MODEL)} if done else {})))
+        streams.write_line(out, json.dumps(said | ({"model": str(config.out / MODEL)} if done else {})))
     elif done:
-        streams.write_line(out, str(order.out / MODEL))
+        streams.write_line(out, str(config.out / MODEL))
     if not done:
-        streams.note(f"{order.stage}: stopped after step {step} of {order.settings.steps}; the same command continues")
+        streams.note(
+            f"{config.stage}: stopped after step {step} of {config.settings.steps}; the same command continues"
+        )
 
 
 def _status(stop: Stop, done: bool) -> int:
@@ -164,7 +166,7 @@ def _status(stop: Stop, done: bool) -> int:
 
 
 @contextmanager
-def others(order: Order, how: How) -> Iterator[None]:
+def other_processes(config: RunConfig, how: How) -> Iterator[None]:
     """Start the other processes of a run with the command line of this process, which is the first of them.
 
     Does nothing in a process that was started by this function, or by a launcher such as accelerate's or torchrun.
@@ -177,9 +179,9 @@ def others(order: Order, how: How) -> Iterator[None]:
             "training in several processes needs accelerate, which is not installed",
             "install it with: pip install 'sdcli[train]'",
         )
-    if order.settings.batch % how.processes:
+    if config.settings.batch % how.processes:
         raise UsageError(
-            f"a batch of {order.settings.batch} cannot be split between {how.processes} processes",
+            f"a batch of {config.settings.batch} cannot be split between {how.processes} processes",
             "make --batch a multiple of --processes",
         )
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(how.processes)}
@@ -205,12 +207,12 @@ def _free_port() -> int:
     return port
 
 
-def cost(order: Order, how: How) -> dict[str, Any]:
+def cost(config: RunConfig, how: How) -> dict[str, Any]:
     """Return the estimated cost of a run, from a few timed steps. Writes no files."""
     from sdcli.training.cost import measure
 
     with streams.results():
-        return measure(order, _join(how))
+        return measure(config, _join(how))
 
 
 def shown(facts: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Order:
+class RunConfig:
     """The configuration of a run, as in `run.json`, and its folder."""
 
     stage: str
@@ -80,17 +80,17 @@ class Order:
 
     def write(self) -> None:
         """Create the run's folder and write `run.json`. Raises OutputError."""
-        said = {"stage": self.stage, "settings": asdict(self.settings), "begin": asdict(self.begin)}
+        content = {"stage": self.stage, "settings": asdict(self.settings), "begin": asdict(self.begin)}
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             partial = self.out / (RUN + ".partial")
-            partial.write_text(json.dumps({**said, "digest": self.digest}, indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps({**content, "digest": self.digest}, indent=2) + "\n", encoding="utf-8")
             partial.replace(self.out / RUN)
         except OSError as error:
             raise OutputError(f"cannot write {self.out}: {error.strerror}", "use another folder with --out") from error
 
 
-def plan(stage: str, out: Path, begin: Mapping[str, Any], settings: Mapping[str, Any]) -> Order:
+def plan(stage: str, out: Path, begin: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of the run in `out`, which continues if it exists.
 
     `begin` and `settings` are only the options given. Raises UsageError, InputError or ModelNotFound for invalid
@@ -98,27 +98,29 @@ def plan(stage: str, out: Path, begin: Mapping[str, Any], settings: Mapping[str,
     """
     begin = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in begin.items()}
     if (out / RUN).exists():
-        order = _go_on(read(out), stage, begin, settings)
+        config = _continued(read(out), stage, begin, settings)
     else:
         started = Begin(**begin)
-        order = Order(stage, out, STAGES[stage](**settings), started, _digest(started))
-    _check(order)
-    return order
+        config = RunConfig(stage, out, STAGES[stage](**settings), started, _digest(started))
+    _check(config)
+    return config
 
 
-def read(out: Path) -> Order:
+def read(out: Path) -> RunConfig:
     """Read the configuration of the run in a folder. Raises ModelNotFound or ModelCorrupt."""
     try:
-        said = json.loads((out / RUN).read_text(encoding="utf-8"))
-        kind = STAGES[said["stage"]]
-        return Order(said["stage"], out, kind(**said["settings"]), Begin(**said["begin"]), said["digest"])
+        content = json.loads((out / RUN).read_text(encoding="utf-8"))
+        kind = STAGES[content["stage"]]
+        return RunConfig(
+            content["stage"], out, kind(**content["settings"]), Begin(**content["begin"]), content["digest"]
+        )
     except FileNotFoundError as error:
         raise ModelNotFound(f"{out} is not a run of sdcli train", "give the folder of --out") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelCorrupt(f"cannot read {out / RUN}: {error}", "start a new run in another folder") from error
 
 
-def _go_on(before: Order, stage: str, begin: Mapping[str, Any], settings: Mapping[str, Any]) -> Order:
+def _continued(before: RunConfig, stage: str, begin: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
     if before.stage != stage:
         raise UsageError(f"{before.out} is a run of {before.stage}, not {stage}", "use another folder with --out")
     for each in fields(Begin):
@@ -133,13 +135,13 @@ def _go_on(before: Order, stage: str, begin: Mapping[str, Any], settings: Mappin
     if before.digest != _digest(before.begin):
         problem = f"the pictures in {before.begin.data} have changed since the run started"
         raise InputError(problem, "start a new run with another folder for --out")
-    goes_on = resumed(type(before.settings), asdict(before.settings), settings)
-    return Order(stage, before.out, goes_on, before.begin, before.digest)
+    continued = resumed(type(before.settings), asdict(before.settings), settings)
+    return RunConfig(stage, before.out, continued, before.begin, before.digest)
 
 
-def _check(order: Order) -> None:
+def _check(config: RunConfig) -> None:
     """Raise an error for everything that is invalid, as far as it can be checked without loading models."""
-    begin, stage = order.begin, order.stage
+    begin, stage = config.begin, config.stage
     if begin.world not in WORLDS:
         raise UsageError(f"--world is {begin.world}", f"it must be one of {', '.join(WORLDS)}")
     if stage in ("text-encoder", "inpaint", "semantic") and begin.base is None:
@@ -153,9 +155,9 @@ def _check(order: Order) -> None:
         if path is not None and not Path(path, file).is_file():
             raise ModelNotFound(f"there is no {file} in {path}", f"{option} takes a folder in diffusers' layout")
     if begin.data is not None:
-        order.rows()
+        config.rows()
         if stage == "semantic":
-            order.classes()
+            config.classes()
 
 
 def _digest(begin: Begin) -> str | None:
