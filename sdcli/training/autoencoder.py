@@ -204,10 +204,10 @@ class AutoencoderRun:
 
     def report(self) -> dict[str, object]:
         """Return additional log values: `samples`, and at checkpoints `psnr` in dB of whole pictures."""
-        said: dict[str, object] = {"samples": self.step * self.settings.batch}
+        entry: dict[str, object] = {"samples": self.step * self.settings.batch}
         if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
-            said["psnr"] = round(measure_psnr(self.vae, self.unseen()), 2)
-        return said
+            entry["psnr"] = round(measure_psnr(self.vae, self.unseen()), 2)
+        return entry
 
     def unseen(self) -> Tensor:
         """Return 24 whole pictures for measuring; for the synthetic world, training does not use them."""

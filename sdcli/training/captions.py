@@ -139,7 +139,7 @@ def plural(noun: str) -> str:
 
 
 def noun_of(placement: Placement, place: str, rng: Rng) -> str:
-    """Return the noun phrase of a subject with its size and colour. "arctic" may stand for white in the snow."""
+    """Return the noun phrase of a subject with its size and colour. White in the snow may be "arctic"."""
     subject = BY_NAME[placement.subject]
     noun = subject.name
     if subject.synonyms and rng.uniform() < 0.15:
@@ -167,12 +167,12 @@ def related(phrases: Sequence[str], bare: bool, rng: Rng, **nouns: str) -> str:
 
 def one_subject(placement: Placement, noun: str, rng: Rng) -> str:
     """Return the phrase for one subject, with the side that it faces if the scene mirrors it."""
-    said = pick((noun, article(noun), article(noun), article(noun), f"the {noun}"), rng)
+    phrase = pick((noun, article(noun), article(noun), article(noun), f"the {noun}"), rng)
     if placement.mirrored:
-        return f"{said} {pick(RIGHTWARDS, rng)}"
+        return f"{phrase} {pick(RIGHTWARDS, rng)}"
     if BY_NAME[placement.subject].kind in ("animal", "vehicle") and rng.uniform() < 0.04:
-        return f"{said} {pick(LEFTWARDS, rng)}"
-    return said
+        return f"{phrase} {pick(LEFTWARDS, rng)}"
+    return phrase
 
 
 def subjects_of(scene: Scene, rng: Rng) -> str:

@@ -23,7 +23,7 @@ from sdcli.training.world import KIT, Rendering, Scene, Vocabulary, place_names
 SIDE = 96  # the size of the input of the judge
 MAP_SIDE = 64  # the size of the input and the output of the segmenter
 FEATURES = 256
-UNASKED = -100  # the ignore_index of cross_entropy, for questions without an answer
+NO_ANSWER = -100  # the ignore_index of cross_entropy, for questions without an answer
 RELATIONS = ("row", "on", "riding")
 QUESTIONS = ("subject", "colour", "place", "time", "count", "left", "right", "upper", "lower", "relation")
 COUNTS = ("1", "2", "3", "4")
@@ -75,10 +75,10 @@ def choices(vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
 
 
 def encode(answers: Sequence[Answers], known: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
-    """Return the indices of the correct answers (n,) per question; UNASKED if there is none among `known`."""
+    """Return the indices of the correct answers (n,) per question; NO_ANSWER if there is none among `known`."""
     table = {name: {answer: number for number, answer in enumerate(values)} for name, values in known.items()}
     return {
-        name: torch.tensor([numbers.get(getattr(answer, name), UNASKED) for answer in answers])
+        name: torch.tensor([numbers.get(getattr(answer, name), NO_ANSWER) for answer in answers])
         for name, numbers in table.items()
     }
 
@@ -110,7 +110,7 @@ class Judge(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     def targets(self, answers: Sequence[Answers]) -> dict[str, Tensor]:
-        """Return the indices of the correct answers per question; UNASKED if there is none."""
+        """Return the indices of the correct answers per question; NO_ANSWER if there is none."""
         return encode(answers, self.choices)
 
 
@@ -185,8 +185,8 @@ def judging_loss(
     logits = judge(disturb(shrink(images), rng))
     losses = []
     for name, target in targets.items():
-        asked = (target != UNASKED).sum().clamp(min=1)  # avoids 0 / 0
-        losses.append(F.cross_entropy(logits[name].float(), target, ignore_index=UNASKED, reduction="sum") / asked)
+        asked = (target != NO_ANSWER).sum().clamp(min=1)  # avoids 0 / 0
+        losses.append(F.cross_entropy(logits[name].float(), target, ignore_index=NO_ANSWER, reduction="sum") / asked)
     part = slice(0, max(1, len(images) // 4))
     drawn = segmenter(disturb(shrink(images[part], MAP_SIDE), rng)).float()
     return torch.stack([*losses, F.cross_entropy(drawn, shrink_maps(maps[part]))]).sum()
@@ -207,7 +207,7 @@ def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[s
         targets[name] = torch.stack([targets[part] for part in parts]).amin(0)
     shares = {}
     for name, each in right.items():
-        asked = targets[name] != UNASKED
+        asked = targets[name] != NO_ANSWER
         if asked.any():
             shares[name] = round(each[asked].float().mean().item(), 4)
     return shares

@@ -87,9 +87,9 @@ PHASES: Mapping[str, Phase] = {
 class Settings:
     """The settings of a run of `train kit`.
 
-    `phases` maps phases, in order, to their seconds. `steps` ends each phase after that many steps; if both are None, a
-    phase does not end. `scale` multiplies batch and pool sizes. `base` is the folder of a model to start from.
-    `workers` is the number of rendering processes.
+    `phases` maps phases, in order, to their seconds. `steps` ends each phase after that many steps; without seconds and
+    `steps`, a phase does not end. `scale` multiplies batch and pool sizes. `base` is the folder of a model to start
+    from. `workers` is the number of rendering processes.
     """
 
     out: Path

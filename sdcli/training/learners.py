@@ -41,7 +41,7 @@ CONTEXTS: Mapping[str, Callable[[int], int]] = {
     "inpaint": lambda latent_channels: 1 + latent_channels,
     "semantic": lambda latent_channels: len(CLASSES),
 }
-"""How many channels each context takes beside the latents, in their order in the shared U-Net."""
+"""The number of channels of each context besides the latents, in the order of the shared U-Net."""
 FOLDERS = {"text-to-image": "unet", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}
 PROMPTS = (
     "arctic fox",

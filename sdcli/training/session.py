@@ -57,7 +57,7 @@ def train_stage(config: RunConfig, how: How) -> int:
 
 @dataclass(frozen=True)
 class KitRun:
-    """The options of `sdcli train kit`. If `minutes` or `scale` is None, the device determines it."""
+    """The options of `sdcli train kit`. The device determines `minutes` and `scale` if they are not given."""
 
     out: Path
     sprites: Path | None = None
@@ -149,8 +149,8 @@ def _watcher(config: RunConfig, how: How, out: Any, show: display.OnTraining) ->
 def _report(config: RunConfig, how: How, done: bool, out: Any) -> None:
     step = loop.last_step(config.out)
     if how.json:
-        said: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
-        streams.write_line(out, json.dumps(said | ({"model": str(config.out / MODEL)} if done else {})))
+        result: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
+        streams.write_line(out, json.dumps(result | ({"model": str(config.out / MODEL)} if done else {})))
     elif done:
         streams.write_line(out, str(config.out / MODEL))
     if not done:

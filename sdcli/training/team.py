@@ -20,7 +20,7 @@ from sdcli.errors import UsageError
 class Team:
     """The processes of a run.
 
-    `process` is the index of this one, from 0; `accelerator` is None if it is the only one.
+    `process` is the index of this one, from 0; a single process has no `accelerator`.
     """
 
     device: torch.device

@@ -84,7 +84,7 @@ class Scene:
     """A place, the subjects in it from back to front, the seed of the place's details, and the time of day.
 
     `relation` of the subjects: "" for one subject; "row" for different ones from left to right; "count" for several
-    alike; "next" for several alike and, last, another beside them; "on" for one and, last, the one that stands on it;
+    alike; "next" for several alike and, last, another next to them; "on" for one and, last, the one that stands on it;
     "riding" for a rider and, last, its mount.
     """
 

@@ -9,8 +9,8 @@ from torch import nn
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.training import checkpoint, layout
 from sdcli.training.judge import (
+    NO_ANSWER,
     QUESTIONS,
-    UNASKED,
     Answers,
     Judge,
     Segmenter,
@@ -99,7 +99,7 @@ def test_a_scene_answers_the_questions_that_apply():
     several = Answers(place="snow", time="day")
     assert answers_of(scene_of(layout.row([owl, fox, car], rng), "row")) == several
     assert answers_of(scene_of(layout.some_next_to(owl, 2, fox, rng), "next")) == several
-    assert Judge().targets([several])["subject"].tolist() == [UNASKED]
+    assert Judge().targets([several])["subject"].tolist() == [NO_ANSWER]
 
 
 def test_the_upper_subject_of_a_stack_matches_the_scene():
@@ -123,9 +123,9 @@ def test_answers_are_encoded_as_indices_of_the_choices():
     assert known["place"] == ("snow", "beach", "city", "meadow", *BACKGROUNDS)
     told = [Answers("horse", "red", "city", "sunset", "4"), Answers(place="snow/city/city", left="fox", right="owl")]
     numbers = {name: found.tolist() for name, found in encode(told, known).items()}
-    assert (numbers["subject"], numbers["colour"], numbers["count"]) == ([1, UNASKED], [2, UNASKED], [3, UNASKED])
-    assert (numbers["place"], numbers["time"]) == ([2, UNASKED], [2, UNASKED])
-    assert (numbers["left"], numbers["right"]) == ([UNASKED, 0], [UNASKED, UNASKED])  # `few` has no owl
+    assert (numbers["subject"], numbers["colour"], numbers["count"]) == ([1, NO_ANSWER], [2, NO_ANSWER], [3, NO_ANSWER])
+    assert (numbers["place"], numbers["time"]) == ([2, NO_ANSWER], [2, NO_ANSWER])
+    assert (numbers["left"], numbers["right"]) == ([NO_ANSWER, 0], [NO_ANSWER, NO_ANSWER])  # `few` has no owl
 
 
 def test_the_loss_is_the_sum_of_the_cross_entropies():

@@ -10,7 +10,7 @@ import torch
 
 from sdcli.training import stream, world
 from sdcli.training.captions import caption, plural
-from sdcli.training.judge import UNASKED, answers_of, choices
+from sdcli.training.judge import NO_ANSWER, answers_of, choices
 from sdcli.training.masks import Plan
 from sdcli.training.places import CLASS_NAMES, TIMES, parts_of
 from sdcli.training.reading import COLUMNS, NOTHING, ROWS
@@ -87,7 +87,7 @@ def test_pictures_maps_and_answers_match_the_scenes(tokenizer, drawn, sprites):
         assert np.array_equal(chunk["maps"][index], alone.segmentation)
         for name, values in known.items():
             answer, number = getattr(answers_of(scene), name), int(chunk[name][index])
-            assert number == (values.index(answer) if answer in values else UNASKED), name
+            assert number == (values.index(answer) if answer in values else NO_ANSWER), name
 
 
 def test_captions_match_the_layout_of_their_scene(tokenizer, drawn):
