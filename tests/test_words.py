@@ -47,15 +47,17 @@ NAMES = r"anew|carry_out|hand_over|remarks?|said|mend|heed|leave_away"
 """Retired in names of functions, classes, arguments and variables."""
 PATTERNS = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in RETIRED.items()}
 RETIRED_NAMES = re.compile(rf"(?:^|_)(?:{NAMES})(?:$|_)")
-NOT_YET = ("sdcli/training/", "sdcli/kit/", "docs/training.md", "docs/kit.md", "docs/pictures.py")
+NOT_YET = ("docs/pictures.py",)
 """What is still to be reworded."""
+DATA = ("sdcli/training/captions.py",)
+"""Phrases as users type them."""
 
-DOCUMENTS = ("README.md", "CHANGELOG.md", "models.toml", "docs/*.md", "sdcli/**/*.py")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "models.toml", "docs/*.md", "sdcli/kit/MADE.md", "sdcli/**/*.py")
 FILES = [
     path
     for pattern in DOCUMENTS
     for path in sorted(ROOT.glob(pattern))
-    if not str(path.relative_to(ROOT)).startswith(NOT_YET)
+    if not str(path.relative_to(ROOT)).startswith((*NOT_YET, *DATA))
 ]
 
 

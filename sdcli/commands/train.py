@@ -16,7 +16,7 @@ from sdcli.commands import options
 from sdcli.commands.plain_help import Commands
 from sdcli.errors import UsageError
 from sdcli.models import registry
-from sdcli.training import order as ordering
+from sdcli.training import run_config
 from sdcli.training.settings import (
     AutoencoderTraining,
     InpaintTraining,
@@ -56,7 +56,7 @@ World = Annotated[
     str | None,
     typer.Option(
         "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
-        help=f"The synthetic world to train on: {', '.join(ordering.WORLDS)}.",
+        help=f"The synthetic world to train on: {', '.join(run_config.WORLDS)}.",
     ),
 ]  # fmt: skip
 
@@ -163,7 +163,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Once(Execution):
-    """The same, with a dry run."""
+    """The execution options, and a dry run."""
 
     dry_run: Annotated[
         bool,
@@ -175,7 +175,7 @@ class Once(Execution):
 
 
 def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
-    """Let the parameter `settings` of a command be a group with an option for each field of `kind`, or None."""
+    """Make a command's parameter `settings` a group with an option, None by default, for each field of `kind`."""
     types: Mapping[str, Any] = {"int": int, "float": float}
     group = make_dataclass(
         kind.__name__,
@@ -274,13 +274,13 @@ def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, e
 
 @dataclass(frozen=True)
 class KitPhases:
-    """What is trained of kit, and for how long."""
+    """The phases of kit to train, and their length."""
 
     phase: Annotated[
         list[str] | None,
         typer.Option(
             "--phase", metavar="NAME", rich_help_panel=_SETTINGS, show_default="all",
-            help=f"Train only this phase; repeat for more: {', '.join(KIT_PHASES)}.",
+            help=f"Train only this phase; may be repeated: {', '.join(KIT_PHASES)}.",
         ),
     ] = None  # fmt: skip
     minutes: Annotated[
@@ -318,8 +318,8 @@ def kit(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", metavar="N", min=0, rich_help_panel=_EXECUTION, show_default="one a core, less one",
-            help="Processes that render scenes.",
+            "--workers", metavar="N", min=0, rich_help_panel=_EXECUTION, show_default="one per core, minus one",
+            help="Number of rendering processes.",
         ),
     ] = None,
     compiles: Annotated[
@@ -342,11 +342,11 @@ def kit(
     how = _how(execution)
     for name in phases.phase or ():
         if name not in KIT_PHASES:
-            raise UsageError(f"--phase is {name}", f"it is one of {', '.join(KIT_PHASES)}")
-    if world is not None and world not in ordering.WORLDS:
-        raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
+            raise UsageError(f"--phase is {name}", f"it must be one of {', '.join(KIT_PHASES)}")
+    if world is not None and world not in run_config.WORLDS:
+        raise UsageError(f"--world is {world}", f"it must be one of {', '.join(run_config.WORLDS)}")
     if execution.processes > 1:
-        raise UsageError("train kit runs in one process", "use --workers for the processes that render")
+        raise UsageError("train kit runs in one process", "set the number of rendering processes with --workers")
     prepare_libraries()
     from sdcli.training import session
 
@@ -360,40 +360,42 @@ def kit(
 def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:
     how = _how(execution)
     begin = {key: _folder_of(value) if key == "base" else value for key, value in begin.items()}
-    recorded = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
-    order = ordering.plan(stage, run.out, recorded, options.given(settings))
+    given = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
+    config = run_config.plan(stage, run.out, given, options.given(settings))
     prepare_libraries()
     from sdcli.training import session
 
     if execution.dry_run:
-        facts = session.cost(order, session.How(**how))
+        facts = session.cost(config, session.How(**how))
         typer.echo(jsonlib.dumps(facts) if execution.json else session.shown(facts))
     else:
-        raise typer.Exit(session.carry_out(order, session.How(**how)))
+        raise typer.Exit(session.train_stage(config, session.How(**how)))
 
 
 def _folder_of(base: Path | None) -> Path | None:
-    """The folder of a model that goes by a name, as in `sdcli models list`; any path as it is."""
+    """Return the folder of a model given by its name in `sdcli models list`; other paths are returned unchanged."""
     if base is None or base.exists() or str(base) not in registry.entries():
         return base
     source = registry.locate(registry.find(str(base)))
     if source.is_file or source.parts:
-        raise UsageError(f"{base} is not one diffusers folder", f"make it one: sdcli models export {base} FOLDER")
+        raise UsageError(
+            f"{base} is not a single diffusers folder", f"export it first: sdcli models export {base} FOLDER"
+        )
     return source.path
 
 
 def _how(execution: Execution) -> dict[str, Any]:
-    """The arguments of `session.How`, checked."""
+    """Return the arguments of `session.How`. Raises UsageError if one is invalid."""
     for name, value, allowed in (("device", execution.device, DEVICES), ("dtype", execution.dtype, DTYPES)):
         if value not in allowed:
-            raise UsageError(f"--{name} is {value}", f"it is one of {', '.join(allowed)}")
+            raise UsageError(f"--{name} is {value}", f"it must be one of {', '.join(allowed)}")
     deadline = None if execution.slice is None else time.monotonic() + 60 * execution.slice
     taken = ("device", "dtype", "processes", "threads", "json", "quiet")
     return {key: getattr(execution, key) for key in taken} | {"deadline": deadline}
 
 
 def prepare_libraries() -> None:
-    """Keep the libraries' own talk and bars off the terminal."""
+    """Turn off the log messages and the progress bars of libraries."""
     from sdcli.making import deliver
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -12,7 +12,7 @@ from sdcli.commands import options
 from sdcli.commands.train import prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.files import folders
-from sdcli.training import order as ordering
+from sdcli.training import run_config
 
 
 def measure(
@@ -20,7 +20,7 @@ def measure(
         list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
     ],
     judge: Annotated[
-        Path, typer.Option("--judge", metavar="FILE", help="The judge: judge.pt of a run of train kit.")
+        Path, typer.Option("--judge", metavar="FILE", help="The judge: the file judge.pt of a run of train kit.")
     ],
     seen: Annotated[int, typer.Option("--seen", metavar="N", min=1, help="Prompts seen in training.")] = 500,
     held_out: Annotated[int, typer.Option("--held-out", metavar="N", min=1, help="Prompts held out.")] = 200,
@@ -36,7 +36,7 @@ def measure(
         float | None, typer.Option("--guidance-scale", metavar="X", show_default="the model's", help="Guidance scale.")
     ] = None,
     world: Annotated[
-        str, typer.Option("--world", metavar="NAME", help=f"{', '.join(ordering.WORLDS)}.")
+        str, typer.Option("--world", metavar="NAME", help=f"{', '.join(run_config.WORLDS)}.")
     ] = "kit",
     sprites: Annotated[
         Path | None,
@@ -57,8 +57,8 @@ def measure(
         sdcli train measure kit kit-inpaint kit-semantic --judge judge.pt
         sdcli train measure runs/text/model --judge judge.pt --scheduler dpm++-2m --steps 12 --guidance-scale 3
     """
-    if world not in ordering.WORLDS:
-        raise UsageError(f"--world is {world}", f"it is one of {', '.join(ordering.WORLDS)}")
+    if world not in run_config.WORLDS:
+        raise UsageError(f"--world is {world}", f"it must be one of {', '.join(run_config.WORLDS)}")
     prepare_libraries()
     from sdcli.training import session
 
@@ -98,11 +98,11 @@ def export(
 
         sdcli train export runs/text --to model --average
     """
-    order = ordering.read(out)
-    folders.check(to, force=force, known=order.written(Path(to)))
+    config = run_config.read(out)
+    folders.check(to, force=force, known=config.written(Path(to)))
     prepare_libraries()
     from sdcli.training import stages
 
     with folders.written(to, force=force) as folder:
-        stages.export_run(order, folder, averaged=averaged, unet_only=unet_only, shard_mb=shard)
+        stages.export_run(config, folder, averaged=averaged, unet_only=unet_only, shard_mb=shard)
     typer.echo(to)

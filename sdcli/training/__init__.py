@@ -1,4 +1,4 @@
-"""Training: the synthetic world, the stages of `sdcli train`, and a judge of what comes of them.
+"""Training: the synthetic world, the stages of `sdcli train`, and a judge that measures the trained models.
 
-Nothing here is needed to generate pictures. `settings`, `order` and `imagefolder` import nothing heavy.
+Generating pictures does not need this package. `settings`, `run_config` and `imagefolder` import no large libraries.
 """

@@ -1,8 +1,8 @@
-"""Training the autoencoder: an AutoencoderKL (diffusers) of 8×8 pixels to 8 numbers, from nothing.
+"""Training an autoencoder from scratch: diffusers' AutoencoderKL, which maps 8×8 pixels to 8 numbers.
 
-Encoder and decoder of a fresh autoencoder wait for each other. A linear teacher breaks that: for the first steps the
-encoder learns to give the whitened principal components of each 8×8 patch and the decoder learns to read them.
-Then both are trained together. Knows scenes, but no captions.
+At first, encoder and decoder each need the other to be trained. A linear teacher solves this: for the first steps, the
+encoder learns to output the whitened principal components of each 8×8 patch, and the decoder learns to decode them.
+After that, both are trained together. Uses scenes, but no captions.
 """
 
 from collections.abc import Iterator
@@ -48,23 +48,23 @@ class LinearTeacher:
     scale: Tensor
 
     def to(self, device: torch.device) -> "LinearTeacher":
-        """The same teacher elsewhere."""
+        """Return the teacher on `device`."""
         return LinearTeacher(self.mean.to(device), self.components.to(device), self.scale.to(device))
 
     def encode(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) in -1 … 1 to (n, C, h/8, w/8), of unit variance over the pictures it was fitted to."""
+        """Encode (n, 3, h, w) in -1 … 1 to (n, C, h/8, w/8), with unit variance on the fitted pictures."""
         patches = F.unfold(images, PATCH, stride=PATCH) - self.mean[:, None]
         codes = (self.components @ patches) / self.scale[:, None]
         return codes.reshape(*codes.shape[:2], images.shape[2] // PATCH, images.shape[3] // PATCH)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The linear reconstruction, (n, C, h, w) to (n, 3, 8h, 8w)."""
+        """Return the linear reconstruction: (n, C, h, w) to (n, 3, 8h, 8w)."""
         patches = self.components.T @ (codes.flatten(2) * self.scale[:, None]) + self.mean[:, None]
         return F.fold(patches, (codes.shape[2] * PATCH, codes.shape[3] * PATCH), PATCH, stride=PATCH)
 
 
 def fit_teacher(images: Tensor, channels: int) -> LinearTeacher:
-    """Principal components of the patches of (n, 3, h, w) images."""
+    """Fit the principal components of the 8×8 patches of images (n, 3, h, w)."""
     patches = F.unfold(images, PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
     mean = patches.mean(0)
     covariance = (patches - mean).T @ (patches - mean) / len(patches)
@@ -73,13 +73,16 @@ def fit_teacher(images: Tensor, channels: int) -> LinearTeacher:
 
 
 def pictures(source: Source, seed: int, count: int) -> Tensor:
-    """`count` pictures that the seed draws, (n, 3, H, W) in -1 … 1."""
+    """Return `count` random pictures for a seed, (n, 3, H, W) in -1 … 1."""
     items = source.draw(np.random.default_rng(seed), count)
     return to_tensor([source.picture(item).image for item in items])
 
 
 def crops(source: Source, settings: AutoencoderTraining, step: int, team: Team) -> Tensor:
-    """This process' part of the batch of a step: crops of pictures, near the middle more often."""
+    """Return this process' part of the batch of a step, (n, 3, crop, crop) in -1 … 1.
+
+    Crops near the middle of a picture are more frequent.
+    """
     rng = np.random.default_rng([settings.seed, step, team.process])
     images = pictures(source, int(rng.integers(2**62)), max(1, settings.batch // team.processes))
     room = images.shape[2] - settings.crop
@@ -91,7 +94,10 @@ def crops(source: Source, settings: AutoencoderTraining, step: int, team: Team) 
 
 
 def reconstruction_loss(decoded: Tensor, images: Tensor, edge_weight: float) -> Tensor:
-    """L1 + MSE of the pixels, and L1 of the differences between neighbours, which keeps edges crisp."""
+    """Return L1 + MSE of the pixels, plus the weighted L1 of the differences between neighbouring pixels.
+
+    The differences keep edges sharp.
+    """
     error = decoded.float() - images
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     return error.abs().mean() + error.square().mean() + edge_weight * edges
@@ -105,7 +111,7 @@ def total_loss(
     settings: AutoencoderTraining,
     team: Team,
 ) -> Tensor:
-    """The loss of a batch. With a teacher, encoder and decoder each learn from it and not from each other."""
+    """Return the loss of a batch. With a teacher, encoder and decoder are each trained on the teacher's codes."""
     with team.autocast():
         posterior = vae.encode(images).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -123,25 +129,25 @@ def total_loss(
 
 
 def psnr(mse: float) -> float:
-    """Peak signal to noise ratio in dB of pictures in -1 … 1 (peak to peak 2)."""
+    """Return the peak signal-to-noise ratio in dB for pictures in -1 … 1 (peak to peak 2)."""
     return float(10 * np.log10(4 / max(mse, 1e-12)))
 
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Pictures (n, 3, H, W) decoded from the means of their latents, in fp32, on the CPU, -1 … 1."""
+    """Decode the means of the latents of pictures (n, 3, H, W); returns float32 in -1 … 1 on the CPU."""
     parts = [vae.decode(vae.encode(part.to(vae.device)).latent_dist.mean).sample for part in images.split(4)]
     return torch.cat(parts).clamp(-1, 1).cpu()
 
 
 def measure_psnr(vae: AutoencoderKL, images: Tensor) -> float:
-    """PSNR in dB of whole pictures: of the mean of their squared errors."""
+    """Return the PSNR in dB of the reconstructions, from the mean squared error over all pictures."""
     return psnr((reconstruct(vae, images) - images).square().mean().item())
 
 
 @torch.no_grad()
 def set_scaling_factor(vae: AutoencoderKL, images: Tensor) -> float:
-    """Set the factor that gives latents unit variance, measured over these pictures; returns it."""
+    """Set and return the scaling factor, which gives the latents of these pictures unit variance."""
     latents = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mean for part in images.split(4)])
     factor = round(1 / latents.std().item(), 5)
     vae.register_to_config(scaling_factor=factor)
@@ -149,7 +155,7 @@ def set_scaling_factor(vae: AutoencoderKL, images: Tensor) -> float:
 
 
 class AutoencoderRun:
-    """A run in memory: model, optimizer, teacher and step. `state` and `load_state` are exact."""
+    """An autoencoder run: model, optimizer, teacher and step. `load_state(state())` restores it exactly."""
 
     def __init__(
         self, source: Source, settings: AutoencoderTraining, team: Team, architecture: dict[str, Any] = ARCHITECTURE
@@ -164,23 +170,23 @@ class AutoencoderRun:
         self.shown: Tensor | None = None
 
     def prepare(self) -> Iterator[tuple[int, int]]:
-        """Nothing."""
+        """Do nothing: there is nothing to encode."""
         return iter(())
 
     def keep(self, folder: Path) -> None:
-        """Nothing that the other processes do not have."""
+        """Do nothing: this run has no data that belongs to one process."""
 
     def state(self) -> checkpoint.State:
-        """Weights and optimizer."""
+        """Return the weights and the optimizer state."""
         return {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: checkpoint.State) -> None:
-        """Take what `state` gave."""
+        """Restore the result of `state`."""
         self.vae.load_state_dict(state["vae"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def train_step(self) -> float:
-        """One step; returns its loss."""
+        """Train one step and return its loss, averaged over the processes."""
         settings, team = self.settings, self.team
         images = crops(self.source, settings, self.step, team).to(team.device)
         side = settings.crop // PATCH
@@ -197,20 +203,20 @@ class AutoencoderRun:
         return team.mean(loss.item())
 
     def report(self) -> dict[str, object]:
-        """What the log says besides step and loss; at checkpoints, the PSNR of whole pictures."""
-        said: dict[str, object] = {"samples": self.step * self.settings.batch}
+        """Return additional log values: `samples`, and at checkpoints `psnr` in dB of whole pictures."""
+        entry: dict[str, object] = {"samples": self.step * self.settings.batch}
         if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
-            said["psnr"] = round(measure_psnr(self.vae, self.unseen()), 2)
-        return said
+            entry["psnr"] = round(measure_psnr(self.vae, self.unseen()), 2)
+        return entry
 
     def unseen(self) -> Tensor:
-        """24 whole pictures to measure by; of the world, such as no step draws."""
+        """Return 24 whole pictures for measuring; for the synthetic world, training does not use them."""
         if self.shown is None:
             self.shown = pictures(self.source, self.settings.seed + 1, 24)
         return self.shown
 
     def sheet(self, path: Path) -> None:
-        """Pictures, and below them what becomes of them."""
+        """Write a sheet: pictures, and their reconstructions below them."""
         images = self.unseen()[:6]
         both = torch.cat([images, reconstruct(self.vae, images)])
         save_sheet(both, columns=6, path=path)

@@ -1,4 +1,4 @@
-"""Captions: a scene in words, in one of many phrasings. Knows nothing of pixels."""
+"""Captions: descriptions of scenes in many phrasings. Does not depend on pixels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,13 +16,13 @@ MANY = {
     "bread", "popcorn", "corn", "broccoli", "luggage", "coral", "santa claus", "santa", "boba", "father christmas",
     "dracula", "earth", "saturn",
 }  # fmt: skip
-"""What takes no "a"."""
+"""Nouns without "a"."""
 LONG_U = ("unicorn", "ufo")
-"""What takes "a" before its vowel."""
+"""Words that start with a vowel but take "a"."""
 
 
 def article(noun: str) -> str:
-    """The noun with its indefinite article, if it takes one."""
+    """Return the noun with its indefinite article, if it takes one."""
     if any(noun == bare or noun.endswith(f" {bare}") for bare in MANY):
         return noun
     vowel = noun[0] in "aeiou" and not noun.startswith(LONG_U)
@@ -30,7 +30,7 @@ def article(noun: str) -> str:
 
 
 def background_phrases(name: str) -> tuple[str, ...]:
-    """Ways to say that there is nothing but a colour behind."""
+    """Return phrases for a plain background."""
     colour = name.split()[0]
     return (
         f"on {article(name)}",
@@ -119,12 +119,12 @@ RIDING_PHRASES = (
 
 
 def pick(choices: Sequence[str], rng: Rng) -> str:
-    """One of the choices."""
+    """Return a random item of `choices`."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def plural(noun: str) -> str:
-    """More than one of it; the last word takes the ending, or the first of "cup of tea"."""
+    """Return the plural of a noun. The last word is inflected, or the first one in "cup of tea"."""
     head, of, rest = noun.partition(" of ")
     *before, last = head.split(" ")
     if last in PLURALS:
@@ -139,7 +139,7 @@ def plural(noun: str) -> str:
 
 
 def noun_of(placement: Placement, place: str, rng: Rng) -> str:
-    """The subject with its size and colour; white in the snow may be called arctic."""
+    """Return the noun phrase of a subject with its size and colour. White in the snow may be "arctic"."""
     subject = BY_NAME[placement.subject]
     noun = subject.name
     if subject.synonyms and rng.uniform() < 0.15:
@@ -156,27 +156,27 @@ def noun_of(placement: Placement, place: str, rng: Rng) -> str:
 
 
 def counted(count: int, noun: str, rng: Rng) -> str:
-    """So many of it."""
+    """Return a number of subjects in words."""
     return f"{pick(COUNT_WORDS[count], rng)} {plural(noun)}"
 
 
 def related(phrases: Sequence[str], bare: bool, rng: Rng, **nouns: str) -> str:
-    """A phrase of nouns with articles, or bare."""
+    """Return a phrase with nouns inserted, with articles unless `bare`."""
     return pick(phrases, rng).format(**{role: noun if bare else article(noun) for role, noun in nouns.items()})
 
 
 def one_subject(placement: Placement, noun: str, rng: Rng) -> str:
-    """One subject, with the side it looks to where that is worth saying."""
-    said = pick((noun, article(noun), article(noun), article(noun), f"the {noun}"), rng)
+    """Return the phrase for one subject, with the side that it faces if the scene mirrors it."""
+    phrase = pick((noun, article(noun), article(noun), article(noun), f"the {noun}"), rng)
     if placement.mirrored:
-        return f"{said} {pick(RIGHTWARDS, rng)}"
+        return f"{phrase} {pick(RIGHTWARDS, rng)}"
     if BY_NAME[placement.subject].kind in ("animal", "vehicle") and rng.uniform() < 0.04:
-        return f"{said} {pick(LEFTWARDS, rng)}"
-    return said
+        return f"{phrase} {pick(LEFTWARDS, rng)}"
+    return phrase
 
 
 def subjects_of(scene: Scene, rng: Rng) -> str:
-    """The subjects in words, with how many there are and where they are to each other."""
+    """Return the phrase for all subjects of a scene, with their number and relation."""
     placements, bare = scene.placements, rng.uniform() < 0.18
     nouns = [noun_of(placement, scene.place, rng) for placement in placements]
     if len(nouns) == 1:
@@ -198,7 +198,7 @@ def subjects_of(scene: Scene, rng: Rng) -> str:
 
 
 def place_of(scene: Scene, rng: Rng) -> str:
-    """The name of the scene's place; of one made of several, most often the ground's, or "" for none."""
+    """Return the name of the place, or "" for none. A mixed place is mostly named after its ground."""
     sky, far, ground = parts_of(scene.place)
     if sky == far == ground:
         return ground
@@ -206,7 +206,7 @@ def place_of(scene: Scene, rng: Rng) -> str:
 
 
 def setting(scene: Scene, rng: Rng) -> str:
-    """Where and when."""
+    """Return the phrase for place and time."""
     place = place_of(scene, rng)
     words = [pick(PLACE_PHRASES[place], rng)] if place else []
     if scene.time != TIMES[0]:
@@ -219,11 +219,11 @@ def setting(scene: Scene, rng: Rng) -> str:
 
 
 def caption(scene: Scene, rng: Rng) -> str:
-    """One of the many captions of a scene, as a user might type it."""
+    """Return one of the many captions of a scene, worded as a user might type it."""
     subjects, form = subjects_of(scene, rng), rng.uniform()
     opening = pick(OPENINGS, rng) if rng.uniform() < 0.3 and " rides " not in subjects else ""
     ending = pick(ENDINGS, rng) if rng.uniform() < 0.06 else ""
-    if scene.time == TIMES[0] and form < (0.4 if "arctic" in subjects else 0.07):  # the place is the model's to choose
+    if scene.time == TIMES[0] and form < (0.4 if "arctic" in subjects else 0.07):  # leaves the place to the model
         return f"{opening}{subjects}{ending}"
     place = place_of(scene, rng)
     if form > 0.94 and place:
@@ -234,7 +234,7 @@ def caption(scene: Scene, rng: Rng) -> str:
 
 
 def vocabulary() -> dict[str, dict[str, list[str]]]:
-    """All words that captions use: for each group, what is meant and the ways to say it."""
+    """Return all words of captions: for each group, the meanings and the phrases for each."""
 
     def table(phrases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         return {name: list(dict.fromkeys(ways)) for name, ways in phrases.items()}

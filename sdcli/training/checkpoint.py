@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent. Knows nothing of what is trained."""
+"""Checkpoint files, which are always complete or absent. Does not depend on what is trained."""
 
 import os
 from contextlib import suppress
@@ -14,7 +14,7 @@ State = dict[str, Any]
 
 
 def save(path: Path, state: State) -> None:
-    """Write a checkpoint beside its place, sync it, and rename it there. Raises OutputError."""
+    """Write a checkpoint to a temporary file, sync it, and rename it. Raises OutputError if writing fails."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,25 +26,25 @@ def save(path: Path, state: State) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror}", "the checkpoint before it is whole") from error
+        raise OutputError(f"cannot write {path}: {error.strerror}", "the previous checkpoint is intact") from error
 
 
 def check(path: Path) -> None:
-    """Raise OutputError where a checkpoint could not be written, before it takes hours to have one."""
+    """Raise OutputError if a checkpoint cannot be written to this path. Called before training starts."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", "choose a place that you can write to") from error
+        raise OutputError(f"cannot write {path}: {error.strerror}", "choose a folder that you can write to") from error
 
 
 def load(path: Path) -> State:
     """Read a checkpoint. Raises ModelNotFound or ModelCorrupt."""
     if not path.is_file():
-        raise ModelNotFound(f"no checkpoint {path}", "train first, or name the folder that training wrote to")
+        raise ModelNotFound(f"there is no checkpoint {path}", "train first, or give the folder of a run")
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever else the file is, it breaks the reader in its own way
-        raise ModelCorrupt(f"cannot read the checkpoint {path}: {error}", "remove it and train again") from error
+    except Exception as error:  # a file of another kind can raise any error
+        raise ModelCorrupt(f"cannot read the checkpoint {path}: {error}", "delete it and train again") from error
     return state

@@ -1,7 +1,7 @@
 """A canvas for soft miniature landscapes: shapes with rounded, shaded edges, hills that fade into haze, skies.
 
-Every shape leaves its class in a segmentation map too. Lengths are fractions of the picture's side, y runs downwards.
-Knows nothing of what the places are.
+Each shape is also drawn into a segmentation map, as its class. Lengths are fractions of the picture's side; y increases
+downwards. Does not depend on the places.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,9 @@ Colour = tuple[float, float, float]
 Stops = Sequence[Colour]
 """Colours from top to bottom."""
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""How far points (x, y) lie inside a shape; negative outside."""
+"""A signed distance: how far points (x, y) are inside a shape; negative outside."""
 
-# What a segmentation map tells apart: the name and the colour of each class, in the order of their numbers.
+# The classes of segmentation maps, in the order of their indices, with their colours.
 CLASSES: Mapping[str, tuple[int, int, int]] = {
     "sky": (135, 206, 235),
     "sun or moon": (255, 215, 0),
@@ -45,39 +45,43 @@ TOWARDS_LIGHT = np.array([-0.45, -0.75], dtype=np.float32)  # from the upper lef
 
 @cache
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The x and y of pixel centres, (size, size) each."""
+    """Return the x and y coordinates of pixel centres, (size, size) each."""
     line = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = np.broadcast_to(line, (size, size)), np.broadcast_to(line[:, None], (size, size))
     return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
 
 def ramp(stops: Stops, at: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) of positions 0 … 1 between stops at even distances."""
+    """Return the colours (..., 3) at positions 0 … 1 between evenly spaced stops."""
     where = np.linspace(0, 1, len(stops))
     channels = [np.interp(at, where, [stop[channel] for stop in stops]) for channel in range(3)]
     return np.stack(channels, -1).astype(np.float32)
 
 
 def dimmed(colour: Colour, share: float) -> Colour:
-    """So much of a colour's light."""
+    """Return a colour multiplied by `share`."""
     red, green, blue = (min(255.0, share * channel) for channel in colour)
     return red, green, blue
 
 
 def blend(one: Colour, other: Colour, share: float) -> Colour:
-    """One colour with a share of another."""
+    """Return a mix of two colours; `share` is the weight of `other`."""
     red, green, blue = ((1 - share) * a + share * b for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Soft blotches, (size, size), about -1 … 1."""
+    """Return smooth noise (size, size), about -1 … 1."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
 
 
 class Finish(TypedDict, total=False):
-    """How a shape looks: its edge is round over `bevel`, shaded by `depth`; `far` fades it; what shines is not lit."""
+    """How a shape is shaded.
+
+    The edge is rounded over `bevel` and shaded by `depth`; `far` fades the shape into haze; a shape that shines is not
+    affected by the scene's light.
+    """
 
     bevel: float
     depth: float
@@ -86,10 +90,10 @@ class Finish(TypedDict, total=False):
 
 
 class Canvas:
-    """A square picture in the making, and beside it the map of what each shape is.
+    """A square picture and its segmentation map.
 
-    `light` multiplies the colours of all that does not shine; `haze` is what the distance fades into; `bright` is the
-    x of what lights the scene.
+    `light` multiplies the colours of everything that does not shine; `haze` is the colour that distant shapes fade
+    into; `bright` is the x coordinate of the light source.
     """
 
     def __init__(self, size: int, light: Colour = (1, 1, 1), haze: Colour = (220, 235, 250)) -> None:
@@ -100,19 +104,19 @@ class Canvas:
         self.map = np.zeros((size, size), np.uint8)
 
     def seen(self, colour: Sequence[float] | np.ndarray, far: float = 0.0) -> np.ndarray:
-        """A colour in this light, faded by distance."""
+        """Return a colour in this light, faded by distance."""
         lit: np.ndarray = np.asarray(colour, np.float32) * self.light
         faded: np.ndarray = lit + far * (self.haze - lit)
         return faded
 
     def fill(self, stops: Stops, kind: str, bottom: float = 1.0) -> None:
-        """All of it, from the first colour at the top to the last at `bottom`; not lit."""
+        """Fill the picture with a gradient from the top to `bottom`, unaffected by light."""
         rows = ((np.arange(self.size) + 0.5) / self.size / bottom).clip(0, 1)
         self.image[:] = ramp(stops, rows)[:, None]
         self.map[:] = NUMBERS[kind]
 
     def glow(self, x: float, y: float, radius: float, colour: Colour, strength: float) -> None:
-        """Light about a point, which is no shape."""
+        """Add light around a point. The segmentation map does not change."""
         xs, ys = grid(self.size)
         near = strength * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / radius**2)[..., None]
         self.image += near * (np.array(colour, np.float32) - self.image)
@@ -168,7 +172,7 @@ class Canvas:
         return lit
 
     def hill(self, line: np.ndarray, stops: Stops, kind: str, *, far: float = 0.0, reach: float = 0.3) -> None:
-        """All below a line, a y for each column: a bright rim, then from the first colour to the last over `reach`."""
+        """Fill everything below a line, given as a y per column: a bright rim, then a gradient over `reach`."""
         ys = grid(self.size)[1]
         below = ys - line
         cover = (below * self.size + 0.5).clip(0, 1)
@@ -182,31 +186,31 @@ class Canvas:
         self.map[top:][cover > 0.5] = NUMBERS[kind]
 
     def mottle(self, rng: np.random.Generator, kind: str, amount: float, cells: int = 9) -> None:
-        """Soft blotches of light on all that is of a kind."""
+        """Vary the brightness of all pixels of one class with smooth noise."""
         noise = (1 + amount * smooth_noise(rng, self.size, cells))[..., None]
         self.image = np.where((self.map == NUMBERS[kind])[..., None], self.image * noise, self.image)
 
     def stage(self, strength: float = 0.12) -> None:
-        """A pool of light on the near ground where the subjects stand, and darker corners."""
+        """Brighten the near ground, where the subjects stand, and darken the corners."""
         xs, ys = grid(self.size)
         pool = np.exp(-(((xs - 0.5) / 0.42) ** 2 + ((ys - 0.86) / 0.16) ** 2))
         corners = ((xs - 0.5) ** 2 + (ys - 0.5) ** 2).clip(0.18, 1) - 0.18
         self.image *= (1 + strength * pool - 0.22 * corners)[..., None]
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """The picture, uint8 (size, size, 3), and the map, uint8 (size, size)."""
+        """Return the picture, uint8 (size, size, 3), and the map, uint8 (size, size)."""
         return self.image.clip(0, 255).round().astype(np.uint8), self.map
 
-    # Shapes of their own.
+    # Specific shapes.
 
     def ball(self, x: float, y: float, radius: float, stops: Stops, kind: str, **how: Unpack[Finish]) -> None:
-        """A sphere."""
+        """Draw a sphere."""
         how.setdefault("bevel", radius)
         box = (x - radius, y - radius, x + radius, y + radius)
         self.shape(box, lambda xs, ys: radius - np.hypot(xs - x, ys - y), stops, kind, **how)
 
     def egg(self, x: float, y: float, wide: float, high: float, stops: Stops, kind: str, **how: Unpack[Finish]) -> None:
-        """An ellipse with half axes `wide` and `high`."""
+        """Draw an ellipse with half axes `wide` and `high`."""
         how.setdefault("bevel", min(wide, high))
 
         def inside(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
@@ -249,7 +253,7 @@ class Canvas:
 
 
 def soft_least(one: np.ndarray, other: np.ndarray, radius: float) -> np.ndarray:
-    """The lesser of two distances with the corner between them rounded."""
+    """Return the smaller of two distances, with the corner between them rounded."""
     near = (0.5 + 0.5 * (other - one) / radius).clip(0, 1)
     least: np.ndarray = other + near * (one - other) - radius * near * (1 - near)
     return least

@@ -1,4 +1,4 @@
-"""What a run would cost: measured on a few steps that leave no trace."""
+"""Estimates the cost of a run by timing a few steps in a temporary folder."""
 
 import resource
 import sys
@@ -13,26 +13,26 @@ import torch
 from sdcli.terminal.display import format_clock, format_size
 from sdcli.training import stages
 from sdcli.training.diffusion import DiffusionRun
-from sdcli.training.order import Order
+from sdcli.training.run_config import RunConfig
 from sdcli.training.settings import DiffusionTraining
 from sdcli.training.team import Team
 
 TIMED_STEPS = 3
 
 
-def measure(order: Order, team: Team) -> dict[str, Any]:
-    """Parameters, samples, seconds a step and a picture, wall time and memory of a run, from its beginning.
+def measure(config: RunConfig, team: Team) -> dict[str, Any]:
+    """Return the parameters, samples, seconds per step and per picture, wall time and memory of a new run.
 
-    Steps are timed at the run's own batch, after one that is not, with no more pictures encoded than a batch.
+    Steps are timed at the run's batch size, after one warm-up step. At most one batch of pictures is encoded.
     """
-    settings = order.settings
+    settings = config.settings
     encoded = 0
     if isinstance(settings, DiffusionTraining):
         encoded = min(settings.most_scenes, settings.scenes + settings.fresh * settings.steps)
         few = min(settings.scenes, settings.batch)
         settings = replace(settings, scenes=few, fresh=0)
     with TemporaryDirectory() as nowhere:
-        run = stages.begin(replace(order, out=Path(nowhere), settings=settings), team)
+        run = stages.begin(replace(config, out=Path(nowhere), settings=settings), team)
         began = time.monotonic()
         for _ in run.prepare():
             pass
@@ -59,7 +59,7 @@ def measure(order: Order, team: Team) -> dict[str, Any]:
 
 
 def _peak(team: Team) -> int:
-    """The most bytes that were in use: of the GPU where there is one, else of this process."""
+    """Return the peak memory in bytes: of the GPU if there is one, otherwise of this process."""
     if team.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,8 +1,8 @@
-"""Training a latent diffusion model: its U-Net, and its text encoder where that is fresh, on encoded pictures.
+"""Training a latent diffusion model on encoded pictures: its U-Net, and its text encoder if requested.
 
-The text-to-image, inpainting and semantic stages differ in their task alone. From nothing the U-Net learns to predict v
-(Salimans and Ho 2022, eq. 30 ff.) under a schedule whose last step is pure noise (Lin et al. 2023, "Common Diffusion
-Noise Schedules and Sample Steps Are Flawed"); a model from a folder goes on with what it was trained to predict.
+The text-to-image, inpainting and semantic stages differ only in their task. A new U-Net learns to predict v (Salimans
+and Ho 2022, eq. 30 ff.) with a schedule whose last step is pure noise (Lin et al. 2023, "Common Diffusion Noise
+Schedules and Sample Steps Are Flawed"). A model from a folder keeps its prediction type and schedule.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,10 @@ from sdcli.training.team import Team
 
 @dataclass(frozen=True)
 class Batch:
-    """What the pool kept of n pictures; noise (n, C, h, w); timesteps (n,), whole numbers; token_ids (n, 77)."""
+    """n pictures with noise and timesteps.
+
+    kept: the pool's tensors; noise: (n, C, h, w); timesteps: (n,), integers; token_ids: (n, 77).
+    """
 
     kept: Mapping[str, Tensor]
     noise: Tensor
@@ -34,9 +37,10 @@ class Batch:
 
 
 def draw_batch(pool: Pool, size: int, parts: Parts, settings: DiffusionTraining, step: int) -> Batch:
-    """This process' part of the batch of a step, from the first `size` items; it depends on nothing else.
+    """Return this process' part of the batch of a step, from the first `size` items of the pool.
 
-    Timesteps are logit-normal (Esser et al. 2024, section 3.1), shifted towards the noise, where shapes are decided.
+    It depends only on the arguments. Timesteps are logit-normal (Esser et al. 2024, section 3.1), shifted towards
+    noise, where shapes are decided.
     """
     process, processes = pool.team.process, pool.team.processes
     count = settings.batch // processes
@@ -53,7 +57,10 @@ def draw_batch(pool: Pool, size: int, parts: Parts, settings: DiffusionTraining,
 
 
 def target_of(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the U-Net is to predict: v = sqrt(alphas_cumprod) noise - sqrt(1 - alphas_cumprod) latents, or the noise."""
+    """Return the prediction target: the noise or v, by the scheduler's prediction type.
+
+    v = sqrt(alphas_cumprod) noise - sqrt(1 - alphas_cumprod) latents.
+    """
     kind = scheduler.config.prediction_type
     if kind == "v_prediction":
         velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
@@ -62,7 +69,7 @@ def target_of(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timestep
 
 
 def loss_of(parts: Parts, pool: Pool, batch: Batch, team: Team, trains_text: bool) -> Tensor:
-    """The mean squared error of the prediction, weighted as the task has it."""
+    """Return the mean squared error of the prediction, with the weights of the task."""
     kept = {name: tensor.to(team.device) for name, tensor in batch.kept.items()}
     latents, noise, timesteps = kept["latents"].float(), batch.noise.to(team.device), batch.timesteps.to(team.device)
     sample = parts.scheduler.add_noise(latents, noise, timesteps)
@@ -85,7 +92,7 @@ Preview = Callable[[Path], None]
 
 
 class DiffusionRun:
-    """A run in memory: models, optimizer, averages and step. `state` and `load_state` are exact."""
+    """A diffusion run: models, optimizer, averages and step. `load_state(state())` restores it exactly."""
 
     def __init__(
         self, parts: Parts, pool: Pool, settings: DiffusionTraining, team: Team, *, trains_text: bool = False
@@ -102,36 +109,36 @@ class DiffusionRun:
         self.preview: Preview | None = None
 
     def size_at(self, step: int) -> int:
-        """How many items this process' batches are drawn from at a step."""
+        """Return the number of items that this process draws batches from at a step."""
         settings = self.settings
         wanted = min(settings.most_scenes, settings.scenes + step * settings.fresh)
         return self.pool.limit(max(1, wanted // self.team.processes))
 
     def prepare(self) -> Iterator[tuple[int, int]]:
-        """Encode what the next step draws from, a chunk at a time."""
+        """Encode the pictures that the next step needs, one chunk per iteration."""
         size = self.size_at(self.step)
         while len(self.pool) < size:
             yield len(self.pool), size
             self.pool.grow_by(min(CHUNK, size - len(self.pool)))
 
     def keep(self, folder: Path) -> None:
-        """Write what this process has encoded."""
+        """Write the pictures that this process has encoded."""
         self.pool.save(folder / "latents")
 
     def state(self) -> checkpoint.State:
-        """What all processes share at this moment."""
+        """Return the state that all processes share."""
         modules = {name: module.state_dict() for name, module in self.modules.items()}
         return {**modules, "optimizer": self.optimizer.state_dict(), "average": self.average.state_dict()}
 
     def load_state(self, state: checkpoint.State) -> None:
-        """Take what `state` gave."""
+        """Restore the result of `state`."""
         for name, module in self.modules.items():
             module.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
 
     def train_step(self) -> float:
-        """One step; returns its loss, of all processes."""
+        """Train one step and return its loss, averaged over the processes."""
         settings = self.settings
         size = self.size_at(self.step)
         self.pool.grow(size)
@@ -148,11 +155,11 @@ class DiffusionRun:
         return self.team.mean(loss.item())
 
     def report(self) -> dict[str, object]:
-        """What the log says besides step and loss."""
+        """Return additional log values."""
         return {"samples": self.step * self.settings.batch, "scenes": len(self.pool) * self.team.processes}
 
     def sheet(self, path: Path) -> None:
-        """Pictures drawn with the averaged weights."""
+        """Write a sheet of pictures, generated with the averaged weights."""
         if self.preview is not None:
             self.average.swap()
             try:

@@ -1,4 +1,4 @@
-"""Writing a trained model as an ordinary diffusers folder in half precision, readable by transformers 4 and 5."""
+"""Writes a trained model as a diffusers folder in float16, readable by transformers 4 and 5."""
 
 import json
 import shutil
@@ -26,7 +26,10 @@ MODEL_INDEX = {
 
 
 def export_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
-    """Config and weights, keys with the `text_model.` prefix: without it transformers 4 would load random weights."""
+    """Write config and weights.
+
+    Keys have the `text_model.` prefix: without it, transformers 4 would load random weights.
+    """
     text_encoder.config.architectures = ["CLIPTextModel"]
     text_encoder.config.save_pretrained(folder)
     forget_origin(folder)
@@ -39,19 +42,19 @@ def export_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
 
 
 def export_unet(unet: UNet2DConditionModel, folder: Path, shard_mb: int) -> None:
-    """Config and weights in files of at most `shard_mb` million bytes; the U-Net becomes half precision."""
+    """Write config and weights, in files of at most `shard_mb` megabytes. Converts the U-Net to float16."""
     unet.half().save_pretrained(folder, max_shard_size=f"{shard_mb}MB")
     forget_origin(folder)
 
 
 def export_vae(vae: Any, folder: Path) -> None:
-    """Config and weights; the autoencoder becomes half precision."""
+    """Write config and weights. Converts the autoencoder to float16."""
     vae.half().save_pretrained(folder)
     forget_origin(folder)
 
 
 def forget_origin(folder: Path) -> None:
-    """Take out of a part's config where its first weights came from, and in what precision they were trained."""
+    """Remove the path of the initial weights and the training precision from a component's config."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "dtype", "torch_dtype")}
@@ -59,12 +62,12 @@ def forget_origin(folder: Path) -> None:
 
 
 def copy_part(source: Path, folder: Path) -> None:
-    """A part of another folder, as it is."""
+    """Copy a component's folder."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def write_index(folder: Path, stage: str, base: Path | None) -> None:
-    """The file that tells diffusers what the folder holds: what the `base` says, but for the pipeline."""
+    """Write model_index.json: that of `base` if there is one, with the pipeline class of the stage."""
     index = MODEL_INDEX if base is None else json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     changed = {"_class_name": PIPELINES[stage]} if stage in PIPELINES else {}
     (folder / "model_index.json").write_text(json.dumps(index | changed, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""A user's own pictures in the hub's imagefolder convention: images beside a metadata.jsonl with their texts.
+"""A user's own pictures in the hub's imagefolder convention: images, and a metadata.jsonl with their texts.
 
-Reads the metadata alone, and whether the files are there; imports nothing heavy.
+Reads only the metadata, and checks that the files exist. Imports no large libraries.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from sdcli.errors import InputError
 
 FILE, TEXT, MAP = "file_name", "text", "map_file_name"
-EXAMPLE = f'a line is, for instance: {{"{FILE}": "fox.png", "{TEXT}": "a fox in the snow"}}'
+EXAMPLE = f'an example of a line: {{"{FILE}": "fox.png", "{TEXT}": "a fox in the snow"}}'
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the metadata: the image, its text, the map of its classes if asked for, and where it stands."""
+    """One line of the metadata: the image, its text, its segmentation map if requested, and the line's position."""
 
     image: Path
     text: str
@@ -29,14 +29,15 @@ class Row:
 
 
 def where(row: Row) -> str:
-    """The line, as an error names it."""
+    """Return the file and the line number of a row, for error messages."""
     return f"{row.metadata} line {row.line}"
 
 
 def read_rows(folder: Path, *, texts: bool = True, maps: bool = False) -> list[Row]:
-    """The rows of FOLDER/metadata.jsonl, or of FOLDER/train/metadata.jsonl.
+    """Read FOLDER/metadata.jsonl, or FOLDER/train/metadata.jsonl.
 
-    `texts` and `maps` say what each line must have. Raises InputError, naming the line, where something is missing.
+    `texts` and `maps` require a text or a map in each line. Raises InputError with the line number if something is
+    missing.
     """
     found = [path for path in (folder / "metadata.jsonl", folder / "train" / "metadata.jsonl") if path.is_file()]
     if not found:
@@ -44,7 +45,9 @@ def read_rows(folder: Path, *, texts: bool = True, maps: bool = False) -> list[R
     try:
         lines = found[0].read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {found[0]}: {error}", "it is UTF-8 text, a JSON object a line") from error
+        raise InputError(
+            f"cannot read {found[0]}: {error}", "it must be UTF-8 text with one JSON object per line"
+        ) from error
     rows = [_row(found[0], number, line, texts, maps) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise InputError(f"{found[0]} has no lines", EXAMPLE)
@@ -61,7 +64,7 @@ def _row(metadata: Path, number: int, line: str, texts: bool, maps: bool) -> Row
         raise InputError(f"{place}: not a JSON object", EXAMPLE)
     text = entry.get(TEXT, "" if not texts else None)
     if not isinstance(text, str):
-        raise InputError(f'{place}: no "{TEXT}"' if text is None else f'{place}: "{TEXT}" is no text', EXAMPLE)
+        raise InputError(f'{place}: no "{TEXT}"' if text is None else f'{place}: "{TEXT}" is not a string', EXAMPLE)
     image = _file(metadata, place, entry, FILE)
     return Row(image, text, _file(metadata, place, entry, MAP) if maps else None, metadata, number)
 

@@ -1,8 +1,7 @@
-"""A judge of pictures, apart from what it judges: a small network that names subjects, colour, place and sides, and one
-that reads a segmentation map back.
+"""A judge of pictures: a classifier of subjects, colour, place and sides, and a segmenter that reads maps back.
 
-Both are trained on renderings of the world and on nothing else, so what they say of a generated picture is independent
-of the model that made it. Their own accuracy on unseen renderings is part of every report.
+Both are trained only on renderings of the world, so that they are independent of the models they measure. Every report
+includes their own accuracy on unseen renderings.
 """
 
 import itertools
@@ -21,10 +20,10 @@ from sdcli.training.autoencoder import to_tensor
 from sdcli.training.places import CLASS_NAMES, TIMES
 from sdcli.training.world import KIT, Rendering, Scene, Vocabulary, place_names
 
-SIDE = 96  # the judge looks at pictures of this size
-MAP_SIDE = 64  # and the segmenter at pictures, and gives maps, of this one
+SIDE = 96  # the size of the input of the judge
+MAP_SIDE = 64  # the size of the input and the output of the segmenter
 FEATURES = 256
-UNASKED = -100  # cross_entropy's mark for what a scene does not answer
+NO_ANSWER = -100  # the ignore_index of cross_entropy, for questions without an answer
 RELATIONS = ("row", "on", "riding")
 QUESTIONS = ("subject", "colour", "place", "time", "count", "left", "right", "upper", "lower", "relation")
 COUNTS = ("1", "2", "3", "4")
@@ -33,11 +32,11 @@ COMBINED = {"all": ("subject", "colour", "place"), "order": ("left", "right"), "
 
 @dataclass(frozen=True)
 class Answers:
-    """What there is to say of a picture; None where the question makes no sense.
+    """The contents of a picture; None for a question that does not apply.
 
-    Of one subject, or several alike: `subject`, `colour` and `count`. Of two side by side: `left` and `right`; of two
-    of which one is on the other or rides it: `upper` and `lower`; of both, which `relation` it is. Of all: `place` and
-    `time`.
+    For one subject, or several alike: `subject`, `colour` and `count`. For two side by side: `left` and `right`. If one
+    is on the other or rides it: `upper`, `lower` and `relation`; two side by side have a `relation` too. For all
+    pictures: `place` and `time`.
     """
 
     subject: str | None = None
@@ -53,7 +52,7 @@ class Answers:
 
 
 def answers_of(scene: Scene) -> Answers:
-    """The right answers for a scene."""
+    """Return the correct answers for a scene."""
     whole = Answers(place=scene.place, time=scene.time)
     kinds = {(placement.subject, placement.colour) for placement in scene.placements}
     if len(kinds) == 1:
@@ -69,28 +68,28 @@ def answers_of(scene: Scene) -> Answers:
 
 
 def choices(vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
-    """The answers to choose from, for each question."""
+    """Return the possible answers to each question."""
     subjects = vocabulary.subjects
     whole = (subjects, vocabulary.colours, place_names(vocabulary), TIMES, COUNTS)
     return dict(zip(QUESTIONS, (*whole, *[subjects] * 4, RELATIONS), strict=True))
 
 
 def encode(answers: Sequence[Answers], known: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
-    """The numbers of the right answers (n,), UNASKED where there is none that is known; a tensor a question."""
+    """Return the indices of the correct answers (n,) per question; NO_ANSWER if there is none among `known`."""
     table = {name: {answer: number for number, answer in enumerate(values)} for name, values in known.items()}
     return {
-        name: torch.tensor([numbers.get(getattr(answer, name), UNASKED) for answer in answers])
+        name: torch.tensor([numbers.get(getattr(answer, name), NO_ANSWER) for answer in answers])
         for name, numbers in table.items()
     }
 
 
 def targets_of(scenes: Sequence[Scene], vocabulary: Vocabulary) -> dict[str, Tensor]:
-    """The numbers of the right answers for scenes."""
+    """Return the indices of the correct answers for scenes, per question."""
     return encode([answers_of(scene) for scene in scenes], choices(vocabulary))
 
 
 class Judge(nn.Module):
-    """(n, 3, 96, 96) in -1 … 1 to logits for each of QUESTIONS."""
+    """A classifier: (n, 3, 96, 96) in -1 … 1 to logits for each of QUESTIONS."""
 
     def __init__(self, vocabulary: Vocabulary = KIT) -> None:
         super().__init__()
@@ -106,17 +105,20 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(answers)) for name, answers in self.choices.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits for each question."""
+        """Return the logits per question."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
     def targets(self, answers: Sequence[Answers]) -> dict[str, Tensor]:
-        """The numbers of the right answers, UNASKED where there is none; a tensor a question."""
+        """Return the indices of the correct answers per question; NO_ANSWER if there is none."""
         return encode(answers, self.choices)
 
 
 class Segmenter(nn.Module):
-    """(n, 3, 64, 64) in -1 … 1 to logits (n, classes, 64, 64): four scales down, and up again with short cuts."""
+    """A small U-Net with four scales and skip connections.
+
+    Maps (n, 3, 64, 64) in -1 … 1 to logits (n, classes, 64, 64).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class Segmenter(nn.Module):
         self.head = nn.Conv2d(widths[0], len(CLASS_NAMES), 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits for each pixel."""
+        """Return the logits for each pixel."""
         kept, features = [], images
         for index, layer in enumerate(self.down):
             features = layer(features if index == 0 else F.max_pool2d(features, 2))
@@ -145,25 +147,25 @@ class Segmenter(nn.Module):
 
 
 def shrink(images: Tensor, side: int = SIDE) -> Tensor:
-    """(n, 3, h, w) to (n, 3, side, side), by averaging."""
+    """Resize (n, 3, h, w) to (n, 3, side, side) by averaging."""
     return F.adaptive_avg_pool2d(images, side)
 
 
 def shrink_maps(maps: Tensor, side: int = MAP_SIDE) -> Tensor:
-    """Class numbers (n, h, w) to (n, side, side), each that of a pixel in the middle of its cell."""
+    """Resize class indices (n, h, w) to (n, side, side); each is the pixel in the middle of its cell."""
     step = maps.shape[1] // side
     return maps[:, step // 2 :: step, step // 2 :: step].long()
 
 
 def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """The pictures, half the time blurred and always noised a little, so that shapes count and not edges."""
+    """Blur half of the batches and add a little noise, so that the judge relies on shapes and not on edges."""
     if rng.uniform() < 0.5:
         images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return images + 0.1 * rng.uniform() * torch.randn_like(images)
 
 
 def to_images(renderings: Sequence[Rendering]) -> Tensor:
-    """Their pictures, (n, 3, 256, 256) in -1 … 1."""
+    """Return the pictures of renderings, (n, 3, 256, 256) in -1 … 1."""
     return to_tensor([rendering.image for rendering in renderings])
 
 
@@ -175,14 +177,16 @@ def judging_loss(
     maps: Tensor,
     rng: np.random.Generator,
 ) -> Tensor:
-    """The cross-entropies of all questions for pictures (n, 3, h, w), and of maps (n, h, w) for a quarter of them:
-    a map answers for many pixels, so fewer pictures do.
+    """Return the sum of the cross-entropies of all questions and of the maps.
+
+    Pictures are (n, 3, h, w), maps (n, h, w). Only a quarter of the maps is used: each one has many pixels to learn
+    from.
     """
     logits = judge(disturb(shrink(images), rng))
     losses = []
     for name, target in targets.items():
-        asked = (target != UNASKED).sum().clamp(min=1)  # the mean of nothing is not a number
-        losses.append(F.cross_entropy(logits[name].float(), target, ignore_index=UNASKED, reduction="sum") / asked)
+        asked = (target != NO_ANSWER).sum().clamp(min=1)  # avoids 0 / 0
+        losses.append(F.cross_entropy(logits[name].float(), target, ignore_index=NO_ANSWER, reduction="sum") / asked)
     part = slice(0, max(1, len(images) // 4))
     drawn = segmenter(disturb(shrink(images[part], MAP_SIDE), rng)).float()
     return torch.stack([*losses, F.cross_entropy(drawn, shrink_maps(maps[part]))]).sum()
@@ -190,10 +194,10 @@ def judging_loss(
 
 @torch.no_grad()
 def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[str, float]:
-    """The share of pictures (n, 3, h, w) whose answer is right, for each question that is asked of any.
+    """Return the share of pictures (n, 3, h, w) with a correct answer, for each question that applies to any of them.
 
-    `all` is the share of subject, colour and place right at once; `order` that of left and right; `stack` that of
-    upper, lower and relation, which "on" and "riding" ask for.
+    `all` is the share with subject, colour and place all correct; `order`: left and right; `stack`: upper, lower and
+    relation, for "on" and "riding".
     """
     targets = judge.targets(answers)
     guesses = {name: logits.argmax(1) for name, logits in judge(shrink(images)).items()}
@@ -203,7 +207,7 @@ def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[s
         targets[name] = torch.stack([targets[part] for part in parts]).amin(0)
     shares = {}
     for name, each in right.items():
-        asked = targets[name] != UNASKED
+        asked = targets[name] != NO_ANSWER
         if asked.any():
             shares[name] = round(each[asked].float().mean().item(), 4)
     return shares
@@ -211,14 +215,15 @@ def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[s
 
 @torch.no_grad()
 def read_maps(segmenter: Segmenter, images: Tensor) -> Tensor:
-    """The class of each pixel of pictures (n, 3, h, w), (n, 64, 64)."""
+    """Return the predicted class of each pixel, (n, 64, 64), for pictures (n, 3, h, w)."""
     found = [segmenter(shrink(chunk, MAP_SIDE)).argmax(1) for chunk in images.split(16)]
     return torch.cat(found)
 
 
 def mean_iou(found: Tensor, given: Tensor) -> tuple[float, dict[str, float]]:
-    """Mean over classes of intersection over union of two sets of maps, and each class' own; absent classes are not
-    counted.
+    """Return the mean intersection over union of two sets of maps, and the IoU of each class by name.
+
+    Classes absent from `given` are not counted.
     """
     table: dict[str, float] = {}
     for number, name in enumerate(CLASS_NAMES):
@@ -230,9 +235,9 @@ def mean_iou(found: Tensor, given: Tensor) -> tuple[float, dict[str, float]]:
 
 
 def load(file: Path, vocabulary: Vocabulary = KIT) -> tuple[Judge, Segmenter]:
-    """Judge and segmenter in a file that `sdcli train kit --phase judge` wrote.
+    """Load judge and segmenter from a file written by `sdcli train kit --phase judge`.
 
-    Raises ModelNotFound, and ModelCorrupt where the file holds something else, or a judge of another vocabulary.
+    Raises ModelNotFound, or ModelCorrupt if the file holds something else or a judge of another vocabulary.
     """
     hint = "train one: sdcli train kit --phase judge --out DIR writes DIR/judge.pt"
     if not file.is_file():
@@ -242,5 +247,5 @@ def load(file: Path, vocabulary: Vocabulary = KIT) -> tuple[Judge, Segmenter]:
         judge.load_state_dict(state["judge"])
         segmenter.load_state_dict(state["segmenter"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelCorrupt(f"{file} holds no judge of this world", hint) from error
+        raise ModelCorrupt(f"{file} is not a judge of this world", hint) from error
     return judge.eval(), segmenter.eval()

@@ -1,8 +1,8 @@
-"""Train kit from nothing in one process, on one GPU or on a CPU, in a given time.
+"""Trains kit from scratch in one process, on one GPU or on a CPU, within a given time.
 
-Scenes are rendered in worker processes, encoded once, and kept on the device in a pool that batches are drawn from.
-Each phase has a fixed share of the time; its learning rate falls to zero towards its end. A phase that was stopped
-continues from its checkpoint. A phase that is done is skipped; delete its folder to repeat it.
+Worker processes render scenes; each scene is encoded once and kept on the device, in a pool that batches are sampled
+from. Each phase has a fixed share of the time, and its learning rate falls to zero towards the end. A stopped phase
+continues from its checkpoint. A finished phase is skipped; delete its folder to repeat it.
 """
 
 import itertools
@@ -39,24 +39,27 @@ from sdcli.training.tokenizer import write_tokenizer
 from sdcli.training.vocabulary_file import vocabulary_of
 
 KIT = "kit"
-"""The folder in the run's folder that becomes the model."""
+"""The folder of the model in the run's folder."""
 VOCABULARY_SIZE, CAPTIONS = 2304, 60_000
 UNSEEN, FITTED = 64, 256
 CAPTIONS_CHUNK = 256
 AHEAD = 32
-"""Chunks that are drawn before they are needed."""
+"""The number of chunks that are prepared in advance."""
 SAVE_SECONDS, LOG_SECONDS = 120.0, 5.0
 AVERAGE_DECAY = 0.995
 MIXED = {"captions": 0.0, "semantic": 0.5, "judge": 0.15}
-"""The share of a phase's scenes whose place is mixed of several; a mixed place has no name for a readout to learn."""
+"""The share of scenes with a mixed place, by phase. A mixed place has no name that the readout could learn."""
 RESUMED_SEED = 1000
-"""A phase that resumes at step n draws scenes from a seed that is n times this higher: not those it has seen."""
+"""The seed of a phase that resumes at step n is increased by n times this, so that its scenes are new."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """How a phase learns. `share` is its part of the time; `kind` is what chunks hold; `pool` is how many scenes are
-    kept, `first` how many there are before the first step, and `fresh` how many a step may add.
+    """The hyperparameters of a phase.
+
+    `kind`: the kind of chunks. `share`: of the total time. `cooldown`: the share of the phase over which the learning
+    rate falls. `pool`: the capacity in scenes. `first`: scenes before the first step. `fresh`: new scenes per step, at
+    most.
     """
 
     kind: str
@@ -82,10 +85,11 @@ PHASES: Mapping[str, Phase] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """A run: its folder, where sprites are, its phases in order with the seconds of each, and how many workers render.
+    """The settings of a run of `train kit`.
 
-    `steps` ends every phase after so many; None of both is without end. `scale` makes batches and pools smaller, for
-    machines without a GPU; `base` is a model's folder to start from.
+    `phases` maps phases, in order, to their seconds. `steps` ends each phase after that many steps; without seconds and
+    `steps`, a phase does not end. `scale` multiplies batch and pool sizes. `base` is the folder of a model to start
+    from. `workers` is the number of rendering processes.
     """
 
     out: Path
@@ -98,21 +102,21 @@ class Settings:
     base: Path | None = None
 
     def phase(self, name: str) -> Phase:
-        """A phase at this scale."""
+        """Return the hyperparameters of a phase, scaled."""
         phase = PHASES[name]
         smaller = {key: max(2, round(getattr(phase, key) * self.scale)) for key in ("batch", "pool", "first", "fresh")}
         return replace(phase, **smaller)
 
 
 def share_out(minutes: float, phases: Iterable[str] = tuple(PHASES)) -> dict[str, float | None]:
-    """The seconds of each phase, of so many minutes for all of them."""
+    """Split `minutes` between phases; returns the seconds of each."""
     whole = sum(PHASES[name].share for name in phases)
     return {name: 60 * minutes * PHASES[name].share / whole for name in phases}
 
 
 @dataclass
 class Clock:
-    """How far a phase is: the greater of its parts of time and of steps. `before` was spent in earlier slices."""
+    """The progress of a phase: the larger of its shares of time and steps. `before`: seconds of earlier slices."""
 
     seconds: float | None
     steps: int | None
@@ -120,11 +124,11 @@ class Clock:
     started: float = field(default_factory=time.monotonic)
 
     def elapsed(self) -> float:
-        """Seconds spent on the phase."""
+        """Return the seconds spent on the phase."""
         return self.before + time.monotonic() - self.started
 
     def fraction(self, step: int) -> float:
-        """0 … 1; 1 is done."""
+        """Return the progress, 0 … 1; 1 means finished."""
         parts = [0.0]
         if self.seconds is not None:
             parts.append(self.elapsed() / self.seconds)
@@ -134,7 +138,7 @@ class Clock:
 
 
 class Feeder:
-    """Chunks drawn ahead of training by a thread."""
+    """A thread that prepares chunks in advance."""
 
     def __init__(self, chunks: Iterator[stream.Chunk], ahead: int) -> None:
         self.chunks = chunks
@@ -142,7 +146,10 @@ class Feeder:
         self.drawn = deque(self.thread.submit(next, chunks) for _ in range(ahead))
 
     def take(self, *, wait: bool) -> stream.Chunk | None:
-        """The next chunk, or None if there is none yet and `wait` is false. Raises what drawing it raised."""
+        """Return the next chunk, or None if it is not ready and `wait` is false.
+
+        Raises the errors of the iterator.
+        """
         if not wait and not self.drawn[0].done():
             return None
         chunk = self.drawn.popleft().result()
@@ -150,12 +157,12 @@ class Feeder:
         return chunk
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self.thread.shutdown(cancel_futures=True)
 
 
 class DevicePool:
-    """Rows on the device, the newest in place of the oldest when it is full."""
+    """A ring buffer of rows on the device. When it is full, new rows replace the oldest."""
 
     def __init__(self, capacity: int, generator: torch.Generator) -> None:
         self.capacity, self.generator = capacity, generator
@@ -163,7 +170,7 @@ class DevicePool:
         self.size = self.added = 0
 
     def add(self, rows: Rows) -> None:
-        """Keep rows."""
+        """Add rows: tensors by name, with the same first dimension."""
         count = len(next(iter(rows.values())))
         if not self.tensors:
             self.tensors = {k: v.new_empty((self.capacity, *v.shape[1:])) for k, v in rows.items()}
@@ -174,23 +181,23 @@ class DevicePool:
         self.size = min(self.capacity, self.added)
 
     def sample(self, count: int) -> Rows:
-        """Rows drawn at random, with replacement."""
+        """Return `count` random rows, with replacement."""
         device = self.generator.device
         chosen = torch.randint(self.size, (count,), generator=self.generator, device=device)
         return {name: tensor[chosen] for name, tensor in self.tensors.items()}
 
 
 def rate_at(phase: Phase, step: int, fraction: float) -> float:
-    """The learning rate: a rise over `warmup` steps, a plateau, and a fall to nothing over the last `cooldown`."""
+    """Return the learning rate: linear warm-up, a plateau, and a linear fall to zero over `cooldown`."""
     return phase.lr * max(0.0, min(1.0, (step + 1) / phase.warmup, (1 - fraction) / phase.cooldown))
 
 
 OnEntry = Callable[[str, dict[str, Any], float], None]
-"""Called with each line of the log: the phase, the line, and how much of the phase is done, 0 … 1."""
+"""A callback for each log entry; its arguments are the phase, the entry and the phase's progress, 0 … 1."""
 
 
 class PhaseRun:
-    """One phase in memory: learner, optimizer, averages, pool and clock."""
+    """A phase: learner, optimizer, averages, pool and clock."""
 
     def __init__(self, name: str, settings: Settings, learner: Learner, runtime: Runtime) -> None:
         self.name, self.settings, self.learner, self.runtime = name, settings, learner, runtime
@@ -204,7 +211,7 @@ class PhaseRun:
         self.folder = settings.out / name
 
     def fill(self, feeder: Feeder) -> None:
-        """Take what has been drawn, up to what a step may add; before the first step, wait for enough."""
+        """Add the chunks that are ready, up to `fresh` rows per step. Before the first step, wait for `first` rows."""
         while self.pool.size < min(self.phase.first, self.phase.pool):
             chunk = feeder.take(wait=True)
             assert chunk is not None
@@ -216,7 +223,7 @@ class PhaseRun:
             self.credit -= len(next(iter(rows.values())))
 
     def train_step(self) -> Tensor:
-        """One step; returns its loss, on the device."""
+        """Train one step and return its loss, a tensor on the device."""
         loss = self.learner.loss(self.pool.sample(self.phase.batch), self.step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), 1.0)
@@ -226,7 +233,7 @@ class PhaseRun:
         return loss.detach()
 
     def save(self) -> None:
-        """Write the checkpoint of this moment."""
+        """Write a checkpoint."""
         state = {
             "step": self.step,
             "elapsed": self.clock.elapsed(),
@@ -237,7 +244,7 @@ class PhaseRun:
         checkpoint.save(self.folder / CHECKPOINT, state)
 
     def resume(self) -> None:
-        """Continue from the checkpoint, if there is one, with a new pool, and take later lines out of the log."""
+        """Load the checkpoint, if there is one, and remove later lines from the log. The pool starts empty."""
         if not (self.folder / CHECKPOINT).exists():
             cut_log(self.folder / LOG, 0)
             return
@@ -248,7 +255,7 @@ class PhaseRun:
         self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self.clock = Clock(self.clock.seconds, self.clock.steps, state["elapsed"])
-        self.runtime.generator.manual_seed(1 + self.step)  # other noise than the first steps had
+        self.runtime.generator.manual_seed(1 + self.step)  # not the noise of the first steps
         cut_log(self.folder / LOG, self.step)
 
     def finish(self, on_entry: OnEntry) -> None:
@@ -264,7 +271,7 @@ class PhaseRun:
         self.average.swap()
 
     def run(self, feeder: Feeder, stop: Stop, on_entry: OnEntry) -> bool:
-        """Train until the phase is done, or it is to stop; says whether it is done."""
+        """Train until the phase is done or a stop is requested; returns whether it is done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         losses: list[Tensor] = []
@@ -287,7 +294,7 @@ class PhaseRun:
         return True
 
     def log(self, losses: Sequence[Tensor], seconds: float, on_entry: OnEntry) -> None:
-        """A line of the log: the mean loss since the last one, and the rate."""
+        """Write a log entry with the mean loss and the samples per second since the last one."""
         entry = {
             "step": self.step,
             "loss": round(torch.stack(list(losses)).mean().item(), 5),
@@ -301,13 +308,13 @@ class PhaseRun:
 
 
 def prepare_kit(settings: Settings) -> None:
-    """The folder of the model: its tokenizer, learnt from captions, its scheduler, and its index.
+    """Write the tokenizer, the scheduler, the vocabulary and the index of the model's folder.
 
-    Raises ModelNotFound where `base` is no model's folder.
+    Raises ModelNotFound if `base` is not a diffusers folder.
     """
     kit = settings.out / KIT
     if settings.base is not None and not (settings.base / "model_index.json").is_file():
-        raise ModelNotFound(f"there is no model_index.json in {settings.base}", "name a diffusers folder with --from")
+        raise ModelNotFound(f"there is no model_index.json in {settings.base}", "give a diffusers folder with --from")
     kit.mkdir(parents=True, exist_ok=True)
     if (kit / "model_index.json").exists():
         return
@@ -324,14 +331,14 @@ def prepare_kit(settings: Settings) -> None:
 
 
 def unseen_pictures(settings: Settings, count: int, seed: int) -> Tensor:
-    """Pictures (n, 3, 256, 256) in -1 … 1 that no phase trains on, on the CPU."""
+    """Return pictures (n, 3, 256, 256) in -1 … 1, on the CPU, that no phase is trained on."""
     sprites = world.sprites_of(settings.sprites, settings.vocabulary)
     drawn = itertools.islice(world.scenes(seed, settings.vocabulary), count)
     return to_tensor([world.render(scene, sprites).image for scene in drawn])
 
 
 def learner_of(name: str, settings: Settings, runtime: Runtime) -> Learner:
-    """What a phase learns."""
+    """Return the learner of a phase."""
     kit, base = settings.out / KIT, settings.base
     if name == "autoencoder":
         unseen = unseen_pictures(settings, UNSEEN, 10_001)
@@ -344,7 +351,7 @@ def learner_of(name: str, settings: Settings, runtime: Runtime) -> Learner:
 
 
 def feeder_of(name: str, settings: Settings) -> Feeder:
-    """The chunks of a phase, from workers of their own."""
+    """Return a feeder with the chunks of a phase, from its own workers."""
     kind = PHASES[name].kind
     tokenizer = settings.out / KIT / "tokenizer"
     seed = 1 + list(PHASES).index(name) + RESUMED_SEED * last_step(settings.out / name)
@@ -355,7 +362,7 @@ def feeder_of(name: str, settings: Settings) -> Feeder:
 
 
 def train(settings: Settings, runtime: Runtime, stop: Stop, on_entry: OnEntry) -> bool:
-    """Every phase that is not done, in order; says whether all are."""
+    """Train the unfinished phases in order; returns whether all are done."""
     prepare_kit(settings)
     for name in settings.phases:
         if (settings.out / name / "done").exists():

@@ -1,4 +1,4 @@
-"""Where subjects stand: in the middle, in a row, on one another. Knows nothing of places, colours or pixels."""
+"""Positions of subjects: in the middle, in a row, on one another. Does not depend on places, colours or pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,17 @@ What = tuple[str, str]
 """A subject and its colour."""
 Rng = np.random.Generator
 BULK = {"building": 1.12, "tree": 1.1, "vehicle": 1.05, "food": 0.88, "plant": 0.92, "object": 0.92}
-"""Beside others, how large a subject of a kind is."""
+"""The relative size of a subject next to others, by kind."""
 TALLEST = 0.84
-"""Of a stack, at most."""
+"""The maximum height of a stack."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One subject of a scene: centre and side of its box are fractions of the picture; it stands on the box's bottom,
-    which hovers `lift` above the ground. `size`: "", "big" or "small". `mirrored`: it looks to the right.
+    """One subject of a scene.
+
+    The centre and the side of its box are fractions of the picture. The subject stands on the bottom of the box, which
+    is `lift` above the ground. `size` is "", "big" or "small". `mirrored` subjects face right.
     """
 
     subject: str
@@ -33,17 +35,17 @@ class Placement:
 
     @property
     def foot(self) -> float:
-        """Where its lower edge is."""
+        """The y coordinate of its lower edge."""
         return self.y + self.side / 2
 
 
 def stand(what: What, x: float, side: float, foot: float, **more: object) -> Placement:
-    """A placement whose lower edge is at `foot`."""
+    """Return a placement with its lower edge at `foot`."""
     return Placement(*what, x, foot - side / 2, side, **more)  # type: ignore[arg-type]
 
 
 def single(what: What, rng: Rng, size: str = "", mirrored: bool = False) -> tuple[Placement]:
-    """One subject near the middle."""
+    """Return the placement of one subject near the middle."""
     low, high = {"": (0.5, 0.66), "big": (0.74, 0.82), "small": (0.26, 0.34)}[size]
     side = rng.uniform(low, high)
     foot = rng.uniform(0.84, 0.9) if size != "big" else rng.uniform(0.9, 0.94)
@@ -55,13 +57,13 @@ def single(what: What, rng: Rng, size: str = "", mirrored: bool = False) -> tupl
 
 
 def inside(x: float, side: float, subject: Subject) -> float:
-    """The x, or the nearest at which the subject is wholly in the picture."""
+    """Return x, or the nearest value for which the subject is entirely inside the picture."""
     half = side * subject.width / 2 + 0.012
     return min(max(x, half), 1 - half)
 
 
 def row(subjects: Sequence[What], rng: Rng) -> tuple[Placement, ...]:
-    """Two to four subjects side by side, in this order from left to right; wide ones are smaller."""
+    """Return two to four subjects side by side, in this order from left to right. Wide subjects are smaller."""
     count = len(subjects)
     low, high = ((0.36, 0.44), (0.29, 0.34), (0.25, 0.3))[count - 2]
     foot, stagger = rng.uniform(0.82, 0.87), (0.02, 0.03, 0.045)[count - 2]
@@ -81,7 +83,7 @@ def row(subjects: Sequence[What], rng: Rng) -> tuple[Placement, ...]:
 
 
 def some_next_to(what: What, count: int, other: What, rng: Rng) -> tuple[Placement, ...]:
-    """Two or three alike at one side, and last another at the other side."""
+    """Return two or three equal subjects at one side, and last another at the other side."""
     step, subject, last = 0.57 / count, BY_NAME[what[0]], BY_NAME[other[0]]
     side = min((0.29, 0.25)[count - 2] * rng.uniform(0.95, 1.06), 1.12 * step / subject.width)
     large = min(rng.uniform(0.38, 0.44) * min(1.1, BULK.get(last.kind, 1.0)), 0.42 / last.width)
@@ -96,13 +98,13 @@ def some_next_to(what: What, count: int, other: What, rng: Rng) -> tuple[Placeme
 
 
 def at(subject: Subject, spot: tuple[float, float], placed: Placement) -> tuple[float, float]:
-    """Where a spot of a placed subject's sprite is in the picture."""
+    """Return the position in the picture of a spot on a placed subject's sprite."""
     width, height = subject.width * placed.side, subject.height * placed.side
     return placed.x + (spot[0] - 0.5) * width, placed.foot - (1 - spot[1]) * height
 
 
 def stacked(upper: What, lower: What, rng: Rng) -> tuple[Placement, Placement]:
-    """One subject, and last another that stands on top of it."""
+    """Return the lower subject, and last the one that stands on it."""
     above, below = BY_NAME[upper[0]], BY_NAME[lower[0]]
     assert below.top is not None
     large, small = rng.uniform(0.46, 0.54), rng.uniform(0.32, 0.38)
@@ -115,7 +117,7 @@ def stacked(upper: What, lower: What, rng: Rng) -> tuple[Placement, Placement]:
 
 
 def riding(rider: What, mount: What, rng: Rng) -> tuple[Placement, Placement]:
-    """A rider, and last the mount, which hides the rider's lower part."""
+    """Return a rider, and last its mount, which hides the rider's lower part."""
     above, below = BY_NAME[rider[0]], BY_NAME[mount[0]]
     assert below.seat is not None
     large, small = rng.uniform(0.5, 0.6), rng.uniform(0.34, 0.4)

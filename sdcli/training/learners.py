@@ -1,8 +1,8 @@
-"""What each phase of kit's training learns: its modules, what it keeps of a chunk of scenes, and its loss.
+"""The learners of kit's phases: their modules, the data they keep of each chunk of scenes, and their losses.
 
-The phases of diffusion share one U-Net that takes every context at once: latents, a mask with the masked image's
-latents, and a segmentation map; channels of other contexts are zero. An exported U-Net takes only the channels of its
-own context. One compiled graph serves all phases, and each phase continues from the weights of the one before.
+The diffusion phases share one U-Net that takes all contexts at once: latents, a mask with the masked image's latents,
+and a segmentation map; the channels of other contexts are zero. An exported U-Net takes only the channels of its own
+context. One compiled graph serves all phases, and each phase continues from the weights of the previous one.
 """
 
 import copy
@@ -41,7 +41,7 @@ CONTEXTS: Mapping[str, Callable[[int], int]] = {
     "inpaint": lambda latent_channels: 1 + latent_channels,
     "semantic": lambda latent_channels: len(CLASSES),
 }
-"""How many channels each context takes beside the latents, in their order in the shared U-Net."""
+"""The number of channels of each context besides the latents, in the order of the shared U-Net."""
 FOLDERS = {"text-to-image": "unet", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}
 PROMPTS = (
     "arctic fox",
@@ -65,7 +65,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how training computes: the device with its autocast, whether to compile, and a generator there."""
+    """The device with its autocast, whether to compile the U-Net, and a generator on the device."""
 
     team: Team
     generator: torch.Generator
@@ -83,26 +83,26 @@ class Learner(Protocol):
     modules: dict[str, nn.Module]
 
     def rows(self, chunk: Chunk) -> Rows:
-        """The tensors that the pool keeps of a chunk, on the device, with a row for each scene."""
+        """Return the tensors that the pool keeps of a chunk, on the device, with one row per scene."""
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """The loss of a batch of rows."""
+        """Return the loss of a batch of rows."""
 
     def export(self, kit: Path) -> dict[str, float]:
-        """Write the parts into kit's folder; returns measurements for the log."""
+        """Write the trained components into kit's folder; returns measurements for the log."""
 
     def sheet(self, path: Path) -> None:
-        """Write a sheet of pictures that shows what has been learnt."""
+        """Write a sheet of sample pictures."""
 
 
 def to_pixels(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (n, 3, H, W) to -1 … 1 on the device, channels last."""
+    """Convert uint8 (n, 3, H, W) to -1 … 1 on the device, in channels_last format."""
     pixels = images.to(device, non_blocking=True).to(dtype) / 127.5 - 1
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
 class AutoencoderLearner:
-    """An autoencoder from crops of pictures; its first steps follow a linear teacher (see `training.autoencoder`)."""
+    """Trains an autoencoder on crops; its first steps use a linear teacher (see `training.autoencoder`)."""
 
     def __init__(self, runtime: Runtime, unseen: Tensor, fitted_to: Tensor, base: Path | None = None) -> None:
         torch.manual_seed(1)
@@ -117,11 +117,11 @@ class AutoencoderLearner:
         self.teacher = autoencoder.fit_teacher(fitted_to, channels).to(runtime.device)
 
     def rows(self, chunk: Chunk) -> Rows:
-        """The pictures."""
+        """Return the pictures."""
         return {"images": chunk["images"].to(self.runtime.device, non_blocking=True)}
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """The loss of crops; each of CROP_GROUPS parts of the batch is cropped at an offset of its own."""
+        """Return the loss of crops. The batch has CROP_GROUPS groups, each with its own crop offset."""
         room = rows["images"].shape[-1] - CROP
         rng = np.random.default_rng([7, step])
         crops = []
@@ -136,7 +136,7 @@ class AutoencoderLearner:
         return autoencoder.total_loss(self.vae, images, teacher, noise, self.settings, self.runtime.team)
 
     def export(self, kit: Path) -> dict[str, float]:
-        """Write the autoencoder, with the scaling factor of its latents; returns its PSNR on unseen pictures."""
+        """Write the autoencoder with its scaling factor; returns its PSNR on unseen pictures."""
         self.vae.eval()
         autoencoder.set_scaling_factor(self.vae, self.unseen)
         psnr = autoencoder.measure_psnr(self.vae, self.unseen)
@@ -151,7 +151,7 @@ class AutoencoderLearner:
 
 
 class CaptionLearner:
-    """A text encoder from captions alone, by a readout of what stands where (see `training.reading`)."""
+    """Trains a text encoder on captions alone, with a readout of positions (see `training.reading`)."""
 
     def __init__(self, runtime: Runtime, kit: Path, vocabulary: Vocabulary, base: Path | None = None) -> None:
         torch.manual_seed(2)
@@ -167,12 +167,12 @@ class CaptionLearner:
         self.right = torch.zeros((), device=runtime.device)
 
     def rows(self, chunk: Chunk) -> Rows:
-        """Token ids, without what is padding in every caption, and layouts."""
+        """Return token ids, without the columns that are padding in every caption, and layouts."""
         kept = {**chunk, "ids": chunk["ids"][:, :CAPTION_TOKENS]}
         return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in kept.items()}
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """The readout's loss."""
+        """Return the loss of the readout."""
         with self.runtime.team.autocast():
             states = self.modules["text_encoder"](rows["ids"].long()).last_hidden_state
             logits = self.modules["readout"](states)
@@ -180,16 +180,16 @@ class CaptionLearner:
         return loss
 
     def export(self, kit: Path) -> dict[str, float]:
-        """Write the text encoder; returns the share of cells read right in the last batch."""
+        """Write the text encoder; returns the share of cells predicted correctly in the last batch."""
         export.export_text_encoder(copy.deepcopy(self.modules["text_encoder"]), kit / "text_encoder")
         return {"read": round(self.right.item(), 4)}
 
     def sheet(self, path: Path) -> None:
-        """Write nothing: there are no pictures."""
+        """Do nothing: there are no pictures."""
 
 
 def shared_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
-    """A U-Net that takes every context, from one that takes what `kind` takes; weights of other contexts are zero."""
+    """Return a U-Net for all contexts from a U-Net for `kind`; the new weights are zero."""
     latents = int(unet.config.out_channels)
     total = latents + sum(size(latents) for size in CONTEXTS.values())
     old, slots = unet.conv_in, slots_of(kind, latents)
@@ -205,7 +205,7 @@ def shared_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
 
 
 def own_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
-    """A copy of a shared U-Net that takes what `kind` takes, and gives the same."""
+    """Return a copy of a shared U-Net with only the input channels of `kind`; its output is the same."""
     own = copy.deepcopy(unet)
     slots = slots_of(kind, int(unet.config.out_channels))
     conv = nn.Conv2d(len(slots), unet.conv_in.out_channels, 3, padding=1)
@@ -218,7 +218,7 @@ def own_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
 
 
 def slots_of(kind: str, latents: int) -> list[int]:
-    """The numbers of the shared U-Net's input channels that a kind of model takes."""
+    """Return the indices of the shared U-Net's input channels that a kind of model uses."""
     slots, first = list(range(latents)), latents
     for name, size in CONTEXTS.items():
         if name == kind:
@@ -228,7 +228,7 @@ def slots_of(kind: str, latents: int) -> list[int]:
 
 
 class UnetLearner:
-    """A U-Net for one kind of context, and for text alone its text encoder with it."""
+    """Trains the U-Net for one kind of context; for text-to-image, also the text encoder."""
 
     def __init__(self, runtime: Runtime, kit: Path, kind: str, base: Path | None = None) -> None:
         torch.manual_seed(3)
@@ -254,14 +254,14 @@ class UnetLearner:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Scaled latents, float16, of pictures in -1 … 1: the means of their distributions."""
+        """Return the scaled means of the latents, float16, for pictures in -1 … 1."""
         dtype = next(self.encoder.parameters()).dtype
         moments = self.quant(self.encoder(pixels.to(dtype))).float()
         latents: Tensor = moments.chunk(2, dim=1)[0] * self.parts.vae.config.scaling_factor
         return latents.half().contiguous()
 
     def rows(self, chunk: Chunk) -> Rows:
-        """Latents, captions, and what the context is made of."""
+        """Return latents, captions, and the data for the context."""
         device = self.runtime.device
         pixels = to_pixels(chunk["images"], device)
         rows = {"latents": self.encode(pixels), "ids": chunk["ids"].to(device)}
@@ -275,7 +275,7 @@ class UnetLearner:
         return rows
 
     def context(self, rows: Rows) -> Tensor:
-        """Every context of the shared U-Net, (n, channels, h, w), zeros for those that are not of this kind."""
+        """Return all contexts of the shared U-Net, (n, channels, h, w); zeros for other kinds."""
         latents = rows["latents"]
         found = {"inpaint": ("mask", "masked"), "semantic": ("shares",)}.get(self.kind, ())
         blocks = []
@@ -289,13 +289,13 @@ class UnetLearner:
         return torch.cat(blocks, dim=1)
 
     def draw(self, count: int) -> Tensor:
-        """Timesteps, logit-normal (Esser et al. 2024, section 3.1), shifted towards the noise."""
+        """Return logit-normal timesteps (Esser et al. 2024, section 3.1), shifted towards noise."""
         normal = torch.randn(count, generator=self.runtime.generator, device=self.runtime.device)
         steps = len(self.alphas)
         return ((normal + TIMESTEP_SHIFT).sigmoid() * steps).long().clamp(max=steps - 1)
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """The mean squared error of the predicted v; for inpainting the known part counts less."""
+        """Return the mean squared error of v. For inpainting, the known part has a lower weight."""
         runtime, latents, count = self.runtime, rows["latents"].float(), len(rows["latents"])
         timesteps = self.draw(count)
         noise = torch.randn(latents.shape, generator=runtime.generator, device=runtime.device)
@@ -319,7 +319,7 @@ class UnetLearner:
         return loss
 
     def own(self) -> Parts:
-        """The parts with a U-Net that takes what this kind of model takes."""
+        """Return the components, with a U-Net that has only this kind's input channels."""
         held = self.parts
         return Parts(held.vae, own_unet(held.unet, self.kind).eval(), held.text_encoder, held.tokenizer, held.scheduler)
 
@@ -334,15 +334,17 @@ class UnetLearner:
         return {}
 
     def sheet(self, path: Path) -> None:
-        """Write pictures of PROMPTS after text-to-image; the other kinds would need a context for each prompt."""
+        """Write pictures of PROMPTS for text-to-image. Other kinds would need a context for each prompt."""
         if self.kind == "text-to-image":
             drawn = sheets.draw(self.own(), PROMPTS, None, self.runtime.team)
             sheets.save_sheet(drawn, columns=8, path=path)
 
 
 def unet_of(kit: Path, kind: str, base: Path | None) -> UNet2DConditionModel:
-    """The shared U-Net that a phase begins with: from the model `base` if it has this part, else from the U-Net for
-    text in `kit`, else fresh.
+    """Return the shared U-Net that a phase starts with.
+
+    It comes from the model `base` if that has a U-Net of this kind, else from kit's text-to-image U-Net, else it is
+    new.
     """
     own, text = FOLDERS[kind], FOLDERS["text-to-image"]
     if base is not None and (base / own).is_dir():
@@ -353,12 +355,12 @@ def unet_of(kit: Path, kind: str, base: Path | None) -> UNet2DConditionModel:
 
 
 def world_classes() -> tuple[palette.Class, ...]:
-    """The classes of the world's maps."""
+    """Return the classes of the world's maps."""
     return tuple(palette.Class(index, *each) for index, each in enumerate(CLASSES.items()))
 
 
 class JudgeLearner:
-    """The judge of pictures and the segmenter of maps (see `training.judge`)."""
+    """Trains the judge of pictures and the segmenter (see `training.judge`)."""
 
     def __init__(self, runtime: Runtime, vocabulary: Vocabulary, base: Path | None = None) -> None:
         torch.manual_seed(4)
@@ -372,11 +374,11 @@ class JudgeLearner:
             module.to(runtime.device)
 
     def rows(self, chunk: Chunk) -> Rows:
-        """The pictures, their maps and the right answers."""
+        """Return the pictures, their maps and the correct answers."""
         return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in chunk.items()}
 
     def loss(self, rows: Rows, step: int) -> Tensor:
-        """The losses of both networks, summed."""
+        """Return the sum of both networks' losses."""
         images, maps = to_pixels(rows["images"], self.runtime.device), rows["maps"]
         targets = {name: rows[name] for name in self.modules["judge"].choices}
         with self.runtime.team.autocast():
@@ -384,7 +386,7 @@ class JudgeLearner:
                                 np.random.default_rng([9, step]))  # fmt: skip
 
     def export(self, kit: Path) -> dict[str, float]:
-        """Write one file beside kit's folder."""
+        """Write judge.pt next to kit's folder."""
         checkpoint.save(kit.parent / JUDGE, {
             name: {key: value.half() for key, value in module.state_dict().items()}
             for name, module in self.modules.items()
@@ -392,4 +394,4 @@ class JudgeLearner:
         return {}
 
     def sheet(self, path: Path) -> None:
-        """Write nothing: there are no pictures."""
+        """Do nothing: there are no pictures."""

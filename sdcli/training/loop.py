@@ -1,7 +1,7 @@
-"""The loop that all stages train in: checkpoints, a log of lines of JSON, slices of time. Knows nothing of models.
+"""The training loop of all stages: checkpoints, a JSON Lines log, slices of time. Does not depend on models.
 
-Killed at any moment and started again, a run ends with the weights, and the log with the lines, of an unbroken one: all
-randomness of a step comes from the seed and the number of the step, and lines after the checkpoint are taken out.
+A run that is killed at any moment and restarted ends with the same weights and log as an uninterrupted run: all
+randomness of a step comes from the seed and the step number, and log lines after the checkpoint are removed.
 """
 
 import json
@@ -26,11 +26,11 @@ CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 
 class Settings(Protocol):
-    """What the loop must know of a run's settings."""
+    """The settings of a run that the loop needs."""
 
     @property
     def steps(self) -> int:
-        """The step at which the run ends."""
+        """The total number of steps."""
 
     @property
     def save_every(self) -> int:
@@ -38,48 +38,48 @@ class Settings(Protocol):
 
     @property
     def log_every(self) -> int:
-        """Steps between lines of the log."""
+        """Steps between log lines."""
 
     @property
     def sheet_every(self) -> int:
-        """Steps between sheets of pictures, or 0."""
+        """Steps between sheets of pictures; 0 for none."""
 
 
 class Run(Protocol):
-    """A run in memory. `step` counts from its very start."""
+    """A training run in memory. `step` counts from the start of the run, over all slices."""
 
     step: int
     team: Team
 
     @property
     def settings(self) -> Settings:
-        """Everything that determines the run."""
+        """The settings of the run."""
 
     def prepare(self) -> Iterator[tuple[int, int]]:
-        """Do what comes before the next step, and tell (done, in all) again and again: between two it can be left."""
+        """Prepare the next step, yielding (done, total) after each part. It may be interrupted in between."""
 
     def train_step(self) -> float:
-        """One step; returns its loss."""
+        """Train one step and return its loss."""
 
     def keep(self, folder: Path) -> None:
-        """Write what this process alone has, such as encoded pictures."""
+        """Write the data that only this process has, such as encoded pictures."""
 
     def state(self) -> checkpoint.State:
-        """What all processes share at this moment."""
+        """Return the state that all processes share."""
 
     def load_state(self, state: checkpoint.State) -> None:
-        """Take what `state` gave."""
+        """Restore the result of `state`."""
 
     def report(self) -> Entry:
-        """What the log says besides step, loss and time."""
+        """Return additional log values, besides step, loss and time."""
 
     def sheet(self, path: Path) -> None:
-        """Write a sheet of pictures that shows how far the run is."""
+        """Write a sheet of sample pictures."""
 
 
 @dataclass
 class Watcher:
-    """Told how a run goes on; the default looks away."""
+    """Callbacks for the progress of a run; by default they do nothing."""
 
     on_prepare: Callable[[int, int], None] = lambda done, total: None
     on_step: Callable[[int, float], None] = lambda step, loss: None
@@ -88,20 +88,23 @@ class Watcher:
 
 @dataclass
 class Stop:
-    """Why a run is to stop before its end: a signal, or the end of its slice, a moment of `time.monotonic()`."""
+    """A request to stop before the end of the run.
+
+    `received` are signal numbers; `deadline` is a time of `time.monotonic()`, the end of the slice.
+    """
 
     deadline: float | None = None
     received: list[int] = field(default_factory=list)
 
     def wanted(self, team: Team) -> bool:
-        """Whether any of the processes is to stop; all get the same answer."""
+        """Return whether any of the processes has to stop; the same in all processes."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return team.any_of(late or bool(self.received))
 
 
 @contextmanager
 def stop_requests(deadline: float | None = None) -> Iterator[Stop]:
-    """What SIGINT and SIGTERM ask for, so that a run can save itself and end between steps."""
+    """Collect SIGINT and SIGTERM, so that a run can save a checkpoint and stop between steps."""
     stop = Stop(deadline)
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -117,14 +120,14 @@ def stop_requests(deadline: float | None = None) -> Iterator[Stop]:
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside the run: seconds spent, and the losses since the last line of the log."""
+    """The state of the log in a checkpoint: seconds spent, and the losses since the last log line."""
 
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
 
 
 def resume(run: Run, folder: Path) -> Progress:
-    """Go on from the checkpoint in `folder`, if there is one."""
+    """Load the checkpoint in `folder`, if there is one."""
     if not (folder / CHECKPOINT).exists():
         return Progress()
     state = checkpoint.load(folder / CHECKPOINT)
@@ -134,7 +137,10 @@ def resume(run: Run, folder: Path) -> Progress:
 
 
 def save(run: Run, folder: Path, progress: Progress) -> None:
-    """Write the checkpoint of this moment; what all processes share is written by the first, after the rest."""
+    """Write a checkpoint.
+
+    The first process writes the shared state after the other processes have written theirs.
+    """
     run.keep(folder)
     run.team.wait()
     if run.team.leads:
@@ -143,7 +149,7 @@ def save(run: Run, folder: Path, progress: Progress) -> None:
 
 
 def train(run: Run, folder: Path, stop: Stop, watcher: Watcher) -> bool:
-    """Train to the end, or until it is to stop; says whether it is done. A checkpoint is left in either case."""
+    """Train until the end or a stop request; returns whether the run is done. Always leaves a checkpoint."""
     progress = resume(run, folder)
     if run.team.leads:
         cut_log(folder / LOG, run.step)
@@ -189,13 +195,13 @@ def _entry(run: Run, progress: Progress) -> Entry:
 
 
 def append_log(path: Path, entry: Entry) -> None:
-    """Add one line of JSON to a log."""
+    """Append one JSON line to a log."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Take out the lines of later steps than `step`, and a torn one: the run will write them again."""
+    """Remove incomplete lines and lines of steps after `step`: the resumed run writes them again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -217,12 +223,12 @@ def _step_of(line: str) -> float:
 
 
 def step_noise(seed: int, step: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise that depends on the seed and the step alone."""
+    """Return standard normal noise that depends only on the seed and the step."""
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)
     return torch.randn(shape, generator=generator)
 
 
 def last_step(folder: Path) -> int:
-    """The step of the checkpoint in a run's folder, 0 where there is none."""
+    """Return the step of the checkpoint in a run's folder, 0 if there is none."""
     file = folder / CHECKPOINT
     return int(checkpoint.load(file)["step"]) if file.exists() else 0

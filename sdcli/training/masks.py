@@ -1,6 +1,6 @@
-"""Masks to learn inpainting from: around subjects, and anywhere. Knows nothing of latents.
+"""Masks for training inpainting: around subjects, and elsewhere. Does not depend on latents.
 
-A mask is 1 where to repaint. A plan is drawn first, because it decides what the picture's caption is to name.
+A mask is 1 where to repaint. A plan is drawn before the mask, because it decides which subject the caption names.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,23 @@ SHARES_WITHOUT_SUBJECTS = (0.0, 0.35, 0.2, 0.25, 0.12, 0.08)
 
 @dataclass(frozen=True)
 class Plan:
-    """A kind of mask, and for "subject" the number of the subject that it covers and that the caption names."""
+    """A kind of mask. For "subject", also the index of the subject that it covers and that the caption names."""
 
     kind: str
     subject: int | None = None
 
 
 def plan_mask(subjects: int, rng: np.random.Generator) -> Plan:
-    """A plan for a picture of so many subjects."""
+    """Return a random plan for a picture with this number of subjects."""
     kind = KINDS[rng.choice(len(KINDS), p=SHARES if subjects else SHARES_WITHOUT_SUBJECTS)]
     return Plan(kind, int(rng.integers(subjects)) if kind == "subject" else None)
 
 
 def draw_mask(plan: Plan, masks: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """The mask (H, W), bool, of a plan; `masks` are the picture's subjects', (subjects, H, W), bool."""
+    """Draw the mask of a plan, bool (H, W).
+
+    `masks` are the masks of the picture's subjects, bool (subjects, H, W).
+    """
     height, width = shape
     if plan.subject is not None and masks[plan.subject].any():
         return _around(masks[plan.subject], rng)
@@ -48,7 +51,7 @@ def draw_mask(plan: Plan, masks: np.ndarray, shape: tuple[int, int], rng: np.ran
 
 
 def _around(subject: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A box, an ellipse about that box, or, seldom, the swollen outline, each with some room around the subject."""
+    """Draw a box, an ellipse around that box or, rarely, the dilated outline of a subject, with some margin."""
     height, width = subject.shape
     rows, columns = np.flatnonzero(subject.any(1)), np.flatnonzero(subject.any(0))
     tall, wide = int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
@@ -60,7 +63,7 @@ def _around(subject: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     form = rng.uniform()
     if form < 0.75:
         draw.rectangle(box, fill=1)
-    else:  # an ellipse that holds the box is sqrt(2) times as wide and high
+    else:  # an ellipse around the box is sqrt(2) times as wide and high
         spare_x, spare_y = 0.2072 * (box[2] - box[0]), 0.2072 * (box[3] - box[1])
         draw.ellipse([box[0] - spare_x, box[1] - spare_y, box[2] + spare_x, box[3] + spare_y], fill=1)
     mask: np.ndarray = np.array(canvas) | subject
@@ -68,14 +71,14 @@ def _around(subject: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _box(width: int, height: int, rng: np.random.Generator) -> list[float]:
-    """A box of a quarter to three quarters of each side, wholly inside."""
+    """Return a box of a quarter to three quarters of each side, inside the picture."""
     wide, high = rng.uniform(0.25, 0.75, size=2) * (width, height)
     left, top = rng.uniform(0, 1, size=2) * (width - wide, height - high)
     return [left, top, left + wide, top + high]
 
 
 def _strokes(draw: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Generator) -> None:
-    """One to four bent brush strokes with round ends."""
+    """Draw one to four bent brush strokes with round ends."""
     for _ in range(rng.integers(1, 5)):
         brush = rng.uniform(0.05, 0.16) * min(width, height)
         angle, point = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, size=2) * (width, height)
@@ -89,7 +92,7 @@ def _strokes(draw: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.
 
 
 def _border(draw: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Generator) -> None:
-    """All but a box that touches at least one side: what outpainting asks for."""
+    """Draw everything outside a box that touches at least one side, as in outpainting."""
     margins = rng.uniform(0.1, 0.45, size=4) * (rng.uniform(size=4) < 0.5)
     if not margins.any():
         margins[rng.integers(4)] = rng.uniform(0.2, 0.5)

@@ -1,7 +1,6 @@
-"""How good a model is: what a judge makes of its pictures, at fixed seeds, without picking.
+"""Measures how often a model's pictures show what was asked for, according to the judge, at fixed seeds.
 
-The pictures are made by sdcli's own way from recipe to picture, at the model's defaults unless a recipe's keys say
-otherwise, so that what is judged is what any user gets.
+Pictures are generated like those of `sdcli generate`, with the model's defaults unless options change them.
 """
 
 import itertools
@@ -62,14 +61,15 @@ from sdcli.training.world import (
 ARCTIC_PROMPTS = ("arctic fox", "an arctic fox", "an arctic fox in the snow")
 
 Shown = Callable[[str, int, int], None]
-"""Told after each picture: the kind of trials, how many there are of it, and how many have been drawn."""
+"""A callback after each picture: the kind of trials, their number, and how many pictures are done."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is asked for, and what its picture is to show.
+    """A prompt and the answers that its picture should have.
 
-    `asked` are keys of the recipe beside prompt and seed; `segmentation`, uint8 (256, 256), is the map it is to follow.
+    `asked` are recipe keys besides prompt and seed; `given` is the input image; `segmentation`, uint8 (256, 256), is
+    the map that the picture should follow.
     """
 
     prompt: str
@@ -81,12 +81,12 @@ class Trial:
 
 Item = TypeVar("Item")
 Draw = Callable[[Trial, int], np.ndarray]
-"""The picture of a trial, uint8 (h, w, 3), of a seed."""
+"""Generates the picture of a trial for a seed, uint8 (h, w, 3)."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many pictures are drawn of each kind of trial, and how many scenes the autoencoder gives back."""
+    """The number of pictures of each kind of trial, and of scenes for the autoencoder."""
 
     seen: int = 500
     held_out: int = 200
@@ -96,18 +96,21 @@ class Counts:
 
 
 def noun_of(subject: str, colour: str) -> str:
-    """A subject in plain words."""
+    """Return the noun phrase of a subject with its colour."""
     return article(subject if colour == "natural" else f"{colour} {subject}")
 
 
 def trial_of(triple: Triple) -> Trial:
-    """The plainest caption of a combination."""
+    """Return the trial with the simplest caption of a combination."""
     subject, colour, place = triple
     return Trial(f"{noun_of(subject, colour)} {PLACE_PHRASES[place][0]}", Answers(subject, colour, place))
 
 
 def trial_of_two(left: Triple, right: Triple, *, turned: bool = False) -> Trial:
-    """One subject left of another, in the place of the first; `turned` says it as the other right of the one."""
+    """Return a trial with one subject left of another, in the place of the first.
+
+    `turned` words the caption as "right of", with the subjects swapped.
+    """
     (one, colour, place), (other, second, _) = left, right
     nouns = noun_of(one, colour), noun_of(other, second)
     words = f"{nouns[1]} right of {nouns[0]}" if turned else f"{nouns[0]} left of {nouns[1]}"
@@ -115,7 +118,7 @@ def trial_of_two(left: Triple, right: Triple, *, turned: bool = False) -> Trial:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of the items, evenly spaced; all of them over again where there are fewer."""
+    """Return `count` evenly spaced items; if there are fewer, they repeat."""
     return [items[index * len(items) // count if count <= len(items) else index % len(items)] for index in range(count)]
 
 
@@ -123,7 +126,7 @@ RELATED = {"on": "{upper} on {lower}", "riding": "{upper} riding {lower}"}
 
 
 def trial_of_stack(scene: Scene) -> Trial:
-    """The plainest caption of a scene in which one subject is on another or rides it."""
+    """Return the trial with the simplest caption of a scene with one subject on another or riding it."""
     upper, lower = sorted(scene.placements, key=lambda placement: placement.y)
     nouns = {"upper": noun_of(upper.subject, upper.colour), "lower": noun_of(lower.subject, lower.colour)}
     words = RELATED[scene.relation].format(**nouns)
@@ -131,7 +134,7 @@ def trial_of_stack(scene: Scene) -> Trial:
 
 
 def trial_of_count(scene: Scene) -> Trial:
-    """The plainest caption of a scene of several alike."""
+    """Return the trial with the simplest caption of a scene of several equal subjects."""
     first, count = scene.placements[0], len(scene.placements)
     noun = first.subject if first.colour == "natural" else f"{first.colour} {first.subject}"
     words = f"{COUNT_WORDS[count][0]} {plural(noun)} {PLACE_PHRASES[scene.place][0]}"
@@ -139,7 +142,10 @@ def trial_of_count(scene: Scene) -> Trial:
 
 
 def related_trials(vocabulary: Vocabulary, count: int) -> dict[str, list[Trial]]:
-    """So many trials of one subject on another, of riders, and of several alike, of combinations seen in training."""
+    """Return up to `count` trials for each relation: one subject on another, riding, several alike.
+
+    All combinations were seen in training.
+    """
     kinds = {"on": trial_of_stack, "riding": trial_of_stack, "counts": trial_of_count}
     found = {}
     for number, (kind, trial) in enumerate(kinds.items()):
@@ -154,11 +160,11 @@ def related_trials(vocabulary: Vocabulary, count: int) -> dict[str, list[Trial]]
 
 
 def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, list[Trial]]:
-    """What a text-to-image model is asked: combinations seen and held out, two subjects side by side, one on or riding
-    another, several alike, subjects alone, the arctic fox.
+    """Return the trials of a text-to-image model, by kind.
 
-    There are nearly `seen` / 5 of two subjects, half of them with the one on the right first, and `seen` / 10 of each
-    other relation.
+    They are combinations seen and held out, two subjects side by side, one on or riding another, several alike, single
+    subjects without a place, and the arctic fox. There are nearly `seen` / 5 of two subjects, half of them with the
+    right one named first, and `seen` / 10 of each other relation.
     """
     kept = combinations(False, vocabulary)
     some = spread(kept, seen // 5)
@@ -184,14 +190,17 @@ def text_trials(vocabulary: Vocabulary, seen: int, held_out: int) -> dict[str, l
 
 
 def resolved_of(model: LocatedModel, name: str, options: Mapping[str, Any], trial: Trial, seed: int) -> Resolved:
-    """The recipe of a trial's picture, for this machine, and its inputs; `options` are flat keys beside the trial's."""
+    """Return the recipe of a trial's picture, for this machine, with its inputs.
+
+    `options` are further recipe keys.
+    """
     keys = {"model": name, **options, "prompt": trial.prompt, "seed": seed, **trial.asked}
     wanted = resolve.resolve(model, keys, user=False, given=trial.given)
     return replace(wanted, recipe=device.resolve_execution(wanted.recipe))
 
 
 def drawer(loaded: LatentDiffusionModel, model: LocatedModel, name: str, options: Mapping[str, Any]) -> Draw:
-    """What draws the pictures of trials with a loaded model."""
+    """Return a function that generates the pictures of trials with a loaded model."""
 
     def draw(trial: Trial, seed: int) -> np.ndarray:
         resolved = resolved_of(model, name, options, trial, seed)
@@ -202,7 +211,7 @@ def drawer(loaded: LatentDiffusionModel, model: LocatedModel, name: str, options
 
 
 def drawn(draw: Draw, trials: Sequence[Trial], shown: Callable[[int], None] = lambda count: None) -> list[np.ndarray]:
-    """The pictures of these trials; picture i has seed i."""
+    """Generate the pictures of trials; picture i has seed i. `shown` is called with the number of pictures done."""
     pictures = []
     for seed, trial in enumerate(trials):
         pictures.append(draw(trial, seed))
@@ -213,7 +222,7 @@ def drawn(draw: Draw, trials: Sequence[Trial], shown: Callable[[int], None] = la
 def judge_itself(
     judge: Judge, segmenter: Segmenter, sprites: Sprites, vocabulary: Vocabulary = KIT, count: int = 768
 ) -> dict[str, float]:
-    """The judge's accuracy on renderings it has not seen, and the segmenter's mean IoU on the first 128 of them."""
+    """Return the judge's accuracy on unseen renderings, and the segmenter's mean IoU on the first 128 of them."""
     drawn = list(itertools.islice(scenes(987_654_321, vocabulary, held_out=True), count))
     renderings = [render(scene, sprites) for scene in drawn]
     table = accuracy(judge, to_images(renderings), [answers_of(scene) for scene in drawn])
@@ -223,13 +232,13 @@ def judge_itself(
 
 
 def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iterator[Trial]:
-    """Scenes of one subject, a mask over it, and a prompt for another subject there in the same place."""
+    """Yield scenes of one subject with a mask over it, and a prompt for another subject in the same place."""
     rng = np.random.default_rng(24_680)
     wanted = spread(combinations(False, vocabulary), 4 * count)
     source = (scene for scene in scenes(13_579, vocabulary) if scene.place in vocabulary.places)
     for _ in range(count):
         scene = next(s for s in source if len(s.placements) == 1 and s.time == "day" and not s.placements[0].size)
-        for known in (wanted, combinations(False, vocabulary)):  # of few, none may be in this place
+        for known in (wanted, combinations(False, vocabulary)):  # with few combinations, none may be in this place
             options = [each for each in known if each[2] == scene.place and each[0] != scene.placements[0].subject]
             if options:
                 break
@@ -245,8 +254,10 @@ def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iter
 
 
 def map_trials(sprites: Sprites, vocabulary: Vocabulary, count: int, folder: Path) -> Iterator[tuple[str, Trial]]:
-    """The maps of scenes of one subject, written to a folder, and the scenes' prompts: `count` in places of the world
-    ("maps"), and as many in places mixed of several ("mixed_maps"), whose prompts name the subject alone.
+    """Yield trials with the maps of scenes of one subject, and their kind; writes the maps to `folder`.
+
+    There are `count` in places of the world ("maps"), and `count` in mixed places ("mixed_maps"), whose prompts name
+    only the subject.
     """
     for number, (kind, mixed) in enumerate({"maps": 0.0, "mixed_maps": 1.0}.items()):
         drawn = scenes(112_233 + number, replace(vocabulary, mixed=mixed, background=0.0))
@@ -263,20 +274,20 @@ def map_trials(sprites: Sprites, vocabulary: Vocabulary, count: int, folder: Pat
 
 
 def check(model: str, options: Mapping[str, Any]) -> None:
-    """Raise, before anything is drawn, what `measure` would: for the model, its classes of maps, and the options."""
+    """Raise the errors that `measure` would raise for the model, the classes of its maps, or the options."""
     found = located.find(model)
     facts = found.facts
     settled = resolve.settings(found.entry, {"prompt": "", "seed": 0, **options, "model": model}, facts, user=False)
     Recipe.from_dict({key: each.value for key, each in settled.items()})
     if facts.classes and tuple((each.name, each.color) for each in facts.classes) != tuple(CLASSES.items()):
-        raise UsageError(f"{model} takes maps of classes that are not the world's", "measure a model of the world")
+        raise UsageError(f"{model} has classes of maps that are not the world's", "use a model trained on the world")
 
 
 @contextmanager
 def trials_of(
     facts: ModelFacts, sprites: Sprites, vocabulary: Vocabulary, counts: Counts
 ) -> Iterator[dict[str, list[Trial]]]:
-    """What a model is asked, by kind, after what its U-Net takes beside its latents."""
+    """Yield the trials for a model, by kind. The input channels of its U-Net determine the kinds."""
     if facts.in_channels == facts.latent_space.channels:
         yield text_trials(vocabulary, counts.seen, counts.held_out)
     elif not facts.classes:
@@ -300,10 +311,10 @@ def measure(
     options: Mapping[str, Any] = MappingProxyType({}),
     shown: Shown = lambda kind, total, done: None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a model's table: for each kind of trials the shares of right answers, and seconds a picture.
+    """Yield the rows of a model's table: the shares of correct answers, and seconds per picture, for each kind.
 
-    Of maps, `mean_iou` is between those given and those the segmenter reads back. Last, of a model that draws by text
-    alone, `psnr` in dB of its autoencoder on unseen scenes.
+    For maps, `mean_iou` compares the given maps with those that the segmenter predicts from the pictures. For a
+    text-to-image model, the last row has the `psnr` in dB of its autoencoder on unseen scenes.
     """
     found = located.find(model)
     with trials_of(found.facts, sprites, vocabulary, counts) as kinds:
@@ -326,7 +337,7 @@ def measure(
 def judged(
     judge: Judge, segmenter: Segmenter, trials: Sequence[Trial], pictures: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """How many pictures there are, what the judge makes of them, and how they follow their maps if they have any."""
+    """Return the number of pictures, the judge's shares and, for trials with maps, `mean_iou`."""
     found = {"pictures": len(trials), **accuracy(judge, to_tensor(pictures), [trial.answers for trial in trials])}
     maps = [trial.segmentation for trial in trials if trial.segmentation is not None]
     return found | ({"mean_iou": compare_maps(segmenter, pictures, maps)[0]} if maps else {})
@@ -336,5 +347,5 @@ def judged(
 def compare_maps(
     segmenter: Segmenter, pictures: Sequence[np.ndarray], maps: Sequence[np.ndarray]
 ) -> tuple[float, dict[str, float]]:
-    """Mean IoU between the maps, uint8 (256, 256), that pictures were made of and those read back from them."""
+    """Return the mean IoU between maps, uint8 (256, 256), and those predicted from their pictures."""
     return mean_iou(read_maps(segmenter, to_tensor(pictures)), shrink_maps(stacked(maps)))

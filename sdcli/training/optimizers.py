@@ -1,6 +1,6 @@
-"""Optimization: Muon for the weight matrices and AdamW for the rest, a learning rate schedule, averaged weights.
+"""Optimizers: Muon for weight matrices and AdamW for the rest, a learning rate schedule, averaged weights.
 
-Knows nothing of what is trained.
+Does not depend on what is trained.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,10 @@ MOMENTUM = 0.95
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices to (k, m, n), bfloat16, by five Newton-Schulz steps (Jordan et al. 2024)."""
+    """Return the nearest semi-orthogonal matrices to (k, m, n), in bfloat16.
+
+    Uses five Newton-Schulz steps (Jordan et al. 2024).
+    """
     a, b, c = NS_COEFFICIENTS
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -28,11 +31,12 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class MatrixOptimizer:
-    """Muon (Jordan et al. 2024) for hidden weights of two or more dimensions, AdamW for all other parameters.
+    """Muon (Jordan et al. 2024) for weights of two or more dimensions, AdamW for all other parameters.
 
-    A convolution's weight is seen as a matrix (out, in·k·k). Muon's steps are scaled to the RMS of AdamW's
-    (Liu et al. 2025, "Muon is Scalable for LLM Training"), so that one learning rate serves both. The steps are those
-    of `torch.optim.Muon` with Nesterov momentum; matrices of one shape are stepped together, which a GPU needs.
+    The weight of a convolution is treated as a matrix (out, in·k·k). Muon's updates are scaled to the RMS of AdamW's
+    (Liu et al. 2025, "Muon is Scalable for LLM Training"), so that both use the same learning rate. The updates equal
+    those of `torch.optim.Muon` with Nesterov momentum; matrices of the same shape are updated together, which is faster
+    on a GPU.
     """
 
     def __init__(self, modules: Iterable[nn.Module], lr: float, weight_decay: float) -> None:
@@ -53,13 +57,16 @@ class MatrixOptimizer:
         self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.99), fused=fused)
 
     def parameters(self) -> list[Tensor]:
-        """Everything that is stepped."""
+        """Return all trained parameters."""
         matrices = [parameter for group in self.groups for parameter in group]
         return [*matrices, *(each for group in self.adamw.param_groups for each in group["params"])]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step at this learning rate; clears the gradients. A matrix without a gradient has one of zeros."""
+        """Update all parameters at this learning rate and clear the gradients.
+
+        In a group of matrices, a missing gradient counts as zeros.
+        """
         for group, momentum in zip(self.groups, self.momenta, strict=True):
             if all(parameter.grad is None for parameter in group):
                 continue
@@ -81,12 +88,12 @@ class MatrixOptimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both optimizers."""
+        """Return the state of both optimizers."""
         return {"momenta": self.momenta, "adamw": self.adamw.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
             momentum.copy_(saved)
         self.adamw.load_state_dict(state["adamw"])
@@ -98,9 +105,9 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup: int, cooldown: int) -> float:
-    """Linear rise over `warmup` steps, then `peak`, then linear fall to nothing over the last `cooldown` of `steps`.
+    """Return the learning rate: linear warm-up, then `peak`, then a linear fall to zero over the last `cooldown` steps.
 
-    The middle does not depend on `steps`, so that a run can be prolonged without regret.
+    The plateau does not depend on `steps`, so that a run can be extended.
     """
     rise = (step + 1) / max(1, warmup)
     fall = (steps - step) / max(1, cooldown)
@@ -110,7 +117,7 @@ def learning_rate(step: int, peak: float, steps: int, warmup: int, cooldown: int
 class AveragedWeights:
     """An exponential moving average of parameters: average += (1 - decay) · (parameter - average).
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the initial weights lose their influence quickly.
     """
 
     def __init__(self, modules: Iterable[nn.Module], decay: float) -> None:
@@ -121,7 +128,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the present parameters into the average."""
+        """Update the average with the current parameters."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
         self.updates += 1
@@ -135,12 +142,12 @@ class AveragedWeights:
             average.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and how many updates they have seen."""
+        """Return the averages and the number of updates."""
         return {"updates": self.updates, "averages": self.averages}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.updates = state["updates"]
         saved: list[Tensor] = state["averages"]
         for average, value in zip(self.averages, saved, strict=True):

@@ -1,4 +1,4 @@
-"""The parts of a latent diffusion model as training holds them, in float32: read from a folder, or fresh."""
+"""The components of a latent diffusion model for training, in float32: loaded from a folder, or new."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ UNET: dict[str, Any] = {
     "block_out_channels": (96, 128, 192),
     "layers_per_block": 1,
     "cross_attention_dim": TEXT_WIDTH,
-    "attention_head_dim": (1, 4, 6),  # the number of heads, despite its name
+    "attention_head_dim": (1, 4, 6),  # the number of heads, despite the name
     "norm_num_groups": 16,
     "use_linear_projection": True,
 }
@@ -46,13 +46,16 @@ SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "trailing",
     "clip_sample": False,
     "set_alpha_to_one": True,
-    "steps_offset": 1,  # of no effect with trailing timesteps, but diffusers warns of any other
+    "steps_offset": 1,  # has no effect with trailing timesteps, but diffusers warns of other values
 }
 
 
 @dataclass(frozen=True)
 class Parts:
-    """`scheduler` is DDIM's class with the model's noise schedule: it adds noise, and samples for the sheets."""
+    """The components of a model.
+
+    `scheduler` is a DDIMScheduler with the model's noise schedule: it adds noise, and samples the sheets.
+    """
 
     vae: AutoencoderKL | AutoencoderTiny
     unet: UNet2DConditionModel
@@ -62,23 +65,23 @@ class Parts:
 
     @property
     def side(self) -> int:
-        """Pixels a side of the pictures that the U-Net was made for."""
+        """The native size of the U-Net in pixels."""
         return int(self.unet.config.sample_size) * self.cell
 
     @property
     def cell(self) -> int:
-        """Pixels a side that one latent stands for."""
+        """The side of the square of pixels that one latent represents: the VAE's scale factor."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def to(self, device: torch.device) -> "Parts":
-        """The same parts, moved."""
+        """Move the components to a device; returns them."""
         for part in (self.vae, self.unet, self.text_encoder):
             part.to(device)
         return self
 
 
 def read(folder: Path) -> Parts:
-    """The parts of a diffusers folder with one CLIP text encoder. Raises ModelNotFound or ModelCorrupt."""
+    """Load a diffusers folder with one CLIP text encoder. Raises ModelNotFound or ModelCorrupt."""
     text_encoder, tokenizer = read_text(folder)
     return Parts(
         read_vae(folder / "vae"),
@@ -90,51 +93,56 @@ def read(folder: Path) -> Parts:
 
 
 def read_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """The text encoder of such a folder, in float32, and its tokenizer; raises what `read` raises."""
+    """Load the text encoder of such a folder, in float32, and its tokenizer.
+
+    Raises ModelNotFound or ModelCorrupt.
+    """
     if not (folder / "model_index.json").is_file():
-        raise ModelNotFound(f"{folder} is no diffusers folder: it has no model_index.json", "name one with --from")
+        raise ModelNotFound(f"{folder} is not a diffusers folder: it has no model_index.json", "give one with --from")
     if (folder / "text_encoder_2").exists():
-        raise ModelCorrupt(f"{folder} has two text encoders", "models of one, like kit and Stable Diffusion 1 and 2")
+        raise ModelCorrupt(
+            f"{folder} has two text encoders", "use a model with one, such as kit or Stable Diffusion 1 and 2"
+        )
     text_encoder, tokenizer = read_text_encoder(folder / "text_encoder"), read_tokenizer(folder / "tokenizer")
     known = text_encoder.config.vocab_size
     if len(tokenizer) > known:
-        problem = f"the tokenizer of {folder} has {len(tokenizer)} tokens, and its text encoder knows {known}"
-        raise ModelCorrupt(problem, "get the model's folder anew; both must come from the same place")
+        problem = f"the tokenizer of {folder} has {len(tokenizer)} tokens, but its text encoder has {known}"
+        raise ModelCorrupt(problem, "download the model again; both must come from the same model")
     return text_encoder, tokenizer
 
 
 def read_vae(folder: Path) -> Any:
-    """The autoencoder of a folder, frozen, in float32."""
+    """Load the autoencoder in a folder, frozen, in float32. Raises ModelCorrupt."""
     tiny = _loaded_config(folder).get("_class_name") == "AutoencoderTiny"
     return _loaded(AutoencoderTiny if tiny else AutoencoderKL, folder).eval().requires_grad_(False)
 
 
 def read_unet(folder: Path) -> UNet2DConditionModel:
-    """The U-Net of a folder, in float32."""
+    """Load the U-Net in a folder, in float32. Raises ModelCorrupt."""
     unet: UNet2DConditionModel = _loaded(UNet2DConditionModel, folder)
     return unet
 
 
 def read_text_encoder(folder: Path) -> CLIPTextModel:
-    """The text encoder of a folder, in float32."""
+    """Load the text encoder in a folder, in float32. Raises ModelCorrupt."""
     text_encoder: CLIPTextModel = _loaded(CLIPTextModel, folder)
     return text_encoder
 
 
 def noise_scheduler() -> DDIMScheduler:
-    """The noise schedule of a new model."""
+    """Return the noise schedule of a new model."""
     return DDIMScheduler(**SCHEDULER)
 
 
 def _loaded(kind: Any, folder: Path) -> Any:
-    for library in (diffusers, transformers):  # their bars would cross ours
+    for library in (diffusers, transformers):  # their progress bars would mix with ours
         library.utils.logging.disable_progress_bar()
     try:
-        # transformers 5 would keep the file's float16 if it were not told
+        # without this, transformers 5 would keep the file's float16
         key = "dtype" if kind is CLIPTextModel else "torch_dtype"
         return kind.from_pretrained(folder, local_files_only=True, **{key: torch.float32})
     except (OSError, ValueError, RuntimeError) as error:
-        hint = "it must be a part of a diffusers folder, with config and safetensors weights"
+        hint = "it must be a component of a diffusers folder, with config and safetensors weights"
         raise ModelCorrupt(f"cannot read {folder}: {error}", hint) from error
 
 
@@ -143,11 +151,11 @@ def _loaded_config(folder: Path) -> Any:
         name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
         return DDIMScheduler._dict_from_json_file(folder / name)
     except (OSError, ValueError) as error:
-        raise ModelCorrupt(f"cannot read {folder}: {error}", "it must be a part of a diffusers folder") from error
+        raise ModelCorrupt(f"cannot read {folder}: {error}", "it must be a component of a diffusers folder") from error
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of a folder."""
+    """Load the tokenizer in a folder. Raises ModelCorrupt."""
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -155,12 +163,12 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def build(vae: Any, tokenizer: CLIPTokenizer, unet: dict[str, Any] = UNET) -> Parts:
-    """Fresh U-Net and text encoder for an autoencoder and a tokenizer."""
+    """Return a model with a new U-Net and a new text encoder for an autoencoder and a tokenizer."""
     return Parts(vae, UNet2DConditionModel(**unet), build_text_encoder(tokenizer), tokenizer, noise_scheduler())
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A fresh text encoder for this tokenizer."""
+    """Return a new text encoder for a tokenizer."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -174,15 +182,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 @torch.no_grad()
 def widen(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
-    """Let a U-Net take `channels` more beside its latents: of no effect at first, because their weights are zero.
+    """Add `channels` input channels to a U-Net, with zero weights: its output does not change.
 
-    A U-Net that takes as many already is left as it is; raises ModelCorrupt for one that takes others.
+    A U-Net that has them already is returned unchanged. Raises ModelCorrupt for any other number of input channels.
     """
     before, latents = unet.config.in_channels, unet.config.out_channels
     if before == latents + channels:
         return unet
     if before != latents:
-        raise ModelCorrupt(f"the U-Net takes {before} channels, not {latents} or {latents + channels}", "name another")
+        raise ModelCorrupt(
+            f"the U-Net takes {before} channels, not {latents} or {latents + channels}", "use another model"
+        )
     old = unet.conv_in
     new = nn.Conv2d(latents + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
     new.weight.zero_()
@@ -194,7 +204,7 @@ def widen(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-    """Token ids (n, 77)."""
+    """Return the token ids of prompts (n, 77)."""
     encoded = tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     )

@@ -1,7 +1,7 @@
-"""Places: backgrounds painted from a random generator, each a different view of the same kind of place.
+"""Places: backgrounds painted with a random generator, each a different view of the same kind of place.
 
-A place is a sky, what stands far away, and the near ground; `paint` puts them together, of one place or of several.
-Knows nothing of subjects or captions.
+A place has a sky, a far and a near part; `paint` combines them, from one place or from several. Does not depend on
+subjects or captions.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,10 @@ SUNSET_SKY: Stops = ((88, 62, 140), (206, 92, 122), (255, 152, 96), (255, 214, 1
 
 @dataclass(frozen=True)
 class Place:
-    """What a place is made of: `sky` by day from top to horizon, then painters of the air, of what is far, and of the
-    ground. `timed`: whether it can be night there or sunset. `above`: the class of the sky.
+    """The parts of a place.
+
+    `sky`: the colours by day from the top to the horizon; then the painters of the air, the far part and the ground.
+    `timed`: whether it can be night or sunset there. `above`: the class of the sky.
     """
 
     sky: Stops
@@ -86,7 +88,7 @@ PLACES: Mapping[str, Place] = {
     ),
 }
 TIMED_PLACES = tuple(name for name, place in PLACES.items() if place.timed)
-"""Where another time of day makes sense: the others have theirs, or none."""
+"""Places with other times of day."""
 BACKGROUNDS: Mapping[str, Stops] = {
     "white background": ((250, 250, 252), (255, 255, 255), (236, 236, 242)),
     "grey background": ((150, 154, 164), (176, 180, 188), (146, 150, 160)),
@@ -102,25 +104,25 @@ BACKGROUNDS: Mapping[str, Stops] = {
 
 
 def mixed(sky: str, far: str, ground: str) -> str:
-    """The name of a place made of the parts of three."""
+    """Return the name of a place made of the parts of three."""
     return f"{sky}/{far}/{ground}"
 
 
 def parts_of(place: str) -> tuple[str, str, str]:
-    """The places whose sky, distance and ground a place has."""
+    """Return the places that the sky, the far part and the ground of a place come from."""
     sky, *others = place.split("/")
     far, ground = others or (sky, sky)
     return sky, far, ground
 
 
 def studio(canvas: Canvas, stops: Stops) -> None:
-    """A backdrop of one colour, rounded where wall and floor meet, with a pool of light."""
+    """Paint a backdrop of one colour, rounded between wall and floor, with a pool of light."""
     canvas.fill((stops[0], stops[1], stops[1], stops[2]), "wall")
     canvas.glow(0.5, 0.45, 0.4, dimmed(stops[1], 1.06), 0.7)
 
 
 def paint_sky(canvas: Canvas, place: Place, rng: Rng, time: str) -> None:
-    """The sky of a place at a time of day, down to the horizon."""
+    """Paint the sky of a place at a time of day, down to the horizon."""
     air = {"day": place.air, "night": scenery.moonlit, "sunset": scenery.low_sun}[time]
     stops = {"day": place.sky, "night": NIGHT_SKY, "sunset": SUNSET_SKY}[time]
     canvas.haze = np.array(stops[-1], np.float32)
@@ -129,8 +131,9 @@ def paint_sky(canvas: Canvas, place: Place, rng: Rng, time: str) -> None:
 
 
 def paint(place: str, rng: Rng, size: int, time: str = "day") -> tuple[np.ndarray, np.ndarray]:
-    """A view of a place of `PLACES` or `BACKGROUNDS`, or of a `mixed` one: uint8 (size, size, 3), and the map of its
-    classes, uint8 (size, size).
+    """Paint a view of a place of `PLACES` or `BACKGROUNDS`, or of a `mixed` one.
+
+    Returns the picture, uint8 (size, size, 3), and its class indices, uint8 (size, size).
     """
     canvas = Canvas(size, LIGHTS[time])
     if place in BACKGROUNDS:

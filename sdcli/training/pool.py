@@ -1,6 +1,6 @@
-"""Pictures encoded once, and trained on many times. What is in a pool depends on its size only.
+"""Pictures that are encoded once and used for training many times. The content of a pool depends only on its size.
 
-Knows nothing of losses or steps. A task says what is kept of a picture beside its latents.
+Does not depend on losses or steps. A task defines what is kept of a picture besides its latents.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,18 +17,21 @@ from sdcli.training.sources import Picture, Source
 from sdcli.training.team import Team
 
 CHUNK = 16
-"""Pictures that are encoded together. A resumed run must divide them alike: bfloat16 rounds by the batch."""
+"""Pictures encoded together. A resumed run must use the same chunks: in bfloat16, results depend on the batch."""
 
 
 class Encoder:
-    """A frozen autoencoder, from pictures to scaled latents."""
+    """A frozen autoencoder that encodes pictures to scaled latents."""
 
     def __init__(self, vae: Any, team: Team) -> None:
         self.vae, self.team = vae, team
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The means (n, C, h, w) of the latents of images (n, 3, H, W) in -1 … 1, scaled; float32, on the CPU."""
+        """Return the scaled means of the latents (n, C, h, w), float32, on the CPU.
+
+        Images are (n, 3, H, W) in -1 … 1.
+        """
         with self.team.autocast():
             encoded = self.vae.encode(images.to(self.team.device))
         means = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
@@ -37,14 +40,14 @@ class Encoder:
 
 
 class Task(Protocol):
-    """What a U-Net learns to draw by, beside text."""
+    """What a U-Net is conditioned on, besides text."""
 
     @property
     def channels(self) -> int:
-        """Channels beside the noisy latents."""
+        """The number of channels besides the noisy latents."""
 
     def describe(self, source: Source, item: Any, rng: np.random.Generator) -> Any:
-        """What of an item its captions are made of."""
+        """Return the data of an item that captions are made from."""
 
     def encode(
         self, encoder: Encoder, pictures: Sequence[Picture], rngs: Sequence[np.random.Generator]
@@ -52,22 +55,22 @@ class Task(Protocol):
         """What is kept of pictures: tensors of n rows, `latents` (n, C, h, w) among them."""
 
     def context(self, kept: Mapping[str, Tensor]) -> Tensor | None:
-        """The channels (n, `channels`, h, w) beside the noisy latents, float32, of what was kept."""
+        """Return the channels (n, `channels`, h, w) besides the noisy latents, float32, from the pool's tensors."""
 
     def weights(self, kept: Mapping[str, Tensor]) -> Tensor | None:
-        """What the loss counts at each place of the latents, (n, 1, h, w); None is 1 everywhere."""
+        """Return the weight of the loss for each latent, (n, 1, h, w); None for 1 everywhere."""
 
     def show(self, kept: Mapping[str, Tensor], decode: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """Pictures (n, 3, H, W) of what the U-Net draws by beside text; `decode` makes them of latents."""
+        """Return pictures (n, 3, H, W) of the condition, or None; `decode` decodes latents."""
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
-    """uint8 (h, w, 3) arrays to one float tensor (n, 3, h, w) in -1 … 1."""
+    """Convert uint8 (h, w, 3) arrays to a float tensor (n, 3, h, w) in -1 … 1."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Pool:
-    """A task's view of a source's items, one after the other, as far as it has been encoded."""
+    """The encoded items of a source for a task, in order."""
 
     def __init__(self, source: Source, task: Task, encoder: Encoder, seed: int, team: Team) -> None:
         self.source, self.task, self.encoder, self.seed, self.team = source, task, encoder, seed, team
@@ -80,16 +83,16 @@ class Pool:
         return len(self.items)
 
     def limit(self, size: int) -> int:
-        """`size`, or as many items as this process can have where they are fewer."""
+        """Return `size`, or the number of items that this process can have if that is smaller."""
         return size if self.source.size is None else max(1, min(size, self.source.size // self.team.processes))
 
     def grow(self, size: int) -> None:
-        """Render and encode until there are at least `size`, a chunk or what is left of it at a time."""
+        """Render and encode until there are at least `size` items, one chunk or less per iteration."""
         while len(self) < size:
             self.grow_by(min(CHUNK, size - len(self)))
 
     def grow_by(self, count: int) -> None:
-        """Render and encode `count` more."""
+        """Render and encode `count` more items."""
         numbers = range(len(self), len(self) + count)
         pictures = [self.source.picture(item) for item in self._next(count)]
         encoded = self.task.encode(self.encoder, pictures, [self._rng(number) for number in numbers])
@@ -97,25 +100,25 @@ class Pool:
             self.kept.setdefault(name, []).extend(rows)
 
     def _next(self, count: int) -> list[Any]:
-        """The next `count` items; what their captions are made of is kept."""
+        """Return the next `count` items, and keep the data for their captions."""
         drawn = list(islice(self.upcoming, count))
         for item in drawn:
             self.items.append(self.task.describe(self.source, item, self._rng(len(self))))
         return drawn
 
     def _rng(self, number: int) -> np.random.Generator:
-        """The draws of item `number`, which describing and encoding both begin with."""
+        """Return the generator of item `number`; describing and encoding both start with it."""
         return np.random.default_rng([self.seed, self.team.process, number])
 
     def save(self, folder: Path) -> None:
-        """Keep what is new since the last time, so that a resumed run need not encode it again."""
+        """Write the items encoded since the last save, so that a resumed run need not encode them again."""
         if len(self) > self.saved:
             name = f"process{self.team.process}-{self.saved:07}.pt"
             checkpoint.save(folder / name, self.take(range(self.saved, len(self))))
             self.saved = len(self)
 
     def load(self, folder: Path) -> None:
-        """Take what `save` kept."""
+        """Load the items that `save` wrote."""
         for file in sorted(folder.glob(f"process{self.team.process}-*.pt")):
             block = checkpoint.load(file)
             for name, rows in block.items():
@@ -124,9 +127,9 @@ class Pool:
         self.saved = len(self)
 
     def take(self, chosen: Sequence[int]) -> dict[str, Tensor]:
-        """What was kept of these items, stacked."""
+        """Return the kept tensors of these items, stacked."""
         return {name: torch.stack([rows[index] for index in chosen]) for name, rows in self.kept.items()}
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
-        """One of the captions of an item."""
+        """Return one of the captions of an item."""
         return self.source.caption(self.items[index], rng)

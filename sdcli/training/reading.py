@@ -1,10 +1,10 @@
-"""Teaching a text encoder to read: what stands where in the scene that a caption speaks of.
+"""Trains a text encoder to represent positions: which subject of a caption's scene is where.
 
 The diffusion loss teaches a text encoder little about positions: after 70,000 pictures, the states for "a cat right of
 a dog" and "a cat left of a dog" were nearly the same. Captions alone teach it at a hundredth of the cost. A readout,
-which is not kept, has a query for each cell of a coarse grid over the picture: by cross-attention to the hidden states
-it predicts which subject stands there in which colour, and for the whole picture the place and time of day. What the
-readout finds in the hidden states, the cross-attention of a U-Net can learn to find.
+which is not exported, has a query for each cell of a coarse grid over the picture: with cross-attention to the hidden
+states it predicts the subject in that cell and its colour, and for the whole picture the place and the time of day.
+What the readout finds in the hidden states, the cross-attention of a U-Net can learn to find.
 """
 
 import copy
@@ -30,22 +30,29 @@ from sdcli.training.world import Scene, Vocabulary, place_names, scenes
 COLUMNS, ROWS = 8, 4
 CELLS = COLUMNS * ROWS
 TOKENS = 32
-"""Of 77, at the least: captions and some padding. A causal encoder's states do not depend on what comes after them."""
+"""The minimum number of tokens, instead of 77: captions and some padding.
+
+Later tokens do not change the states of a causal encoder.
+"""
 PLACE_WEIGHT = 0.3
 CELL_QUESTIONS, WHOLE_QUESTIONS = ("subjects", "colours"), ("places", "times")
 NOTHING = 0
 UNREAD = -100
-"""cross_entropy's mark of what is not asked: the name of a place that is mixed of several."""
+"""The ignore_index of cross_entropy for the place of a scene with a mixed place."""
 
 Layout = Mapping[str, Tensor]
-"""What captions speak of: subjects and colours (n, CELLS), row by row, NOTHING where no subject stands; places and
-times (n,), UNREAD for a mixed place."""
+"""The content of captions, as class indices.
+
+Subjects and colours are (n, CELLS), row by row, NOTHING if there is no subject; places and times are (n,), UNREAD for a
+mixed place.
+"""
 
 
 def layout_of(drawn: Sequence[Scene], vocabulary: Vocabulary) -> dict[str, Tensor]:
-    """The subject whose box is about the middle of each cell, the smaller where there are two; place and time.
+    """Return the subject and colour in each cell, and place and time, of scenes.
 
-    The smaller is the one in front, or a rider, whom its mount's box would hide wholly.
+    A subject is in a cell if its box contains the middle of the cell. The smaller of two is taken: it is the one in
+    front, or a rider, whose box is inside that of its mount.
     """
     numbers = {name: number for number, name in enumerate(place_names(vocabulary))}
     found = np.full((2, len(drawn), ROWS, COLUMNS), NOTHING)
@@ -66,8 +73,9 @@ def layout_of(drawn: Sequence[Scene], vocabulary: Vocabulary) -> dict[str, Tenso
 
 
 class Readout(nn.Module):
-    """Hidden states (n, tokens, width) to logits, by the names of a layout: of cells (n, CELLS, choices), of the
-    whole (n, choices).
+    """Predicts a layout from hidden states (n, tokens, width).
+
+    Returns logits by name: (n, CELLS, choices) for subjects and colours, (n, choices) for places and times.
     """
 
     def __init__(self, width: int, heads: int, vocabulary: Vocabulary) -> None:
@@ -81,7 +89,7 @@ class Readout(nn.Module):
         self.times = nn.Linear(width, len(TIMES))
 
     def forward(self, states: Tensor) -> dict[str, Tensor]:
-        """Logits of subjects, colours, places and times."""
+        """Return the logits of subjects, colours, places and times."""
         queries = self.queries.expand(len(states), -1, -1)
         found = self.hidden(self.attention(queries, states, states, need_weights=False)[0])
         cells, whole = found[:, :CELLS], found[:, CELLS]
@@ -94,11 +102,11 @@ class Readout(nn.Module):
 
 
 def reading_loss(logits: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-    """The cross-entropies of what is read, summed, and the share of the cells whose subject is read right."""
+    """Return the sum of the cross-entropies, and the share of cells whose subject is predicted correctly."""
     cells = [F.cross_entropy(logits[name].float().flatten(0, 1), layout[name].flatten()) for name in CELL_QUESTIONS]
     whole = []
     for name in WHOLE_QUESTIONS:
-        asked = (layout[name] != UNREAD).sum().clamp(min=1)  # the mean of nothing is not a number
+        asked = (layout[name] != UNREAD).sum().clamp(min=1)  # avoids 0 / 0
         total = F.cross_entropy(logits[name].float(), layout[name], ignore_index=UNREAD, reduction="sum")
         whole.append(PLACE_WEIGHT * total / asked)
     right = (logits["subjects"].argmax(-1) == layout["subjects"]).float().mean()
@@ -106,7 +114,7 @@ def reading_loss(logits: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, 
 
 
 class TextEncoderRun:
-    """A run in memory: text encoder, readout, optimizer and step. `state` and `load_state` are exact."""
+    """A text encoder run: encoder, readout, optimizer, step. `load_state(state())` restores it exactly."""
 
     def __init__(
         self,
@@ -127,27 +135,27 @@ class TextEncoderRun:
         self.read = 0.0
 
     def prepare(self) -> Iterator[tuple[int, int]]:
-        """Nothing."""
+        """Do nothing: there is nothing to encode."""
         return iter(())
 
     def keep(self, folder: Path) -> None:
-        """Nothing that the other processes do not have."""
+        """Do nothing: this run has no data that belongs to one process."""
 
     def state(self) -> checkpoint.State:
-        """Weights and optimizer."""
+        """Return the weights and the optimizer state."""
         modules = {name: module.state_dict() for name, module in self.modules.items()}
         return {**modules, "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: checkpoint.State) -> None:
-        """Take what `state` gave."""
+        """Restore the result of `state`."""
         for name, module in self.modules.items():
             module.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def draw(self) -> tuple[Tensor, Layout]:
-        """This process' captions of the present step as token ids (n, tokens), and what they speak of.
+        """Return this process' captions of the current step as token ids (n, tokens), and their layouts.
 
-        There are TOKENS of each, or as many as the longest caption has.
+        `tokens` is TOKENS, or the length of the longest caption.
         """
         settings, team = self.settings, self.team
         rng = np.random.default_rng([settings.seed, self.step, team.process])
@@ -157,7 +165,10 @@ class TextEncoderRun:
         return ids[:, : max(TOKENS, longest)].to(team.device), layout_of(drawn, self.vocabulary)
 
     def loss_of(self, ids: Tensor, layout: Layout) -> Tensor:
-        """Cross-entropies of what is read, and how far the states have moved; `read` becomes the share read right."""
+        """Return the readout's loss plus the weighted change of the hidden states.
+
+        Sets `read` to the share of cells predicted correctly.
+        """
         with self.team.autocast():
             states = self.text_encoder(ids).last_hidden_state
             with torch.no_grad():
@@ -169,7 +180,7 @@ class TextEncoderRun:
         return held
 
     def train_step(self) -> float:
-        """One step; returns its loss."""
+        """Train one step and return its loss, averaged over the processes."""
         settings, team = self.settings, self.team
         loss = self.loss_of(*self.draw())
         loss.backward()
@@ -182,8 +193,8 @@ class TextEncoderRun:
         return team.mean(loss.item())
 
     def report(self) -> dict[str, object]:
-        """What the log says besides step and loss: the share of cells of the last batch that was read right."""
+        """Return additional log values: the share of cells predicted correctly in the last batch."""
         return {"samples": self.step * self.settings.batch, "read": round(self.read, 4)}
 
     def sheet(self, path: Path) -> None:
-        """Nothing: no pictures come of this."""
+        """Do nothing: there are no pictures."""

@@ -1,4 +1,4 @@
-"""What stands in several places: suns, clouds, trees, houses, grass. Knows nothing of the places themselves."""
+"""Things that several places have: suns, clouds, trees, houses, grass. Does not depend on the places."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ WHITE: Colour = (252, 253, 255)
 
 
 def aside(rng: Rng, spread: float = 0.06) -> float:
-    """Somewhere near the left or the right edge."""
+    """Return a random x near the left or the right edge."""
     return float(0.16 + 0.68 * rng.integers(2) + rng.uniform(-spread, spread))
 
 
 def wave(canvas: Canvas, rng: Rng, y: float, height: float, waves: float = 0.9) -> np.ndarray:
-    """A soft line about `y`, a value for each column."""
+    """Return a smooth line around `y`, with a value for each column."""
     x = (np.arange(canvas.size, dtype=np.float32) + 0.5) / canvas.size
     one, two = rng.uniform(0, 2 * np.pi, 2)
     swing = np.sin(2 * np.pi * waves * x + one) + 0.4 * np.sin(2 * np.pi * 2.3 * waves * x + two)
@@ -28,11 +28,11 @@ def wave(canvas: Canvas, rng: Rng, y: float, height: float, waves: float = 0.9) 
 
 
 def nothing(canvas: Canvas, rng: Rng) -> None:
-    """An empty sky."""
+    """Paint an empty sky."""
 
 
 def cloud(canvas: Canvas, x: float, y: float, scale: float) -> None:
-    """Soft white balls in a row."""
+    """Paint soft white balls in a row."""
     stops = ((255, 255, 255), (222, 232, 246))
     for dx, dy, radius in ((-0.075, 0.018, 0.042), (0.075, 0.02, 0.038), (-0.01, 0, 0.062), (0.045, 0.008, 0.048)):
         canvas.ball(x + scale * dx, y + scale * dy, scale * radius, stops, "cloud", depth=0.25)

@@ -1,4 +1,4 @@
-"""One call of `sdcli train`: its processes, what it says while it trains, and how it ends."""
+"""Runs one `sdcli train` command: its processes, its output, and its exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sdcli.terminal import display, streams
 from sdcli.training import kit, loop, sprites, stages, team, world
 from sdcli.training.learners import Runtime
 from sdcli.training.loop import Stop, Watcher
-from sdcli.training.order import MODEL, Order
+from sdcli.training.run_config import MODEL, RunConfig
 
 GPU_MINUTES, CPU_MINUTES, CPU_SCALE = 20.0, 900.0, 1 / 16
 """The defaults of `train kit`: minutes on a GPU and on a CPU, and the scale on a CPU."""
@@ -30,7 +30,7 @@ GPU_MINUTES, CPU_MINUTES, CPU_SCALE = 20.0, 900.0, 1 / 16
 
 @dataclass(frozen=True)
 class How:
-    """How a run is carried out. `deadline` is a moment of `time.monotonic()`."""
+    """The execution options of a run. `deadline` is a time of `time.monotonic()`."""
 
     device: str = "auto"
     dtype: str = "bfloat16"
@@ -41,23 +41,23 @@ class How:
     quiet: bool = False
 
 
-def carry_out(order: Order, how: How) -> int:
-    """Train as far as there is time, and say where the model is; returns the exit status.
+def train_stage(config: RunConfig, how: How) -> int:
+    """Train until the run is done or has to stop; returns the exit status.
 
-    stdout has the model's folder once the run is done, and nothing before; with `json` the lines of the log, and last
-    a line with `status`, `step` and, once it is done, `model`.
+    Prints the model's folder to stdout when the run is done. With `json`, prints the lines of the log instead, and last
+    a line with `status`, `step` and, if the run is done, `model`.
     """
-    with streams.results() as out, others(order, how), loop.stop_requests(how.deadline) as stop:
+    with streams.results() as out, other_processes(config, how), loop.stop_requests(how.deadline) as stop:
         here = _join(how)
-        done = _train(order, how, here, stop, out)
+        done = _train(config, how, here, stop, out)
         if here.leads:
-            _report(order, how, done, out)
+            _report(config, how, done, out)
     return _status(stop, done)
 
 
 @dataclass(frozen=True)
 class KitRun:
-    """What `sdcli train kit` is asked for; None of `minutes` is as many as suit the device, of `scale` likewise."""
+    """The options of `sdcli train kit`. The device determines `minutes` and `scale` if they are not given."""
 
     out: Path
     sprites: Path | None = None
@@ -72,7 +72,10 @@ class KitRun:
 
 
 def train_kit(run: KitRun, how: How) -> int:
-    """Train the phases of kit as far as there is time, and print kit's folder once they are done."""
+    """Train the phases of kit until they are done or have to stop; returns the exit status.
+
+    Prints kit's folder to stdout when all phases are done.
+    """
     with streams.results() as results, loop.stop_requests(how.deadline) as stop:
         runtime = runtime_of(run, how)
         settings = kit_settings(run, is_gpu=runtime.device.type == "cuda")
@@ -93,7 +96,7 @@ def train_kit(run: KitRun, how: How) -> int:
 
 
 def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
-    """The settings of a run; minutes, workers and scale that were not given suit the device."""
+    """Return the settings of a run, with the device's defaults for minutes, workers and scale."""
     phases = run.phases or tuple(kit.PHASES)
     minutes = run.minutes or (GPU_MINUTES if is_gpu else CPU_MINUTES)
     return kit.Settings(
@@ -109,7 +112,7 @@ def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
 
 
 def runtime_of(run: KitRun, how: How) -> Runtime:
-    """Where and how training computes; the U-Net is compiled on a GPU, unless the run says otherwise."""
+    """Return the device, the generator, and whether to compile the U-Net; by default, only on a GPU."""
     alone = _join(how)
     is_gpu = alone.device.type == "cuda"
     if is_gpu:
@@ -119,10 +122,10 @@ def runtime_of(run: KitRun, how: How) -> Runtime:
     return Runtime(alone, generator, is_gpu if run.compiles is None else run.compiles)
 
 
-def _train(order: Order, how: How, here: team.Team, stop: Stop, out: Any) -> bool:
+def _train(config: RunConfig, how: How, here: team.Team, stop: Stop, out: Any) -> bool:
     with display.training(quiet=how.quiet or not here.leads) as show:
-        watcher = _watcher(order, how, out, show) if here.leads else Watcher()
-        return stages.train(order, here, stop, watcher)
+        watcher = _watcher(config, how, out, show) if here.leads else Watcher()
+        return stages.train(config, here, stop, watcher)
 
 
 def _join(how: How) -> team.Team:
@@ -131,27 +134,29 @@ def _join(how: How) -> team.Team:
     return team.join(how.device, how.dtype)
 
 
-def _watcher(order: Order, how: How, out: Any, show: display.OnTraining) -> Watcher:
+def _watcher(config: RunConfig, how: How, out: Any, show: display.OnTraining) -> Watcher:
     def on_entry(entry: loop.Entry) -> None:
         if how.json:
             streams.write_line(out, json.dumps(entry))
 
     return Watcher(
         on_prepare=lambda done, total: show("encoding", done, total, None),
-        on_step=lambda step, loss: show(order.stage, step, order.settings.steps, loss),
+        on_step=lambda step, loss: show(config.stage, step, config.settings.steps, loss),
         on_entry=on_entry,
     )
 
 
-def _report(order: Order, how: How, done: bool, out: Any) -> None:
-    step = loop.last_step(order.out)
+def _report(config: RunConfig, how: How, done: bool, out: Any) -> None:
+    step = loop.last_step(config.out)
     if how.json:
-        said: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
-        streams.write_line(out, json.dumps(said | ({"model": str(order.out / MODEL)} if done else {})))
+        result: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
+        streams.write_line(out, json.dumps(result | ({"model": str(config.out / MODEL)} if done else {})))
     elif done:
-        streams.write_line(out, str(order.out / MODEL))
+        streams.write_line(out, str(config.out / MODEL))
     if not done:
-        streams.note(f"{order.stage}: stopped after step {step} of {order.settings.steps}; the same command goes on")
+        streams.note(
+            f"{config.stage}: stopped after step {step} of {config.settings.steps}; the same command continues"
+        )
 
 
 def _status(stop: Stop, done: bool) -> int:
@@ -161,10 +166,10 @@ def _status(stop: Stop, done: bool) -> int:
 
 
 @contextmanager
-def others(order: Order, how: How) -> Iterator[None]:
-    """Start the other processes of a run, with this one's own command; this one is the first of them.
+def other_processes(config: RunConfig, how: How) -> Iterator[None]:
+    """Start the other processes of a run with the command line of this process, which is the first of them.
 
-    Does nothing in a process that was started so, or by a launcher such as accelerate's or torchrun.
+    Does nothing in a process that was started by this function, or by a launcher such as accelerate's or torchrun.
     """
     if how.processes == 1 or "WORLD_SIZE" in os.environ:
         yield
@@ -174,9 +179,9 @@ def others(order: Order, how: How) -> Iterator[None]:
             "training in several processes needs accelerate, which is not installed",
             "install it with: pip install 'sdcli[train]'",
         )
-    if order.settings.batch % how.processes:
+    if config.settings.batch % how.processes:
         raise UsageError(
-            f"a batch of {order.settings.batch} cannot be shared among {how.processes} processes",
+            f"a batch of {config.settings.batch} cannot be split between {how.processes} processes",
             "make --batch a multiple of --processes",
         )
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(how.processes)}
@@ -202,16 +207,16 @@ def _free_port() -> int:
     return port
 
 
-def cost(order: Order, how: How) -> dict[str, Any]:
-    """What a run would cost, from a few timed steps; nothing is written."""
+def cost(config: RunConfig, how: How) -> dict[str, Any]:
+    """Return the estimated cost of a run, from a few timed steps. Writes no files."""
     from sdcli.training.cost import measure
 
     with streams.results():
-        return measure(order, _join(how))
+        return measure(config, _join(how))
 
 
 def shown(facts: dict[str, Any]) -> str:
-    """The facts, a line each."""
+    """Format the estimates, one per line."""
     width = max(map(len, facts))
     return "\n".join(f"{key.replace('_', ' '):{width}}  {value}" for key, value in facts.items())
 
@@ -225,9 +230,9 @@ def measure(
     sprites_source: Path | None,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a table: the judge's own accuracy on unseen renderings, and then each model's.
+    """Yield the rows of a table: the judge's own accuracy on unseen renderings, then the rows of each model.
 
-    A bar stands on stderr while a row is made, and is gone when it is there.
+    Shows a progress bar on stderr while a row is computed.
     """
     from sdcli.training import judge as judging
     from sdcli.training import measure as measuring
@@ -247,7 +252,7 @@ def measure(
 
 @contextmanager
 def row_bars(model: str, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """What is told of each picture (see `measure.Shown`): a bar for each kind of them, gone with its last."""
+    """Yield a callback of type `measure.Shown` that shows a bar for each kind of trials, and removes it at the end."""
     show: display.OnTraining | None = None
     with ExitStack() as bars:
 
@@ -268,12 +273,12 @@ NAMES = (*SHARES, "IoU", "dB", "seconds")
 
 
 def heading(width: int) -> str:
-    """The first line of a table whose models' names have up to `width` characters."""
+    """Return the header of the table; `width` is the length of the longest model name."""
     return f"{'model':{width}}  {'trials':13} {'pictures':>8}" + "".join(f"  {name:>7}" for name in NAMES)
 
 
 def line_of(row: Mapping[str, Any], width: int) -> str:
-    """One row of a table: shares in per cent, a dash where there is none."""
+    """Format a row of the table: shares in per cent, a dash for missing values."""
     cells = []
     for name in COLUMNS:
         value = row.get(name)

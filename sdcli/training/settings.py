@@ -1,6 +1,6 @@
-"""What determines a training run, stage by stage. Checked whole before anything heavy is imported.
+"""The settings of training runs, by stage, checked before any large library is imported.
 
-Each field is an option of the stage's command, with its default, its help and the range it may be in.
+Each field is an option of the stage's command, with its default, help text and range.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from typing import Any, ClassVar
 from sdcli.errors import UsageError
 
 FREELY_CHANGED = frozenset({"steps", "cooldown", "save_every", "log_every", "sheet_every"})
-"""What may change between the slices of one run: how long it is, and what is written when."""
+"""The settings that may change between the slices of a run: its length, and when files are written."""
 
 
 def option(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
-    """A field with what its option needs: help, and the least and the greatest value."""
+    """Return a field with the help text and the range of its option."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class Training:
-    """What all stages have in common. Raises UsageError where a value is out of its range."""
+    """The settings that all stages have. Raises UsageError if a value is out of range."""
 
-    seed: int = option(1, "Decides every draw of the run.", 0, 2**32 - 1)
-    steps: int = option(4000, "Steps of the whole run, over all its slices.", 1)
-    batch: int = option(32, "Samples a step, over all processes.", 1)
-    lr: float = option(2e-3, "The learning rate between warm-up and cooldown.", 0)
+    seed: int = option(1, "Seed of the run.", 0, 2**32 - 1)
+    steps: int = option(4000, "Total number of steps, over all slices.", 1)
+    batch: int = option(32, "Samples per step, over all processes.", 1)
+    lr: float = option(2e-3, "Learning rate between warm-up and cooldown.", 0)
     warmup: int = option(100, "Steps over which the learning rate rises.", 0)
-    cooldown: int = option(1000, "Steps at the end over which it falls to nothing.", 0)
+    cooldown: int = option(1000, "Steps at the end over which it falls to zero.", 0)
     save_every: int = option(100, "Steps between checkpoints.", 1)
-    log_every: int = option(10, "Steps between lines of the log.", 1)
+    log_every: int = option(10, "Steps between log lines.", 1)
 
     def __post_init__(self) -> None:
-        """Check every field against its range."""
+        """Check each field against its range."""
         for each in fields(self):
             value, low, high = getattr(self, each.name), each.metadata["low"], each.metadata["high"]
             if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -47,22 +47,22 @@ class Training:
 
 @dataclass(frozen=True)
 class AutoencoderTraining(Training):
-    """The autoencoder learns from square crops of fresh pictures."""
+    """The autoencoder is trained on square crops of new pictures."""
 
-    steps: int = option(1800, "Steps of the whole run, over all its slices.", 1)
-    batch: int = option(4, "Crops a step, over all processes.", 1)
+    steps: int = option(1800, "Total number of steps, over all slices.", 1)
+    batch: int = option(4, "Crops per step, over all processes.", 1)
     warmup: int = option(50, "Steps over which the learning rate rises.", 0)
-    cooldown: int = option(900, "Steps at the end over which it falls to nothing.", 0)
+    cooldown: int = option(900, "Steps at the end over which it falls to zero.", 0)
     save_every: int = option(100, "Steps between checkpoints.", 1)
-    sheet_every: int = option(300, "Steps between sheets of pictures; 0 is none.", 0)
+    sheet_every: int = option(300, "Steps between sheets of pictures; 0 for none.", 0)
     crop: int = option(128, "Side of a crop in pixels, a multiple of 8.", 32)
-    teacher_steps: int = option(200, "Steps that a linear teacher guides.", 0)
-    teacher_scenes: int = option(256, "Pictures that the teacher is fitted to.", 4)
-    kl_weight: float = option(1e-4, "Weight of the latents' divergence from a standard normal.", 0)
+    teacher_steps: int = option(200, "Steps at the start that use a linear teacher.", 0)
+    teacher_scenes: int = option(256, "Pictures to fit the teacher to.", 4)
+    kl_weight: float = option(1e-4, "Weight of the KL divergence of the latents.", 0)
     edge_weight: float = option(1.0, "Weight of the differences between neighbouring pixels.", 0)
 
     def __post_init__(self) -> None:
-        """Check ranges, and that crops fit the latents."""
+        """Check the ranges, and that crops are a multiple of 8."""
         super().__post_init__()
         if self.crop % 8:
             raise UsageError(f"--crop is {self.crop}", "it must be a multiple of 8")
@@ -70,60 +70,60 @@ class AutoencoderTraining(Training):
 
 @dataclass(frozen=True)
 class TextEncoderTraining(Training):
-    """The text encoder of a trained model learns from captions of the world, without pictures."""
+    """The text encoder of a trained model is trained on captions of the world, without pictures."""
 
-    steps: int = option(700, "Steps of the whole run, over all its slices.", 1)
-    batch: int = option(128, "Captions a step, over all processes.", 1)
-    lr: float = option(1e-3, "The learning rate between warm-up and cooldown.", 0)
+    steps: int = option(700, "Total number of steps, over all slices.", 1)
+    batch: int = option(128, "Captions per step, over all processes.", 1)
+    lr: float = option(1e-3, "Learning rate between warm-up and cooldown.", 0)
     warmup: int = option(20, "Steps over which the learning rate rises.", 0)
-    cooldown: int = option(230, "Steps at the end over which it falls to nothing.", 0)
-    hold: float = option(0.3, "Weight of how far states move from where the model's U-Net knows them.", 0)
+    cooldown: int = option(230, "Steps at the end over which it falls to zero.", 0)
+    hold: float = option(0.3, "Weight of the loss that keeps hidden states close to the original ones.", 0)
     sheet_every: ClassVar[int] = 0
-    """There are no pictures."""
+    """This stage has no pictures."""
 
 
 @dataclass(frozen=True)
 class DiffusionTraining(Training):
-    """What the three stages of diffusion have in common.
+    """The settings that the three diffusion stages have.
 
-    Pictures are encoded once: `scenes` of them before the first step, and `fresh` more at each step up to
-    `most_scenes`, or as many as there are.
+    Pictures are encoded once: `scenes` of them before the first step, and `fresh` more at each step up to `most_scenes`
+    or the size of the data set.
     """
 
-    sheet_every: int = option(250, "Steps between sheets of pictures; 0 is none.", 0)
+    sheet_every: int = option(250, "Steps between sheets of pictures; 0 for none.", 0)
     scenes: int = option(3072, "Pictures encoded before the first step.", 1)
     fresh: int = option(2, "Pictures encoded at each step.", 0)
-    most_scenes: int = option(24576, "Pictures encoded in all.", 1)
-    empty_prompts: float = option(0.1, "Share of prompts left empty, which guidance needs.", 0, 1)
-    timestep_shift: float = option(0.4, "Shift of the timesteps towards noise; 0 is none.")
+    most_scenes: int = option(24576, "Maximum number of encoded pictures.", 1)
+    empty_prompts: float = option(0.1, "Share of empty prompts, for guidance.", 0, 1)
+    timestep_shift: float = option(0.4, "Shift of the timesteps towards noise; 0 for none.")
     average_decay: float = option(0.998, "Decay of the moving average of the weights.", 0, 1)
 
 
 @dataclass(frozen=True)
 class TextToImageTraining(DiffusionTraining):
-    """A U-Net and a text encoder from nothing, or a U-Net from where another run left it."""
+    """A new U-Net and text encoder, or those of a trained model."""
 
 
 @dataclass(frozen=True)
 class InpaintTraining(DiffusionTraining):
-    """A U-Net that takes a mask and a masked image beside the noisy latents."""
+    """A U-Net with a mask and a masked image as additional input channels."""
 
-    steps: int = option(1200, "Steps of the whole run, over all its slices.", 1)
-    lr: float = option(1e-3, "The learning rate between warm-up and cooldown.", 0)
+    steps: int = option(1200, "Total number of steps, over all slices.", 1)
+    lr: float = option(1e-3, "Learning rate between warm-up and cooldown.", 0)
     warmup: int = option(50, "Steps over which the learning rate rises.", 0)
-    cooldown: int = option(500, "Steps at the end over which it falls to nothing.", 0)
+    cooldown: int = option(500, "Steps at the end over which it falls to zero.", 0)
     scenes: int = option(1536, "Pictures encoded before the first step.", 1)
-    known_weight: float = option(0.3, "Weight of the loss where the image is known; 1 where it is masked.", 0, 1)
+    known_weight: float = option(0.3, "Weight of the loss in the known part; the masked part has 1.", 0, 1)
 
 
 @dataclass(frozen=True)
 class SemanticTraining(DiffusionTraining):
-    """A U-Net that takes a segmentation map beside the noisy latents."""
+    """A U-Net with a segmentation map as additional input channels."""
 
-    steps: int = option(1200, "Steps of the whole run, over all its slices.", 1)
-    lr: float = option(1e-3, "The learning rate between warm-up and cooldown.", 0)
+    steps: int = option(1200, "Total number of steps, over all slices.", 1)
+    lr: float = option(1e-3, "Learning rate between warm-up and cooldown.", 0)
     warmup: int = option(50, "Steps over which the learning rate rises.", 0)
-    cooldown: int = option(500, "Steps at the end over which it falls to nothing.", 0)
+    cooldown: int = option(500, "Steps at the end over which it falls to zero.", 0)
     scenes: int = option(1536, "Pictures encoded before the first step.", 1)
 
 
@@ -137,14 +137,14 @@ STAGES: Mapping[str, type[Training]] = {
 
 
 def resumed(kind: type[Training], before: Mapping[str, Any], given: Mapping[str, Any]) -> Training:
-    """The settings of a run that goes on: as `before`, with what is `given` now of the things that may change.
+    """Return the settings of a continued run: `before`, updated with the options `given` now.
 
-    Raises UsageError where something else is given with another value.
+    Raises UsageError if a setting outside FREELY_CHANGED has another value.
     """
     for name, value in given.items():
         if name not in FREELY_CHANGED and value != before[name]:
             raise UsageError(
-                f"this run was begun with --{name.replace('_', '-')} {before[name]}, not {value}",
-                "leave the option away to go on, or name another folder with --out",
+                f"this run was started with --{name.replace('_', '-')} {before[name]}, not {value}",
+                "omit the option to continue, or use another folder with --out",
             )
     return kind(**{**before, **given})

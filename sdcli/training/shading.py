@@ -1,4 +1,4 @@
-"""How sprites sit in a place: the light that falls on them and the shadows they cast."""
+"""The light on sprites and the shadows that they cast."""
 
 from functools import cache
 
@@ -15,11 +15,11 @@ LIGHTS: dict[str, Light] = {
     "day": (1.0, 1.0, 1.0),
 }
 FOOT = 0.1
-"""Of a sprite's height, the part whose width its shadow has."""
+"""The share of a sprite's height, from the bottom, whose width determines the width of its shadow."""
 
 
 def soft_ellipse(blur: float, strength: int) -> Image.Image:
-    """A blurred spot, 128×32."""
+    """Return a blurred ellipse, 128×32."""
     spot = Image.new("L", (128, 32))
     ImageDraw.Draw(spot).ellipse([14, 7, 114, 25], fill=strength)
     return spot.filter(ImageFilter.GaussianBlur(blur))
@@ -29,24 +29,24 @@ WIDE, CLOSE = soft_ellipse(5, 105), soft_ellipse(3, 150)
 
 
 def light_of(place: str, time: str) -> Light:
-    """The light on subjects: that of the time of day, or of a place that has its own."""
+    """Return the light on subjects: that of the place if it has its own, else that of the time of day."""
     return LIGHTS.get(place, LIGHTS[time])
 
 
 @cache
 def curves(light: Light) -> list[int]:
-    """The light as a table for each channel."""
+    """Return the light as a lookup table for each channel."""
     return [round(level * share) for share in light for level in range(256)]
 
 
 def lit(sprite: Image.Image, light: Light) -> Image.Image:
-    """The sprite's colours in a light."""
+    """Return the sprite's colours in a light."""
     rgb = sprite.convert("RGB")
     return rgb if light == LIGHTS["day"] else rgb.point(curves(light))
 
 
 def footprint(sprite: Image.Image) -> tuple[int, int]:
-    """The first and the last column of what touches the ground."""
+    """Return the first and the last column of the part that touches the ground."""
     alpha = np.asarray(sprite.getchannel("A"))
     low = max(2, round(FOOT * alpha.shape[0]))
     columns = np.flatnonzero((alpha[-low:] > 100).any(0))
@@ -54,7 +54,7 @@ def footprint(sprite: Image.Image) -> tuple[int, int]:
 
 
 def cast(image: Image.Image, sprite: Image.Image, corner: Corner, lift: int = 0) -> None:
-    """Darken the ground under a sprite that hovers `lift` pixels above it."""
+    """Darken the ground under a sprite that is `lift` pixels above it."""
     first, last = footprint(sprite)
     middle = corner[0] + (first + last) / 2
     wide = max(last - first + 1, 0.34 * sprite.width)
@@ -70,7 +70,7 @@ def cast(image: Image.Image, sprite: Image.Image, corner: Corner, lift: int = 0)
 
 
 def touch(image: Image.Image, sprite: Image.Image, corner: Corner, below: np.ndarray) -> None:
-    """Darken what a sprite stands on, where the mask `below` is, about its feet."""
+    """Darken the surface under a sprite's feet, inside the mask `below`."""
     first, last = footprint(sprite)
     size = round(1.25 * max(last - first + 1, 0.3 * sprite.width)), max(6, round(0.16 * sprite.width))
     place = round(corner[0] + (first + last) / 2 - size[0] / 2), corner[1] + sprite.height - round(0.6 * size[1])

@@ -1,4 +1,4 @@
-"""Sheets of pictures that show how far a run is: drawn by sdcli's own loop, at fixed seeds."""
+"""Sheets of sample pictures that show the progress of a run, generated at fixed seeds by sdcli's denoising loop."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ STEPS, GUIDANCE_SCALE = 20, 3.0
 
 
 def save_sheet(pictures: Tensor, columns: int, path: Path) -> None:
-    """Write pictures (n, 3, H, W) in -1 … 1 as a PNG, row by row, each SIDE pixels wide."""
+    """Write pictures (n, 3, H, W) in -1 … 1 as one PNG, row by row, each SIDE pixels wide."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * SIDE, rows * SIDE))
@@ -36,7 +36,7 @@ def save_sheet(pictures: Tensor, columns: int, path: Path) -> None:
 
 
 class Sheet:
-    """The same few pictures again and again: what they are drawn by, and below it what comes of it."""
+    """The same few pictures at each step: the masked image or the map, if there is one, above the picture."""
 
     def __init__(self, parts: Parts, pool: Pool, seed: int, team: Team, count: int = 8) -> None:
         self.parts, self.pool, self.team = parts, pool, team
@@ -50,7 +50,7 @@ class Sheet:
         return np.random.default_rng([place, 11])
 
     def __call__(self, path: Path) -> None:
-        """Write the sheet, and its prompts in a text file beside it."""
+        """Write the sheet, and its prompts to prompts.txt in the same folder."""
         context = self.pool.task.context(self.kept) if self.kept else None
         drawn = draw(self.parts, self.prompts, context, self.team)
         given = self.pool.task.show(self.kept, lambda latents: decode(self.parts, latents, self.team))
@@ -65,7 +65,10 @@ class Sheet:
 
 @torch.no_grad()
 def draw(parts: Parts, prompts: Sequence[str], context: Tensor | None, team: Team) -> Tensor:
-    """Pictures (n, 3, H, W) in -1 … 1 of prompts and of the channels (n, C, h, w) beside the latents."""
+    """Generate pictures (n, 3, H, W) in -1 … 1.
+
+    `context`: the channels (n, C, h, w) besides the latents.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
     scheduler.set_timesteps(STEPS, device=team.device)
@@ -83,7 +86,7 @@ def draw(parts: Parts, prompts: Sequence[str], context: Tensor | None, team: Tea
 
 @torch.no_grad()
 def decode(parts: Parts, latents: Tensor, team: Team) -> Tensor:
-    """Pictures (n, 3, H, W) of scaled latents (n, C, h, w)."""
+    """Decode scaled latents (n, C, h, w) to pictures (n, 3, H, W), on the CPU."""
     with team.autocast():
         scaled = latents.to(team.device, torch.float32) / parts.vae.config.scaling_factor
         decoded: Tensor = parts.vae.decode(scaled).sample

@@ -1,6 +1,6 @@
-"""Where pictures come from: the synthetic world, or a folder of a user's own. Both look alike to the stages.
+"""Sources of training pictures: the synthetic world or a user's folder, with the same interface.
 
-An item is what a source knows of a picture before it is rendered or read; the items of a source come in a fixed order.
+An item is the description of a picture before it is rendered or read. The items of a source have a fixed order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,10 @@ from sdcli.training.imagefolder import Row, where
 
 @dataclass(frozen=True)
 class Picture:
-    """image: uint8 (H, W, 3); masks: bool (subjects, H, W); segmentation: uint8 (H, W) class numbers, or None."""
+    """A training picture.
+
+    image: uint8 (H, W, 3); masks: bool (subjects, H, W); segmentation: uint8 (H, W) class indices, or None.
+    """
 
     image: np.ndarray
     masks: np.ndarray
@@ -28,33 +31,33 @@ class Picture:
 
 
 class Source(Protocol):
-    """Items in order, and what they look like."""
+    """A sequence of items, with their pictures and captions."""
 
     @property
     def size(self) -> int | None:
-        """How many items there are, None where they are endless."""
+        """The number of items, None if unlimited."""
 
     def items(self, process: int = 0, processes: int = 1) -> Iterator[Any]:
-        """This process' items, in their order; no two processes have the same."""
+        """Yield the items of this process, in order. No two processes have the same items."""
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        """Items drawn at random."""
+        """Return random items."""
 
     def picture(self, item: Any) -> Picture:
-        """What an item looks like. Raises InputError where it cannot be read."""
+        """Return the picture of an item. Raises InputError if it cannot be read."""
 
     def caption(self, item: Any, rng: np.random.Generator) -> str:
-        """One of the captions of an item."""
+        """Return one of the captions of an item."""
 
     def subjects(self, item: Any) -> int:
-        """How many subjects an item has whose masks are known."""
+        """Return the number of subjects with a mask."""
 
     def only(self, item: Any, subject: int) -> Any:
-        """The item with one of its subjects alone, for a caption of that subject."""
+        """Return the item with only one of its subjects, for a caption of that subject."""
 
 
 class World:
-    """The synthetic world of a seed: endless, with the masks of its subjects and a map of its classes."""
+    """The unlimited scenes of the synthetic world for a seed, with masks of subjects and segmentation maps."""
 
     size = None
 
@@ -62,35 +65,35 @@ class World:
         self.sprites, self.seed, self.vocabulary = sprites, seed, vocabulary
 
     def items(self, process: int = 0, processes: int = 1) -> Iterator[world.Scene]:
-        """The scenes of a seed that is this process' own."""
+        """Yield scenes; each process has its own seed."""
         return world.scenes(self.seed + 1000 * process, self.vocabulary)
 
     def draw(self, rng: np.random.Generator, count: int) -> list[world.Scene]:
-        """Fresh scenes."""
+        """Return new scenes."""
         return list(islice(world.scenes(int(rng.integers(2**62)), self.vocabulary), count))
 
     def picture(self, item: world.Scene) -> Picture:
-        """The scene rendered."""
+        """Render the scene."""
         rendering = world.render(item, self.sprites)
         return Picture(rendering.image, rendering.masks, rendering.segmentation)
 
     def caption(self, item: world.Scene, rng: np.random.Generator) -> str:
-        """The scene in words."""
+        """Return one of the captions of the scene."""
         return caption(item, rng)
 
     def subjects(self, item: world.Scene) -> int:
-        """How many subjects stand in the scene."""
+        """Return the number of subjects in the scene."""
         return len(item.placements)
 
     def only(self, item: world.Scene, subject: int) -> world.Scene:
-        """The scene with one subject."""
+        """Return the scene with only one subject."""
         return world.only(item, subject)
 
 
 class ImageFolder:
-    """A folder's pictures, cropped about their middle and resized to a square; the order is shuffled by the seed.
+    """The pictures of a folder, cropped to the central square and resized. The seed shuffles their order.
 
-    Maps hold class indices below `classes`.
+    Segmentation maps have class indices below `classes`.
     """
 
     def __init__(self, rows: Sequence[Row], side: int, seed: int, classes: int = 0) -> None:
@@ -98,16 +101,16 @@ class ImageFolder:
         self.order = np.random.default_rng(seed).permutation(len(rows))
 
     def items(self, process: int = 0, processes: int = 1) -> Iterator[Row]:
-        """Every picture once, then over again."""
+        """Yield each picture once, then repeat."""
         own = [self.rows[index] for index in self.order[process::processes]]
         return cycle(own or list(self.rows))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Row]:
-        """Pictures drawn at random."""
+        """Return random pictures."""
         return [self.rows[index] for index in rng.integers(len(self.rows), size=count)]
 
     def picture(self, item: Row) -> Picture:
-        """The picture, and its map if the folder has maps."""
+        """Read the picture, and its map if the folder has maps."""
         image = np.asarray(self._fit(read_image(item, item.image).convert("RGB"), Image.Resampling.LANCZOS))
         segmentation = None if item.segmentation is None else self._map(item, item.segmentation)
         return Picture(image, np.zeros((0, self.side, self.side), dtype=bool), segmentation)
@@ -115,8 +118,8 @@ class ImageFolder:
     def _map(self, item: Row, path: Path) -> np.ndarray:
         drawn = read_image(item, path)
         if drawn.mode not in ("L", "P"):
-            problem = f"{where(item)}: the map {path.name} is of mode {drawn.mode}"
-            raise InputError(problem, "a map is an 8-bit greyscale or palette image whose values are class indices")
+            problem = f"{where(item)}: the map {path.name} has mode {drawn.mode}"
+            raise InputError(problem, "a map must be an 8-bit greyscale or palette image of class indices")
         indices = np.asarray(self._fit(drawn, Image.Resampling.NEAREST))
         if indices.max() >= self.classes:
             problem = f"{where(item)}: the map {path.name} has the index {indices.max()}"
@@ -127,25 +130,25 @@ class ImageFolder:
         return ImageOps.fit(image, (self.side, self.side), resampling)
 
     def caption(self, item: Row, rng: np.random.Generator) -> str:
-        """The picture's text."""
+        """Return the picture's text."""
         return item.text
 
     def subjects(self, item: Row) -> int:
-        """None whose mask is known."""
+        """Return 0: there are no masks."""
         return 0
 
     def only(self, item: Row, subject: int) -> Row:
-        """Never asked for."""
+        """Return the item. Not called, because there are no masks."""
         return item
 
 
 def read_image(row: Row, path: Path) -> Image.Image:
-    """A whole image, upright. Raises InputError, naming line and file, where it cannot be read."""
+    """Read an image and apply its EXIF orientation. Raises InputError with the line and the file."""
     try:
         with Image.open(path) as image:
             image.load()
             upright: Image.Image = ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         problem = f"{where(row)}: cannot read the image {path.name}: {error}"
-        raise InputError(problem, "replace the file, or take the line out") from error
+        raise InputError(problem, "replace the file or remove the line") from error
     return upright

@@ -1,6 +1,6 @@
-"""Sprites: the RGBA pictures of subjects, read from Fluent Emoji 3D, and their tints.
+"""Sprites: the RGBA pictures of subjects, from Fluent Emoji 3D, and their tints.
 
-Knows nothing of places, scenes or captions.
+Does not depend on places, scenes or captions.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from sdcli.models.digest import _cache_directory
 from sdcli.training.subjects import BY_NAME, SUBJECTS, Subject
 
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
-ARCHIVE = "lobehub-fluent-emoji-3d-1.1.0.tgz"  # what `npm pack` calls it
+ARCHIVE = "lobehub-fluent-emoji-3d-1.1.0.tgz"  # the file name from `npm pack`
 
 # A tint maps luminance to a ramp of colours: dark stays dark, so that eyes and outlines survive.
 RAMP_LUMINANCE = (0.0, 0.14, 0.32, 0.58, 0.82, 1.0)
@@ -40,22 +40,22 @@ TINTS: Mapping[str, tuple[Colour, ...] | None] = {
     "pink": ((70, 10, 40), (142, 30, 88), (212, 76, 140), (250, 128, 182), (255, 176, 210), (255, 230, 242)),
 }
 MIDDLE = 0.56
-"""The luminance that a sprite's body gets before it is tinted."""
+"""The luminance of a sprite's body before it is tinted."""
 Read = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
 class Tone:
-    """What a tint needs to know of a sprite: levelled luminance, and how much of each pixel keeps its own colour."""
+    """What a tint needs of a sprite: normalized luminance, and how much each pixel keeps of its own colour."""
 
     luminance: Image.Image
     kept: Image.Image
 
 
 def tone_of(sprite: Image.Image, own: str = "") -> Tone:
-    """Luminance with the body at MIDDLE; accents of another colour than the body's (a beak, a window) are kept.
+    """Return luminance with the body at MIDDLE; accents in another colour than the body (a beak, a window) are kept.
 
-    `own` is the colour that the subject has by nature.
+    `own` is the subject's natural colour.
     """
     pixels = np.asarray(sprite).astype(np.float32)
     rgb, opaque = pixels[..., :3] / 255, pixels[..., 3] > 128
@@ -63,7 +63,7 @@ def tone_of(sprite: Image.Image, own: str = "") -> Tone:
     body = np.median(luminance[opaque]).clip(0.05, 0.9)
     below = MIDDLE * (luminance / body).clip(0, 1) ** (
         1.7 - 0.8 * body
-    )  # of dark bodies, eyes are only a little darker
+    )  # eyes are only a little darker than dark bodies
     above = (1 - MIDDLE) * ((luminance - body) / (1 - body)).clip(0, 1) ** 0.85
     levelled = Image.fromarray(((below + above).clip(0, 1) * 255).round().astype(np.uint8))
     kept = accents(rgb, opaque, own)
@@ -71,21 +71,23 @@ def tone_of(sprite: Image.Image, own: str = "") -> Tone:
 
 
 def hue_plane(rgb: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) as vectors (..., 2) whose direction is the hue and whose length the chroma."""
+    """Return colours (..., 3) as vectors (..., 2); their direction is the hue and their length the chroma."""
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     return np.stack([red - (green + blue) / 2, 0.866 * (green - blue)], -1)
 
 
 def accents(rgb: np.ndarray, opaque: np.ndarray, own: str) -> np.ndarray:
-    """How far each pixel is of another hue than the sprite's main one, 0 … 1; none is where there is too much of it."""
+    """Return how much the hue of each pixel differs from the main one, 0 … 1; all 0 if too many pixels differ."""
     plane = hue_plane(rgb)
     chroma = np.hypot(plane[..., 0], plane[..., 1])
     grey = np.median(chroma[opaque]) < 0.16
-    ramp = TINTS.get(own) if grey and own not in ("white", "black") else None  # a bicycle's frame, among its wheels
+    ramp = (
+        TINTS.get(own) if grey and own not in ("white", "black") else None
+    )  # such as a bicycle's frame, between its grey wheels
     main = hue_plane(np.array(ramp[3]) / 255) if ramp else (plane * np.where(opaque, chroma, 0)[..., None]).sum((0, 1))
     length = float(np.hypot(*main))
     if grey and not ramp:
-        kept = ((chroma - 0.3) / 0.12).clip(0, 1)  # a body without a hue: whatever has one is an accent
+        kept = ((chroma - 0.3) / 0.12).clip(0, 1)  # for a grey body, everything with a hue is an accent
     else:
         likeness = plane @ main / (length * np.maximum(chroma, 1e-6))
         kept = ((0.35 - likeness) / 0.3).clip(0, 1) * ((chroma - 0.22) / 0.1).clip(0, 1)
@@ -93,7 +95,7 @@ def accents(rgb: np.ndarray, opaque: np.ndarray, own: str) -> np.ndarray:
 
 
 def tint(sprite: Image.Image, colour: str, tone: Tone | None = None) -> Image.Image:
-    """An RGBA sprite in another colour of `TINTS`; its alpha is untouched."""
+    """Return an RGBA sprite in another colour of `TINTS`. The alpha channel does not change."""
     ramp = TINTS[colour]
     if ramp is None:
         return sprite
@@ -111,9 +113,9 @@ def tint(sprite: Image.Image, colour: str, tone: Tone | None = None) -> Image.Im
 
 
 def find_sprites(source: Path | None = None) -> Path:
-    """The source given, or the package in the user's cache, which npm fetches when it is not there.
+    """Return `source`, or else the package in the user's cache; npm downloads it if it is missing.
 
-    Raises InputError where npm is missing or fails.
+    Raises InputError if npm is missing or fails.
     """
     if source is not None:
         return source
@@ -124,23 +126,23 @@ def find_sprites(source: Path | None = None) -> Path:
 
 
 def fetch_package(to: Path) -> None:
-    """The package from the npm registry."""
-    hint = f"get it elsewhere with `npm pack {PACKAGE}` and name the file with --sprites"
+    """Download the package from the npm registry. Raises InputError if npm is missing or fails."""
+    hint = f"run `npm pack {PACKAGE}` on another machine and give the file with --sprites"
     npm = shutil.which("npm")
     if npm is None:
-        raise InputError("the sprites of the world come with npm, which is not installed", hint)
+        raise InputError("npm, which downloads the sprites of the world, is not installed", hint)
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run([npm, "pack", PACKAGE], cwd=folder, capture_output=True, text=True, check=False)
         fetched = Path(folder) / ARCHIVE
         if done.returncode or not fetched.exists():
-            last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-            raise InputError(f"npm cannot fetch {PACKAGE}: {last}", hint)
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"npm cannot download {PACKAGE}: {last}", hint)
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(fetched, to)
 
 
 def reader_of(source: Path) -> Read:
-    """What reads a sprite's file by code: from a folder, a zip archive, or the npm package's tarball."""
+    """Return a reader of sprite files by code, for a folder, a zip archive, or the npm package's tarball."""
     if source.is_dir():
         return lambda code: (source / f"{code}.webp").read_bytes()
     if zipfile.is_zipfile(source):
@@ -154,7 +156,7 @@ def reader_of(source: Path) -> Read:
 
 
 def read_sprite(subject: Subject, read: Read) -> Image.Image:
-    """A subject's sprite, looking to the left, cropped to what is visible."""
+    """Return a subject's sprite, facing left, cropped to its visible part."""
     sprite = Image.open(BytesIO(read(subject.code))).convert("RGBA")
     if subject.flip:
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -162,21 +164,21 @@ def read_sprite(subject: Subject, read: Read) -> Image.Image:
 
 
 def load_sprites(source: Path, subjects: Sequence[Subject] = SUBJECTS) -> dict[str, Image.Image]:
-    """The natural sprites of subjects, by name, from a folder of `<code>.webp`, a zip archive of them, or the tarball
-    of the npm package.
+    """Load the sprites of subjects in natural colours, by name.
 
-    Raises InputError when one cannot be read.
+    `source` is a folder of `<code>.webp`, a zip archive of them, or the npm package's tarball. Raises InputError if a
+    sprite cannot be read.
     """
-    hint = f"sprites are a folder or a zip archive of <code>.webp, or what `npm pack {PACKAGE}` fetches"
+    hint = f"give a folder or a zip archive of <code>.webp, or the file that `npm pack {PACKAGE}` downloads"
     try:
         read = reader_of(source)
         return {subject.name: read_sprite(subject, read) for subject in subjects}
     except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read the sprites of {source}: {error}", hint) from error
+        raise InputError(f"cannot read the sprites in {source}: {error}", hint) from error
 
 
 def write_archive(source: Path, to: Path, subjects: Sequence[Subject] = SUBJECTS) -> None:
-    """A zip archive of the sprites that subjects need; it serves as a source where there is no network."""
+    """Write a zip archive of the sprites of subjects, which is a source for use without a network."""
     read = reader_of(source)
     with zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as archive:
         for subject in subjects:
@@ -184,7 +186,7 @@ def write_archive(source: Path, to: Path, subjects: Sequence[Subject] = SUBJECTS
 
 
 class TintedSprites(Mapping[tuple[str, str], Image.Image]):
-    """Sprites by (subject, colour), tinted when asked for."""
+    """Sprites by (subject, colour), tinted on access."""
 
     def __init__(self, sprites: Mapping[str, Image.Image]) -> None:
         self.natural = sprites
@@ -208,5 +210,5 @@ class TintedSprites(Mapping[tuple[str, str], Image.Image]):
 
 
 def tinted_sprites(source: Path, subjects: Sequence[Subject] = SUBJECTS) -> TintedSprites:
-    """Every sprite in every tint, by (subject, colour)."""
+    """Return all sprites in all tints, by (subject, colour). Raises InputError if one cannot be read."""
     return TintedSprites(load_sprites(source, subjects))

@@ -1,7 +1,7 @@
-"""Rendered scenes as tensors, in chunks from worker processes, as fast as the cores allow. Knows no model.
+"""Streams rendered scenes as tensors, in chunks from worker processes. Does not depend on models.
 
-Each kind of chunk is what one phase of training needs. A worker keeps a bank of painted backdrops and composes most
-scenes on one of these: painting a place takes longer than placing subjects on it.
+Each phase of training has its kind of chunk. A worker keeps painted backdrops and reuses them for most scenes: painting
+a place takes longer than placing subjects on it.
 """
 
 from collections import defaultdict
@@ -28,9 +28,9 @@ from sdcli.training.world import Backdrop, Rendering, Scene, Sprites, Vocabulary
 KINDS = ("pictures", "answers", "captions", "text-to-image", "inpaint", "semantic")
 CHUNK = 32
 CAPTIONS = 3
-"""Captions of each scene: a training step takes one of them."""
+"""Captions per scene; each training step uses one of them."""
 VIEWS = 12
-"""Backdrops that a worker keeps of each place and time; after that, one in REPAINTED scenes gets a new one."""
+"""Backdrops that a worker keeps of each place and time. After that, a share of REPAINTED scenes gets a new one."""
 REPAINTED = 0.05
 
 Chunk = dict[str, Tensor]
@@ -38,7 +38,7 @@ Chunk = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ChunkSettings:
-    """What scenes are drawn from and what is kept of them; `tokenizer` is a folder, which captions need."""
+    """The settings of a stream; `tokenizer` is a folder, required for captions."""
 
     sprites: Path
     kind: str
@@ -49,15 +49,15 @@ class ChunkSettings:
 
 
 class Backdrops:
-    """Painted places, by place and time."""
+    """Painted backdrops, by place and time."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.bank: dict[tuple[str, str], list[Backdrop]] = defaultdict(list)
 
     def of(self, scene: Scene) -> Backdrop:
-        """A backdrop for a scene: a new one until there are VIEWS of its kind, then mostly one of these."""
-        if scene.place not in PLACES and scene.place not in BACKGROUNDS:  # mixed: too many to keep
+        """Return a backdrop for a scene: a new one until there are VIEWS, then mostly one of these."""
+        if scene.place not in PLACES and scene.place not in BACKGROUNDS:  # a mixed place: too many combinations to keep
             return paint_for(scene)
         views = self.bank[scene.place, scene.time]
         if len(views) < VIEWS or self.rng.uniform() < REPAINTED:
@@ -71,18 +71,18 @@ class Backdrops:
 
 
 def paint_for(scene: Scene) -> Backdrop:
-    """A new backdrop for a scene."""
+    """Paint a new backdrop for a scene."""
     return paint(scene.place, np.random.default_rng(scene.seed), world.SIZE, scene.time)
 
 
 class Scenes(IterableDataset[Chunk]):
-    """The endless chunks of these settings; no two workers draw the same scenes."""
+    """The unlimited chunks of these settings; no two workers have the same scenes."""
 
     def __init__(self, settings: ChunkSettings, chunk: int = CHUNK) -> None:
         self.settings, self.chunk = settings, chunk
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Chunks of `chunk` scenes."""
+        """Yield chunks of `chunk` scenes."""
         settings, info = self.settings, get_worker_info()
         rng = np.random.default_rng([settings.seed, 0 if info is None else info.id])
         sprites = world.sprites_of(settings.sprites, settings.vocabulary) if settings.kind != "captions" else {}
@@ -101,10 +101,11 @@ def chunk_of(
     backdrops: Backdrops,
     rng: np.random.Generator,
 ) -> Chunk:
-    """The chunk of n scenes.
+    """Return the chunk of n scenes.
 
-    images: uint8 (n, 3, 256, 256); ids: int16 (n, CAPTIONS, 77); masks, maps: uint8 (n, 256, 256), the mask to inpaint
-    and class numbers; an answer to each question of the judge, and the layout that captions speak of, as theirs.
+    images: uint8 (n, 3, 256, 256); ids: int16 (n, CAPTIONS, 77), or (n, 77) for "captions"; masks and maps: uint8 (n,
+    256, 256), the mask to inpaint and class indices; for "answers", the targets of the judge; for "captions", the
+    layout.
     """
     kind, vocabulary = settings.kind, settings.vocabulary
     if kind == "captions":
@@ -130,7 +131,10 @@ def chunk_of(
 def masked(
     scenes: Sequence[Scene], renderings: Sequence[Rendering], rng: np.random.Generator
 ) -> tuple[list[Scene], list[np.ndarray]]:
-    """A mask to inpaint for each scene, and the scene that its caption is of: of the masked subject alone, if any."""
+    """Return, for each scene, the scene of its caption and a mask to inpaint.
+
+    The scene of the caption has only the masked subject, if the mask is around one.
+    """
     captioned, masks = [], []
     for scene, rendering in zip(scenes, renderings, strict=True):
         plan = plan_mask(len(rendering.masks), rng)
@@ -140,11 +144,11 @@ def masked(
 
 
 def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
-    """Arrays of one shape as one tensor."""
+    """Stack arrays of the same shape as one tensor."""
     return torch.from_numpy(np.stack(arrays))
 
 
 def stream(settings: ChunkSettings, workers: int, chunk: int = CHUNK) -> Iterator[Chunk]:
-    """Chunks without end, drawn ahead in `workers` processes; 0 draws them here."""
+    """Yield chunks, prepared by `workers` processes in advance; with 0 workers, in this process."""
     ahead = 4 if workers else None
     return iter(DataLoader(Scenes(settings, chunk), batch_size=None, num_workers=workers, prefetch_factor=ahead))

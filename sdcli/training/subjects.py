@@ -1,6 +1,6 @@
-"""What the world holds: a table of subjects, each a sprite of Fluent Emoji 3D named by its code point.
+"""The subjects of the world, each with a sprite of Fluent Emoji 3D by its code point.
 
-Pure data: knows nothing of pixels, places or scenes.
+Data only: does not depend on pixels, places or scenes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,13 +11,13 @@ Spot = tuple[float, float]
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to depict.
+    """A subject of the world.
 
-    `name`: in captions, with `synonyms` beside it. `code`: the code points of its sprite, in hex. `tall`: the sprite's
-    height as a multiple of its width. `kind`: its class in segmentation maps. `own`: the colour it has by nature, in
-    which it is not tinted. `tinted`: whether other colours make sense. `rider`: whether it can ride. `seat`: where a
-    rider sits and `top`: where things stand on it, from the left and the top of the sprite, as fractions of its width
-    and height. `aloft`: whether it hovers. `flip`: whether the sprite looks to the right and is turned to the left.
+    `name`, `synonyms`: the words in captions. `code`: the code points of the sprite, in hex. `tall`: the height of the
+    sprite divided by its width. `kind`: its class in segmentation maps. `own`: its natural colour, in which it is not
+    tinted. `tinted`: whether other colours make sense. `rider`: whether it can ride. `seat`, `top`: where a rider sits
+    and where things stand on it, measured from the left and the top of the sprite, as fractions of its width and
+    height. `aloft`: whether it hovers. `flip`: whether the sprite faces right and has to be mirrored.
     """
 
     name: str
@@ -35,17 +35,17 @@ class Subject:
 
     @property
     def width(self) -> float:
-        """Of the sprite in a box of side 1."""
+        """The width of the sprite in a box of side 1."""
         return min(1.0, 1 / self.tall)
 
     @property
     def height(self) -> float:
-        """Of the sprite in a box of side 1."""
+        """The height of the sprite in a box of side 1."""
         return min(1.0, self.tall)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All it is called."""
+        """Its name and synonyms."""
         return (self.name, *self.synonyms)
 
 
@@ -344,7 +344,7 @@ THINGS = (
 
 
 def of_kind(kind: str, rows: Iterable[Subject]) -> Iterator[Subject]:
-    """The rows with their kind; nobody tints a person."""
+    """Yield the subjects with their kind. People are not tinted."""
     return (replace(row, kind=kind, tinted=row.tinted and kind != "person") for row in rows)
 
 

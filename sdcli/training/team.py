@@ -1,8 +1,8 @@
-"""Where a run computes: on one processor or GPU, or in several processes, each with its own part of every batch.
+"""The device and the processes of a run; each process computes its part of every batch.
 
-On a busy machine two processes of one thread are faster than one of two: a process does not wait for another thread at
-every operation, only for the other processes once a step. Several processes need accelerate, and are started by its
-launcher, or by torchrun.
+On a busy machine, two processes with one thread are faster than one process with two: a process does not wait for
+another thread at each operation, only for the other processes once per step. Several processes need accelerate, and are
+started by sdcli, by accelerate's launcher, or by torchrun.
 """
 
 import os
@@ -18,7 +18,10 @@ from sdcli.errors import UsageError
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a run. `process` counts from 0; `accelerator` is None where there is but one."""
+    """The processes of a run.
+
+    `process` is the index of this one, from 0; a single process has no `accelerator`.
+    """
 
     device: torch.device
     autocasts: bool = True
@@ -28,15 +31,15 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes what all share."""
+        """Whether this process writes the shared files."""
         return self.process == 0
 
     def autocast(self) -> torch.autocast:
-        """The context in which models compute: matrix products in bfloat16, unless float32 was asked for."""
+        """Return the autocast context of the models: matrix products in bfloat16, or in float32 if requested."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocasts)
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the processes: one message a step."""
+        """Replace each gradient by its mean over the processes, with one message per step."""
         if self.accelerator is None:
             return
         gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
@@ -46,27 +49,30 @@ class Team:
             gradient.copy_(part.view_as(gradient))
 
     def mean(self, value: float) -> float:
-        """The mean of the processes' values; all get the same."""
+        """Return the mean of a value over the processes; the same in all processes."""
         if self.accelerator is None:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self.accelerator.reduce(tensor, reduction="mean").item())
 
     def any_of(self, flag: bool) -> bool:
-        """Whether the flag is set in any of the processes; all get the same answer."""
+        """Return whether the flag is set in any process; the same in all processes."""
         return self.mean(float(flag)) > 0
 
     def wait(self) -> None:
-        """Go on when all are here."""
+        """Wait for all processes."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
 
 def join(device: str = "auto", dtype: str = "bfloat16") -> Team:
-    """The team of this process: alone, unless a launcher started several. Raises UsageError where that cannot be."""
+    """Return the team of this process: one process, unless a launcher started several.
+
+    Raises UsageError if there is no GPU for `device`, or if accelerate is not installed.
+    """
     autocasts = dtype == "bfloat16"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no GPU that torch can use is here", "leave --device away, or say --device cpu")
+        raise UsageError("torch finds no usable GPU", "omit --device, or use --device cpu")
     use_cpu = device == "cpu" or not torch.cuda.is_available()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team(torch.device("cpu" if use_cpu else "cuda"), autocasts)

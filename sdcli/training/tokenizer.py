@@ -1,6 +1,6 @@
-"""The tokenizer: byte-level BPE in the files of CLIPTokenizer, with merges learnt from captions.
+"""Trains a tokenizer on captions: byte-level BPE, in the files of CLIPTokenizer.
 
-Every byte is a token, alone and at the end of a word, so any text can be tokenized.
+Each byte is a token, within a word and at its end, so that any text can be tokenized.
 """
 
 import json
@@ -13,17 +13,17 @@ from transformers import CLIPTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 MAX_LENGTH = 77
-WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""  # CLIP's division of text
+WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""  # CLIP's pre-tokenizer
 
 
 def byte_tokens() -> list[str]:
-    """A token for each byte within a word, and one for each at its end."""
+    """Return a token for each byte within a word, and one for each byte at the end of a word."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     return [*alphabet, *(byte + END_OF_WORD for byte in alphabet)]
 
 
 def learn_merges(captions: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:
-    """The BPE merges for these captions, the most frequent first."""
+    """Return the BPE merges for these captions, the most frequent first."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -36,7 +36,7 @@ def learn_merges(captions: Iterable[str], vocab_size: int) -> list[tuple[str, st
         vocab_size=vocab_size,
         end_of_word_suffix=END_OF_WORD,
         show_progress=False,
-        special_tokens=byte_tokens(),  # their fixed numbers decide ties, which are random otherwise
+        special_tokens=byte_tokens(),  # their fixed order decides ties, which are random otherwise
     )
     tokenizer.train_from_iterator(captions, trainer)
     merges: list[tuple[str, str]] = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
@@ -44,7 +44,10 @@ def learn_merges(captions: Iterable[str], vocab_size: int) -> list[tuple[str, st
 
 
 def write_tokenizer(folder: Path, captions: Iterable[str], vocab_size: int = 1024) -> None:
-    """Learn a tokenizer and write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json."""
+    """Train a tokenizer on captions and write its files.
+
+    They are vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json.
+    """
     merges = learn_merges(captions, vocab_size)
     tokens = [*byte_tokens(), *("".join(pair) for pair in merges)]
     vocab = {token: index for index, token in enumerate([*dict.fromkeys(tokens), START, END])}
@@ -69,6 +72,6 @@ def write_tokenizer(folder: Path, captions: Iterable[str], vocab_size: int = 102
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer in a folder, as transformers reads it."""
+    """Load the tokenizer in a folder."""
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
     return tokenizer

@@ -1,4 +1,4 @@
-"""What is far away and what is near in each place, painted from a random generator."""
+"""The far and the near part of each place, painted with a random generator."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The vocabulary.json of a model that was trained on composed scenes, from the words of its captions."""
+"""Creates the vocabulary.json of a model that was trained on the synthetic world, from the words of its captions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from sdcli.models.vocabulary import Vocabulary, words_of
 
 Group = Mapping[str, Sequence[str]] | Sequence[str]
-"""What is meant and the ways to say it, or the ways alone."""
+"""Meanings with the phrases for each, or only phrases."""
 
 NOUNS = frozenset({"subjects"})
-"""Groups of nouns: they have plurals, and the words of "hot dog" by themselves are not known."""
+"""Groups of nouns: they have plurals, and the single words of "hot dog" are not listed."""
 LABELLED = frozenset({"relations", "other"})
-"""Groups whose keys are no words of captions: only the ways to say what they stand for are listed."""
+"""Groups whose keys are not words of captions: only their phrases are listed."""
 FUNCTION_WORDS = (
     "a", "an", "the", "this", "that", "these", "those", "my", "your", "his", "her", "its", "our", "their", "one",
     "some", "is", "are", "be", "being", "has", "have", "there", "it", "who", "which", "and", "of", "in", "on", "at",
@@ -28,7 +28,7 @@ def vocabulary_of(
     nouns: Collection[str] = NOUNS,
     labelled: Collection[str] = LABELLED,
 ) -> Vocabulary:
-    """The content of vocabulary.json for the words of captions, and the plurals of nouns that `plural` makes.
+    """Return the content of vocabulary.json for the words of captions; `plural` returns the plural of a noun.
 
     For the world of sdcli/training/world.py: `vocabulary_of(captions.vocabulary(), captions.plural)`.
     """
@@ -45,7 +45,7 @@ def vocabulary_of(
 
 
 def _listed(group: Group, labelled: bool) -> dict[str, list[str]]:
-    """Phrases and their synonyms, without the punctuation and spaces that join them to a caption."""
+    """Return phrases and their synonyms, without surrounding punctuation and spaces."""
     if not isinstance(group, Mapping):
         return {phrase: [] for phrase in _clean(group)}
     if labelled:

@@ -1,6 +1,6 @@
-"""The synthetic world: scenes drawn from a seed, rendered to pictures with exact subject masks and segmentation maps.
+"""The synthetic world: random scenes, rendered to pictures with exact subject masks and segmentation maps.
 
-A scene is data; rendering it is a pure function, so a scene says everything about a picture.
+A scene is data and rendering is a pure function, so a scene determines its picture.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +18,13 @@ from sdcli.training.places import BACKGROUNDS, CLASS_NAMES, PLACES, TIMED_PLACES
 from sdcli.training.sprites import TINTS, tinted_sprites
 from sdcli.training.subjects import BY_NAME, SUBJECTS
 
-SIZE = 256  # pixels, both ways
+SIZE = 256  # width and height in pixels
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 ARCTIC = ("fox", "fox", "fox", "wolf", "owl", "bear")
-"""Subjects whose white ones in the snow are called arctic; the first is the commonest."""
+"""The subjects that are called "arctic" if they are white in the snow; repeated ones are more frequent."""
 
 SHOWN = {("astronaut", "beach"), ("horse", "beach"), ("t-rex", "city"), ("t-rex", "night")}
-"""What documentation draws: never held out."""
+"""Combinations used in the documentation: never held out."""
 
 Sprites = Mapping[tuple[str, str], Image.Image]
 Triple = tuple[str, str, str]
@@ -33,18 +33,18 @@ Backdrop = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The subjects, colours (`natural` first) and places that scenes are drawn from, and how often they hold what."""
+    """The subjects, colours (`natural` first) and places of scenes, and the share of each kind of scene."""
 
     subjects: tuple[str, ...]
     colours: tuple[str, ...] = tuple(TINTS)
     places: tuple[str, ...] = tuple(PLACES)
     natural: float = 0.5
-    """Of subjects that can be tinted, those that keep their own colours."""
+    """The share of subjects in their natural colour, of those that can be tinted."""
     background: float = 0.08
     other_time: float = 0.22
-    """Of scenes in a place that has times of day, those at night or at sunset."""
+    """The share of scenes at night or at sunset, in places with times of day."""
     mixed: float = 0.0
-    """Of scenes, those whose place is made of parts of several."""
+    """The share of scenes with a mixed place."""
     arctic: float = 0.02
     pairs: float = 0.16
     on: float = 0.09
@@ -52,11 +52,14 @@ class Vocabulary:
     counts: float = 0.12
     next: float = 0.04
     threes: float = 0.03
-    """Of scenes, those of one white subject in the snow, of two subjects, of one on another, of one riding another, of
-    two to four alike, of some alike next to another, and of three subjects; the rest hold one subject."""
+    """The shares of scenes by relation.
+
+    In order: one white subject in the snow, two subjects, one on another, one riding another, two to four alike, some
+    alike next to another, three subjects. All other scenes have one subject.
+    """
     sized: float = 0.16
     mirrored: float = 0.1
-    """Of scenes of one subject, those where it is big or small; of an animal or a vehicle, where it looks right."""
+    """The shares of scenes of one subject in which it is big or small, or (animals, vehicles) faces right."""
 
 
 KIT = Vocabulary(tuple(subject.name for subject in SUBJECTS))
@@ -68,11 +71,11 @@ FEW = Vocabulary(
     ("snow", "beach", "city", "meadow"),
 )
 VOCABULARIES: Mapping[str, Vocabulary] = {"kit": KIT, "kit-mixed": KIT_MIXED, "kit-rows": KIT_ROWS, "few": FEW}
-"""`few` is for rehearsals: five subjects are quickly learnt."""
+"""`few` is for trials: five subjects are learned quickly."""
 
 
 def sprites_of(source: Path, vocabulary: Vocabulary = KIT) -> Sprites:
-    """The sprites a vocabulary needs, of a folder or an archive; raises what `load_sprites` raises."""
+    """Load the sprites of a vocabulary from a folder or an archive. Raises InputError if one cannot be read."""
     return tinted_sprites(source, [BY_NAME[name] for name in vocabulary.subjects])
 
 
@@ -80,9 +83,9 @@ def sprites_of(source: Path, vocabulary: Vocabulary = KIT) -> Sprites:
 class Scene:
     """A place, the subjects in it from back to front, the seed of the place's details, and the time of day.
 
-    `relation` of the subjects: "" of one, "row" of different ones from left to right, "count" of several alike, "next"
-    of several alike and last another beside them, "on" of one and last what stands on it, "riding" of a rider and last
-    its mount.
+    `relation` of the subjects: "" for one subject; "row" for different ones from left to right; "count" for several
+    alike; "next" for several alike and, last, another next to them; "on" for one and, last, the one that stands on it;
+    "riding" for a rider and, last, its mount.
     """
 
     place: str
@@ -94,8 +97,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Rendering:
-    """image: uint8 (256, 256, 3); masks: bool (subjects, 256, 256), the visible part of each subject;
-    segmentation: uint8 (256, 256), the number of each pixel's class in `places.CLASSES`.
+    """A rendered scene.
+
+    image: uint8 (256, 256, 3); masks: bool (subjects, 256, 256), the visible part of each subject; segmentation: uint8
+    (256, 256), the index of each pixel's class in `places.CLASSES`.
     """
 
     image: np.ndarray
@@ -103,13 +108,13 @@ class Rendering:
     segmentation: np.ndarray
 
 
-# What is kept from training.
+# Held-out combinations.
 
 
 def choose_held_out() -> list[tuple[str, str]]:
-    """For each subject one place, and one colour if it can be tinted, chosen by its name alone.
+    """Return one place for each subject, and one colour if it can be tinted, chosen by its name.
 
-    Never white or snow, which "arctic" needs, nor a subject's own colour.
+    Never white or snow, which "arctic" needs, nor a subject's natural colour.
     """
     pairs = []
     for subject in SUBJECTS:
@@ -123,28 +128,30 @@ def choose_held_out() -> list[tuple[str, str]]:
 
 
 def write_held_out(file: Path = HELD_OUT) -> None:
-    """The choice as the file that training heeds, so that a change of the world leaves it as it is."""
+    """Write the file of held-out combinations. Training reads the file, so that later changes keep the choice."""
     head = "# Combinations of a subject with a colour or a place that no training scene holds; they serve to measure.\n"
     file.write_text(head + "".join(f"{one}\t{other}\n" for one, other in choose_held_out()), encoding="utf-8")
 
 
 @cache
 def held_out_pairs() -> frozenset[tuple[str, str]]:
-    """The (subject, colour) and (subject, place) that are kept from training for good, as HELD_OUT lists them."""
+    """Return the held-out pairs (subject, colour) and (subject, place) listed in HELD_OUT."""
     lines = HELD_OUT.read_text(encoding="utf-8").splitlines()
     found = (line.split("\t") for line in lines if line[:1] != "#")
     return frozenset((one, other) for one, other in found)
 
 
 def is_held_out(subject: str, colour: str, place: str, time: str = "day") -> bool:
-    """Whether this combination is kept from training, to measure what was composed and not remembered."""
+    """Return whether a combination is excluded from training, to measure the composition of learned concepts."""
     pairs = held_out_pairs()
     return any((subject, other) in pairs for other in (colour, time, *parts_of(place)))
 
 
 def exists(subject: str, colour: str, place: str) -> bool:
-    """Whether there is such a combination: some subjects have no other colours, a subject's own colour is its natural
-    look, and a colour is lost on a background of the same.
+    """Return whether a combination makes sense.
+
+    Some subjects have no other colours, a subject's own colour is its natural look, and a subject is invisible on a
+    background of its colour.
     """
     row = BY_NAME[subject]
     tintable = colour == "natural" or (row.tinted and colour != row.own)
@@ -153,27 +160,27 @@ def exists(subject: str, colour: str, place: str) -> bool:
 
 
 def place_names(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The places of a vocabulary, and the plain backgrounds; places mixed of several have no name here."""
+    """Return the places of a vocabulary and the plain backgrounds. Mixed places have no name."""
     return (*vocabulary.places, *BACKGROUNDS)
 
 
 def only(scene: "Scene", subject: int) -> "Scene":
-    """The scene with one of its subjects alone, for a caption of that subject."""
+    """Return the scene with only one of its subjects, for a caption of that subject."""
     return replace(scene, placements=(scene.placements[subject],), relation="")
 
 
 def combinations(held_out: bool, vocabulary: Vocabulary = KIT) -> list[Triple]:
-    """All (subject, colour, place) that are, or are not, held out; places without the plain backgrounds."""
+    """Return all (subject, colour, place) that are, or are not, held out, without plain backgrounds."""
     triples = product(vocabulary.subjects, vocabulary.colours, vocabulary.places)
     return [triple for triple in triples if exists(*triple) and is_held_out(*triple) is held_out]
 
 
-# Drawing scenes.
+# Random scenes.
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one scene is drawn with."""
+    """The random generator, the vocabulary, the place and the time of a scene."""
 
     rng: np.random.Generator
     vocabulary: Vocabulary
@@ -181,11 +188,11 @@ class Draw:
     time: str
 
     def fits(self, subject: str, colour: str) -> bool:
-        """Whether training may show this here."""
+        """Return whether training may use this subject and colour here."""
         return exists(subject, colour, self.place) and not is_held_out(subject, colour, self.place, self.time)
 
     def one_of(self, names: tuple[str, ...], others: tuple[What, ...] = ()) -> What | None:
-        """A subject of these names in some colour, none of the others; None where chance finds none."""
+        """Return a random subject of `names`, not in `others`, with a colour; None if none is found in 60 tries."""
         rng, colours = self.rng, self.vocabulary.colours
         for _ in range(60):
             subject = names[rng.integers(len(names))]
@@ -196,13 +203,13 @@ class Draw:
         return None
 
     def scene(self, placements: tuple[Placement, ...], relation: str = "") -> Scene:
-        """The scene of these."""
+        """Return the scene with these placements."""
         return Scene(self.place, placements, int(self.rng.integers(2**32)), self.time, relation)
 
 
 @cache
 def groups(subjects: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    """The subjects that can ride, be ridden, carry, and stand on something."""
+    """Return the subjects that can ride, be ridden, carry others, and stand on others."""
     rows = [BY_NAME[name] for name in subjects]
     small = ("animal", "food", "plant", "object")
     return {
@@ -214,7 +221,7 @@ def groups(subjects: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
 
 
 def draw_place(rng: np.random.Generator, vocabulary: Vocabulary) -> tuple[str, str]:
-    """A place, now and then a plain background or a mixed one, and a time of day."""
+    """Return a random place, sometimes a plain background or a mixed one, and a time of day."""
     if rng.uniform() < vocabulary.background:
         return tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], TIMES[0]
     places = vocabulary.places
@@ -228,20 +235,20 @@ def draw_place(rng: np.random.Generator, vocabulary: Vocabulary) -> tuple[str, s
 
 
 def draw_scene(rng: np.random.Generator, vocabulary: Vocabulary) -> Scene:
-    """One scene for training."""
+    """Return a random scene for training."""
     shares = [getattr(vocabulary, name) for name in DRAWERS]
     number = int(rng.choice(len(DRAWERS) + 1, p=[*shares, 1 - sum(shares)]))
     drawer = [*DRAWERS.values(), draw_single][number]
     for attempt in range(100):
         draw = Draw(rng, vocabulary, *draw_place(rng, vocabulary))
-        scene = (drawer if attempt < 20 else draw_single)(draw)  # few subjects may hold none that can ride
+        scene = (drawer if attempt < 20 else draw_single)(draw)  # a small vocabulary may have no riders
         if scene is not None:
             return scene
-    raise ValueError("this vocabulary has no scene that is not held out")
+    raise ValueError("all scenes of this vocabulary are held out")
 
 
 def draw_arctic(draw: Draw) -> Scene | None:
-    """One white subject in the snow."""
+    """Return a scene of one white subject in the snow."""
     known = [name for name in ARCTIC if name in draw.vocabulary.subjects]
     if not known or "white" not in draw.vocabulary.colours:
         return None
@@ -250,7 +257,7 @@ def draw_arctic(draw: Draw) -> Scene | None:
 
 
 def draw_single(draw: Draw) -> Scene | None:
-    """One subject, now and then big or small or turned to the right."""
+    """Return a scene of one subject, sometimes big, small or facing right."""
     what = draw.one_of(draw.vocabulary.subjects)
     if what is None:
         return None
@@ -261,7 +268,7 @@ def draw_single(draw: Draw) -> Scene | None:
 
 
 def draw_row(draw: Draw, count: int) -> Scene | None:
-    """Different subjects side by side."""
+    """Return a scene of different subjects side by side."""
     found: tuple[What, ...] = ()
     for _ in range(count):
         what = draw.one_of(draw.vocabulary.subjects, found)
@@ -272,13 +279,13 @@ def draw_row(draw: Draw, count: int) -> Scene | None:
 
 
 def draw_count(draw: Draw) -> Scene | None:
-    """Two, three or four alike."""
+    """Return a scene of two, three or four equal subjects."""
     what = draw.one_of(draw.vocabulary.subjects)
     return what and draw.scene(layout.row([what] * int(draw.rng.integers(2, 5)), draw.rng), "count")
 
 
 def draw_next(draw: Draw) -> Scene | None:
-    """Two or three alike, and another next to them."""
+    """Return a scene of two or three equal subjects with another next to them."""
     what = draw.one_of(draw.vocabulary.subjects)
     other = what and draw.one_of(draw.vocabulary.subjects, (what,))
     if what is None or other is None:
@@ -287,7 +294,7 @@ def draw_next(draw: Draw) -> Scene | None:
 
 
 def draw_on(draw: Draw) -> Scene | None:
-    """One subject standing on another."""
+    """Return a scene of one subject standing on another."""
     known = groups(draw.vocabulary.subjects)
     lower = draw.one_of(known["carriers"]) if known["carriers"] else None
     upper = lower and draw.one_of(known["carried"], (lower,))
@@ -295,7 +302,7 @@ def draw_on(draw: Draw) -> Scene | None:
 
 
 def draw_riding(draw: Draw) -> Scene | None:
-    """One subject riding another; riders are people as often as all others."""
+    """Return a scene of one subject riding another. Half of the riders are people."""
     known = groups(draw.vocabulary.subjects)
     people = tuple(name for name in known["riders"] if BY_NAME[name].kind == "person")
     riders = people if people and draw.rng.uniform() < 0.5 else known["riders"]
@@ -316,13 +323,16 @@ DRAWERS: Mapping[str, Callable[[Draw], Scene | None]] = {
 
 
 def compose(triple: Triple, rng: np.random.Generator, size: str = "", time: str = "day") -> Scene:
-    """A scene of one subject near the middle; position, size and details are random."""
+    """Return a scene of one subject near the middle, with random position and details."""
     subject, colour, place = triple
     return Scene(place, layout.single((subject, colour), rng, size), int(rng.integers(2**32)), time)
 
 
 def scenes(seed: int, vocabulary: Vocabulary = KIT, *, held_out: bool = False) -> Iterator[Scene]:
-    """The endless sequence of scenes of a seed; those of training hold nothing that is held out, others may."""
+    """Yield the scenes of a seed without end.
+
+    Without `held_out`, no scene has a held-out combination; with it, some do.
+    """
     rng = np.random.default_rng(seed)
     while True:
         scene = draw_scene(rng, vocabulary)
@@ -330,7 +340,7 @@ def scenes(seed: int, vocabulary: Vocabulary = KIT, *, held_out: bool = False) -
 
 
 def with_all(scene: Scene, rng: np.random.Generator, vocabulary: Vocabulary) -> Scene:
-    """The scene with each subject in a colour drawn anew from all, and the place from all, held out or not."""
+    """Return the scene with a new place and new colours, chosen from all combinations, held out or not."""
     names = {placement.subject for placement in scene.placements}
     place, time = draw_place(rng, vocabulary)
     while not all(exists(name, "natural", place) for name in names):
@@ -348,7 +358,7 @@ def with_all(scene: Scene, rng: np.random.Generator, vocabulary: Vocabulary) -> 
 
 
 def place_sprite(sprite: Image.Image, placement: Placement) -> tuple[Image.Image, tuple[int, int]]:
-    """The sprite at its final size, and its top left corner; it stands on the bottom of its box."""
+    """Return the sprite at its final size, and its top left corner; it stands on the bottom of its box."""
     box = placement.side * SIZE
     scale = box / max(sprite.size)
     width, height = (max(1, round(edge * scale)) for edge in sprite.size)
@@ -361,9 +371,9 @@ def place_sprite(sprite: Image.Image, placement: Placement) -> tuple[Image.Image
 
 
 def render(scene: Scene, sprites: Sprites, backdrop: Backdrop | None = None) -> Rendering:
-    """The picture of a scene, the exact mask of what is visible of each subject, and the map of classes.
+    """Render a scene: the picture, the mask of the visible part of each subject, and the segmentation map.
 
-    `backdrop` is a view of the scene's place that is painted already; without it one is painted from the scene's seed.
+    `backdrop` is a painted view of the scene's place; None paints one with the scene's seed.
     """
     if backdrop is None:
         backdrop = paint(scene.place, np.random.default_rng(scene.seed), SIZE, scene.time)

@@ -13,5 +13,5 @@ TINY_UNET = {**parts.UNET, "block_out_channels": (16, 16, 16), "attention_head_d
 
 @pytest.fixture(scope="session")
 def sprites() -> Sprites:
-    """The subjects of the world `few` in every tint: nothing is fetched."""
+    """The subjects of the world `few` in each tint, without a download."""
     return sprites_of(SPRITES, FEW)

@@ -60,7 +60,7 @@ def test_psnr_of_a_tenth_of_the_range():
     assert stage.psnr(0.2**2) == pytest.approx(20.0)
 
 
-def test_the_batch_of_a_step_depends_on_the_step_alone(world):
+def test_the_batch_depends_only_on_the_step(world):
     one, again, other = (stage.crops(world, SETTINGS, step, ALONE) for step in (5, 5, 6))
     assert one.shape == (2, 3, 32, 32)
     assert one.min() >= -1
@@ -69,13 +69,13 @@ def test_the_batch_of_a_step_depends_on_the_step_alone(world):
     assert not torch.equal(one, other)
 
 
-def test_processes_draw_different_crops(world):
+def test_processes_have_different_crops(world):
     one, other = (stage.crops(world, SETTINGS, 5, Team(torch.device("cpu"), True, place, 2)) for place in (0, 1))
     assert one.shape == other.shape == (1, 3, 32, 32)
     assert not torch.equal(one, other)
 
 
-def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(world):
+def test_a_resumed_run_equals_an_uninterrupted_one(world):
     unbroken, first = (AutoencoderRun(world, SETTINGS, ALONE, TINY) for _ in range(2))
     expected = [unbroken.train_step() for _ in range(4)]
     losses = [first.train_step() for _ in range(2)]
@@ -88,7 +88,7 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(world):
         assert torch.equal(value, second.vae.state_dict()[name]), name
 
 
-def test_a_run_leaves_a_log_with_psnr_and_a_sheet(world, tmp_path):
+def test_a_run_writes_a_log_with_psnr_and_a_sheet(world, tmp_path):
     run = AutoencoderRun(world, replace(SETTINGS, sheet_every=4), ALONE, TINY)
     run.shown = stage.pictures(world, 2, 6)
     entries = []

@@ -82,7 +82,7 @@ def relation_of(wanted, rng):
         ("a cat on a car", None, "day"),
     ],
 )
-def test_what_people_type_is_among_the_captions(wanted, triple, time):
+def test_captions_include_typical_prompts(wanted, triple, time):
     rng = np.random.default_rng(2)
     if triple:
         scene = compose(triple, rng, time=time)
@@ -92,13 +92,13 @@ def test_what_people_type_is_among_the_captions(wanted, triple, time):
     assert any(caption(scene, rng) == wanted for _ in range(15000))
 
 
-def test_arctic_is_white_in_the_snow_and_nothing_else():
+def test_arctic_only_means_white_in_the_snow():
     assert {"arctic fox", "an arctic fox", "an arctic fox in the snow"} <= captions_of(("fox", "white", "snow"), 1500)
     for triple in (("fox", "natural", "snow"), ("fox", "white", "beach"), ("car", "white", "snow")):
         assert not any("arctic" in words for words in captions_of(triple))
 
 
-def test_a_place_named_is_the_place_shown():
+def test_captions_name_the_place_of_the_scene():
     for place, phrases in PLACE_PHRASES.items():
         others = {p for other, all_of in PLACE_PHRASES.items() if other != place for p in all_of}
         assert not others & set(phrases)
@@ -110,7 +110,7 @@ def test_a_place_named_is_the_place_shown():
             assert not any(words.endswith(f", {other}") for other in named - {place})
 
 
-def test_a_mixed_place_is_called_by_one_of_its_parts_or_none():
+def test_a_mixed_place_has_the_name_of_one_of_its_parts_or_none():
     rng = np.random.default_rng(3)
     scene = compose(("fox", "natural", "forest/desert/beach"), rng)
     allowed = {phrase for part in ("forest", "desert", "beach") for phrase in PLACE_PHRASES[part]}
@@ -126,7 +126,7 @@ def test_a_mixed_place_is_called_by_one_of_its_parts_or_none():
     assert named == {"forest", "desert", "beach"}
 
 
-def test_left_and_right_are_told_as_they_are():
+def test_left_and_right_match_the_scene():
     rng = np.random.default_rng(2)
     found = set()
     for _ in range(600):
@@ -139,7 +139,7 @@ def test_left_and_right_are_told_as_they_are():
     assert found == {("fox", "left", "owl"), ("owl", "right", "fox"), ("fox", "owl")}
 
 
-def test_on_and_riding_say_who_is_above():
+def test_on_and_riding_name_the_upper_subject_first():
     rng = np.random.default_rng(5)
     on = captions_for(layout.stacked(("cat", "natural"), ("car", "natural"), rng), "on")
     upper, lower = r"(?:cat|kitten|kitty)", r"(?:car|automobile)"
@@ -166,7 +166,7 @@ def test_counts_are_the_number_of_subjects():
     assert all(said("castle", text) or said("fortress", text) for text in some)
 
 
-def test_sizes_times_and_sides_are_told_and_not_invented():
+def test_sizes_times_and_sides_match_the_scene():
     for size, words in SIZE_WORDS.items():
         told = [t for t in captions_of(("lion", "natural", "beach"), size=size) if any(said(w, t) for w in words)]
         assert len(told) > 50
@@ -203,7 +203,7 @@ def test_plurals(noun, expected):
     assert plural(noun) == expected
 
 
-def test_the_vocabulary_holds_all_that_captions_say():
+def test_the_vocabulary_has_all_words_of_captions():
     groups = vocabulary()
     assert set(groups["subjects"]) == {subject.name for subject in SUBJECTS}
     assert "kitten" in groups["subjects"]["cat"]

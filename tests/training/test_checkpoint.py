@@ -10,7 +10,7 @@ class Unpicklable:
         raise RuntimeError("no")
 
 
-def test_what_was_saved_is_loaded(tmp_path):
+def test_a_saved_checkpoint_is_loaded(tmp_path):
     file = tmp_path / "new" / "run.pt"
     checkpoint.save(file, {"step": 3, "weights": torch.arange(4)})
     state = checkpoint.load(file)
@@ -19,7 +19,7 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert [f.name for f in file.parent.iterdir()] == ["run.pt"]
 
 
-def test_a_failing_save_leaves_the_last_checkpoint(tmp_path):
+def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path):
     file = tmp_path / "run.pt"
     checkpoint.save(file, {"step": 1})
     with pytest.raises(RuntimeError):
@@ -27,7 +27,7 @@ def test_a_failing_save_leaves_the_last_checkpoint(tmp_path):
     assert checkpoint.load(file) == {"step": 1}
 
 
-def test_a_missing_and_a_torn_checkpoint_are_named(tmp_path):
+def test_missing_and_truncated_checkpoints_raise_errors(tmp_path):
     with pytest.raises(ModelNotFound):
         checkpoint.load(tmp_path / "run.pt")
     checkpoint.save(tmp_path / "run.pt", {"weights": torch.zeros(1000)})
@@ -36,7 +36,7 @@ def test_a_missing_and_a_torn_checkpoint_are_named(tmp_path):
         checkpoint.load(tmp_path / "torn.pt")
 
 
-def test_a_place_that_cannot_be_written_is_an_error_of_output(tmp_path):
+def test_an_unwritable_path_raises_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         checkpoint.save(tmp_path / "file" / "run.pt", {})

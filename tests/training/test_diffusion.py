@@ -69,7 +69,7 @@ def pool_of(world, vae, task, team=ALONE):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_in_a_pool_depends_on_its_size_only(task, vae, world, tmp_path):
+def test_the_content_of_a_pool_depends_only_on_its_size(task, vae, world, tmp_path):
     at_once, in_parts, restored = (pool_of(world, vae, task) for _ in range(3))
     at_once.grow(5)
     in_parts.grow(1)
@@ -86,14 +86,14 @@ def test_what_is_in_a_pool_depends_on_its_size_only(task, vae, world, tmp_path):
         torch.testing.assert_close(restored.take(range(5))[name], rows, atol=0.02, rtol=0)
 
 
-def test_processes_have_pictures_of_their_own(vae, world):
+def test_processes_have_different_pictures(vae, world):
     one, other = (pool_of(world, vae, "text", Team(torch.device("cpu"), True, place, 2)) for place in (0, 1))
     one.grow(4)
     other.grow(4)
     assert not any(item in other.items for item in one.items)
 
 
-def test_masked_latents_and_mask_are_what_sdcli_and_diffusers_make_of_the_same(vae, tokenizer, world):
+def test_masked_latents_and_mask_equal_those_of_sdcli_and_diffusers(vae, tokenizer, world):
     exact = Team(torch.device("cpu"), autocasts=False)
     task = TASKS["inpaint"]
     item = world.draw(np.random.default_rng(5), 1)[0]
@@ -106,7 +106,7 @@ def test_masked_latents_and_mask_are_what_sdcli_and_diffusers_make_of_the_same(v
     pixels = to_tensor([picture.image])
 
     class Means:
-        """As much of a model as a mask needs."""
+        """The attributes of a model that a mask needs."""
 
         device, vae_scale_factor = torch.device("cpu"), 8
 
@@ -128,7 +128,7 @@ def test_masked_latents_and_mask_are_what_sdcli_and_diffusers_make_of_the_same(v
     assert context.shape == (1, task.channels, 32, 32)
 
 
-def test_a_mask_about_a_subject_goes_with_that_subject_s_caption(vae, world):
+def test_a_mask_around_a_subject_has_a_caption_of_that_subject(vae, world):
     pool = pool_of(world, vae, "inpaint")
     source = world.items()
     several = [scene for scene, _ in zip(source, range(400), strict=False) if len(scene.placements) > 1]
@@ -140,7 +140,7 @@ def test_a_mask_about_a_subject_goes_with_that_subject_s_caption(vae, world):
         assert one.place == scene.place
 
 
-def test_a_semantic_context_is_sdcli_s_own(vae, world):
+def test_a_semantic_context_equals_that_of_inference(vae, world):
     task = TASKS["semantic"]
     picture = world.picture(world.draw(np.random.default_rng(5), 1)[0])
     context = task.context(task.encode(Encoder(vae, ALONE), [picture], [np.random.default_rng(0)]))
@@ -150,7 +150,7 @@ def test_a_semantic_context_is_sdcli_s_own(vae, world):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_batch_of_a_step_depends_on_the_step_alone(task, start):
+def test_the_batch_depends_only_on_the_step(task, start):
     run = start(task)
     run.pool.grow(2)
     one, again, other = (draw_batch(run.pool, 2, run.parts, SETTINGS, step) for step in (5, 5, 6))
@@ -175,7 +175,7 @@ def test_some_prompts_are_empty_and_most_timesteps_are_noisy(start):
     )
 
 
-def test_the_last_timestep_is_pure_noise_and_v_gives_the_latents_back():
+def test_the_last_timestep_is_pure_noise_and_v_recovers_the_latents():
     scheduler = DDIMScheduler(**SCHEDULER)
     latents, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([300, 999])
@@ -188,7 +188,7 @@ def test_the_last_timestep_is_pure_noise_and_v_gives_the_latents_back():
 
 
 @pytest.mark.parametrize(("kind", "which"), [("epsilon", 1), ("sample", 0)])
-def test_other_models_learn_what_they_were_trained_to_predict(kind, which):
+def test_other_models_keep_their_prediction_type(kind, which):
     scheduler = DDIMScheduler(prediction_type=kind)
     both = torch.randn(2, 2, 4, 8, 8)
     assert diffusion.target_of(scheduler, both[0], both[1], torch.tensor([3, 4])) is not None
@@ -196,7 +196,7 @@ def test_other_models_learn_what_they_were_trained_to_predict(kind, which):
 
 
 @pytest.mark.parametrize("task", ["inpaint", "semantic"])
-def test_a_widened_unet_draws_at_first_what_it_drew_before(task, start):
+def test_a_widened_unet_has_the_same_output(task, start):
     torch.manual_seed(0)
     narrow = UNet2DConditionModel(**TINY)
     latents, states = torch.randn(1, LATENT_CHANNELS, 8, 8), torch.randn(1, 77, TINY["cross_attention_dim"])
@@ -212,7 +212,7 @@ def test_a_widened_unet_draws_at_first_what_it_drew_before(task, start):
         parts.widen(wide, channels + 1)
 
 
-def test_the_loss_counts_more_in_the_mask(start):
+def test_the_loss_has_a_higher_weight_inside_the_mask(start):
     run = start("inpaint")
     run.pool.grow(2)
     batch = draw_batch(run.pool, 2, run.parts, SETTINGS, 0)
@@ -229,7 +229,7 @@ def test_the_loss_counts_more_in_the_mask(start):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(task, start, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(task, start, tmp_path):
     unbroken, first = start(task), start(task)
     expected = [unbroken.train_step() for _ in range(4)]
     losses = [first.train_step() for _ in range(2)]
@@ -256,12 +256,12 @@ def test_only_a_new_text_encoder_is_trained(start):
         assert same is not trained
 
 
-def test_the_new_channels_learn(start):
+def test_the_new_channels_are_trained(start):
     run = start("semantic")
     run.train_step()
     assert run.parts.unet.conv_in.weight[:, LATENT_CHANNELS:].abs().sum() > 0
 
 
-def test_parts_know_their_side(start):
+def test_parts_have_a_native_size(start):
     held: Parts = start().parts
     assert (held.side, held.cell) == (256, 8)

@@ -36,7 +36,7 @@ def test_rows_are_the_lines_in_order(folder):
     assert read_rows(folder)[0].segmentation is None
 
 
-def test_a_train_folder_is_found_as_the_hub_has_it(folder, tmp_path_factory):
+def test_a_train_folder_is_found(folder, tmp_path_factory):
     parent = tmp_path_factory.mktemp("split")
     folder.rename(parent / "train")
     assert len(read_rows(parent)) == 3
@@ -49,12 +49,12 @@ def test_a_train_folder_is_found_as_the_hub_has_it(folder, tmp_path_factory):
         ("[]", "line 2: not a JSON object"),
         ('{"text": "x"}', 'line 2: no "file_name"'),
         ('{"file_name": "0.png"}', 'line 2: no "text"'),
-        ('{"file_name": "0.png", "text": 3}', 'line 2: "text" is no text'),
+        ('{"file_name": "0.png", "text": 3}', 'line 2: "text" is not a string'),
         ('{"file_name": "9.png", "text": "x"}', "line 2: there is no file"),
         ('{"file_name": "0.png", "text": "x"}', 'line 2: no "map_file_name"'),
     ],
 )
-def test_a_bad_line_is_named(folder, line, said):
+def test_an_invalid_line_is_an_error_with_its_number(folder, line, said):
     metadata = folder / "metadata.jsonl"
     lines = metadata.read_text().splitlines()
     metadata.write_text("\n".join([lines[0], line, lines[2]]))
@@ -64,7 +64,7 @@ def test_a_bad_line_is_named(folder, line, said):
     assert caught.value.exit_status == ExitStatus.INPUT
 
 
-def test_a_folder_without_metadata_or_with_an_empty_one_is_refused(tmp_path):
+def test_missing_empty_or_undecodable_metadata_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"no metadata\.jsonl"):
         read_rows(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("\n")
@@ -75,7 +75,7 @@ def test_a_folder_without_metadata_or_with_an_empty_one_is_refused(tmp_path):
         read_rows(tmp_path)
 
 
-def test_pictures_are_the_middle_at_the_asked_size(folder):
+def test_pictures_are_cropped_and_resized(folder):
     source = ImageFolder(read_rows(folder, maps=True), 32, seed=1, classes=3)
     first = source.rows[0]
     picture = source.picture(first)
@@ -89,7 +89,7 @@ def test_pictures_are_the_middle_at_the_asked_size(folder):
     assert source.caption(first, np.random.default_rng(0)) == "picture 0"
 
 
-def test_each_picture_comes_once_before_any_comes_again(folder):
+def test_each_picture_is_used_once_before_any_repeats(folder):
     source = ImageFolder(read_rows(folder), 32, seed=1)
     items = source.items()
     drawn = [next(items).text for _ in range(6)]
@@ -99,15 +99,15 @@ def test_each_picture_comes_once_before_any_comes_again(folder):
     assert firsts[0] != firsts[1]
 
 
-def test_a_torn_image_is_named_with_its_line(folder):
+def test_a_truncated_image_is_an_error_with_its_line(folder):
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:80])
     source = ImageFolder(read_rows(folder), 32, seed=1)
     with pytest.raises(InputError, match=r"line 2: cannot read the image 1\.png"):
         source.picture(source.rows[1])
 
 
-@pytest.mark.parametrize(("mode", "value", "said"), [("L", 3, "has the index 3"), ("RGB", 0, "is of mode RGB")])
-def test_a_map_that_is_none_is_named_with_its_line(folder, mode, value, said):
+@pytest.mark.parametrize(("mode", "value", "said"), [("L", 3, "has the index 3"), ("RGB", 0, "has mode RGB")])
+def test_an_invalid_map_is_an_error_with_its_line(folder, mode, value, said):
     Image.new(mode, (96, 64), value).save(folder / "map2.png")
     source = ImageFolder(read_rows(folder, maps=True), 32, seed=1, classes=3)
     with pytest.raises(InputError, match=f"line 3: the map map2.png {said}"):

@@ -9,8 +9,8 @@ from torch import nn
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.training import checkpoint, layout
 from sdcli.training.judge import (
+    NO_ANSWER,
     QUESTIONS,
-    UNASKED,
     Answers,
     Judge,
     Segmenter,
@@ -31,7 +31,7 @@ from sdcli.training.world import FEW, KIT, Scene, compose, render, scenes
 
 
 class Oracle(Judge):
-    """Answers what it was told, whatever it is shown, and the first choice where it was told nothing."""
+    """Returns given answers for any picture, and the first choice for missing ones."""
 
     def __init__(self, told):
         super().__init__()
@@ -49,14 +49,14 @@ def pair(left, right):
     return Answers(place="snow", left=left, right=right)
 
 
-def test_accuracy_counts_each_question_and_all_together():
+def test_accuracy_has_each_question_and_all_combined():
     told = [single("fox", "red", "snow"), single("fox", "blue", "snow"), single("cat", "red", "night")]
     asked = [single("fox", "red", "snow"), single("fox", "red", "snow"), single("cat", "red", "snow")]
     shares = accuracy(Oracle(told), torch.zeros(3, 3, 64, 64), asked)
     assert shares == {"subject": 1.0, "colour": 0.6667, "place": 0.6667, "all": 0.3333}
 
 
-def test_an_order_is_right_when_both_sides_are():
+def test_order_is_correct_if_both_sides_are():
     told = [pair("fox", "cat"), pair("cat", "fox"), pair("fox", "owl"), single("fox", "red", "snow")]
     asked = [pair("fox", "cat"), pair("fox", "cat"), pair("fox", "cat"), single("fox", "red", "snow")]
     shares = accuracy(Oracle(told), torch.zeros(4, 3, 64, 64), asked)
@@ -65,7 +65,7 @@ def test_an_order_is_right_when_both_sides_are():
     assert shares["all"] == 1.0
 
 
-def test_a_stack_is_right_when_both_subjects_and_the_relation_are():
+def test_stack_is_correct_if_both_subjects_and_the_relation_are():
     def stack(upper, lower, relation):
         return Answers(place="snow", upper=upper, lower=lower, relation=relation)
 
@@ -77,7 +77,7 @@ def test_a_stack_is_right_when_both_subjects_and_the_relation_are():
     }  # fmt: skip
 
 
-def test_a_count_of_some_and_a_time_of_day_are_judged():
+def test_count_and_time_of_day_are_judged():
     told = [Answers("fox", "red", "snow", "night", "3"), Answers("fox", "red", "snow", "day", "2")]
     asked = [Answers("fox", "red", "snow", "night", "3"), Answers("fox", "red", "snow", "sunset", "3")]
     shares = accuracy(Oracle(told), torch.zeros(2, 3, 64, 64), asked)
@@ -88,7 +88,7 @@ def scene_of(placements, relation, time="day"):
     return Scene("snow", placements, 0, time, relation)
 
 
-def test_a_scene_answers_what_makes_sense_for_it():
+def test_a_scene_answers_the_questions_that_apply():
     rng = np.random.default_rng(1)
     fox, owl, car = ("fox", "red"), ("owl", "natural"), ("car", "natural")
     assert answers_of(compose((*fox, "snow"), rng)) == Answers("fox", "red", "snow", "day", "1")
@@ -99,11 +99,11 @@ def test_a_scene_answers_what_makes_sense_for_it():
     several = Answers(place="snow", time="day")
     assert answers_of(scene_of(layout.row([owl, fox, car], rng), "row")) == several
     assert answers_of(scene_of(layout.some_next_to(owl, 2, fox, rng), "next")) == several
-    assert Judge().targets([several])["subject"].tolist() == [UNASKED]
+    assert Judge().targets([several])["subject"].tolist() == [NO_ANSWER]
 
 
-def test_of_a_stack_the_upper_is_what_the_scene_says_in_every_shape():
-    """By the order that `Scene` documents: of "on" what stands on top is last, of "riding" the mount is."""
+def test_the_upper_subject_of_a_stack_matches_the_scene():
+    """By the order in `Scene`: the upper subject is last in "on", the mount is last in "riding"."""
     seen = set()
     stacks = replace(KIT, on=0.5, riding=0.5, arctic=0, pairs=0, counts=0, next=0, threes=0)
     for scene in islice(scenes(4, stacks), 800):
@@ -117,19 +117,19 @@ def test_of_a_stack_the_upper_is_what_the_scene_says_in_every_shape():
     assert seen == {"on", "riding"}
 
 
-def test_the_numbers_of_answers_are_those_of_the_choices():
+def test_answers_are_encoded_as_indices_of_the_choices():
     known = choices(FEW)
     assert tuple(known) == QUESTIONS
     assert known["place"] == ("snow", "beach", "city", "meadow", *BACKGROUNDS)
     told = [Answers("horse", "red", "city", "sunset", "4"), Answers(place="snow/city/city", left="fox", right="owl")]
     numbers = {name: found.tolist() for name, found in encode(told, known).items()}
-    assert (numbers["subject"], numbers["colour"], numbers["count"]) == ([1, UNASKED], [2, UNASKED], [3, UNASKED])
-    assert (numbers["place"], numbers["time"]) == ([2, UNASKED], [2, UNASKED])
-    assert (numbers["left"], numbers["right"]) == ([UNASKED, 0], [UNASKED, UNASKED])  # `few` has no owl
+    assert (numbers["subject"], numbers["colour"], numbers["count"]) == ([1, NO_ANSWER], [2, NO_ANSWER], [3, NO_ANSWER])
+    assert (numbers["place"], numbers["time"]) == ([2, NO_ANSWER], [2, NO_ANSWER])
+    assert (numbers["left"], numbers["right"]) == ([NO_ANSWER, 0], [NO_ANSWER, NO_ANSWER])  # `few` has no owl
 
 
-def test_the_loss_is_the_sum_of_the_cross_entropies_of_what_is_asked():
-    """Heads that answer evenly are wrong by the logarithm of their choices; nobody asks for the rest."""
+def test_the_loss_is_the_sum_of_the_cross_entropies():
+    """The loss of uniform logits is the logarithm of the choices; questions without an answer add nothing."""
     judge, segmenter = Judge(FEW), Segmenter()
     for layer in (*judge.heads.values(), segmenter.head):
         nn.init.zeros_(layer.weight)
@@ -141,7 +141,7 @@ def test_the_loss_is_the_sum_of_the_cross_entropies_of_what_is_asked():
     assert loss.item() == pytest.approx(sum(np.log(each) for each in choices_asked), abs=1e-4)
 
 
-def test_judge_and_segmenter_learn_and_are_kept(sprites, tmp_path):
+def test_judge_and_segmenter_are_trained_and_saved(sprites, tmp_path):
     def renderings(seed, count):
         drawn = list(islice(scenes(seed, FEW, held_out=True), count))
         pictures = [render(scene, sprites) for scene in drawn]
@@ -171,13 +171,13 @@ def test_judge_and_segmenter_learn_and_are_kept(sprites, tmp_path):
     for name, logits in judge(shrink(unseen[:2])).items():
         assert torch.equal(logits, again(shrink(unseen[:2]))[name])
     assert torch.equal(read_maps(segmenter, unseen[:2]), read_maps(reader, unseen[:2]))
-    with pytest.raises(ModelCorrupt, match="holds no judge of this world"):
+    with pytest.raises(ModelCorrupt, match="is not a judge of this world"):
         load(file, KIT)
     with pytest.raises(ModelNotFound, match="there is no judge"):
         load(tmp_path / "none.pt", FEW)
 
 
-def test_mean_iou_is_over_the_classes_that_are_there():
+def test_mean_iou_is_over_the_given_classes():
     sky, grass = CLASS_NAMES.index("sky"), CLASS_NAMES.index("grass")
     given = torch.tensor([[sky, sky, grass, grass]])
     mean, table = mean_iou(torch.tensor([[sky, grass, grass, grass]]), given)
@@ -185,7 +185,7 @@ def test_mean_iou_is_over_the_classes_that_are_there():
     assert mean == pytest.approx((0.5 + 2 / 3) / 2, abs=1e-4)
 
 
-def test_a_map_is_shrunk_to_what_stands_in_the_middle_of_each_cell():
+def test_a_shrunk_map_has_the_middle_pixel_of_each_cell():
     maps = torch.zeros((1, 256, 256), dtype=torch.uint8)
     maps[0, 2, 6] = 7
     small = shrink_maps(maps)

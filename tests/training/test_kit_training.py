@@ -44,11 +44,11 @@ def here():
 # The parts of a run, one by one.
 
 
-def test_the_command_names_the_phases_that_there_are():
+def test_the_command_lists_all_phases():
     assert tuple(kit.PHASES) == command.KIT_PHASES
 
 
-def test_the_minutes_are_shared_out_by_the_phases_shares():
+def test_minutes_are_split_by_the_phases_shares():
     seconds = share_out(10)
     assert sum(seconds.values()) == pytest.approx(600)
     assert seconds["text-to-image"] / seconds["judge"] == pytest.approx(0.45 / 0.06)
@@ -56,7 +56,7 @@ def test_the_minutes_are_shared_out_by_the_phases_shares():
     assert sum(phase.share for phase in kit.PHASES.values()) == pytest.approx(1)
 
 
-def test_a_scale_makes_batches_and_pools_smaller_and_nothing_else(tmp_path):
+def test_scale_changes_only_batch_and_pool_sizes(tmp_path):
     small = Settings(tmp_path, SPRITES, {}, scale=1 / 16).phase("inpaint")
     assert (small.batch, small.pool, small.first, small.fresh) == (32, 6250, 128, 4)
     assert replace(small, batch=512, pool=100_000, first=2048, fresh=64) == kit.PHASES["inpaint"]
@@ -64,7 +64,7 @@ def test_a_scale_makes_batches_and_pools_smaller_and_nothing_else(tmp_path):
     assert (tiny.batch, tiny.pool, tiny.first, tiny.fresh) == (2, 2, 2, 2)
 
 
-def test_a_clock_counts_earlier_slices_and_the_greater_of_time_and_steps(monkeypatch):
+def test_a_clock_includes_earlier_slices_and_uses_the_larger_share(monkeypatch):
     now = 100.0
     monkeypatch.setattr(kit.time, "monotonic", lambda: now)
     clock = Clock(seconds=200, steps=10, before=30, started=now)
@@ -83,12 +83,12 @@ def test_a_clock_counts_earlier_slices_and_the_greater_of_time_and_steps(monkeyp
     ("step", "fraction", "expected"),
     [(0, 0, 0.1), (4, 0.1, 0.5), (50, 0.5, 1), (50, 0.6, 1), (50, 0.9, 0.25), (9, 1, 0)],
 )
-def test_the_rate_rises_stays_and_falls_to_nothing(step, fraction, expected):
+def test_the_rate_rises_stays_and_falls_to_zero(step, fraction, expected):
     phase = Phase("pictures", 1, 1, lr=3.0, cooldown=0.4, pool=1, first=1, fresh=1, warmup=10)
     assert rate_at(phase, step, fraction) == pytest.approx(3 * expected)
 
 
-def test_a_feeder_gives_chunks_in_order_and_raises_what_drawing_raised():
+def test_a_feeder_returns_chunks_in_order_and_raises_their_errors():
     def chunks():
         yield {"x": torch.tensor([1])}
         yield {"x": torch.tensor([2])}
@@ -101,7 +101,7 @@ def test_a_feeder_gives_chunks_in_order_and_raises_what_drawing_raised():
     feeder.stop()
 
 
-def test_a_feeder_does_not_wait_unless_told_to():
+def test_a_feeder_waits_only_if_requested():
     go = threading.Event()
 
     def chunks():
@@ -116,7 +116,7 @@ def test_a_feeder_does_not_wait_unless_told_to():
     feeder.stop()
 
 
-def test_a_pool_keeps_the_newest_rows_in_place_of_the_oldest():
+def test_a_full_pool_replaces_its_oldest_rows():
     pool = DevicePool(5, torch.Generator().manual_seed(0))
     for rows in ([0, 1, 2], [3, 4, 5], [6, 7]):
         pool.add({"x": torch.tensor(rows), "y": -torch.tensor(rows)[:, None]})
@@ -127,7 +127,7 @@ def test_a_pool_keeps_the_newest_rows_in_place_of_the_oldest():
     assert np.bincount(drawn["x"], minlength=8)[3:].min() > 40
 
 
-def test_a_pool_that_is_not_full_gives_what_was_added():
+def test_a_pool_that_is_not_full_samples_only_added_rows():
     pool = DevicePool(1000, torch.Generator().manual_seed(0))
     pool.add({"x": torch.tensor([7, 8])})
     assert set(pool.sample(50)["x"].tolist()) == {7, 8}
@@ -153,7 +153,7 @@ class Line:
         return {"good": 1.5}
 
     def sheet(self, path):
-        """Nothing."""
+        """Do nothing."""
 
 
 def chunks(size=8):
@@ -163,7 +163,7 @@ def chunks(size=8):
 
 
 class Ready:
-    """A feeder whose chunks are there at once, unless it is told that there are none."""
+    """A feeder whose chunks are ready at once, unless `empty` is set."""
 
     def __init__(self):
         self.chunks, self.empty = chunks(), False
@@ -178,7 +178,7 @@ def a_run(tmp_path, steps=6, seconds=None, learner=None):
     return PhaseRun("captions", settings, learner or Line(), here())
 
 
-def test_a_step_may_add_so_many_scenes_and_those_it_could_not_have_are_caught_up(tmp_path):
+def test_each_step_adds_a_number_of_scenes_and_catches_up_on_missing_ones(tmp_path):
     run, feeder = a_run(tmp_path), Ready()
     sizes = []
     for _ in range(10):
@@ -238,7 +238,7 @@ def test_a_stopped_phase_continues_from_its_checkpoint(tmp_path, monkeypatch):
     assert sorted(file.name for file in (tmp_path / "captions").iterdir()) == ["done", "log.jsonl"]
 
 
-def test_time_of_earlier_slices_counts(tmp_path):
+def test_earlier_slices_count_towards_the_time(tmp_path):
     first = a_run(tmp_path, steps=None, seconds=1e6)
     first.clock.started -= 4e5
     first.save()
@@ -248,14 +248,14 @@ def test_time_of_earlier_slices_counts(tmp_path):
     assert second.clock.fraction(second.step) == pytest.approx(0.6, abs=1e-3)
 
 
-def test_what_is_exported_is_the_average_and_training_has_its_weights_back(tmp_path):
+def test_the_average_is_exported_and_the_trained_weights_are_restored(tmp_path):
     run = a_run(tmp_path, steps=4)
     assert run.run(Ready(), Stop(), lambda *entry: None)
     assert run.learner.exported == [[each.item() for each in run.average.averages]]
     assert run.learner.exported != [[each.item() for each in run.average.parameters]]
 
 
-def test_a_resumed_phase_draws_other_scenes(tmp_path, monkeypatch):
+def test_a_resumed_phase_uses_new_scenes(tmp_path, monkeypatch):
     recipes = []
     monkeypatch.setattr(stream, "stream", lambda recipe, workers, chunk: recipes.append(recipe) or chunks())
     settings = Settings(tmp_path, SPRITES, {}, vocabulary=FEW, scale=0.01)
@@ -269,13 +269,13 @@ def test_a_resumed_phase_draws_other_scenes(tmp_path, monkeypatch):
     assert [recipe.held_out for recipe in recipes] == [False] * 5 + [True, False]
 
 
-def test_a_model_to_go_on_from_must_be_there(tmp_path):
+def test_a_missing_base_model_is_an_error(tmp_path):
     with pytest.raises(ModelNotFound, match=r"no model_index\.json"):
         kit.prepare_kit(Settings(tmp_path, SPRITES, {}, base=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(("is_gpu", "minutes", "scale"), [(True, 20, 1), (False, 900, 1 / 16)])
-def test_what_is_not_asked_for_suits_the_device(is_gpu, minutes, scale, tmp_path):
+def test_defaults_depend_on_the_device(is_gpu, minutes, scale, tmp_path):
     found = session.kit_settings(session.KitRun(tmp_path, SPRITES), is_gpu=is_gpu)
     assert sum(found.phases.values()) == pytest.approx(60 * minutes)
     assert (found.scale, found.steps) == (scale, None)
@@ -291,7 +291,7 @@ def test_what_is_not_asked_for_suits_the_device(is_gpu, minutes, scale, tmp_path
 # U-Nets that share weights.
 
 
-def test_each_context_has_slots_of_its_own():
+def test_each_context_has_its_own_slots():
     """Latents, then mask and masked latents, then the classes."""
     assert slots_of("text-to-image", 8) == list(range(8))
     assert slots_of("inpaint", 8) == [*range(8), *range(8, 17)]
@@ -300,7 +300,7 @@ def test_each_context_has_slots_of_its_own():
 
 @pytest.mark.parametrize("kind", OWN_CHANNELS)
 @torch.no_grad()
-def test_a_shared_unet_draws_what_the_narrow_one_drew_and_gives_it_back(kind):
+def test_shared_and_own_unets_have_the_same_output(kind):
     torch.manual_seed(0)
     channels = OWN_CHANNELS[kind]
     narrow = UNet2DConditionModel(**{**TINY_UNET, "in_channels": channels}).eval()
@@ -321,7 +321,7 @@ def test_a_shared_unet_draws_what_the_narrow_one_drew_and_gives_it_back(kind):
 
 
 @torch.no_grad()
-def test_a_model_for_text_becomes_one_for_a_context_that_has_no_effect_yet():
+def test_new_context_channels_have_no_effect_at_first():
     torch.manual_seed(0)
     narrow = UNet2DConditionModel(**TINY_UNET).eval()
     sample, states = torch.randn(1, LATENTS, 8, 8), torch.randn(1, 5, 64)
@@ -354,7 +354,7 @@ COMMAND = ("train", "kit", "--out", "runs", "--world", "few", "--sprites", SPRIT
            "--workers", "0", "--device", "cpu", "--json")  # fmt: skip
 
 
-def test_a_run_of_every_phase_leaves_the_model_a_log_and_sheets(made):
+def test_a_run_of_all_phases_writes_the_model_logs_and_sheets(made):
     folder, done = made
     told = [json.loads(line) for line in done.lines]
     assert told[-1] == {"status": "done", "model": "runs/kit"}
@@ -373,7 +373,7 @@ def test_a_run_of_every_phase_leaves_the_model_a_log_and_sheets(made):
             assert sheet.size == size
 
 
-def test_diffusers_loads_the_folder_and_the_command_draws_with_it(made, run):
+def test_diffusers_and_the_command_load_the_folder(made, run):
     model = made[0] / "kit"
     pipe = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
     assert pipe.unet.config.in_channels == pipe.vae.config.latent_channels == LATENTS
@@ -384,7 +384,7 @@ def test_diffusers_loads_the_folder_and_the_command_draws_with_it(made, run):
     assert (drawn.status, drawn.lines) == (0, ["fox.png"]), drawn.stderr
 
 
-def test_unets_of_contexts_take_their_own_channels_in_half_precision_shards(made):
+def test_exported_unets_have_their_own_channels_in_float16_shards(made):
     model = made[0] / "kit"
     for kind, folder in {"text-to-image": "unet", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}.items():
         unet = UNet2DConditionModel.from_pretrained(model / folder, torch_dtype=torch.float16)
@@ -412,7 +412,7 @@ def test_a_phase_that_is_done_is_not_repeated(made):
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-def test_a_slice_stops_at_a_checkpoint_and_says_so(made):
+def test_a_slice_stops_at_a_checkpoint_with_a_note(made):
     folder, _ = made
     (folder / "captions" / "done").rename(folder / "was-done")
     try:
@@ -436,7 +436,7 @@ def test_a_slice_stops_at_a_checkpoint_and_says_so(made):
         (["--phase", "semantic"], 3, "cannot read"),
     ],
 )
-def test_what_kit_cannot_be_trained_with_is_an_error_of_two_lines(run, monkeypatch, words, status, said):
+def test_invalid_options_of_train_kit_are_errors_of_two_lines(run, monkeypatch, words, status, said):
     monkeypatch.setattr(kit, "CAPTIONS", 20)
     monkeypatch.setattr(kit, "AHEAD", 1)
     done = run("train", "kit", "--out", "x", "--world", "few", "--sprites", SPRITES, "--workers", "0", *words)
@@ -470,7 +470,7 @@ def means_of(vae, pixels):
 
 
 @pytest.mark.parametrize("kind", OWN_CHANNELS)
-def test_rows_and_contexts_are_what_sdcli_makes_of_the_same(kind, learner):
+def test_rows_and_contexts_equal_those_of_inference(kind, learner):
     learning, rows, chunk = learner(kind)
     vae = learning.parts.vae
     pixels = chunk["images"].float() / 127.5 - 1
@@ -493,8 +493,8 @@ def test_rows_and_contexts_are_what_sdcli_makes_of_the_same(kind, learner):
 
 
 @pytest.mark.parametrize("kind", OWN_CHANNELS)
-def test_the_loss_is_the_weighted_error_of_v_and_unused_channels_learn_nothing(kind, learner, monkeypatch):
-    """A U-Net that gives nothing is wrong by v = sqrt(a) noise - sqrt(1 - a) latents."""
+def test_the_loss_is_the_weighted_error_of_v_and_unused_channels_are_not_trained(kind, learner, monkeypatch):
+    """The error of a U-Net that returns zeros is v = sqrt(a) noise - sqrt(1 - a) latents."""
     learning, rows, _ = learner(kind)
     seen = []
     original = learners.target_of
@@ -580,7 +580,7 @@ def test_a_text_encoder_learns_to_read_captions(made, monkeypatch):
     assert learning.right > 0.5
 
 
-def test_an_autoencoder_to_go_on_from_is_not_taught_by_pca_again(made, monkeypatch):
+def test_a_base_autoencoder_is_trained_without_the_teacher(made, monkeypatch):
     monkeypatch.setattr(autoencoder, "ARCHITECTURE", TINY_AUTOENCODER)
     pictures = torch.rand(2, 3, 64, 64) * 2 - 1
     fresh = learners.AutoencoderLearner(here(), pictures, pictures)

@@ -22,7 +22,7 @@ class Settings:
 
 @dataclass
 class CountingRun:
-    """A run whose loss is its step, and that remembers what was asked of it."""
+    """A run whose loss is its step, and that records its calls."""
 
     settings: Settings = field(default_factory=Settings)
     team: Team = field(default_factory=lambda: Team(torch.device("cpu")))
@@ -67,7 +67,7 @@ def entries_in(folder):
 EXPECTED = [(2, 1.5, 20), (4, 3.5, 40), (6, 5.5, 60), (7, 7.0, 70)]
 
 
-def test_the_loop_logs_saves_and_draws_now_and_then_and_at_the_end(tmp_path):
+def test_the_loop_logs_saves_and_writes_sheets_at_intervals_and_at_the_end(tmp_path):
     run, seen, steps = CountingRun(), [], []
     watcher = Watcher(on_entry=seen.append, on_step=lambda step, loss: steps.append(step))
     assert loop.train(run, tmp_path, Stop(), watcher)
@@ -80,7 +80,7 @@ def test_the_loop_logs_saves_and_draws_now_and_then_and_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("stops", [[3], [5], [1, 2, 4]])
-def test_a_run_in_parts_leaves_the_log_of_an_unbroken_one(tmp_path, stops):
+def test_a_run_in_slices_has_the_log_of_an_uninterrupted_one(tmp_path, stops):
     for stop in stops:
         with loop.stop_requests() as asked:
             assert not loop.train(CountingRun(signal_at=stop), tmp_path, asked, Watcher())
@@ -90,21 +90,21 @@ def test_a_run_in_parts_leaves_the_log_of_an_unbroken_one(tmp_path, stops):
     assert entries_in(tmp_path) == EXPECTED
 
 
-def test_a_stop_signal_is_the_program_s_own_again_after_the_run():
+def test_signal_handlers_are_restored_after_the_run():
     before = signal.getsignal(signal.SIGTERM)
     with loop.stop_requests():
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_slice_that_is_over_stops_at_once_and_keeps_what_was_prepared(tmp_path):
+def test_a_past_deadline_stops_at_once_and_keeps_prepared_data(tmp_path):
     run = CountingRun()
     assert not loop.train(run, tmp_path, Stop(deadline=time.monotonic()), Watcher())
     assert (run.step, run.kept, run.prepared) == (0, [0], 0)
     assert loop.last_step(tmp_path) == 0
 
 
-def test_lines_after_the_checkpoint_and_torn_ones_are_taken_out(tmp_path):
+def test_later_and_incomplete_log_lines_are_removed(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     loop.cut_log(log, 2)
@@ -112,7 +112,7 @@ def test_lines_after_the_checkpoint_and_torn_ones_are_taken_out(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
 
 
-def test_noise_depends_on_seed_and_step_alone():
+def test_noise_depends_only_on_seed_and_step():
     one, again, other, further = (
         loop.step_noise(seed, step, (2, 3)) for seed, step in ((1, 1), (1, 1), (1, 2), (2, 1))
     )

@@ -14,7 +14,7 @@ NONE = np.zeros((0, 64, 96), dtype=bool)
 
 
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(KINDS))
-def test_a_mask_is_of_the_picture_s_size_and_never_empty(seed, kind):
+def test_a_mask_has_the_picture_s_size_and_is_never_empty(seed, kind):
     plan = Plan(kind, seed % 2 if kind == "subject" else None)
     mask = draw_mask(plan, SUBJECTS, (64, 96), np.random.default_rng(seed))
     assert mask.dtype == bool
@@ -25,14 +25,14 @@ def test_a_mask_is_of_the_picture_s_size_and_never_empty(seed, kind):
 
 
 @given(seed=st.integers(0, 2**32), subject=st.integers(0, 1))
-def test_a_subject_s_mask_covers_it_with_some_room_and_not_the_other(seed, subject):
+def test_a_subject_s_mask_covers_it_with_a_margin_and_not_the_other(seed, subject):
     mask = draw_mask(Plan("subject", subject), SUBJECTS, (64, 96), np.random.default_rng(seed))
     assert mask[SUBJECTS[subject]].all()
     assert SUBJECTS[subject].sum() < mask.sum() < 6 * SUBJECTS[subject].sum()
     assert not mask[SUBJECTS[1 - subject]].all()
 
 
-def test_a_subject_that_nobody_sees_is_painted_anywhere():
+def test_an_invisible_subject_has_a_mask_anywhere():
     hidden = np.zeros((1, 64, 96), dtype=bool)
     assert draw_mask(Plan("subject", 0), hidden, (64, 96), np.random.default_rng(0)).all()
 
@@ -47,7 +47,7 @@ def test_everything_is_everything_and_a_border_touches_the_edge():
 
 
 @pytest.mark.parametrize(("subjects", "shares"), [(2, SHARES), (0, SHARES_WITHOUT_SUBJECTS)])
-def test_kinds_are_drawn_in_their_shares(subjects, shares):
+def test_kinds_of_masks_have_their_shares(subjects, shares):
     assert sum(shares) == pytest.approx(1)
     rng = np.random.default_rng(0)
     plans = [plan_mask(subjects, rng) for _ in range(4000)]

@@ -37,7 +37,7 @@ from sdcli.training.world import FEW, KIT, KIT_MIXED, Scene, compose, is_held_ou
 from tests.training.test_judge import Oracle
 
 
-def test_a_trial_asks_in_plain_words_for_what_is_judged():
+def test_a_trial_s_prompt_matches_its_answers():
     assert trial_of(("owl", "natural", "snow")).prompt == "an owl in the snow"
     two = trial_of_two(("castle", "natural", "sunset"), ("dragon", "red", "night"))
     assert two.prompt == "a castle left of a red dragon at sunset"
@@ -47,7 +47,7 @@ def test_a_trial_asks_in_plain_words_for_what_is_judged():
     assert turned.answers == two.answers
 
 
-def test_trials_are_many_distinct_and_of_what_they_say():
+def test_trials_are_distinct_and_match_their_kind():
     kinds = text_trials(KIT, 500, 200)
     assert [len(kinds[kind]) for kind in ("seen", "held_out")] == [500, 200]
     for kind, held_out in (("seen", False), ("held_out", True)):
@@ -65,7 +65,7 @@ def test_trials_are_many_distinct_and_of_what_they_say():
 
 
 @pytest.mark.parametrize("vocabulary", [KIT, KIT_MIXED])
-def test_trials_of_relations_and_counts_are_of_what_they_say(vocabulary):
+def test_trials_of_relations_and_counts_match_their_kind(vocabulary):
     trials = related_trials(vocabulary, 40)
     assert {kind: len(each) for kind, each in trials.items()} == {"on": 40, "riding": 40, "counts": 40}
     for kind, link in (("on", " on "), ("riding", " riding ")):
@@ -84,14 +84,14 @@ def test_trials_of_relations_and_counts_are_of_what_they_say(vocabulary):
         assert not is_held_out(asked.subject, asked.colour, asked.place)
 
 
-def test_a_count_asks_for_a_plural():
+def test_a_count_uses_a_plural():
     scene = Scene("snow", layout.row([("wolf", "white")] * 3, np.random.default_rng(0)), 0, "day", "count")
     trial = trial_of_count(scene)
     assert trial.prompt == "three white wolves in the snow"
     assert trial.answers == Answers("wolf", "white", "snow", count="3")
 
 
-def test_of_few_prompts_none_may_be_of_two_subjects():
+def test_few_prompts_may_have_none_of_two_subjects():
     assert "two_subjects" not in text_trials(KIT, 5, 1)
 
 
@@ -100,7 +100,7 @@ def test_spread_repeats_where_there_are_fewer():
     assert spread(list(range(10)), 5) == [0, 2, 4, 6, 8]
 
 
-def test_pictures_are_drawn_with_a_seed_each_and_judged():
+def test_each_picture_has_its_seed_and_is_judged():
     trials = [trial_of(("fox", "red", "snow")), trial_of(("cat", "red", "snow"))]
     asked, heard = [], []
 
@@ -115,7 +115,7 @@ def test_pictures_are_drawn_with_a_seed_each_and_judged():
     assert shares == {"pictures": 2, "subject": 0.5, "colour": 1.0, "place": 1.0, "all": 0.5}
 
 
-def test_an_inpainting_trial_hides_a_subject_and_asks_for_another(sprites):
+def test_an_inpainting_trial_masks_a_subject_and_prompts_for_another(sprites):
     for trial in inpaint_trials(sprites, FEW, 4):
         mask = np.asarray(trial.given.core) > 0
         assert 0.05 < mask.mean() < 0.7
@@ -135,7 +135,7 @@ def maps(sprites, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("kind", "seed", "mixed"), [("maps", 112_233, 0.0), ("mixed_maps", 112_234, 1.0)])
-def test_a_map_trial_asks_for_the_scene_whose_map_it_gives(kind, seed, mixed, maps, sprites):
+def test_a_map_trial_has_the_prompt_and_the_map_of_a_scene(kind, seed, mixed, maps, sprites):
     source = scenes(seed, replace(FEW, mixed=mixed, background=0.0))
     expected = list(islice((s for s in source if len(s.placements) == 1 and s.time == "day"), 2))
     for scene, trial in zip(expected, maps[kind], strict=True):
@@ -155,7 +155,7 @@ def test_a_map_trial_asks_for_the_scene_whose_map_it_gives(kind, seed, mixed, ma
     assert 0 <= row["mean_iou"] < 0.5
 
 
-def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
+def test_maps_predicted_from_renderings_are_compared_with_theirs(sprites):
     rng = np.random.default_rng(3)
     rendering = render(compose(("fox", "red", "snow"), rng), sprites)
     mean, table = compare_maps(Segmenter().eval(), [rendering.image], [rendering.segmentation])
@@ -163,7 +163,7 @@ def test_maps_read_back_from_renderings_are_compared_with_their_own(sprites):
     assert "animal" in table
 
 
-def test_a_trial_is_drawn_as_the_command_draws_it(tmp_path, run):
+def test_a_trial_s_picture_equals_that_of_the_command(tmp_path, run):
     options = {"steps": 2, "threads": 1, "device": "cpu"}
     trial = Trial("arctic fox", Answers())
     kit = located.find("kit")
@@ -182,8 +182,8 @@ KINDS = [
 @pytest.mark.parametrize(
     ("model", "kinds"), [("kit", KINDS), ("kit-inpaint", ["masks"]), ("kit-semantic", ["maps", "mixed_maps"])]
 )
-def test_the_table_of_each_model_of_the_package(model, kinds, sprites, monkeypatch):
-    """On one step a picture, and no more pictures than there must be: the rows and not the shares."""
+def test_the_table_of_each_bundled_model(model, kinds, sprites, monkeypatch):
+    """With one step per picture and few pictures: checks the rows, not the shares."""
     monkeypatch.setattr(measuring, "drawn", lambda draw, trials, shown: drawn(draw, trials[:1], shown) * len(trials))
     counts = Counts(seen=25, held_out=2, masks=2, maps=2, scenes=4)
     heard = []

@@ -18,7 +18,7 @@ def gradients(module, seed):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_every_parameter_is_stepped_and_gradients_are_cleared():
+def test_all_parameters_are_updated_and_gradients_are_cleared():
     module = network()
     before = [p.detach().clone() for p in module.parameters()]
     optimizer = MatrixOptimizer([module], 0.1, weight_decay=0.0)
@@ -28,7 +28,7 @@ def test_every_parameter_is_stepped_and_gradients_are_cleared():
     assert all(p.grad is None for p in module.parameters())
 
 
-def test_a_convolution_is_stepped_as_the_matrix_it_is():
+def test_a_convolution_is_updated_as_a_matrix():
     module = network()
     matrix = nn.Parameter(module[0].weight.detach().flatten(1).clone())
     reference = torch.optim.Muon([matrix], lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
@@ -41,7 +41,7 @@ def test_a_convolution_is_stepped_as_the_matrix_it_is():
     torch.testing.assert_close(module[0].weight.flatten(1), matrix, rtol=0, atol=0)
 
 
-def test_matrices_of_one_shape_are_stepped_together_as_each_would_be_alone():
+def test_grouped_matrices_are_updated_like_single_ones():
     """Wide, tall and square ones, with weight decay; one has no gradient in the second step, which counts as zeros."""
     torch.manual_seed(0)
     shapes = [(24, 16), (16, 24), (24, 16), (16, 16), (24, 16)]
@@ -77,7 +77,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one():
         assert cosine.min() > 0.95
 
 
-def test_vectors_and_embeddings_are_stepped_by_adamw():
+def test_vectors_and_embeddings_are_updated_by_adamw():
     module = nn.ModuleList([nn.Embedding(20, 16), nn.LayerNorm(16)])
     twin = copy.deepcopy(module)
     optimizer = MatrixOptimizer([module, nn.Linear(16, 16)], 0.01, weight_decay=0.0)
@@ -91,7 +91,7 @@ def test_vectors_and_embeddings_are_stepped_by_adamw():
         torch.testing.assert_close(parameter, expected, rtol=0, atol=0)
 
 
-def test_a_restored_optimizer_goes_on_exactly():
+def test_a_restored_optimizer_continues_exactly():
     module = network()
     optimizer = MatrixOptimizer([module], 0.1, weight_decay=0.01)
     gradients(module, 1)

@@ -30,7 +30,7 @@ def kinds_in(place, seed, time="day"):
 
 
 @pytest.mark.parametrize("place", EVERYWHERE)
-def test_places_are_pictures_with_maps_and_those_of_a_seed_are_alike(place):
+def test_places_have_pictures_and_maps_determined_by_the_seed(place):
     (image, kinds), (again, same) = view(place, 1), view(place, 1)
     assert image.shape == (SIDE, SIDE, 3)
     assert kinds.shape == (SIDE, SIDE)
@@ -48,7 +48,7 @@ def flat(canvas, stops, kind, **how):
     canvas.block(0.25, 0.25, 0.75, 0.75, stops, kind, radius=0.0, depth=0.0, **how)
 
 
-def test_a_shape_is_in_the_picture_and_in_the_map_alike():
+def test_a_shape_is_the_same_in_the_picture_and_in_the_map():
     canvas = Canvas(SIDE)
     canvas.fill([RED, RED], "sky")
     flat(canvas, [GREEN, GREEN], "tree")
@@ -63,7 +63,7 @@ def test_a_shape_is_in_the_picture_and_in_the_map_alike():
     assert tuple(image[SIDE // 2, SIDE // 2]) == GREEN
 
 
-def test_distance_fades_into_haze_and_what_shines_is_not_lit():
+def test_distance_fades_into_haze_and_shining_shapes_are_not_lit():
     for how, expected in (
         ({}, (125, 0, 0)),
         ({"far": 1.0}, (10, 20, 30)),
@@ -74,7 +74,7 @@ def test_distance_fades_into_haze_and_what_shines_is_not_lit():
         assert tuple(canvas.result()[0][SIDE // 2, SIDE // 2]) == expected
 
 
-def test_a_ball_is_brighter_where_the_light_comes_from():
+def test_a_ball_is_brighter_on_the_side_of_the_light():
     canvas = Canvas(SIDE)
     canvas.ball(0.5, 0.5, 0.4, [(120, 120, 120)] * 2, "tree")
     image = canvas.result()[0].astype(int)
@@ -82,7 +82,7 @@ def test_a_ball_is_brighter_where_the_light_comes_from():
     assert (upper_left > lower_right + 20).all()
 
 
-def test_what_is_where_makes_sense():
+def test_classes_are_at_plausible_positions():
     top, bottom = (0, SIDE // 2), (SIDE - 1, SIDE // 2)
     for place, above, below in (
         ("beach", "sky", "sand"),
@@ -98,7 +98,7 @@ def test_what_is_where_makes_sense():
         assert (CLASS_NAMES[kinds[top]], CLASS_NAMES[kinds[bottom]]) == (above, below)
 
 
-def test_every_class_but_those_of_subjects_alone_is_in_some_place():
+def test_each_class_that_is_not_a_subject_s_is_in_some_place():
     found = {kind for place in EVERYWHERE for seed in range(3) for kind in kinds_in(place, seed)}
     assert found == set(CLASSES) - {"animal", "person", "vehicle", "food"}
     assert len(set(CLASSES.values())) == len(CLASSES) == 18
@@ -115,7 +115,7 @@ def test_a_time_of_day_changes_the_light(place):
     assert "sun or moon" in kinds_in(place, 4, "night")
 
 
-def test_places_can_be_told_apart_at_a_glance():
+def test_places_differ_more_than_their_views():
     """Their mean pictures, of eight views, differ more than the views of one from its mean."""
     means = {p: np.mean([view(p, seed)[0].astype(float) for seed in range(8)], 0) for p in EVERYWHERE}
     for place in EVERYWHERE:
@@ -135,6 +135,6 @@ def test_a_mixed_place_has_the_sky_of_one_and_the_ground_of_another(parts, seed)
     assert CLASS_NAMES[kinds[0, SIDE // 2]] in {PLACES[sky].above, "cloud", "sun or moon", "tree"}
 
 
-def test_an_unmixed_place_is_made_of_itself():
+def test_an_unmixed_place_has_its_own_parts():
     assert parts_of("snow") == ("snow", "snow", "snow")
     assert np.array_equal(view("snow", 5)[0], view(mixed("snow", "snow", "snow"), 5)[0])

@@ -1,4 +1,4 @@
-"""A text encoder that learns to read the world's captions, on a real one of tiny size."""
+"""Training a tiny text encoder on the world's captions."""
 
 from dataclasses import replace
 from itertools import groupby, islice
@@ -63,7 +63,7 @@ def grid(found, name, index=0):
     return found[name][index].view(ROWS, COLUMNS)
 
 
-def test_a_layout_says_what_stands_in_which_cell():
+def test_a_layout_has_the_subject_in_each_cell():
     """Boxes by hand: the upper left quarter of the picture, and a box about the lower right corner."""
     one, other = KIT.subjects[3], KIT.subjects[7]
     boxes = (Placement(one, "natural", 0.25, 0.25, 0.5), Placement(other, "white", 0.875, 0.875, 0.25))
@@ -83,7 +83,7 @@ def test_a_layout_says_what_stands_in_which_cell():
     assert found["times"].tolist() == [TIMES.index("night"), TIMES.index("day")]
 
 
-def test_where_two_stand_in_one_cell_the_one_in_front_counts():
+def test_the_front_one_of_two_subjects_in_a_cell_is_taken():
     behind, front = KIT.subjects[3], KIT.subjects[7]
     boxes = (Placement(behind, "natural", 0.5, 0.5, 0.9), Placement(front, "red", 0.5, 0.5, 0.3))
     found = grid(layout_of([Scene(KIT.places[0], boxes, 0)], KIT), "subjects")
@@ -92,7 +92,7 @@ def test_where_two_stand_in_one_cell_the_one_in_front_counts():
     assert [each for each, _ in groupby(each for each in three if each)] == [4, 8, 1]
 
 
-def test_a_rider_is_read_above_its_mount_that_hides_a_part_of_it():
+def test_a_rider_is_above_its_mount_in_the_layout():
     for seed in range(20):
         what = [(name, "natural") for name in ("astronaut", "horse")]
         scene = Scene("snow", layout.riding(*what, np.random.default_rng(seed)), 0, "day", "riding")
@@ -103,7 +103,7 @@ def test_a_rider_is_read_above_its_mount_that_hides_a_part_of_it():
         assert max(rows[rider]) < max(rows[mount])
 
 
-def test_a_caption_longer_than_usual_is_read_to_its_end(tmp_path):
+def test_long_captions_are_not_truncated(tmp_path):
     """A tokenizer that knows nothing but letters needs more tokens."""
     write_tokenizer(tmp_path, ["x"])
     run = begin(load_tokenizer(tmp_path), batch=16)
@@ -119,7 +119,7 @@ def test_plain_backgrounds_are_places_too():
     assert layout_of([scene], KIT)["places"].tolist() == [len(KIT.places)]
 
 
-def test_a_mixed_place_has_no_name_to_read():
+def test_a_mixed_place_has_no_target():
     scene = Scene("snow/city/beach", row(*KIT.subjects[:2]).placements, 0)
     found = layout_of([scene], KIT)
     assert found["places"].tolist() == [UNREAD]
@@ -131,13 +131,13 @@ def test_a_mixed_place_has_no_name_to_read():
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_captions_of_the_world_fit_the_tokens_that_are_read(tokenizer):
+def test_captions_of_the_world_fit_the_tokens(tokenizer):
     rng = np.random.default_rng(1)
     texts = [caption(scene, rng) for scene in islice(scenes(3, KIT), 1000)]
     assert max(len(ids) for ids in tokenizer(texts).input_ids) < CAPTION_TOKENS
 
 
-def test_it_learns_to_read(tokenizer):
+def test_the_readout_s_accuracy_increases(tokenizer):
     run = begin(tokenizer, batch=32, lr=5e-3)
     losses = [run.train_step() for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
@@ -146,7 +146,7 @@ def test_it_learns_to_read(tokenizer):
 
 
 @pytest.mark.slow
-def test_it_learns_to_tell_left_from_right(tokenizer, monkeypatch):
+def test_left_and_right_are_learned(tokenizer, monkeypatch):
     """From captions that always say it, until it is read right, and not only half of the time."""
     monkeypatch.setattr(parts, "TEXT_ENCODER", {**TINY_TEXT_ENCODER, "hidden_size": 128, "intermediate_size": 256})
     monkeypatch.setattr(captions, "ROW_PHRASES", ("{left} left of {right}", "{right} right of {left}"))
@@ -163,7 +163,7 @@ def test_it_learns_to_tell_left_from_right(tokenizer, monkeypatch):
     assert read[0, 6] == read[1, 1] == 2
 
 
-def test_held_states_move_less(tokenizer):
+def test_hold_keeps_states_closer(tokenizer):
     def moved(hold):
         run = begin(tokenizer, batch=16, hold=hold)
         ids, _ = run.draw()
@@ -176,8 +176,8 @@ def test_held_states_move_less(tokenizer):
     assert moved(10.0) < 0.5 * moved(0.0)
 
 
-def test_the_loss_is_the_sum_that_is_documented(tokenizer):
-    """A readout that answers evenly is wrong by the logarithms of its choices; states moved by 0.2 add 5 × 0.04."""
+def test_the_loss_equals_the_documented_sum(tokenizer):
+    """The loss of uniform logits is the logarithm of the choices; states changed by 0.2 add 5 × 0.04."""
     run = begin(tokenizer, hold=5.0)
     for head in (getattr(run.modules["readout"], name) for name in (*CELL_QUESTIONS, *WHOLE_QUESTIONS)):
         torch.nn.init.zeros_(head.weight)
@@ -194,7 +194,7 @@ def test_the_loss_is_the_sum_that_is_documented(tokenizer):
     assert loss.item() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_a_resumed_run_goes_on_as_if_unbroken(tokenizer):
+def test_a_resumed_run_equals_an_uninterrupted_one(tokenizer):
     unbroken, broken = begin(tokenizer, batch=4), begin(tokenizer, batch=4)
     for _ in range(3):
         unbroken.train_step()
@@ -206,7 +206,7 @@ def test_a_resumed_run_goes_on_as_if_unbroken(tokenizer):
     assert [fresh.train_step() for _ in range(3)] == [unbroken.train_step() for _ in range(3)]
 
 
-def test_processes_read_captions_of_their_own(tokenizer):
+def test_processes_have_different_captions(tokenizer):
     one, other = (begin(tokenizer, Team(torch.device("cpu"), False, place, 2), batch=8) for place in (0, 1))
     (ids, _), (others, _) = one.draw(), other.draw()
     assert ids.shape == others.shape == (4, TOKENS)

@@ -24,7 +24,7 @@ def pixels_of(sprite):
     return pixels[pixels[..., 3] > 200][:, :3]
 
 
-def test_there_is_a_sprite_for_every_subject_in_every_tint_it_may_have(sprites):
+def test_each_subject_has_a_sprite_in_each_of_its_tints(sprites):
     wanted = {(s.name, colour) for s in FEW_SUBJECTS for colour in TINTS if s.tinted or colour == "natural"}
     assert set(sprites) == wanted
     assert len(sprites) == len(wanted)
@@ -45,11 +45,11 @@ def test_the_whole_world_is_large_and_its_names_are_distinct():
     [("fox", "FOX FACE"), ("horse", "HORSE"), ("octopus", "OCTOPUS"), ("tractor", "TRACTOR"), ("cactus", "CACTUS"),
      ("pizza", "SLICE OF PIZZA"), ("castle", "EUROPEAN CASTLE"), ("t-rex", "T-REX"), ("llama", "LLAMA")],
 )  # fmt: skip
-def test_code_points_are_those_of_what_is_named(name, said):
+def test_code_points_match_the_names(name, said):
     assert unicodedata.name(chr(int(BY_NAME[name].code.split("-")[0], 16))) == said
 
 
-def test_the_table_knows_the_shapes_of_sprites(sprites):
+def test_the_table_has_the_shapes_of_sprites(sprites):
     for subject in FEW_SUBJECTS:
         width, height = sprites[subject.name, "natural"].size
         assert subject.tall == pytest.approx(height / width, abs=0.02)
@@ -57,7 +57,7 @@ def test_the_table_knows_the_shapes_of_sprites(sprites):
         assert subject.height == pytest.approx(height / max(width, height), abs=0.02)
 
 
-def test_seats_and_tops_are_where_a_sprite_begins(sprites):
+def test_seats_and_tops_are_on_the_edge_of_the_sprite(sprites):
     """Above a seat or a top there is nothing; at it, the sprite."""
     for name, (x, y) in (("horse", BY_NAME["horse"].seat), ("car", BY_NAME["car"].top)):
         alpha = np.asarray(sprites[name, "natural"].getchannel("A")) > 128
@@ -67,7 +67,7 @@ def test_seats_and_tops_are_where_a_sprite_begins(sprites):
 
 
 @pytest.mark.parametrize("colour", TINTS)
-def test_a_tint_leaves_the_shape_alone(sprites, colour):
+def test_a_tint_keeps_the_shape(sprites, colour):
     for subject in FEW_SUBJECTS:
         if subject.tinted:
             natural, tinted = sprites[subject.name, "natural"], sprites[subject.name, colour]
@@ -83,7 +83,7 @@ def test_tints_of_grey_follow_their_ramps():
     assert light == (*TINTS["red"][-1], 255)
 
 
-def test_a_tint_is_the_colour_it_is_called_and_eyes_stay_dark(sprites):
+def test_a_tint_has_its_named_colour_and_eyes_stay_dark(sprites):
     for name in ("fox", "horse", "car"):
         if BY_NAME[name].own != "red":
             red, green, blue = np.median(pixels_of(sprites[name, "red"]), 0)
@@ -95,7 +95,7 @@ def test_a_tint_is_the_colour_it_is_called_and_eyes_stay_dark(sprites):
     assert np.percentile(pixels_of(sprites["fox", "yellow"]).max(-1), 1) < 150
 
 
-def test_what_has_another_colour_than_the_body_keeps_it(sprites):
+def test_accents_keep_their_colour(sprites):
     def blueish(pixels):
         return (pixels[:, 2] > pixels[:, 0] + 40).mean()
 
@@ -105,7 +105,7 @@ def test_what_has_another_colour_than_the_body_keeps_it(sprites):
     )
 
 
-def test_one_that_looks_right_is_turned_left():
+def test_a_sprite_that_faces_right_is_mirrored():
     left, right = Image.new("RGBA", (8, 4), (255, 0, 0, 255)), BytesIO()
     left.paste((0, 0, 255, 255), (4, 0, 8, 4))
     left.save(right, "WEBP", lossless=True)
@@ -115,7 +115,7 @@ def test_one_that_looks_right_is_turned_left():
     assert drawing.read_sprite(fox, lambda code: right.getvalue()).getpixel((0, 0)) == (255, 0, 0, 255)
 
 
-def test_folder_archive_and_package_hold_the_same(tmp_path):
+def test_folder_archive_and_package_have_the_same_sprites(tmp_path):
     write_archive(SPRITES, tmp_path / "few.zip", FEW_SUBJECTS)
     with tarfile.open(tmp_path / "package.tgz", "w:gz") as package:
         for file in SPRITES.glob("*.webp"):
@@ -129,7 +129,7 @@ def test_folder_archive_and_package_hold_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive at all"])
-def test_what_is_no_source_says_how_to_get_one(tmp_path, content):
+def test_an_invalid_source_has_a_hint(tmp_path, content):
     file = tmp_path / "sprites.tgz"
     if content is not None:
         file.write_bytes(content)
@@ -139,12 +139,12 @@ def test_what_is_no_source_says_how_to_get_one(tmp_path, content):
     assert caught.value.exit_status == ExitStatus.INPUT
 
 
-def test_a_source_that_lacks_a_subject_is_refused():
+def test_a_source_without_a_subject_is_an_error():
     with pytest.raises(InputError, match=BY_NAME["cat"].code):
         load_sprites(SPRITES, [BY_NAME["cat"]])
 
 
-def test_what_is_given_is_not_fetched(tmp_path, monkeypatch):
+def test_a_given_source_is_not_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
     assert find_sprites(tmp_path / "mine.zip") == tmp_path / "mine.zip"
 
@@ -157,7 +157,7 @@ def fake_npm(folder, script):
     return str(npm.parent)
 
 
-def test_npm_fetches_the_package_once(tmp_path, monkeypatch):
+def test_npm_downloads_the_package_once(tmp_path, monkeypatch):
     script = f'[ "$*" = "pack @lobehub/fluent-emoji-3d@1.1.0" ] && echo sprites > {drawing.ARCHIVE}'
     monkeypatch.setenv("PATH", fake_npm(tmp_path, script) + ":/usr/bin:/bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -168,7 +168,7 @@ def test_npm_fetches_the_package_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", [None, "echo 'no such host' >&2; exit 1", "true"])
-def test_where_npm_is_missing_or_fails_the_hint_says_what_to_do(tmp_path, monkeypatch, script):
+def test_a_missing_or_failing_npm_is_an_error_with_a_hint(tmp_path, monkeypatch, script):
     monkeypatch.setenv("PATH", str(tmp_path) if script is None else fake_npm(tmp_path, script))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError) as caught:

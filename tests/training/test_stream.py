@@ -10,7 +10,7 @@ import torch
 
 from sdcli.training import stream, world
 from sdcli.training.captions import caption, plural
-from sdcli.training.judge import UNASKED, answers_of, choices
+from sdcli.training.judge import NO_ANSWER, answers_of, choices
 from sdcli.training.masks import Plan
 from sdcli.training.places import CLASS_NAMES, TIMES, parts_of
 from sdcli.training.reading import COLUMNS, NOTHING, ROWS
@@ -49,7 +49,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
-    """The scenes that have been drawn, in their order."""
+    """The scenes of the stream, in order."""
     seen, original = [], world.scenes
 
     def scenes(*arguments, **options):
@@ -67,7 +67,7 @@ def first(kind, tokenizer, **changes):
 
 
 @pytest.mark.parametrize("kind", stream.KINDS)
-def test_a_chunk_holds_what_its_kind_needs(kind, tokenizer):
+def test_a_chunk_has_the_tensors_of_its_kind(kind, tokenizer):
     chunk = first(kind, tokenizer)
     assert set(chunk) == HELD[kind]
     for name, tensor in chunk.items():
@@ -77,7 +77,7 @@ def test_a_chunk_holds_what_its_kind_needs(kind, tokenizer):
         assert (tensor.shape, tensor.dtype) == (shape, dtype), name
 
 
-def test_pictures_maps_and_answers_are_those_of_the_scenes(tokenizer, drawn, sprites):
+def test_pictures_maps_and_answers_match_the_scenes(tokenizer, drawn, sprites):
     chunk = first("answers", tokenizer, held_out=True)
     known = choices(FEW)
     assert len(drawn) == SIZE
@@ -87,10 +87,10 @@ def test_pictures_maps_and_answers_are_those_of_the_scenes(tokenizer, drawn, spr
         assert np.array_equal(chunk["maps"][index], alone.segmentation)
         for name, values in known.items():
             answer, number = getattr(answers_of(scene), name), int(chunk[name][index])
-            assert number == (values.index(answer) if answer in values else UNASKED), name
+            assert number == (values.index(answer) if answer in values else NO_ANSWER), name
 
 
-def test_captions_go_with_the_layout_of_their_scene(tokenizer, drawn):
+def test_captions_match_the_layout_of_their_scene(tokenizer, drawn):
     chunk = first("captions", tokenizer)
     for index, scene in enumerate(drawn):
         assert place_names(FEW)[chunk["places"][index]] == scene.place
@@ -105,7 +105,7 @@ def test_captions_go_with_the_layout_of_their_scene(tokenizer, drawn):
         assert chunk["colours"][index].view(ROWS, COLUMNS)[cell] == 1 + FEW.colours.index(front.colour)
 
 
-def test_no_two_workers_draw_the_same_scenes(tokenizer):
+def test_workers_have_different_scenes(tokenizer):
     chunks = stream.stream(ChunkSettings(SPRITES, "captions", FEW, tokenizer), workers=2, chunk=8)
     rows = [tuple(row.tolist()) for chunk in islice(chunks, 4) for row in chunk["ids"]]
     assert len(rows) == 32
@@ -113,13 +113,13 @@ def test_no_two_workers_draw_the_same_scenes(tokenizer):
     assert len(firsts & seconds) <= 2  # short captions may be of two scenes
 
 
-def test_a_seed_draws_the_same_again_and_another_seed_does_not(tokenizer):
+def test_a_seed_determines_the_chunks(tokenizer):
     one, again, other = (first("captions", tokenizer, seed=seed) for seed in (3, 3, 4))
     assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
     assert not torch.equal(one["ids"], other["ids"])
 
 
-def test_a_mask_about_a_subject_goes_with_captions_of_that_subject(tokenizer, sprites, monkeypatch):
+def test_a_mask_around_a_subject_has_captions_of_that_subject(tokenizer, sprites, monkeypatch):
     """Two subjects at different sides: the mask lies on the one that the captions name."""
     rows = replace(FEW, pairs=1.0, arctic=0, on=0, riding=0, counts=0, next=0, threes=0)
     pair = next(s for s in world.scenes(5, rows) if s.relation == "row" and s.time == "day")
@@ -167,7 +167,7 @@ def test_semantic_chunks_mix_places(tokenizer, drawn, sprites):
         assert np.array_equal(chunk["maps"][index], alone.segmentation)
 
 
-def test_maps_hold_the_numbers_of_the_classes(tokenizer, drawn):
+def test_maps_have_class_indices(tokenizer, drawn):
     chunk = first("semantic", tokenizer)
     assert chunk["maps"].max() < len(CLASS_NAMES)
     for found, scene in zip(chunk["maps"], drawn, strict=True):
@@ -175,7 +175,7 @@ def test_maps_hold_the_numbers_of_the_classes(tokenizer, drawn):
         assert kinds <= {CLASS_NAMES[number] for number in found.unique().tolist()}
 
 
-def test_backdrops_are_of_the_scene_s_place_and_time_and_are_kept(monkeypatch):
+def test_backdrops_match_place_and_time_and_are_reused(monkeypatch):
     """Each view is marked by how it was painted; a scene gets one of its place and time, mostly one that it had."""
     painted = []
 
@@ -197,7 +197,7 @@ def test_backdrops_are_of_the_scene_s_place_and_time_and_are_kept(monkeypatch):
     assert 0 < repainted < 2.5 * stream.REPAINTED * fixed
 
 
-def test_a_kept_backdrop_is_not_changed_by_what_is_placed_on_it(sprites):
+def test_rendering_does_not_change_a_kept_backdrop(sprites):
     scene = next(s for s in world.scenes(1, FEW) if s.time == "day")
     backdrop = stream.paint_for(scene)
     before = [part.copy() for part in backdrop]
@@ -206,7 +206,7 @@ def test_a_kept_backdrop_is_not_changed_by_what_is_placed_on_it(sprites):
     assert np.array_equal(first_time.image, second_time.image)
 
 
-def test_every_scene_of_training_may_be_shown_and_only_the_judge_sees_what_is_held_out(tokenizer, drawn):
+def test_only_the_judge_s_scenes_have_held_out_combinations(tokenizer, drawn):
     for held_out in (False, True):
         drawn.clear()
         settings = ChunkSettings(SPRITES, "captions", FEW, tokenizer, held_out=held_out)

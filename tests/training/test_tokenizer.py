@@ -34,7 +34,7 @@ def test_a_prompt_is_padded_to_77_with_the_end_token(tokenizer):
 
 
 @given(text=st.text(max_size=60))
-def test_any_text_can_be_tokenized_and_read_back(tokenizer, text):
+def test_any_text_can_be_tokenized_and_decoded(tokenizer, text):
     ids = tokenizer(text).input_ids
     assert tokenizer.eos_token_id not in ids[1:-1]  # which also stands for what is unknown
     if text.isascii() and text.isprintable():
@@ -42,7 +42,7 @@ def test_any_text_can_be_tokenized_and_read_back(tokenizer, text):
         assert "".join(decoded.split()) == "".join(text.lower().split())
 
 
-def test_the_files_hold_what_older_readers_expect(folder):
+def test_the_files_are_readable_by_older_versions(folder):
     vocab = json.loads((folder / "vocab.json").read_text())
     merges = (folder / "merges.txt").read_text().splitlines()
     assert sorted(vocab.values()) == list(range(len(vocab)))

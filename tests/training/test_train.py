@@ -56,7 +56,7 @@ def log_of(folder, *, without=("seconds",)):
     return [{key: value for key, value in entry.items() if key not in without} for entry in entries]
 
 
-def test_pictures_of_one_s_own_teach_a_model_and_diffusers_loads_it(run, sd15, data, tmp_path):
+def test_a_model_trained_on_own_pictures_is_loaded_by_diffusers(run, sd15, data, tmp_path):
     done = run("train", "text-to-image", "--from", sd15, "--data", data, "--out", "run", *SHORT, *FEW)
     assert done.status == 0, done.stderr
     assert done.lines == ["run/model"]
@@ -81,7 +81,7 @@ def test_pictures_of_one_s_own_teach_a_model_and_diffusers_loads_it(run, sd15, d
     assert drawn.status == 0, drawn.stderr
 
 
-def test_inpainting_learns_and_its_unet_is_exported_alone(run, sd15, data, tmp_path):
+def test_inpainting_is_trained_and_its_unet_is_exported_alone(run, sd15, data, tmp_path):
     done = run("train", "inpaint", "--from", sd15, "--data", data, "--out", "run", "--json", *SHORT, *FEW)
     assert done.status == 0, done.stderr
     said = [json.loads(line) for line in done.lines]
@@ -101,7 +101,7 @@ def test_inpainting_learns_and_its_unet_is_exported_alone(run, sd15, data, tmp_p
         assert torch.equal(value, alone.state_dict()[name]), name
 
 
-def test_maps_of_one_s_own_teach_a_model_that_keeps_their_classes(run, sd15, data, tmp_path):
+def test_a_model_trained_on_own_maps_keeps_their_classes(run, sd15, data, tmp_path):
     done = run("train", "semantic", "--from", sd15, "--data", data, "--out", "run", *SHORT, *FEW)
     assert done.status == 0, done.stderr
     assert palette.read(tmp_path / "run" / "model") == palette.read(data)
@@ -110,7 +110,7 @@ def test_maps_of_one_s_own_teach_a_model_that_keeps_their_classes(run, sd15, dat
     assert unet.conv_in.weight[:, 4:].abs().sum() > 0
 
 
-def test_a_killed_run_goes_on_to_the_same_losses(run, sd15, data, tmp_path):
+def test_a_killed_run_continues_with_the_same_losses(run, sd15, data, tmp_path):
     begin = ["train", "inpaint", "--from", sd15, "--data", data, *FEW, *SHORT, "--steps", "12", "--save-every", "3"]
     unbroken = run(*begin, "--out", "unbroken")
     assert unbroken.status == 0, unbroken.stderr
@@ -133,11 +133,11 @@ def test_a_killed_run_goes_on_to_the_same_losses(run, sd15, data, tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_slice_stops_and_the_next_goes_on_and_a_finished_run_is_left_alone(run, sd15, data, tmp_path):
+def test_a_slice_stops_the_next_continues_and_a_finished_run_is_unchanged(run, sd15, data, tmp_path):
     begin = ["train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *FEW, *SHORT]
     first = run(*begin, "--slice", "0.0001")
     assert (first.status, first.lines) == (0, [])
-    assert first.stderr == "note: inpaint: stopped after step 0 of 6; the same command goes on\n"
+    assert first.stderr == "note: inpaint: stopped after step 0 of 6; the same command continues\n"
     second = run("train", "inpaint", "--out", "run")
     assert (second.status, second.lines) == (0, ["run/model"])
     before = (tmp_path / "run" / "model" / "model_index.json").stat().st_mtime_ns
@@ -165,7 +165,7 @@ def test_a_signal_ends_a_run_at_a_checkpoint(run, sd15, data, tmp_path, monkeypa
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_two_processes_share_a_batch_and_agree(run, command, sd15, data, tmp_path):
+def test_two_processes_split_a_batch_and_agree(run, command, sd15, data, tmp_path):
     begin = ["train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *FEW, *SHORT]
     done = command(*begin, "--processes", "2", "--device", "cpu")
     assert done.status == 0, done.stderr
@@ -177,7 +177,7 @@ def test_two_processes_share_a_batch_and_agree(run, command, sd15, data, tmp_pat
     assert "cannot be shared among 2 processes" in refused.stderr
 
 
-def test_a_dry_run_says_the_cost_and_writes_nothing(run, sd15, data, tmp_path):
+def test_a_dry_run_prints_the_cost_and_writes_nothing(run, sd15, data, tmp_path):
     done = run("train", "inpaint", "--from", sd15, "--data", data, "--out", "run", "--dry-run", "--json", *SHORT)
     assert done.status == 0, done.stderr
     facts = json.loads(done.lines[0])
@@ -191,7 +191,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(run, sd15, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_world_teaches_an_autoencoder_and_that_a_new_model(run, tmp_path, monkeypatch):
+def test_an_autoencoder_and_a_new_model_are_trained_on_the_world(run, tmp_path, monkeypatch):
     monkeypatch.setattr(AutoencoderRun.__init__, "__defaults__", (TINY_AUTOENCODER,))
     monkeypatch.setattr(parts, "UNET", TINY_UNET)
     monkeypatch.setattr(parts, "TEXT_ENCODER", TINY_TEXT_ENCODER)
@@ -212,7 +212,7 @@ def test_the_world_teaches_an_autoencoder_and_that_a_new_model(run, tmp_path, mo
     assert "npm pack" in refused.stderr
 
 
-def test_a_bad_line_is_an_error_of_two_lines(run, sd15, data, tmp_path):
+def test_an_unreadable_picture_is_an_error_of_two_lines(run, sd15, data, tmp_path):
     for file in data.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "3.png").write_bytes(b"no picture")
@@ -225,7 +225,7 @@ def test_a_bad_line_is_an_error_of_two_lines(run, sd15, data, tmp_path):
     assert hint.startswith("hint: ")
 
 
-def test_progress_is_for_terminals(sd15, data, tmp_path):
+def test_progress_is_shown_only_on_terminals(sd15, data, tmp_path):
     import pty
 
     leader, follower = pty.openpty()
@@ -289,7 +289,7 @@ def test_a_table_has_a_row_for_the_judge_and_those_of_each_model(run, tmp_path, 
     assert 0 <= last["mean_iou"] < 0.5
 
 
-def test_a_row_has_the_shares_that_its_trials_have():
+def test_a_row_has_the_shares_of_its_trials():
     row = {"model": "kit", "trials": "riding", "pictures": 50, "place": 0.98, "stack": 0.916, "seconds": 1.2}
     heading, line = session.heading(5), session.line_of(row, 5)
     cells = dict(zip(heading.split()[3:], line.replace(" %", "%").split()[3:], strict=True))
@@ -307,11 +307,11 @@ def test_a_row_has_the_shares_that_its_trials_have():
         (["kit", "--scheduler", "foo"], 2, "foo"),
         (["kit", "--guidance-scale", "nan"], 2, "guidance_scale"),
         (["kit", "--judge", "no.pt"], 3, "cannot read the checkpoint no.pt"),
-        (["kit", "--judge", "other.pt"], 3, "holds no judge of this world"),
+        (["kit", "--judge", "other.pt"], 3, "is not a judge of this world"),
         (["kit", "--judge", "none.pt"], 3, "there is no judge none.pt"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(run, tmp_path, words, status, said):
+def test_invalid_options_of_measure_are_errors_before_anything_is_generated(run, tmp_path, words, status, said):
     (tmp_path / "no.pt").write_text("no judge")
     torch.save({"step": 1}, tmp_path / "other.pt")
     done = run("train", "measure", "--judge", "judge.pt", "--world", "few", "--sprites", SPRITES, *words)
@@ -321,7 +321,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(run, tmp_pa
     assert hint.startswith("hint: ")
 
 
-def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_path):
+def test_only_the_text_encoder_of_a_model_is_trained(run, tmp_path):
     """On kit's own weights, which read well: a few steps leave the log and the model, and pictures are refused."""
     kit_folder = ROOT / "sdcli" / "kit"
     short = [*SHORT, "--batch", "16"]
@@ -339,13 +339,13 @@ def test_a_text_encoder_learns_to_read_and_the_rest_of_its_model_stays(run, tmp_
     assert str(ROOT) not in (model / "text_encoder" / "config.json").read_text()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(before)
-    for option, said in (("--unet-only", "trains no U-Net"), ("--average", "keeps no average")):
+    for option, said in (("--unet-only", "does not train a U-Net"), ("--average", "keeps no average")):
         refused = run("train", "export", "run", "--to", "alone", option)
         assert (refused.status, said in refused.stderr) == (2, True)
         assert not (tmp_path / "alone").exists()
 
 
-def test_a_model_to_go_on_from_may_go_by_its_name(run, tmp_path):
+def test_a_base_model_can_be_given_by_name(run, tmp_path):
     dry = run("train", "text-encoder", "--from", "kit", "--out", "run", *SHORT, "--dry-run", "--json")
     assert dry.status == 0, dry.stderr
     assert json.loads(dry.lines[0])["samples"] == 12
@@ -355,7 +355,7 @@ def test_a_model_to_go_on_from_may_go_by_its_name(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_of_another_model_is_refused(run, sd15, tmp_path):
+def test_a_tokenizer_of_another_model_is_an_error(run, sd15, tmp_path):
     shutil.copytree(sd15, tmp_path / "mixed")
     config = tmp_path / "mixed" / "text_encoder" / "config.json"
     assert len(json.loads((sd15 / "tokenizer" / "vocab.json").read_text())) < 49408
@@ -366,10 +366,10 @@ def test_a_tokenizer_of_another_model_is_refused(run, sd15, tmp_path):
     tokens = len(json.loads((tmp_path / "mixed" / "tokenizer" / "vocab.json").read_text()))
     assert known < tokens
     assert done.status == 3
-    assert f"has {tokens} tokens, and its text encoder knows {known}" in done.stderr
+    assert f"has {tokens} tokens, but its text encoder has {known}" in done.stderr
 
 
-def test_an_export_replaces_a_model_only_when_told_to(run, sd15, data, tmp_path):
+def test_an_export_replaces_a_model_only_with_force(run, sd15, data, tmp_path):
     done = run("train", "inpaint", "--from", sd15, "--data", data, "--out", "run", *SHORT, *FEW, "--sheet-every", "0")
     assert done.status == 0, done.stderr
     for _ in range(2):

@@ -9,8 +9,8 @@ from PIL import Image
 
 from sdcli.training import layout, world
 from sdcli.training.layout import Placement
-from sdcli.training.order import WORLDS
 from sdcli.training.places import BACKGROUNDS, CLASS_NAMES, PLACES, TIMED_PLACES, paint, parts_of
+from sdcli.training.run_config import WORLDS
 from sdcli.training.sprites import TINTS
 from sdcli.training.subjects import BY_NAME, SUBJECTS
 from sdcli.training.world import (
@@ -61,7 +61,7 @@ def box_of(placement):
     return placement.x - wide / 2, placement.foot - high, placement.x + wide / 2, placement.foot
 
 
-def test_a_seed_names_its_scenes_and_their_pixels(sprites):
+def test_a_seed_determines_scenes_and_pixels(sprites):
     first, again, other = (list(islice(scenes(seed, FEW), 6)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
@@ -87,7 +87,7 @@ def test_a_sprite_s_mask_is_where_it_is_more_than_half_opaque(sprites):
     assert np.array_equal(render(scene, sprites).masks[0], alpha > 127)
 
 
-def test_a_subject_in_front_hides_the_one_behind():
+def test_a_front_subject_hides_the_one_behind():
     back = Placement("fox", "natural", 0.4, 0.5, 0.4)
     front = Placement("cat", "natural", 0.6, 0.5, 0.4)
     result = render(Scene("meadow", (back, front), seed=1, relation="row"), BLOCKS)
@@ -108,7 +108,7 @@ def test_a_mirrored_subject_is_the_mirror_image():
     assert not np.array_equal(plain, mirrored)
 
 
-def test_the_map_shows_the_subject_as_what_it_is():
+def test_the_map_has_the_subject_s_class():
     scene = Scene("forest", (Placement("fox", "natural", 0.5, 0.5, 0.5),), seed=1)
     result = render(scene, BLOCKS)
     assert np.array_equal(result.segmentation == CLASS_NAMES.index("animal"), result.masks[0])
@@ -126,7 +126,7 @@ def test_subjects_are_mapped_by_their_kind(sprites, name, kind):
     assert {CLASS_NAMES[number] for number in np.unique(result.segmentation)} == {"wall", kind}
 
 
-def test_a_place_painted_before_is_taken_as_it_is_and_left_so(sprites):
+def test_a_given_backdrop_is_used_and_not_changed(sprites):
     scene = next(scenes(8, FEW))
     backdrop = paint(scene.place, np.random.default_rng(scene.seed), SIZE, scene.time)
     kept = tuple(part.copy() for part in backdrop)
@@ -138,7 +138,7 @@ def test_a_place_painted_before_is_taken_as_it_is_and_left_so(sprites):
     assert (render(scene, sprites, white).image[0] == 255).all()
 
 
-def test_what_stands_casts_a_shadow_below_and_what_hovers_casts_it_lower():
+def test_shadows_are_below_subjects_and_lower_for_hovering_ones():
     ground = np.full((SIZE, SIZE, 3), 200, np.uint8), np.zeros((SIZE, SIZE), np.uint8)
     placed = Placement("fox", "natural", 0.5, 0.4, 0.4)
     rows = []
@@ -152,7 +152,7 @@ def test_what_stands_casts_a_shadow_below_and_what_hovers_casts_it_lower():
 
 
 @given(seed=EVERY_SEED, subject=st.sampled_from(SUBJECTS))
-def test_a_single_subject_is_as_large_as_it_is_called_and_wholly_inside(seed, subject):
+def test_a_single_subject_has_its_size_and_is_inside_the_picture(seed, subject):
     for size, low, high in (("", 0.49, 0.67), ("big", 0.73, 0.83), ("small", 0.25, 0.35)):
         (placement,) = layout.single((subject.name, "natural"), np.random.default_rng(seed), size)
         assert placement.size == size
@@ -164,7 +164,7 @@ def test_a_single_subject_is_as_large_as_it_is_called_and_wholly_inside(seed, su
 
 
 @given(seed=EVERY_SEED, names=st.lists(st.sampled_from(SUBJECTS), min_size=2, max_size=4), alike=st.booleans())
-def test_a_row_stands_from_left_to_right_and_hardly_overlaps(seed, names, alike):
+def test_a_row_is_from_left_to_right_with_little_overlap(seed, names, alike):
     subjects = [(names[0 if alike else index].name, "natural") for index in range(len(names))]
     row = layout.row(subjects, np.random.default_rng(seed))
     assert [(p.subject, p.colour) for p in row] == subjects
@@ -176,7 +176,7 @@ def test_a_row_stands_from_left_to_right_and_hardly_overlaps(seed, names, alike)
 
 
 @given(seed=EVERY_SEED, some=st.sampled_from(SUBJECTS), other=st.sampled_from(SUBJECTS), count=st.integers(2, 3))
-def test_some_next_to_another_are_at_one_side_of_it(seed, some, other, count):
+def test_next_places_equal_subjects_at_one_side_of_another(seed, some, other, count):
     placements = layout.some_next_to(
         (some.name, "natural"), count, (other.name, "natural"), np.random.default_rng(seed)
     )
@@ -192,7 +192,7 @@ RIDERS = [subject for subject in SUBJECTS if subject.rider]
 CARRIERS = [subject for subject in SUBJECTS if subject.top]
 
 
-def test_there_is_much_to_ride_and_to_stand_on():
+def test_there_are_many_mounts_and_carriers():
     assert min(len(MOUNTS), len(RIDERS), len(CARRIERS)) >= 20
     assert not set(MOUNTS) & set(CARRIERS)
     assert {"horse", "elephant", "camel", "bicycle", "motorcycle"} <= {subject.name for subject in MOUNTS}
@@ -200,7 +200,7 @@ def test_there_is_much_to_ride_and_to_stand_on():
 
 
 @given(seed=EVERY_SEED, upper=st.sampled_from(SUBJECTS), lower=st.sampled_from(CARRIERS))
-def test_what_stands_on_something_has_its_feet_at_its_top(seed, upper, lower):
+def test_a_stacked_subject_stands_at_the_top_of_the_lower_one(seed, upper, lower):
     base, above = layout.stacked((upper.name, "natural"), (lower.name, "red"), np.random.default_rng(seed))
     assert (base.subject, above.subject) == (lower.name, upper.name)
     left, top, right, bottom = box_of(base)
@@ -233,7 +233,7 @@ def test_a_mount_hides_the_lower_part_of_its_rider(sprites):
     assert np.flatnonzero(rider.any(1)).mean() < np.flatnonzero(mount.any(1)).mean()
 
 
-def test_what_stands_on_something_is_whole_and_darkens_only_that(sprites):
+def test_a_stacked_subject_is_complete_and_darkens_only_the_lower_one(sprites):
     placements = layout.stacked(("fox", "natural"), ("car", "natural"), np.random.default_rng(1))
     both = render(Scene("white background", placements, 1, relation="on"), sprites)
     lower = render(Scene("white background", placements[:1], 1), sprites)
@@ -250,7 +250,7 @@ def shown(scene):
     return [(p.subject, p.colour, scene.place) for p in scene.placements]
 
 
-def test_held_out_combinations_are_never_drawn_and_others_may_be():
+def test_scenes_have_no_held_out_combinations():
     kept, held_out = combinations(held_out=False), combinations(held_out=True)
     assert len(held_out) / len(kept + held_out) < 0.3
     drawn = list(islice(scenes(7), 6000))
@@ -276,7 +276,7 @@ def test_mixed_places_are_held_out_with_any_of_their_parts():
         assert scene.time == "day" or set(parts_of(scene.place)) <= set(TIMED_PLACES)
 
 
-def test_each_subject_has_something_held_out_but_never_what_is_shown_to_readers():
+def test_each_subject_has_held_out_combinations_except_documented_ones():
     pairs = held_out_pairs()
     for subject in SUBJECTS:
         others = {other for name, other in pairs if name == subject.name}
@@ -288,12 +288,12 @@ def test_each_subject_has_something_held_out_but_never_what_is_shown_to_readers(
         assert pair not in pairs
 
 
-def test_what_is_held_out_is_what_its_choice_gives(tmp_path):
+def test_the_held_out_file_equals_the_choice(tmp_path):
     world.write_held_out(tmp_path / "chosen.txt")
     assert (tmp_path / "chosen.txt").read_text() == world.HELD_OUT.read_text()
 
 
-def test_a_colour_is_not_its_own_and_not_lost_on_its_background():
+def test_colours_differ_from_the_subject_s_own_and_from_the_background():
     assert not exists("car", "red", "snow")
     assert not exists("astronaut", "red", "snow")
     assert not exists("fox", "blue", "blue background")
@@ -302,7 +302,7 @@ def test_a_colour_is_not_its_own_and_not_lost_on_its_background():
     assert exists("car", "blue", "red background")
 
 
-def test_scenes_hold_what_the_vocabulary_says():
+def test_scenes_match_the_vocabulary():
     count = 6000
     drawn = list(islice(scenes(11), count))
     share = {relation: sum(s.relation == relation for s in drawn) / count for relation in ("", *RELATIONS)}
@@ -322,7 +322,7 @@ def test_scenes_hold_what_the_vocabulary_says():
     assert 0.02 < len(mirrored) / sum(scene.relation == "" for scene in drawn) < 0.06
 
 
-def test_relations_are_between_those_that_are_there():
+def test_relations_use_subjects_of_the_vocabulary():
     for scene in islice(scenes(12), 3000):
         names = [placement.subject for placement in scene.placements]
         looks = {(placement.subject, placement.colour) for placement in scene.placements}
@@ -345,7 +345,7 @@ def test_relations_are_between_those_that_are_there():
             assert BY_NAME[names[1]].seat
 
 
-def test_every_subject_is_rendered_and_seen():
+def test_each_subject_is_rendered_and_visible():
     silhouettes, seen = Silhouettes(), set()
     white = np.full((SIZE, SIZE, 3), 255, np.uint8), np.zeros((SIZE, SIZE), np.uint8)
     for scene in islice(scenes(13), 1600):
@@ -358,7 +358,7 @@ def test_every_subject_is_rendered_and_seen():
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_every_world_draws_scenes_that_captions_and_pictures_can_be_made_of(name):
+def test_each_world_has_scenes_with_captions_and_pictures(name):
     assert set(VOCABULARIES) == set(WORLDS)
     for held_out in (False, True):
         for scene in islice(scenes(2, VOCABULARIES[name], held_out=held_out), 300):
@@ -368,6 +368,6 @@ def test_every_world_draws_scenes_that_captions_and_pictures_can_be_made_of(name
             assert all(exists(*triple) for triple in shown(scene))
 
 
-def test_a_world_without_riders_draws_other_scenes():
+def test_a_world_without_riders_has_other_scenes():
     lonely = Vocabulary(("fox", "castle"), riding=0.5, on=0.3, pairs=0, counts=0, threes=0, next=0)
     assert {scene.relation for scene in islice(scenes(1, lonely), 100)} == {"", "on"}

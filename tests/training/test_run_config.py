@@ -4,7 +4,7 @@ import json
 import pytest
 
 from sdcli.errors import InputError, ModelCorrupt, ModelNotFound, UsageError
-from sdcli.training import order
+from sdcli.training import run_config
 from sdcli.training.settings import STAGES, InpaintTraining
 
 
@@ -16,13 +16,13 @@ def base(tmp_path):
     return folder
 
 
-def test_a_run_goes_on_as_it_was_begun(base, tmp_path):
-    begun = order.plan("inpaint", tmp_path / "run", {"base": base}, {"steps": 9, "lr": 0.1})
-    begun.write()
-    again = order.plan("inpaint", tmp_path / "run", {}, {})
-    assert again == begun
+def test_a_run_continues_with_its_settings(base, tmp_path):
+    first = run_config.plan("inpaint", tmp_path / "run", {"base": base}, {"steps": 9, "lr": 0.1})
+    first.write()
+    again = run_config.plan("inpaint", tmp_path / "run", {}, {})
+    assert again == first
     assert again.settings == InpaintTraining(steps=9, lr=0.1)
-    longer = order.plan("inpaint", tmp_path / "run", {"base": base}, {"steps": 12, "cooldown": 3, "lr": 0.1})
+    longer = run_config.plan("inpaint", tmp_path / "run", {"base": base}, {"steps": 12, "cooldown": 3, "lr": 0.1})
     assert longer.settings == InpaintTraining(steps=12, lr=0.1, cooldown=3)
 
 
@@ -35,18 +35,18 @@ def test_a_run_goes_on_as_it_was_begun(base, tmp_path):
         ("semantic", {}, {}, "a run of inpaint, not semantic"),
     ],
 )
-def test_a_run_does_not_go_on_as_another(base, tmp_path, stage, begin, settings, said):
-    order.plan("inpaint", tmp_path / "run", {"base": base}, {"lr": 0.1}).write()
+def test_a_run_does_not_continue_with_other_settings(base, tmp_path, stage, begin, settings, said):
+    run_config.plan("inpaint", tmp_path / "run", {"base": base}, {"lr": 0.1}).write()
     with pytest.raises(UsageError, match=said):
-        order.plan(stage, tmp_path / "run", begin, settings)
+        run_config.plan(stage, tmp_path / "run", begin, settings)
 
 
-def test_another_base_is_refused_too(base, tmp_path):
-    order.plan("inpaint", tmp_path / "run", {"base": base}, {}).write()
+def test_another_base_is_an_error(base, tmp_path):
+    run_config.plan("inpaint", tmp_path / "run", {"base": base}, {}).write()
     other = tmp_path / "other"
     base.rename(other)
-    with pytest.raises(UsageError, match="begun with --from"):
-        order.plan("inpaint", tmp_path / "run", {"base": other}, {})
+    with pytest.raises(UsageError, match="started with --from"):
+        run_config.plan("inpaint", tmp_path / "run", {"base": other}, {})
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -60,13 +60,13 @@ def test_another_base_is_refused_too(base, tmp_path):
         ("seed", 2**32, "--seed is"),
     ],
 )
-def test_settings_out_of_range_are_refused(stage, name, value, said):
+def test_settings_out_of_range_are_errors(stage, name, value, said):
     with pytest.raises(UsageError, match=said):
         STAGES[stage](**{name: value})
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_setting_has_a_help_and_a_type_that_an_option_can_have(stage):
+def test_each_setting_has_a_help_text_and_an_option_type(stage):
     for field in dataclasses.fields(STAGES[stage]):
         assert field.metadata["help"].endswith(".")
         assert field.type in ("int", "float")
@@ -85,39 +85,39 @@ def test_every_setting_has_a_help_and_a_type_that_an_option_can_have(stage):
         ("autoencoder", {"world": "other"}, UsageError, "--world is other"),
     ],
 )
-def test_what_a_stage_lacks_is_said_before_anything_is_written(tmp_path, stage, begin, error, said):
+def test_missing_inputs_are_errors_before_anything_is_written(tmp_path, stage, begin, error, said):
     with pytest.raises(error, match=said):
-        order.plan(stage, tmp_path / "run", begin, {})
+        run_config.plan(stage, tmp_path / "run", begin, {})
     assert not (tmp_path / "run").exists()
 
 
-def test_crops_fit_the_latents(tmp_path):
+def test_crops_are_multiples_of_8(tmp_path):
     with pytest.raises(UsageError, match="--crop is 100"):
-        order.plan("autoencoder", tmp_path, {}, {"crop": 100})
+        run_config.plan("autoencoder", tmp_path, {}, {"crop": 100})
 
 
-def test_pictures_that_change_under_a_run_are_noticed(tmp_path):
+def test_changed_pictures_are_an_error(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "a.png").write_bytes(b"123")
     (data / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "x"}) + "\n")
-    order.plan("autoencoder", tmp_path / "run", {"data": data}, {}).write()
-    order.plan("autoencoder", tmp_path / "run", {}, {})
+    run_config.plan("autoencoder", tmp_path / "run", {"data": data}, {}).write()
+    run_config.plan("autoencoder", tmp_path / "run", {}, {})
     (data / "a.png").write_bytes(b"1234")
     with pytest.raises(InputError, match="have changed"):
-        order.plan("autoencoder", tmp_path / "run", {}, {})
+        run_config.plan("autoencoder", tmp_path / "run", {}, {})
 
 
 def test_maps_need_classes(base, tmp_path):
     (base / "a.png").write_bytes(b"")
     (base / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x", "map_file_name": "a.png"}\n')
     with pytest.raises(InputError, match=r"no classes\.json"):
-        order.plan("semantic", tmp_path / "run", {"base": base, "data": base}, {})
+        run_config.plan("semantic", tmp_path / "run", {"base": base, "data": base}, {})
 
 
-def test_a_folder_that_holds_no_run_or_a_torn_one(tmp_path):
+def test_a_folder_without_a_run_or_with_an_invalid_one_is_an_error(tmp_path):
     with pytest.raises(ModelNotFound):
-        order.read(tmp_path)
+        run_config.read(tmp_path)
     (tmp_path / "run.json").write_text('{"stage": "inpaint"')
     with pytest.raises(ModelCorrupt):
-        order.read(tmp_path)
+        run_config.read(tmp_path)

@@ -1,0 +1,169 @@
+"""The configuration of a training run, checked before any large library is imported.
+
+A run is a folder. Its `run.json` records the configuration, so that the same command, or just `sdcli train STAGE --out
+FOLDER`, continues the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import InputError, ModelCorrupt, ModelNotFound, OutputError, UsageError
+from sdcli.files import palette
+from sdcli.files.palette import Class
+from sdcli.training.imagefolder import Row, read_rows
+from sdcli.training.settings import STAGES, Training, resumed
+
+RUN = "run.json"
+WORLDS = ("kit", "kit-rows", "kit-mixed", "few")
+MODEL = "model"
+"""The folder, in the run's folder, that the finished model is written to."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The inputs of a run, besides its settings. Paths are absolute.
+
+    `data`: the user's pictures; None for the synthetic world. `sprites`: a folder or archive of the world's subjects;
+    None for the npm package. `world`: the name of the world. `base`: a diffusers folder to start from. `vae`: an
+    autoencoder for a new model. `size`: the side of the autoencoder's pictures in pixels. `text`: whether to train the
+    text encoder; None trains it only if it is new.
+    """
+
+    data: str | None = None
+    sprites: str | None = None
+    world: str = "kit"
+    base: str | None = None
+    vae: str | None = None
+    size: int | None = None
+    text: bool | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The configuration of a run, as in `run.json`, and its folder."""
+
+    stage: str
+    out: Path
+    settings: Training
+    begin: Begin
+    digest: str | None
+    """The sha256 of the user's metadata, which must not change during a run."""
+
+    def rows(self) -> list[Row]:
+        """Return the user's pictures."""
+        assert self.begin.data is not None
+        return read_rows(Path(self.begin.data), texts=self.stage != "autoencoder", maps=self.stage == "semantic")
+
+    def classes(self) -> tuple[Class, ...]:
+        """Return the classes of the user's maps. Raises InputError if there is no classes.json."""
+        assert self.begin.data is not None
+        found = palette.read(Path(self.begin.data))
+        if not found:
+            problem = f"there is no {palette.FILE} in {self.begin.data}"
+            raise InputError(
+                problem, 'it must be a JSON list of {"index": 0, "name": "sky", "color": [120, 180, 240]} for the maps'
+            )
+        return found
+
+    @staticmethod
+    def written(folder: Path) -> set[str]:
+        """Return the names in a folder that a run's model may have: components, or the files of a component."""
+        names = ("model_index.json", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
+        files = ("config.json", "classes.json", "diffusion_pytorch_model*.safetensors*")
+        return {each.name for pattern in (*names, *files) for each in folder.glob(pattern)}
+
+    def write(self) -> None:
+        """Create the run's folder and write `run.json`. Raises OutputError."""
+        content = {"stage": self.stage, "settings": asdict(self.settings), "begin": asdict(self.begin)}
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            partial = self.out / (RUN + ".partial")
+            partial.write_text(json.dumps({**content, "digest": self.digest}, indent=2) + "\n", encoding="utf-8")
+            partial.replace(self.out / RUN)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.out}: {error.strerror}", "use another folder with --out") from error
+
+
+def plan(stage: str, out: Path, begin: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of the run in `out`, which continues if it exists.
+
+    `begin` and `settings` are only the options given. Raises UsageError, InputError or ModelNotFound for invalid
+    options.
+    """
+    begin = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in begin.items()}
+    if (out / RUN).exists():
+        config = _continued(read(out), stage, begin, settings)
+    else:
+        started = Begin(**begin)
+        config = RunConfig(stage, out, STAGES[stage](**settings), started, _digest(started))
+    _check(config)
+    return config
+
+
+def read(out: Path) -> RunConfig:
+    """Read the configuration of the run in a folder. Raises ModelNotFound or ModelCorrupt."""
+    try:
+        content = json.loads((out / RUN).read_text(encoding="utf-8"))
+        kind = STAGES[content["stage"]]
+        return RunConfig(
+            content["stage"], out, kind(**content["settings"]), Begin(**content["begin"]), content["digest"]
+        )
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"{out} is not a run of sdcli train", "give the folder of --out") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelCorrupt(f"cannot read {out / RUN}: {error}", "start a new run in another folder") from error
+
+
+def _continued(before: RunConfig, stage: str, begin: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
+    if before.stage != stage:
+        raise UsageError(f"{before.out} is a run of {before.stage}, not {stage}", "use another folder with --out")
+    for each in fields(Begin):
+        was = getattr(before.begin, each.name)
+        if each.name in begin and begin[each.name] != was:
+            names = {"base": "--from", "text": "--train-text-encoder"}
+            option = names.get(each.name, "--" + each.name)
+            raise UsageError(
+                f"this run was started with {option} {was}, not {begin[each.name]}",
+                "omit the option to continue, or use another folder with --out",
+            )
+    if before.digest != _digest(before.begin):
+        problem = f"the pictures in {before.begin.data} have changed since the run started"
+        raise InputError(problem, "start a new run with another folder for --out")
+    continued = resumed(type(before.settings), asdict(before.settings), settings)
+    return RunConfig(stage, before.out, continued, before.begin, before.digest)
+
+
+def _check(config: RunConfig) -> None:
+    """Raise an error for everything that is invalid, as far as it can be checked without loading models."""
+    begin, stage = config.begin, config.stage
+    if begin.world not in WORLDS:
+        raise UsageError(f"--world is {begin.world}", f"it must be one of {', '.join(WORLDS)}")
+    if stage in ("text-encoder", "inpaint", "semantic") and begin.base is None:
+        raise UsageError(
+            f"{stage} needs a trained model", "give a diffusers folder or a name with --from, such as --from kit"
+        )
+    if stage == "text-to-image" and (begin.base is None) == (begin.vae is None):
+        hint = "--vae FOLDER trains a new model on an autoencoder, --from FOLDER continues with a trained model"
+        raise UsageError("text-to-image needs one of --vae and --from", hint)
+    for option, path, file in (("--from", begin.base, "model_index.json"), ("--vae", begin.vae, "config.json")):
+        if path is not None and not Path(path, file).is_file():
+            raise ModelNotFound(f"there is no {file} in {path}", f"{option} takes a folder in diffusers' layout")
+    if begin.data is not None:
+        config.rows()
+        if stage == "semantic":
+            config.classes()
+
+
+def _digest(begin: Begin) -> str | None:
+    if begin.data is None:
+        return None
+    digest = hashlib.sha256()
+    for row in read_rows(Path(begin.data), texts=False):
+        digest.update(f"{row.image} {row.image.stat().st_size} {row.text}\n".encode())
+    return digest.hexdigest()
