@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from sdcli.files import atomic
 
 WORTH_REMEMBERING = 1024**2  # bytes; smaller files are hashed every time
 
@@ -59,11 +60,6 @@ def _remembered(note: Path, stamp: str) -> str | None:
 
 def _remember(note: Path, text: str) -> None:
     """Write a digest to the cache. A failure is ignored."""
-    temporary = note.with_name(f"{note.name}.{secrets.token_hex(4)}")
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="ascii")
-            temporary.replace(note)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic.replace(note, text.encode("ascii"))

@@ -6,11 +6,11 @@ Times are never extrapolated from another size, scheduler or number of steps.
 from __future__ import annotations
 
 import json
-import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sdcli.files import atomic
 from sdcli.models.digest import _cache_directory
 from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
@@ -37,13 +37,8 @@ def record(recipe: Recipe, weights: Weights, seconds: float) -> None:
 
 def _shorten(file: Path) -> None:
     """Keep the latest lines. A line that another process writes at the same time can be lost."""
-    shorter = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    try:
-        kept = file.read_text(encoding="utf-8").splitlines(keepends=True)[-MAX_LINES:]
-        shorter.write_text("".join(kept), encoding="utf-8")
-        shorter.replace(file)
-    finally:
-        shorter.unlink(missing_ok=True)
+    kept = file.read_bytes().splitlines(keepends=True)[-MAX_LINES:]
+    atomic.replace(file, b"".join(kept))
 
 
 def recall(recipe: Recipe, weights: Weights) -> float | None:

@@ -5,7 +5,6 @@ randomness of a step comes from the seed and the step number, and log lines afte
 """
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdcli.files import atomic
 from sdcli.training import checkpoint
 from sdcli.training.team import Team
 
@@ -207,12 +207,7 @@ def cut_log(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        atomic.replace(path, "".join(kept).encode())
 
 
 def _step_of(line: str) -> float:
