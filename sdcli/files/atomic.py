@@ -18,10 +18,10 @@ def replace(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path, name: str | None = None) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` at the end of the block. If the block raises, `path` stays as it was.
+    """Open a temporary file that is renamed to `path` at the end of the block, or deleted if the block raises.
 
-    It is written beside `path`, as `name` if that is given: what a killed process left there is overwritten. Raises
-    OSError.
+    It is beside `path`, called `name` if that is given: a file of that name left by a killed process is overwritten.
+    Raises OSError.
     """
     temporary = path.with_name(name or hidden_name())
     with _deleted(temporary):

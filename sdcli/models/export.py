@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdcli.files import folders, palette
+from sdcli.files.json_files import load_json
 from sdcli.models import families, loading, tokenizer, vocabulary
 from sdcli.models.loading.weights import tensors
 from sdcli.models.source import INDEX, Source
@@ -72,7 +73,7 @@ def _name(part: str, name: str) -> str:
 
 
 def prefixed(name: str) -> str:
-    """The name of a text encoder's tensor with `text_model.`: without it transformers 4 would load random weights."""
+    """Add the prefix `text_model.`, without which transformers 4 loads random weights."""
     return f"text_model.{name.removeprefix('text_model.')}"
 
 
@@ -90,7 +91,7 @@ def _copy_json(source: Path, target: Path) -> None:
     """Copy a part's JSON files (configs, a U-Net's classes), except the index of its shards."""
     for file in sorted(source.glob("*.json")):
         if ".safetensors.index." not in file.name:
-            write_json(target / file.name, _without_path(json.loads(file.read_text(encoding="utf-8"))))
+            write_json(target / file.name, _without_path(load_json(file)))
 
 
 def _without_path(config: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from sdcli.errors import InputError, ModelCorrupt, ModelNotFound, OutputError, UsageError
 from sdcli.files import atomic, palette
+from sdcli.files.json_files import load_json
 from sdcli.files.palette import Class
 from sdcli.training.imagefolder import Row, read_rows
 from sdcli.training.settings import STAGES, Training, resumed
@@ -108,7 +109,7 @@ def plan(stage: str, out: Path, begin: Mapping[str, Any], settings: Mapping[str,
 def read(out: Path) -> RunConfig:
     """Read the configuration of the run in a folder. Raises ModelNotFound or ModelCorrupt."""
     try:
-        content = json.loads((out / RUN).read_text(encoding="utf-8"))
+        content = load_json(out / RUN)
         kind = STAGES[content["stage"]]
         return RunConfig(
             content["stage"], out, kind(**content["settings"]), Begin(**content["begin"]), content["digest"]
