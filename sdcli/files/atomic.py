@@ -20,8 +20,8 @@ def replace(path: Path, data: bytes) -> None:
 def replacing(path: Path, name: str | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file that is renamed to `path` at the end of the block, or deleted if the block raises.
 
-    It is beside `path`, called `name` if that is given: a file of that name left by a killed process is overwritten.
-    Raises OSError.
+    It is in the same folder, called `name` if that is given. A file of that name, left by a killed process, is
+    overwritten. Raises OSError.
     """
     temporary = path.with_name(name or hidden_name())
     with _deleted(temporary):
