@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from sdcli.diffusion import hardware
 from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.recipe.recipe import Recipe
 
@@ -36,8 +37,7 @@ def resolve_execution(recipe: Recipe) -> Recipe:
 
 def devices() -> tuple[str, ...]:
     """Return this machine's devices; `auto` selects the first."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return tuple(device for device, found in present.items() if found)
+    return hardware.by_preference(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
 
 
 def _device(asked: str) -> str:
@@ -51,15 +51,13 @@ def _device(asked: str) -> str:
 
 
 def _dtype(asked: str, device: str) -> str:
-    """Prefer bfloat16 if the hardware supports it: it halves the memory and keeps float32's range."""
     if asked != "auto":
         return asked
-    if device == "mps":
-        return "float16"
     if device == "cuda":
         # Before Ampere torch emulates bfloat16, which is slower than float32.
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+        return hardware.dtype_for(device, bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
+    on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return hardware.dtype_for(device, bfloat16=on_cpu)
 
 
 @contextmanager

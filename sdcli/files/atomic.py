@@ -7,11 +7,27 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace(path: Path, data: bytes) -> None:
     """Write `data` to `path`, in place of any file there. Raises OSError, and then leaves `path` as it was."""
-    with staged(path.parent, data) as temporary:
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, name: str | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary file that is renamed to `path` at the end of the block, or deleted if the block raises.
+
+    It is in the same folder, called `name` if that is given. A file of that name, left by a killed process, is
+    overwritten. Raises OSError.
+    """
+    temporary = path.with_name(name or hidden_name())
+    with _deleted(temporary):
+        with temporary.open("wb" if name else "xb") as file:
+            yield file
+            _sync_file(file)
         temporary.replace(path)
     sync_name(path.parent)
 
@@ -20,15 +36,26 @@ def replace(path: Path, data: bytes) -> None:
 def staged(directory: Path, data: bytes, name: str | None = None) -> Iterator[Path]:
     """A synced file with `data` in `directory`, hidden, and gone again at the end. Its mode follows the umask."""
     temporary = directory / (name or hidden_name())
-    try:
+    with _deleted(temporary):
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            _sync_file(file)
         yield temporary
+
+
+@contextmanager
+def _deleted(temporary: Path) -> Iterator[None]:
+    """Delete `temporary` at the end of the block."""
+    try:
+        yield
     finally:
         with suppress(OSError):  # renamed away; or the file was never made
             temporary.unlink()
+
+
+def _sync_file(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def hidden_name() -> str:

@@ -18,6 +18,11 @@ def user_folder(variable: str, fallback: str) -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / fallback) / "sdcli"
 
 
+def cache_folder() -> Path:
+    """Return sdcli's folder in the user's cache directory."""
+    return user_folder("XDG_CACHE_HOME", ".cache")
+
+
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
     """Replace the text of `path` ("" if it does not exist) by `change(text)`, atomically.
 

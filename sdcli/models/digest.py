@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from sdcli.files import atomic
+from sdcli.files.user_files import cache_folder
 
 WORTH_REMEMBERING = 1024**2  # bytes; smaller files are hashed every time
 
@@ -25,7 +27,7 @@ def file_sha256(path: Path) -> str:
     if before.st_size < WORTH_REMEMBERING:
         return _hash(real)
     stamp = f"{before.st_size} {before.st_mtime_ns} {before.st_ino}"
-    note = _cache_directory() / hashlib.sha256(os.fsencode(real)).hexdigest()
+    note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(real)).hexdigest()
     known = _remembered(note, stamp)
     if known is not None:
         return known
@@ -42,12 +44,6 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache_directory() -> Path:
-    """Return `sdcli/digests` in the XDG cache directory; a relative one is ignored (XDG Base Directory 0.8)."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "sdcli" / "digests"
-
-
 def _remembered(note: Path, stamp: str) -> str | None:
     """Return the cached digest for this stamp, or None."""
     try:
@@ -59,11 +55,6 @@ def _remembered(note: Path, stamp: str) -> str | None:
 
 def _remember(note: Path, text: str) -> None:
     """Write a digest to the cache. A failure is ignored."""
-    temporary = note.with_name(f"{note.name}.{secrets.token_hex(4)}")
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="ascii")
-            temporary.replace(note)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic.replace(note, text.encode("ascii"))

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdcli.files import folders, palette
+from sdcli.files.json_files import load_json
 from sdcli.models import families, loading, tokenizer, vocabulary
 from sdcli.models.loading.weights import tensors
 from sdcli.models.source import INDEX, Source
@@ -60,7 +61,7 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     if known is not None:
         vocabulary.write(folder, known)
     written = _index(source, index, modules)
-    _write_json(folder / INDEX, written)
+    write_json(folder / INDEX, written)
     return str(written["_class_name"])
 
 
@@ -68,6 +69,11 @@ def _name(part: str, name: str) -> str:
     """Add the prefix `text_model.` to a text encoder's tensor names, which transformers 4 needs and 5 accepts."""
     if not part.startswith("text") or name.startswith("text_projection."):
         return name
+    return prefixed(name)
+
+
+def prefixed(name: str) -> str:
+    """Add the prefix `text_model.`, without which transformers 4 loads random weights."""
     return f"text_model.{name.removeprefix('text_model.')}"
 
 
@@ -85,7 +91,7 @@ def _copy_json(source: Path, target: Path) -> None:
     """Copy a part's JSON files (configs, a U-Net's classes), except the index of its shards."""
     for file in sorted(source.glob("*.json")):
         if ".safetensors.index." not in file.name:
-            _write_json(target / file.name, _without_path(json.loads(file.read_text(encoding="utf-8"))))
+            write_json(target / file.name, _without_path(load_json(file)))
 
 
 def _without_path(config: Any) -> Any:
@@ -128,5 +134,6 @@ def _pipeline(named: str, in_channels: int, latent_channels: int, *, is_xl: bool
     return f"{stem}Pipeline" if "Inpaint" in named else named
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a config. Raises OSError."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

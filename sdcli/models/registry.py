@@ -6,7 +6,6 @@ override earlier ones. Reads only JSON and TOML, no weights, and never uses the 
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -244,15 +243,5 @@ def labels_of(entry: ModelEntry) -> Labels | None:
 
 
 def _config(path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelCorrupt(
-            f"{path} is missing",
-            "a model is a diffusers folder (unet/, vae/, text_encoder/ and others) or a .safetensors file",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelCorrupt(f"{path} cannot be read: {error}", "download the model's folder again") from error
-    if not isinstance(config, dict):
-        raise ModelCorrupt(f"{path} is not a JSON object", "download the model's folder again")
-    return config
+    hint = "a model is a diffusers folder (unet/, vae/, text_encoder/ and others) or a .safetensors file"
+    return families.read_json(path, hint_if_missing=hint)

@@ -7,7 +7,6 @@ nothing is stored twice.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any, Self
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.files import palette
+from sdcli.files.json_files import load_json
 from sdcli.models import families
 from sdcli.models.digest import file_sha256
 
@@ -65,7 +65,7 @@ class Source:
     def is_controlnet(self) -> bool:
         """Whether this is the folder of a ControlNet of any kind."""
         try:
-            recorded = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            recorded = load_json(self.path / "config.json")
         except (OSError, ValueError):
             return False
         return isinstance(recorded, dict) and "ControlNet" in str(recorded.get("_class_name"))

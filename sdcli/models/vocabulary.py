@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelCorrupt
+from sdcli.files.json_files import load_json
 
 FILE = "vocabulary.json"
 MAX_BYTES = 2**20
@@ -116,17 +117,12 @@ def read(folder: Path) -> Vocabulary | None:
     """
     file = folder / FILE
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
+        return _vocabulary(load_json(file, MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _wrong(file, f"it cannot be read: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise _wrong(file, f"it is larger than {MAX_BYTES:,} bytes")
-    try:
-        return _vocabulary(json.loads(data))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _wrong(file, str(error)) from error
 
 

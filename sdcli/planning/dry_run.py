@@ -7,7 +7,6 @@ before its first step, as far as they depend on files and options.
 from __future__ import annotations
 
 import math
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion import architectures
-from sdcli.errors import InvalidRecipe
+from sdcli.diffusion import architectures, hardware
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
 from sdcli.models.source import Source
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "class_embedder")
-_NVIDIA = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
 
     Raises InvalidRecipe like the run.
     """
-    likely = likely_execution(of)
+    likely = dict(zip(("device", "dtype"), hardware.likely(of.execution.device, of.execution.dtype), strict=True))
     is_text = of.condition.label is None
     if is_text:
         _check_clip_skip(parts.weights.model, of)
@@ -147,31 +144,6 @@ def _numbers_by_part(path: Path) -> dict[str, int]:
 
 def _numbers(file: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in families.read_header(file).tensors.values())
-
-
-def likely_execution(of: Recipe) -> dict[str, str]:
-    """Return the device and dtype that `auto` most likely selects, from information of the operating system.
-
-    Raises InvalidRecipe for a device that this machine cannot have.
-    """
-    nvidia = any(Path(node).exists() for node in _NVIDIA)
-    mac = platform.system() == "Darwin"
-    device, dtype = of.execution.device, of.execution.dtype
-    if (device == "mps" and not mac) or (device == "cuda" and not nvidia and platform.system() == "Linux"):
-        raise InvalidRecipe(f"there is no {device} device here", "choose --device auto", "device")
-    if device == "auto":
-        device = "cuda" if nvidia else "mps" if mac and platform.machine() == "arm64" else "cpu"
-    if dtype == "auto":
-        dtype = {"cuda": "bfloat16", "mps": "float16"}.get(device) or _cpu_dtype()
-    return {"device": device, "dtype": dtype}
-
-
-def _cpu_dtype() -> str:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return "float32"
-    return "bfloat16" if {"avx512_bf16", "amx_tile"} & set(flags) else "float32"
 
 
 def _check_clip_skip(source: Source, of: Recipe) -> None:

@@ -6,12 +6,12 @@ Times are never extrapolated from another size, scheduler or number of steps.
 from __future__ import annotations
 
 import json
-import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sdcli.models.digest import _cache_directory
+from sdcli.files import atomic
+from sdcli.files.user_files import cache_folder
 from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 
@@ -25,7 +25,7 @@ def record(recipe: Recipe, weights: Weights, seconds: float) -> None:
     """Record the time of a picture, if it is long enough. A failure is ignored."""
     if seconds < WORTH_RECORDING:
         return
-    file = _cache_directory().parent / "timings.jsonl"
+    file = cache_folder() / "timings.jsonl"
     line = json.dumps(_key(recipe, weights) | {"seconds": round(seconds, 3)})
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +37,8 @@ def record(recipe: Recipe, weights: Weights, seconds: float) -> None:
 
 def _shorten(file: Path) -> None:
     """Keep the latest lines. A line that another process writes at the same time can be lost."""
-    shorter = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    try:
-        kept = file.read_text(encoding="utf-8").splitlines(keepends=True)[-MAX_LINES:]
-        shorter.write_text("".join(kept), encoding="utf-8")
-        shorter.replace(file)
-    finally:
-        shorter.unlink(missing_ok=True)
+    kept = file.read_bytes().splitlines(keepends=True)[-MAX_LINES:]
+    atomic.replace(file, b"".join(kept))
 
 
 def recall(recipe: Recipe, weights: Weights) -> float | None:
@@ -56,7 +51,7 @@ def recall(recipe: Recipe, weights: Weights) -> float | None:
     key["guided"] = recipe.sampling.guidance_scale > 1
     latest = None
     with suppress(OSError, UnicodeDecodeError):
-        lines = (_cache_directory().parent / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (cache_folder() / "timings.jsonl").read_text(encoding="utf-8").splitlines()
         for line in lines[-MAX_LINES:]:
             recorded = _read(line)
             if all(recorded.get(name) == value for name, value in key.items()):

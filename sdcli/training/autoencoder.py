@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdcli.training import checkpoint
-from sdcli.training.loop import step_noise
-from sdcli.training.optimizers import MatrixOptimizer, learning_rate
+from sdcli.training.loop import finish_step, step_noise
+from sdcli.training.optimizers import MatrixOptimizer
 from sdcli.training.parts import LATENT_CHANNELS
 from sdcli.training.pool import to_tensor as to_tensor
 from sdcli.training.settings import AutoencoderTraining
@@ -194,13 +194,7 @@ class AutoencoderRun:
         noise = step_noise(settings.seed + 1000 * team.process, self.step, shape).to(team.device)
         teacher = self.teacher if self.step < settings.teacher_steps else None
         loss = total_loss(self.vae, images, teacher, noise, settings, team)
-        loss.backward()
-        team.average(self.vae.parameters())
-        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        rate = learning_rate(self.step, settings.lr, settings.steps, settings.warmup, settings.cooldown)
-        self.optimizer.step(rate)
-        self.step += 1
-        return team.mean(loss.item())
+        return finish_step(self, loss, [self.vae])
 
     def report(self) -> dict[str, object]:
         """Return additional log values: `samples`, and at checkpoints `psnr` in dB of whole pictures."""

@@ -1,7 +1,5 @@
 """Checkpoint files, which are always complete or absent. Does not depend on what is trained."""
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -9,23 +7,18 @@ from typing import Any
 import torch
 
 from sdcli.errors import ModelCorrupt, ModelNotFound, OutputError
+from sdcli.files import atomic
 
 State = dict[str, Any]
 
 
 def save(path: Path, state: State) -> None:
     """Write a checkpoint to a temporary file, sync it, and rename it. Raises OutputError if writing fails."""
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with atomic.replacing(path, f"{path.name}.partial") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror}", "the previous checkpoint is intact") from error
 
 

@@ -15,8 +15,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from sdcli.training import checkpoint
-from sdcli.training.loop import step_noise
-from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer, learning_rate
+from sdcli.training.loop import finish_step, step_noise
+from sdcli.training.optimizers import AveragedWeights, MatrixOptimizer
 from sdcli.training.parts import Parts, tokenize
 from sdcli.training.pool import CHUNK, Pool
 from sdcli.training.settings import DiffusionTraining
@@ -144,15 +144,9 @@ class DiffusionRun:
         self.pool.grow(size)
         batch = draw_batch(self.pool, size, self.parts, settings, self.step)
         loss = loss_of(self.parts, self.pool, batch, self.team, self.trains_text)
-        loss.backward()
-        parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
-        self.team.average(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        rate = learning_rate(self.step, settings.lr, settings.steps, settings.warmup, settings.cooldown)
-        self.optimizer.step(rate)
+        mean_loss = finish_step(self, loss, self.modules.values())
         self.average.update()
-        self.step += 1
-        return self.team.mean(loss.item())
+        return mean_loss
 
     def report(self) -> dict[str, object]:
         """Return additional log values."""

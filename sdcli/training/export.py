@@ -1,6 +1,5 @@
 """Writes a trained model as a diffusers folder in float16, readable by transformers 4 and 5."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
+
+from sdcli.models.export import prefixed, write_json
+from sdcli.models.families import read_json
+from sdcli.models.source import INDEX
 
 PIPELINES = {"inpaint": "StableDiffusionInpaintPipeline"}
 MODEL_INDEX = {
@@ -26,15 +29,12 @@ MODEL_INDEX = {
 
 
 def export_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
-    """Write config and weights.
-
-    Keys have the `text_model.` prefix: without it, transformers 4 would load random weights.
-    """
+    """Write config and weights, with the tensor names that transformers 4 and 5 read."""
     text_encoder.config.architectures = ["CLIPTextModel"]
     text_encoder.config.save_pretrained(folder)
     forget_origin(folder)
     tensors = {
-        f"text_model.{name.removeprefix('text_model.')}": value.to("cpu", torch.float16).contiguous()
+        prefixed(name): value.to("cpu", torch.float16).contiguous()
         for name, value in text_encoder.state_dict().items()
         if "position_ids" not in name
     }
@@ -56,9 +56,8 @@ def export_vae(vae: Any, folder: Path) -> None:
 def forget_origin(folder: Path) -> None:
     """Remove the path of the initial weights and the training precision from a component's config."""
     file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "dtype", "torch_dtype")}
-    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    dropped = ("_name_or_path", "dtype", "torch_dtype")
+    write_json(file, {key: value for key, value in read_json(file).items() if key not in dropped})
 
 
 def copy_part(source: Path, folder: Path) -> None:
@@ -68,6 +67,6 @@ def copy_part(source: Path, folder: Path) -> None:
 
 def write_index(folder: Path, stage: str, base: Path | None) -> None:
     """Write model_index.json: that of `base` if there is one, with the pipeline class of the stage."""
-    index = MODEL_INDEX if base is None else json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    index = MODEL_INDEX if base is None else read_json(base / INDEX)
     changed = {"_class_name": PIPELINES[stage]} if stage in PIPELINES else {}
-    (folder / "model_index.json").write_text(json.dumps(index | changed, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index | changed)

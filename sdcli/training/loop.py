@@ -5,10 +5,9 @@ randomness of a step comes from the seed and the step number, and log lines afte
 """
 
 import json
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,11 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sdcli.files import atomic
 from sdcli.training import checkpoint
+from sdcli.training.optimizers import MatrixOptimizer, learning_rate
 from sdcli.training.team import Team
 
 Entry = dict[str, Any]
@@ -43,6 +44,38 @@ class Settings(Protocol):
     @property
     def sheet_every(self) -> int:
         """Steps between sheets of pictures; 0 for none."""
+
+
+class LearningRates(Protocol):
+    """The settings of `learning_rate`."""
+
+    @property
+    def steps(self) -> int:
+        """The step at which the run ends."""
+
+    @property
+    def lr(self) -> float:
+        """The highest learning rate."""
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate rises."""
+
+    @property
+    def cooldown(self) -> int:
+        """Steps over which it falls at the end."""
+
+
+class OptimizedRun(Protocol):
+    """What `finish_step` needs of a run."""
+
+    step: int
+    team: Team
+    optimizer: MatrixOptimizer
+
+    @property
+    def settings(self) -> LearningRates:
+        """The learning rate over the run."""
 
 
 class Run(Protocol):
@@ -207,12 +240,7 @@ def cut_log(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        atomic.replace(path, "".join(kept).encode())
 
 
 def _step_of(line: str) -> float:
@@ -220,6 +248,21 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def finish_step(run: OptimizedRun, loss: Tensor, modules: Iterable[nn.Module]) -> float:
+    """Update the parameters of `modules` by the gradient of `loss`; returns the mean loss of all processes.
+
+    The gradient is averaged over the processes and clipped to a norm of 1.
+    """
+    settings, team = run.settings, run.team
+    loss.backward()
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    team.average(parameters)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    run.optimizer.step(learning_rate(run.step, settings.lr, settings.steps, settings.warmup, settings.cooldown))
+    run.step += 1
+    return team.mean(loss.item())
 
 
 def step_noise(seed: int, step: int, shape: tuple[int, ...]) -> Tensor:

@@ -20,7 +20,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdcli.training import checkpoint
 from sdcli.training.captions import caption
-from sdcli.training.optimizers import MatrixOptimizer, learning_rate
+from sdcli.training.loop import finish_step
+from sdcli.training.optimizers import MatrixOptimizer
 from sdcli.training.parts import tokenize
 from sdcli.training.places import TIMES
 from sdcli.training.settings import TextEncoderTraining
@@ -181,16 +182,8 @@ class TextEncoderRun:
 
     def train_step(self) -> float:
         """Train one step and return its loss, averaged over the processes."""
-        settings, team = self.settings, self.team
         loss = self.loss_of(*self.draw())
-        loss.backward()
-        parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
-        team.average(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        rate = learning_rate(self.step, settings.lr, settings.steps, settings.warmup, settings.cooldown)
-        self.optimizer.step(rate)
-        self.step += 1
-        return team.mean(loss.item())
+        return finish_step(self, loss, self.modules.values())
 
     def report(self) -> dict[str, object]:
         """Return additional log values: the share of cells predicted correctly in the last batch."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import InputError, ModelCorrupt, ModelNotFound, OutputError, UsageError
-from sdcli.files import palette
+from sdcli.files import atomic, palette
+from sdcli.files.json_files import load_json
 from sdcli.files.palette import Class
 from sdcli.training.imagefolder import Row, read_rows
 from sdcli.training.settings import STAGES, Training, resumed
@@ -83,9 +84,8 @@ class RunConfig:
         content = {"stage": self.stage, "settings": asdict(self.settings), "begin": asdict(self.begin)}
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            partial = self.out / (RUN + ".partial")
-            partial.write_text(json.dumps({**content, "digest": self.digest}, indent=2) + "\n", encoding="utf-8")
-            partial.replace(self.out / RUN)
+            text = json.dumps({**content, "digest": self.digest}, indent=2) + "\n"
+            atomic.replace(self.out / RUN, text.encode())
         except OSError as error:
             raise OutputError(f"cannot write {self.out}: {error.strerror}", "use another folder with --out") from error
 
@@ -109,7 +109,7 @@ def plan(stage: str, out: Path, begin: Mapping[str, Any], settings: Mapping[str,
 def read(out: Path) -> RunConfig:
     """Read the configuration of the run in a folder. Raises ModelNotFound or ModelCorrupt."""
     try:
-        content = json.loads((out / RUN).read_text(encoding="utf-8"))
+        content = load_json(out / RUN)
         kind = STAGES[content["stage"]]
         return RunConfig(
             content["stage"], out, kind(**content["settings"]), Begin(**content["begin"]), content["digest"]

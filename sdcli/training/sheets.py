@@ -13,6 +13,7 @@ from sdcli.diffusion.context import Context
 from sdcli.diffusion.denoise import denoise
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.noise import initial_latents
+from sdcli.files import atomic
 from sdcli.training.parts import Parts, tokenize
 from sdcli.training.pool import Pool
 from sdcli.training.team import Team
@@ -30,9 +31,8 @@ def save_sheet(pictures: Tensor, columns: int, path: Path) -> None:
     for index, picture in enumerate(pixels):
         thumbnail = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(thumbnail, (index % columns * SIDE, index // columns * SIDE))
-    partial = path.with_name(path.name + ".partial")
-    sheet.save(partial, format="PNG")
-    partial.replace(path)
+    with atomic.replacing(path) as file:
+        sheet.save(file, format="PNG")
 
 
 class Sheet:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sdcli.errors import InputError
+from sdcli.files import pictures
 from sdcli.training import world
 from sdcli.training.captions import caption
 from sdcli.training.imagefolder import Row, where
@@ -145,10 +146,8 @@ class ImageFolder:
 def read_image(row: Row, path: Path) -> Image.Image:
     """Read an image and apply its EXIF orientation. Raises InputError with the line and the file."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            upright: Image.Image = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        problem = f"{where(row)}: cannot read the image {path.name}: {error}"
+        return pictures.decode(path.read_bytes(), "the file", ImageOps.exif_transpose)
+    except (OSError, InputError) as error:
+        reason = error.message if isinstance(error, InputError) else error.strerror
+        problem = f"{where(row)}: cannot read the image {path.name}: {reason}"
         raise InputError(problem, "replace the file or remove the line") from error
-    return upright

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sdcli.errors import InputError
-from sdcli.models.digest import _cache_directory
+from sdcli.files.user_files import cache_folder
 from sdcli.training.subjects import BY_NAME, SUBJECTS, Subject
 
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
@@ -119,7 +119,7 @@ def find_sprites(source: Path | None = None) -> Path:
     """
     if source is not None:
         return source
-    kept = _cache_directory().parent / "sprites" / ARCHIVE
+    kept = cache_folder() / "sprites" / ARCHIVE
     if not kept.exists():
         fetch_package(kept)
     return kept

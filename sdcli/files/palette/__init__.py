@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelCorrupt
+from sdcli.files.json_files import load_json
 
 FILE = "classes.json"
 ADE20K = "ade20k"
@@ -50,10 +51,10 @@ def read(folder: Path) -> tuple[Class, ...]:
     """Read the classes of the model in `folder`, empty without a FILE. Raises ModelCorrupt if it is invalid."""
     file = folder / FILE
     try:
-        listed = json.loads(file.read_text(encoding="utf-8"))
+        listed = load_json(file)
     except (FileNotFoundError, NotADirectoryError):
         return ()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _wrong(file, str(error)) from error
     try:
         classes = tuple(_class(each) for each in listed)

@@ -7,7 +7,6 @@ weights, no pickles, and no torch.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
+from sdcli.files.json_files import load_json, parse_json
 
 HERE = Path(__file__).parent
 NAMES = (
@@ -123,8 +123,8 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise ModelCorrupt(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
     try:
-        return _parse(json.loads(raw), 8 + length, size)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _parse(parse_json(raw), 8 + length, size)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelCorrupt(
             f"{path}: {error}" if str(error) else f"{path} has an invalid header", _DOWNLOAD_AGAIN
         ) from error
@@ -146,13 +146,13 @@ def _parse(listed: dict[str, Any], data_start: int, size: int) -> Header:
     return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, hint_if_missing: str = _INCOMPLETE) -> dict[str, Any]:
     """Read the JSON object in a config file. Raises ModelCorrupt if it is missing or invalid."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except FileNotFoundError:
-        raise ModelCorrupt(f"{path} is missing", _INCOMPLETE) from None
-    except (OSError, ValueError, RecursionError) as error:
+        raise ModelCorrupt(f"{path} is missing", hint_if_missing) from None
+    except (OSError, ValueError) as error:
         raise ModelCorrupt(f"{path} cannot be read: {error}", _INCOMPLETE) from error
     if not isinstance(value, dict):
         raise ModelCorrupt(f"{path} is not a JSON object", _INCOMPLETE)
