@@ -174,7 +174,7 @@ def test_two_processes_split_a_batch_and_agree(run, command, sd15, data, tmp_pat
     assert {file.name[:8] for file in (tmp_path / "run" / "latents").iterdir()} == {"process0", "process1"}
     refused = run(*begin[:-2], "--out", "other", "--batch", "3", "--processes", "2")
     assert refused.status == 2
-    assert "cannot be shared among 2 processes" in refused.stderr
+    assert "cannot be split between 2 processes" in refused.stderr
 
 
 def test_a_dry_run_prints_the_cost_and_writes_nothing(run, sd15, data, tmp_path):
