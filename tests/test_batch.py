@@ -357,7 +357,7 @@ def test_interrupted_once_the_picture_in_hand_is_finished_twice_it_is_not(
         patched.setattr(pipeline, "run", interrupting(times))
         done = batch(jobs)
     assert done.status == 130
-    assert done.stderr == "interrupted: finishing the picture in hand; once more to stop at once\n"
+    assert done.stderr == "interrupted: finishing the current picture; press Ctrl-C again to stop now\n"
     assert len(done.lines) == len(pictures(tmp_path / "out")) == finished
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = batch(jobs)

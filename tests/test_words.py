@@ -71,8 +71,10 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            for offset, line in enumerate(node.value.split("\n")):
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(value, str | bytes):
+            text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+            for offset, line in enumerate(text.split("\n")):
                 yield node.lineno + offset, line
 
 

@@ -266,7 +266,7 @@ def _jobs_failed(run: _Run) -> JobsFailed:
 def _interrupts_deferred() -> Iterator[None]:
     """Delay SIGINT until the body has ended; a second one raises KeyboardInterrupt immediately."""
     asked = False
-    told = display.before_a_line() + b"interrupted: finishing the picture in hand; once more to stop at once\n"
+    told = display.before_a_line() + b"interrupted: finishing the current picture; press Ctrl-C again to stop now\n"
 
     def defer(signal_number: int, frame: FrameType | None) -> None:
         nonlocal asked
