@@ -159,7 +159,7 @@ def test_prompt_from_stdin(run, sd15):
         (["x", "--seed", "4294967295", "-n", "2"], 2, "seed is 4294967296", "4294967295"),
         (["x", "-n", "0"], 2, "--num-images", "--help"),
         (["x", "-n", "2", "-o", "-"], 2, "one picture", "directory"),
-        (["x", "-o", "-", "--json"], 2, "--json", "leave"),
+        (["x", "-o", "-", "--json"], 2, "--json", "omit"),
         (["x", "-m", "no-such-model"], 3, "no-such-model", "kit"),
         (["x", "-m", "sdxl"], 3, "not on this machine", "stabilityai/stable-diffusion-xl-base-1.0"),
         (["x", "-o", "no/such/place.png"], 8, "no/such", ""),
@@ -220,7 +220,7 @@ def test_a_model_of_nan_is_an_invalid_picture(run, sd15, tmp_path):
         (["a", "fox"], 2, "unexpected extra argument", 'quote a prompt of several words, as in "arctic fox"; see'),
         (["fox", "-m", "./none.safetensors"], 3, "there is no file or folder ./none.safetensors", "check the path"),
         (["fox", "--strength", "0.5"], 2, "strength has no effect without an image", "init_latents"),
-        (["", "--strict"], 2, "the prompt is empty", "PROMPT"),
+        (["", "--strict"], 2, "the prompt is empty", "give a prompt"),
     ],
 )
 def test_slips_of_the_hand_are_told_with_the_way_out(run, words, status, error, hint):

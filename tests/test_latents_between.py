@@ -113,7 +113,7 @@ def test_several_pictures_latents_need_several_names(run, tmp_path):
         (["--save-latents", "there.safetensors"], 8, "another name with --save-latents, or replace it with --force"),
         (["--save-latents", "no/z.safetensors"], 8, "mkdir -p no"),
         (["--save-latents", "z.png"], 2, "name it z.safetensors"),
-        (["-o", "z.safetensors", "--save-latents", "z.safetensors"], 2, "both name z.safetensors"),
+        (["-o", "z.safetensors", "--save-latents", "z.safetensors"], 2, "have the same name z.safetensors"),
         (["--strength", "0.5"], 2, "strength has no effect without"),
         (["--init-latents", "none.safetensors"], 4, "cannot read none.safetensors"),
         (["--init-latents", "there.safetensors", "--strength", "0.01"], 2, "runs none of the"),

@@ -214,7 +214,7 @@ def test_what_a_u_net_takes_is_said(tmp_path: Path, folder: Path):
     with pytest.raises(InvalidRecipe, match="a mask and a masked image"):
         tiny.recipe_for(ModelEntry("m", folder=str(nine)), said)
     (nine / "classes.json").write_text((folder / "classes.json").read_text())
-    with pytest.raises(ModelCorrupt, match="lists 3 classes, and its U-Net takes 5"):
+    with pytest.raises(ModelCorrupt, match="lists 3 classes, and its U-Net has 5"):
         tiny.recipe_for(ModelEntry("m", folder=str(nine)), said)
 
 
