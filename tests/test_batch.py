@@ -118,7 +118,9 @@ def test_models_are_loaded_once_each_and_lines_come_by_model(batch, sd15, tmp_pa
     other = tiny.make_folder("sd15", tmp_path / "other", seed=1)
     loaded = []
     load = assemble.load
-    monkeypatch.setattr(assemble, "load", lambda source, recipe: loaded.append(source.path) or load(source, recipe))
+    monkeypatch.setattr(
+        assemble, "load", lambda weights, recipe: loaded.append(weights.model.path) or load(weights, recipe)
+    )
     models = [str(sd15), str(other)] * 2
     done = lines_of(batch([{"prompt": "a", "model": model, "seed": 1, "id": n} for n, model in enumerate(models)]))
     assert loaded == [sd15, other]
@@ -152,10 +154,10 @@ def failing(on: str, error: Exception):
     """pipeline.run, failing in every call that holds the prompt `on`."""
     run = pipeline.run
 
-    def fail(model, recipes, on_step):
+    def fail(model, recipes, on_step, **inputs):
         if any(recipe.condition.prompt == on for recipe in recipes):
             raise error
-        return run(model, recipes, on_step)
+        return run(model, recipes, on_step, **inputs)
 
     return fail
 
@@ -202,9 +204,9 @@ def test_a_batch_size_joins_jobs_that_differ_in_their_seeds_and_is_recorded(batc
     sizes = []
     run = pipeline.run
 
-    def counting(model, recipes, on_step):
+    def counting(model, recipes, on_step, **inputs):
         sizes.append(len(recipes))
-        return run(model, recipes, on_step)
+        return run(model, recipes, on_step, **inputs)
 
     monkeypatch.setattr(pipeline, "run", counting)
     jobs = [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate("aabaa")]
@@ -218,10 +220,10 @@ def test_a_batch_size_joins_jobs_that_differ_in_their_seeds_and_is_recorded(batc
 def test_a_call_for_several_that_fails_is_tried_one_by_one(batch, monkeypatch):
     run = pipeline.run
 
-    def starved(model, recipes, on_step):
+    def starved(model, recipes, on_step, **inputs):
         if len(recipes) > 1 or recipes[0].seed == 1:
             raise MemoryError
-        return run(model, recipes, on_step)
+        return run(model, recipes, on_step, **inputs)
 
     monkeypatch.setattr(pipeline, "run", starved)
     done = batch([{"prompt": "a", "seed": seed} for seed in range(3)], "--batch-size", 3)
@@ -337,13 +339,13 @@ def interrupting(times: int):
     """pipeline.run, with SIGINT `times` times at its first step."""
     run = pipeline.run
 
-    def interrupted(model, recipes, on_step):
+    def interrupted(model, recipes, on_step, **inputs):
         def step(each):
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
             on_step(each)
 
-        return run(model, recipes, step)
+        return run(model, recipes, step, **inputs)
 
     return interrupted
 
@@ -368,14 +370,14 @@ def test_interrupted_where_nobody_reads_stderr_any_more_the_picture_in_hand_is_f
     run = pipeline.run
     stderr = os.dup(2)
 
-    def interrupted(model, recipes, on_step):
+    def interrupted(model, recipes, on_step, **inputs):
         reader, writer = os.pipe()
         os.close(reader)
         os.dup2(writer, 2)
         os.close(writer)
         os.kill(os.getpid(), signal.SIGINT)
         os.dup2(stderr, 2)
-        return run(model, recipes, on_step)
+        return run(model, recipes, on_step, **inputs)
 
     monkeypatch.setattr(pipeline, "run", interrupted)
     done = batch([{"prompt": "a"}, {"prompt": "b"}])

@@ -129,7 +129,7 @@ def batch(directory: Path) -> list[dict]:
             job = SimpleNamespace(line=1, id=str(number), key=f"job {number}", recipe=recipe(7), name=name)
             data = b"picture %d" % number
             if ledger.finished(book, job.key) is None:
-                making._hand_over(run, job, picture(data), data)
+                making._save(run, job, picture(data), data)
         lines += map(json.loads, out.getvalue().splitlines())
     return lines
 
