@@ -332,7 +332,7 @@ def test_config_path(run, tmp_path):
 def test_generate_takes_its_defaults_from_there(run, tmp_path, text, env, status, said):
     (tmp_path / ".config" / "sdcli").mkdir(parents=True)
     (tmp_path / ".config" / "sdcli" / "config.toml").write_text(text)
-    done = run("generate", "x", env=env)
+    done = run("generate", "fox", env=env)
     assert done.status == status
     assert said in done.stderr.splitlines()[0]
 

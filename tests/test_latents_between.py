@@ -54,7 +54,7 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def latents_file(path: Path, shape: tuple[int, ...] = (1, 4, 8, 8), **said: str) -> Path:
+def latents_file(path: Path, shape: tuple[int, ...] = (1, 8, 8, 8), **said: str) -> Path:
     save_file({"latents": torch.randn(shape, generator=torch.Generator().manual_seed(1))}, path, said)
     return path
 
@@ -67,7 +67,7 @@ def test_saved_latents_decode_to_the_picture_and_start_another(run, tmp_path):
         z, said = opened.get_tensor("latents"), opened.metadata()
     recipe = json.loads(Image.open(tmp_path / "x.png").text["sdcli"])
     assert z.dtype == torch.float32
-    assert list(z.shape) == [1, 4, recipe["recipe"]["height"] // 8, recipe["recipe"]["width"] // 8]
+    assert list(z.shape) == [1, 8, recipe["recipe"]["height"] // 8, recipe["recipe"]["width"] // 8]
     assert json.loads(said["recipe"]) == recipe["recipe"]
     assert said["model_digest"] == recipe["model_digest"]
     assert run("decode", "z.safetensors", "-o", "again.png", "--quiet", "--threads", "1").status == 0
@@ -86,7 +86,7 @@ def test_saved_latents_decode_to_the_picture_and_start_another(run, tmp_path):
     assert run("replay", "y.png", "--verify").status == 0
     command = run("info", "y.png", "--json")
     assert "--init-latents z.safetensors --strength 0.5" in json.loads(command.lines[0])["command"]
-    latents_file(tmp_path / "z.safetensors", (1, 4, 8, 8))
+    latents_file(tmp_path / "z.safetensors", (1, 8, 8, 8))
     refused = run("replay", "y.png", "--verify")
     assert refused.status == 4
     assert f"has changed since the recipe was made\nhint: give the file with the sha256 {sha256}" in refused.stderr
@@ -143,7 +143,7 @@ def test_a_job_starts_from_latents_too(run, tmp_path):
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_latents_start_as_diffusers_own_do(pair, tmp_path, scheduler, strength):
     made: pairs.Pair = pair("sd15")
-    z = load_file(latents_file(tmp_path / "z.safetensors"))["latents"]
+    z = load_file(latents_file(tmp_path / "z.safetensors", (1, 4, 8, 8)))["latents"]
     made.set_scheduler(scheduler, "default")
     parts = {key: value for key, value in made.pipe.components.items() if key != "image_encoder" or value is not None}
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)

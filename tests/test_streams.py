@@ -59,10 +59,10 @@ def test_a_prompt_that_is_not_utf_8_is_refused(shell):
     ("script", "status", "error"),
     [
         ("sdcli models list > /dev/full", 8, "stdout: No space left on device"),
-        ("sdcli generate x --dry-run > /dev/full", 8, "stdout: No space left on device"),
+        ("sdcli generate fox --dry-run > /dev/full", 8, "stdout: No space left on device"),
         ("sdcli batch - --dry-run > /dev/full", 8, "stdout: No space left on device"),
         ("sdcli models list >&-", 8, "stdout: Bad file descriptor"),
-        ("sdcli generate x --dry-run >&-", 8, "stdout: Bad file descriptor"),
+        ("sdcli generate fox --dry-run >&-", 8, "stdout: Bad file descriptor"),
         ("sdcli generate - --dry-run <&-", 4, "stdin cannot be read: Bad file descriptor"),
         ("sdcli batch - --dry-run <&-", 4, "cannot read -: Bad file descriptor"),
         ("sdcli generate x --steps 0 <&- >&-", 2, "steps is 0"),

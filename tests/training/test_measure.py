@@ -55,7 +55,7 @@ def test_trials_are_distinct_and_match_their_kind():
         assert all(is_held_out(a.subject, a.colour, a.place) is held_out for a in answers)
         subjects = {a.subject for a in answers}
         assert subjects <= set(KIT.subjects)
-        assert len(subjects) > 0.9 * min(len(KIT.subjects), len(answers))
+        assert len(subjects) > 0.8 * min(len(KIT.subjects), len(answers))
         assert {a.place for a in answers} == set(KIT.places)
         assert len(set(answers)) == len(answers)
     assert len(kinds["two_subjects"]) > 80
