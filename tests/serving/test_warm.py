@@ -135,7 +135,7 @@ def test_batches_are_those_of_a_cold_run(run, warmly, sd15, tmp_path):
     statuses, lines, errors, files = both_ways(run, warmly, tmp_path, command, command, prepare=prepare)
     assert statuses == [7, 7]
     assert sorted(line["status"] for line in lines[1]) == ["cached"] * 6 + ["failed"]
-    assert "there is no mps device on this machine" in errors[0]
+    assert "there is no mps device here" in errors[0]
     assert len(files) == 6
 
 
@@ -217,7 +217,7 @@ def test_a_batch_ends_where_the_warm_process_does_and_goes_on_without_it(run, sd
     assert run(*command).status == 0
 
 
-def test_ctrl_c_in_a_batch_finishes_the_picture_in_hand_and_then_not(warm, ask, sd15, tmp_path):
+def test_ctrl_c_in_a_batch_finishes_the_current_picture_and_then_not(warm, ask, sd15, tmp_path):
     (tmp_path / "jobs").write_text("".join(f"a fox {number}\n" for number in range(200)))
     command = [sys.executable, "-m", "sdcli", "batch", "jobs", "-m", str(sd15), *FAST[2:], "--steps", "20"]
     environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "SDCLI_SOCKET": warm.socket}
@@ -227,7 +227,7 @@ def test_ctrl_c_in_a_batch_finishes_the_picture_in_hand_and_then_not(warm, ask, 
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert b"finishing the picture in hand" in stderr
+    assert b"finishing the current picture" in stderr
     lines = [json.loads(line) for line in (first + stdout).splitlines()]
     assert {line["path"] for line in lines} == {path.name for path in tmp_path.glob("*.png")}
     assert 1 <= len(lines) < 200
@@ -439,9 +439,9 @@ def test_ctrl_c_ends_the_client_and_not_the_warm_process(warm, ask, sd15, tmp_pa
 @pytest.mark.parametrize(
     ("body", "error", "said"),
     [
-        ({"weights": {}, "recipes": []}, UsageError, "nonsense"),
-        ({"recipes": 3}, UsageError, "nonsense"),
-        ({"weights": {}, "directory": "/", "recipes": [FOX]}, UsageError, "no weights"),
+        ({"weights": NOWHERE, "directory": "/", "recipes": []}, UsageError, "an invalid request"),
+        ({"recipes": 3}, UsageError, "an invalid request"),
+        ({"weights": {}, "directory": "/", "recipes": [FOX]}, UsageError, "without weights"),
         ({"weights": NOWHERE, "directory": "/", "recipes": [{"prompt": "x"}]}, InvalidRecipe, "missing"),
     ],
 )
