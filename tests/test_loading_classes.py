@@ -126,7 +126,7 @@ def test_facts_are_those_of_the_file(tmp_path):
 def test_a_file_gives_the_weights_of_its_folder(ldm, tmp_path):
     file = write_original(ldm, tmp_path / "model.safetensors")
     from_file, from_folder = load(Source(file, configs=ldm)), load(Source(ldm))
-    for part in ("unet", "vae", "class_embedder"):
+    for part in ("network", "vae", "class_embedder"):
         found, wanted = (getattr(model, part).state_dict() for model in (from_file, from_folder))
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -167,7 +167,7 @@ def change(path, **values):
             tiny.make_ldm,
             "class_embedder/config.json",
             {"embedding_dim": 8},
-            r"shape \[1001, 16\].* asks for \[1001, 8\]",
+            r"shape \[1001, 16\].* requires \[1001, 8\]",
         ),
         (tiny.make_ldm, "model_index.json", {"class_embedder": [None, None]}, "has no class_embedder"),
         (tiny.make_ldm, "model_index.json", {"id2label": {"x": "fox"}}, "id2label does not fit"),
@@ -214,7 +214,7 @@ def test_a_file_is_exported_as_its_folder(ldm, tmp_path):
         "LDMClassToImagePipeline"
     )
     exported, folder = load(Source(tmp_path / "exported")), load(Source(ldm))
-    for part in ("unet", "vae", "class_embedder"):
+    for part in ("network", "vae", "class_embedder"):
         found, wanted = (getattr(model, part).state_dict() for model in (exported, folder))
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert exported.labels == folder.labels

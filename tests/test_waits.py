@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from sdcli.diffusion import pipeline
 from sdcli.diffusion.context import Context
 from sdcli.diffusion.model import LatentDiffusionModel
-from sdcli.files import inputs
 from sdcli.recipe.recipe import Recipe
+from tests import tiny
 from tests.device.making import Studio
 
 PLAIN = ("ddim", "pndm", "lms", "euler", "heun", "dpm2", "dpm++-2m", "dpm++-2s", "deis", "tcd")
@@ -78,8 +78,7 @@ def copies(studio: Studio, monkeypatch: pytest.MonkeyPatch, name: str, **options
     encode_condition = pipeline.encode_condition
     monkeypatch.setattr(pipeline, "encode_condition", encode)
     monkeypatch.setattr(pipeline, "denoise", listen)
-    given = inputs.read(recipe.initial) if recipe.initial.image is not None else None
-    assert pipeline.sample(model, [recipe], given=given).device == meta
+    assert pipeline.sample(model, [recipe], inputs=tiny.inputs_of(on_cpu, recipe)).device == meta
     return seen.found
 
 
