@@ -13,7 +13,8 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -148,32 +149,39 @@ def parse_parameters(text: str) -> dict[str, str]:
     return texts | {key: _unquote(value.strip()) for key, value in pairs}
 
 
+@contextmanager
+def decoding(name: str | Path) -> Iterator[None]:
+    """Convert Pillow's errors about the picture `name` to InputError, and hide its warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about unusual but readable files
+            yield
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise InputError(f"{name} has too many pixels", "give a picture of less than 178 megapixels") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{name} is not a picture, or its header is damaged", "give a PNG, JPEG or WebP file"
+        ) from error
+    except UNREADABLE as error:
+        raise InputError(
+            f"{name} is truncated or damaged: {error}", "get the file again, or open and save it with another tool"
+        ) from error
+
+
 def read(path: str | Path) -> PictureInfo:
     """Read the metadata of a picture file: PNG, JPEG, WebP, or another format that Pillow reads.
 
     Raises InputError for a file that is not a picture, is damaged (text or pixels), or is too large.
     """
     data = file_bytes(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about unusual but readable files
-            with Image.open(BytesIO(data)) as image:
-                image.verify()  # a PNG's checksums
-            with Image.open(BytesIO(data)) as image:
-                image.load()
-                text = _parameters_of(image)
-                chunk = image.info.get("sdcli") if image.format == "PNG" else None
-                invokeai = image.info.get("invokeai_metadata") if image.format == "PNG" else None
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise InputError(f"{path} has too many pixels", "give a picture of less than 178 megapixels") from error
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{path} is not a picture, or its header is damaged", "give a PNG, JPEG or WebP file"
-        ) from error
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path} is truncated or damaged: {error}", "get the file again, or open and save it with another tool"
-        ) from error
+    with decoding(path):
+        with Image.open(BytesIO(data)) as image:
+            image.verify()  # a PNG's checksums
+        with Image.open(BytesIO(data)) as image:
+            image.load()
+            text = _parameters_of(image)
+            chunk = image.info.get("sdcli") if image.format == "PNG" else None
+            invokeai = image.info.get("invokeai_metadata") if image.format == "PNG" else None
     for each in (text, chunk, invokeai):
         if each is not None and len(each) > MAX_TEXT_CHARACTERS:
             raise InputError(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from sdcli.errors import InputError
-from sdcli.files.metadata import UNREADABLE, file_bytes
+from sdcli.files.metadata import decoding, file_bytes
 
 MAX_PIXELS = 178_956_970
 """The size that Pillow rejects as a decompression bomb: twice its MAX_IMAGE_PIXELS."""
@@ -66,24 +65,11 @@ def decode(data: bytes, name: str, convert: Callable[[Image.Image], Image.Image]
     """Decode an image and apply `convert`; `name` is its name in errors."""
     if not data:
         raise InputError(f"{name} is empty", "give a PNG, JPEG or WebP file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about unusual but readable files
-            with Image.open(BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                image.load()
-                return convert(image)
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise InputError(f"{name} has too many pixels", "give a picture of less than 178 megapixels") from error
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{name} is not a picture, or its header is damaged", "give a PNG, JPEG or WebP file"
-        ) from error
-    except UNREADABLE as error:
-        raise InputError(
-            f"{name} is truncated or damaged: {error}", "get the file again, or open and save it with another tool"
-        ) from error
+    with decoding(name), Image.open(BytesIO(data)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        return convert(image)
 
 
 def check_whole(picture: Image.Image, unit: int, name: str) -> None:
