@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sdcli.errors import InputError
+from sdcli.files import atomic
 from sdcli.files.user_files import cache_folder
 from sdcli.training.subjects import BY_NAME, SUBJECTS, Subject
 
@@ -138,7 +139,7 @@ def fetch_package(to: Path) -> None:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise InputError(f"npm cannot download {PACKAGE}: {last}", hint)
         to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(fetched, to)
+        atomic.replace(to, fetched.read_bytes())
 
 
 def reader_of(source: Path) -> Read:
