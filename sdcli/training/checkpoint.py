@@ -1,7 +1,6 @@
 """Checkpoint files, which are always complete or absent. Does not depend on what is trained."""
 
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -20,16 +19,6 @@ def save(path: Path, state: State) -> None:
             torch.save(state, file)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", "the previous checkpoint is intact") from error
-
-
-def check(path: Path) -> None:
-    """Raise OutputError if a checkpoint cannot be written to this path. Called before training starts."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", "choose a folder that you can write to") from error
 
 
 def load(path: Path) -> State:

@@ -106,7 +106,7 @@ def own_tokenizer(config: RunConfig, team: Team) -> Any:
         count = CAPTIONS if source.size is None else source.size
         tokenizer.write_tokenizer(folder, [source.caption(item, rng) for item in islice(items, count)])
     team.wait()
-    return tokenizer.load_tokenizer(folder)
+    return parts.read_tokenizer(folder)
 
 
 def train(config: RunConfig, team: Team, stop: loop.Stop, watcher: loop.Watcher) -> bool:

@@ -20,9 +20,8 @@ from sdcli.training import reading, world
 from sdcli.training.captions import caption
 from sdcli.training.judge import targets_of
 from sdcli.training.masks import draw_mask, plan_mask
-from sdcli.training.parts import tokenize
+from sdcli.training.parts import read_tokenizer, tokenize
 from sdcli.training.places import BACKGROUNDS, PLACES, paint
-from sdcli.training.tokenizer import load_tokenizer
 from sdcli.training.world import Backdrop, Rendering, Scene, Sprites, Vocabulary
 
 KINDS = ("pictures", "answers", "captions", "text-to-image", "inpaint", "semantic")
@@ -86,7 +85,7 @@ class Scenes(IterableDataset[Chunk]):
         settings, info = self.settings, get_worker_info()
         rng = np.random.default_rng([settings.seed, 0 if info is None else info.id])
         sprites = world.sprites_of(settings.sprites, settings.vocabulary) if settings.kind != "captions" else {}
-        tokenizer = None if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
+        tokenizer = None if settings.tokenizer is None else read_tokenizer(settings.tokenizer)
         backdrops = Backdrops(rng)
         drawn = world.scenes(int(rng.integers(2**62)), settings.vocabulary, held_out=settings.held_out)
         while True:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -69,9 +68,3 @@ def write_tokenizer(folder: Path, captions: Iterable[str], vocab_size: int = 102
     ):
         text = json.dumps(content, ensure_ascii=False, indent=None if name == "vocab.json" else 2)
         (folder / name).write_text(text + "\n", encoding="utf-8")
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Load the tokenizer in a folder."""
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
-    return tokenizer

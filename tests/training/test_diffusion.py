@@ -11,14 +11,14 @@ from sdcli.files.palette import Class
 from sdcli.training import diffusion, parts
 from sdcli.training.diffusion import DiffusionRun, draw_batch
 from sdcli.training.masks import draw_mask, plan_mask
-from sdcli.training.parts import LATENT_CHANNELS, SCHEDULER, Parts, tokenize
+from sdcli.training.parts import LATENT_CHANNELS, SCHEDULER, Parts, read_tokenizer, tokenize
 from sdcli.training.places import CLASSES
 from sdcli.training.pool import Encoder, Pool, to_tensor
 from sdcli.training.settings import DiffusionTraining
 from sdcli.training.sources import World
 from sdcli.training.tasks import Inpaint, Semantic, TextToImage
 from sdcli.training.team import Team
-from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
+from sdcli.training.tokenizer import write_tokenizer
 from sdcli.training.world import FEW
 from tests.training.conftest import TINY_TEXT_ENCODER
 from tests.training.conftest import TINY_UNET as TINY
@@ -50,7 +50,7 @@ def vae():
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, ["an arctic fox in the snow", "a white owl at night"])
-    return load_tokenizer(folder)
+    return read_tokenizer(folder)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from sdcli.training import captions, layout, parts
 from sdcli.training.captions import caption
 from sdcli.training.layout import Placement
 from sdcli.training.learners import CAPTION_TOKENS
+from sdcli.training.parts import read_tokenizer
 from sdcli.training.places import BACKGROUNDS, TIMES
 from sdcli.training.reading import (
     CELL_QUESTIONS,
@@ -26,7 +27,7 @@ from sdcli.training.reading import (
 )
 from sdcli.training.settings import TextEncoderTraining
 from sdcli.training.team import Team
-from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
+from sdcli.training.tokenizer import write_tokenizer
 from sdcli.training.world import FEW, KIT, Scene, scenes
 from tests.training.conftest import TINY_TEXT_ENCODER
 
@@ -40,7 +41,7 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     rng = np.random.default_rng(0)
     write_tokenizer(folder, [caption(scene, rng) for scene in islice(scenes(0, KIT), 500)])
-    return load_tokenizer(folder)
+    return read_tokenizer(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_a_rider_is_above_its_mount_in_the_layout():
 def test_long_captions_are_not_truncated(tmp_path):
     """A tokenizer that knows nothing but letters needs more tokens."""
     write_tokenizer(tmp_path, ["x"])
-    run = begin(load_tokenizer(tmp_path), batch=16)
+    run = begin(read_tokenizer(tmp_path), batch=16)
     ids, _ = run.draw()
     assert ids.shape[1] > TOKENS
     ends = (ids == run.tokenizer.eos_token_id).any(1)

@@ -12,11 +12,12 @@ from sdcli.training import stream, world
 from sdcli.training.captions import caption, plural
 from sdcli.training.judge import NO_ANSWER, answers_of, choices
 from sdcli.training.masks import Plan
+from sdcli.training.parts import read_tokenizer
 from sdcli.training.places import CLASS_NAMES, TIMES, parts_of
 from sdcli.training.reading import COLUMNS, NOTHING, ROWS
 from sdcli.training.stream import Backdrops, ChunkSettings, Scenes, chunk_of
 from sdcli.training.subjects import BY_NAME
-from sdcli.training.tokenizer import load_tokenizer, write_tokenizer
+from sdcli.training.tokenizer import write_tokenizer
 from sdcli.training.world import FEW, place_names, render
 from tests.training.conftest import SPRITES
 
@@ -127,7 +128,7 @@ def test_a_mask_around_a_subject_has_captions_of_that_subject(tokenizer, sprites
     plans = iter([Plan("subject", 0), Plan("subject", 1), Plan("box")])
     monkeypatch.setattr(stream, "plan_mask", lambda count, rng: next(plans))
     rng = np.random.default_rng(0)
-    loaded = load_tokenizer(tokenizer)
+    loaded = read_tokenizer(tokenizer)
     settings = ChunkSettings(SPRITES, "inpaint", FEW, tokenizer)
     chunk = chunk_of(settings, [pair] * 3, sprites, loaded, Backdrops(rng), rng)
     assert set(chunk["masks"].unique().tolist()) == {0, 1}
@@ -151,7 +152,7 @@ def named(text):
 
 @pytest.mark.parametrize("kind", ["text-to-image", "semantic"])
 def test_captions_name_the_subjects_of_their_scene(kind, tokenizer, drawn):
-    chunk, loaded = first(kind, tokenizer), load_tokenizer(tokenizer)
+    chunk, loaded = first(kind, tokenizer), read_tokenizer(tokenizer)
     for scene, captions in zip(drawn, chunk["ids"].int(), strict=True):
         for ids in captions:
             assert named(loaded.decode(ids, skip_special_tokens=True)) == {each.subject for each in scene.placements}

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli.training.tokenizer import END, START, load_tokenizer, write_tokenizer
+from sdcli.training.parts import read_tokenizer
+from sdcli.training.tokenizer import END, START, write_tokenizer
 
 CAPTIONS = ["an arctic fox in the snow", "a fox", "the white owl at night", "a red fox on the beach"]
 
@@ -18,7 +19,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return load_tokenizer(folder)
+    return read_tokenizer(folder)
 
 
 def test_words_of_the_captions_are_single_tokens(tokenizer):
