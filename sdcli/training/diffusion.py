@@ -81,10 +81,14 @@ def loss_of(parts: Parts, pool: Pool, batch: Batch, team: Team, trains_text: boo
             states = parts.text_encoder(batch.token_ids.to(team.device)).last_hidden_state
         prediction = parts.unet(sample, timesteps, states).sample
     error = (prediction.float() - target_of(parts.scheduler, latents, noise, timesteps)).square()
+    return weighted_mean(error, weights)
+
+
+def weighted_mean(error: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of `error` (n, C, h, w); `weights` (n, 1, h, w) are normalized to a mean of 1."""
     if weights is not None:
         error = error * (weights / weights.mean())
-    loss: Tensor = error.mean()
-    return loss
+    return error.mean()
 
 
 Preview = Callable[[Path], None]

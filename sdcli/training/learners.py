@@ -6,7 +6,6 @@ context. One compiled graph serves all phases, and each phase continues from the
 """
 
 import copy
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,28 +19,25 @@ from torch.nn import functional as F
 from sdcli.diffusion.context import segmentation
 from sdcli.files import palette
 from sdcli.training import autoencoder, checkpoint, export, parts, sheets
-from sdcli.training.diffusion import target_of
+from sdcli.training import judge as judging
+from sdcli.training.diffusion import target_of, weighted_mean
 from sdcli.training.judge import Judge, Segmenter, judging_loss
 from sdcli.training.parts import Parts
 from sdcli.training.places import CLASSES
+from sdcli.training.pool import Task
 from sdcli.training.reading import Readout, reading_loss
-from sdcli.training.settings import AutoencoderTraining
+from sdcli.training.settings import AutoencoderTraining, InpaintTraining
 from sdcli.training.stream import Chunk
+from sdcli.training.tasks import Inpaint, Semantic, TextToImage
 from sdcli.training.team import Team
 from sdcli.training.world import Vocabulary
 
 Rows = dict[str, Tensor]
 SHARD_MB = 13
 JUDGE = "judge.pt"
-CROP, CROP_GROUPS = 128, 8
-EMPTY_PROMPTS, TIMESTEP_SHIFT, KNOWN_WEIGHT = 0.1, 0.4, 0.3
-CELL = 8
+CROP_GROUPS = 8
 CAPTION_TOKENS = 48
-CONTEXTS: Mapping[str, Callable[[int], int]] = {
-    "inpaint": lambda latent_channels: 1 + latent_channels,
-    "semantic": lambda latent_channels: len(CLASSES),
-}
-"""The number of channels of each context besides the latents, in the order of the shared U-Net."""
+DEFAULTS = InpaintTraining()
 FOLDERS = {"text-to-image": "unet", "inpaint": "unet-inpaint", "semantic": "unet-semantic"}
 PROMPTS = (
     "arctic fox",
@@ -95,6 +91,11 @@ class Learner(Protocol):
         """Write a sheet of sample pictures."""
 
 
+def on_device(chunk: Chunk, device: torch.device) -> Rows:
+    """Return all tensors of a chunk on the device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in chunk.items()}
+
+
 def to_pixels(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Convert uint8 (n, 3, H, W) to -1 … 1 on the device, in channels_last format."""
     pixels = images.to(device, non_blocking=True).to(dtype) / 127.5 - 1
@@ -118,18 +119,19 @@ class AutoencoderLearner:
 
     def rows(self, chunk: Chunk) -> Rows:
         """Return the pictures."""
-        return {"images": chunk["images"].to(self.runtime.device, non_blocking=True)}
+        return on_device(chunk, self.runtime.device)
 
     def loss(self, rows: Rows, step: int) -> Tensor:
         """Return the loss of crops. The batch has CROP_GROUPS groups, each with its own crop offset."""
-        room = rows["images"].shape[-1] - CROP
+        crop = self.settings.crop
+        room = rows["images"].shape[-1] - crop
         rng = np.random.default_rng([7, step])
         crops = []
         for part in rows["images"].chunk(CROP_GROUPS):
             top, left = (round(room * rng.beta(1.3, 1.3)) for _ in range(2))
-            crops.append(part[..., top : top + CROP, left : left + CROP])
+            crops.append(part[..., top : top + crop, left : left + crop])
         images = to_pixels(torch.cat(crops), self.runtime.device)
-        side = CROP // CELL
+        side = crop // autoencoder.PATCH
         shape = (len(images), int(self.vae.config.latent_channels), side, side)
         noise = torch.randn(shape, generator=self.runtime.generator, device=self.runtime.device)
         teacher = self.teacher if step < self.teacher_steps else None
@@ -168,8 +170,7 @@ class CaptionLearner:
 
     def rows(self, chunk: Chunk) -> Rows:
         """Return token ids, without the columns that are padding in every caption, and layouts."""
-        kept = {**chunk, "ids": chunk["ids"][:, :CAPTION_TOKENS]}
-        return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in kept.items()}
+        return on_device({**chunk, "ids": chunk["ids"][:, :CAPTION_TOKENS]}, self.runtime.device)
 
     def loss(self, rows: Rows, step: int) -> Tensor:
         """Return the loss of the readout."""
@@ -181,50 +182,54 @@ class CaptionLearner:
 
     def export(self, kit: Path) -> dict[str, float]:
         """Write the text encoder; returns the share of cells predicted correctly in the last batch."""
-        export.export_text_encoder(copy.deepcopy(self.modules["text_encoder"]), kit / "text_encoder")
+        export.export_text_encoder(self.modules["text_encoder"], kit / "text_encoder")
         return {"read": round(self.right.item(), 4)}
 
     def sheet(self, path: Path) -> None:
         """Do nothing: there are no pictures."""
 
 
-def shared_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
-    """Return a U-Net for all contexts from a U-Net for `kind`; the new weights are zero."""
-    latents = int(unet.config.out_channels)
-    total = latents + sum(size(latents) for size in CONTEXTS.values())
-    old, slots = unet.conv_in, slots_of(kind, latents)
-    new = nn.Conv2d(total, old.out_channels, 3, padding=1)
-    with torch.no_grad():
-        new.weight.zero_()
-        known = old.weight if old.in_channels == len(slots) else old.weight[:, :latents]
-        new.weight[:, slots[: known.shape[1]]] = known
-        new.bias = nn.Parameter(old.bias.detach().clone())
-    unet.conv_in = new
-    unet.register_to_config(in_channels=total)
-    return unet
+def world_classes() -> tuple[palette.Class, ...]:
+    """Return the classes of the world's maps."""
+    return tuple(palette.Class(index, *each) for index, each in enumerate(CLASSES.items()))
 
 
-def own_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
-    """Return a copy of a shared U-Net with only the input channels of `kind`; its output is the same."""
-    own = copy.deepcopy(unet)
-    slots = slots_of(kind, int(unet.config.out_channels))
-    conv = nn.Conv2d(len(slots), unet.conv_in.out_channels, 3, padding=1)
-    with torch.no_grad():
-        conv.weight.copy_(unet.conv_in.weight[:, slots])
-        conv.bias = nn.Parameter(unet.conv_in.bias.detach().clone())
-    own.conv_in = conv.to(unet.conv_in.weight.device)
-    own.register_to_config(in_channels=len(slots))
-    return own
+def tasks_of(latents: int) -> dict[str, Task]:
+    """Return the task of each kind. Their channels follow the latents in the shared U-Net, in this order."""
+    return {
+        "text-to-image": TextToImage(),
+        "inpaint": Inpaint(latents, DEFAULTS.known_weight),
+        "semantic": Semantic(world_classes()),
+    }
 
 
 def slots_of(kind: str, latents: int) -> list[int]:
     """Return the indices of the shared U-Net's input channels that a kind of model uses."""
     slots, first = list(range(latents)), latents
-    for name, size in CONTEXTS.items():
+    for name, task in tasks_of(latents).items():
         if name == kind:
-            slots += range(first, first + size(latents))
-        first += size(latents)
+            slots += range(first, first + task.channels)
+        first += task.channels
     return slots
+
+
+@torch.no_grad()
+def shared_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
+    """Return a U-Net for all contexts from a U-Net for `kind`; the new weights are zero."""
+    latents, known = int(unet.config.out_channels), unet.conv_in.weight
+    total = latents + sum(task.channels for task in tasks_of(latents).values())
+    slots = slots_of(kind, latents)
+    if known.shape[1] != len(slots):
+        known = known[:, :latents]
+    weight = known.new_zeros((len(known), total, *known.shape[2:]))
+    weight[:, slots[: known.shape[1]]] = known
+    return parts.with_input_weight(unet, weight)
+
+
+def own_unet(unet: UNet2DConditionModel, kind: str) -> UNet2DConditionModel:
+    """Return a copy of a shared U-Net with only the input channels of `kind`; its output is the same."""
+    slots = slots_of(kind, int(unet.config.out_channels))
+    return parts.with_input_weight(copy.deepcopy(unet), unet.conv_in.weight[:, slots])
 
 
 class UnetLearner:
@@ -249,6 +254,10 @@ class UnetLearner:
         if kind == "text-to-image":
             self.modules["text_encoder"] = self.parts.text_encoder.train()
         self.predict = torch.compile(self.parts.unet) if runtime.compiles else self.parts.unet
+        latents = int(self.parts.unet.config.out_channels)
+        self.task, slots = tasks_of(latents)[kind], slots_of(kind, latents)
+        self.place = slice(slots[-1] + 1 - latents - self.task.channels, slots[-1] + 1 - latents)
+        """Where the task's channels are in the context."""
         self.empty = parts.tokenize(tokenizer, [""]).to(runtime.device)
         self.alphas = self.parts.scheduler.alphas_cumprod.to(runtime.device)
 
@@ -270,29 +279,23 @@ class UnetLearner:
             rows["masked"] = self.encode(pixels * (masks < 0.5))
             rows["mask"] = F.interpolate(masks, size=rows["latents"].shape[-2:]).byte()
         if self.kind == "semantic":
-            shares = segmentation.encode(chunk["maps"].to(device), len(CLASSES), CELL)
-            rows["shares"] = (shares * CELL**2).round().byte()
+            rows["shares"] = segmentation.encode(chunk["maps"].to(device), len(CLASSES), autoencoder.PATCH).half()
         return rows
 
     def context(self, rows: Rows) -> Tensor:
         """Return all contexts of the shared U-Net, (n, channels, h, w); zeros for other kinds."""
-        latents = rows["latents"]
-        found = {"inpaint": ("mask", "masked"), "semantic": ("shares",)}.get(self.kind, ())
-        blocks = []
-        for name, size in CONTEXTS.items():
-            if name == self.kind:
-                scale = CELL**2 if name == "semantic" else 1
-                blocks += [rows[part].float() / scale for part in found]
-            else:
-                shape = (len(latents), size(latents.shape[1]), *latents.shape[2:])
-                blocks.append(torch.zeros(shape, device=latents.device))
-        return torch.cat(blocks, dim=1)
+        latents, own = rows["latents"], self.task.context(rows)
+        channels = int(self.parts.unet.config.in_channels) - latents.shape[1]
+        context = torch.zeros((len(latents), channels, *latents.shape[2:]), device=latents.device)
+        if own is not None:
+            context[:, self.place] = own
+        return context
 
     def draw(self, count: int) -> Tensor:
         """Return logit-normal timesteps (Esser et al. 2024, section 3.1), shifted towards noise."""
         normal = torch.randn(count, generator=self.runtime.generator, device=self.runtime.device)
         steps = len(self.alphas)
-        return ((normal + TIMESTEP_SHIFT).sigmoid() * steps).long().clamp(max=steps - 1)
+        return ((normal + DEFAULTS.timestep_shift).sigmoid() * steps).long().clamp(max=steps - 1)
 
     def loss(self, rows: Rows, step: int) -> Tensor:
         """Return the mean squared error of v. For inpainting, the known part has a lower weight."""
@@ -303,7 +306,7 @@ class UnetLearner:
         sample = torch.cat([scheduler.add_noise(latents, noise, timesteps), self.context(rows)], dim=1)
         chosen = torch.randint(rows["ids"].shape[1], (count,), generator=runtime.generator, device=runtime.device)
         ids = rows["ids"][torch.arange(count, device=runtime.device), chosen].long()
-        dropped = torch.rand(count, generator=runtime.generator, device=runtime.device) < EMPTY_PROMPTS
+        dropped = torch.rand(count, generator=runtime.generator, device=runtime.device) < DEFAULTS.empty_prompts
         ids = torch.where(dropped[:, None], self.empty, ids)
         with runtime.team.autocast():
             with torch.set_grad_enabled(self.kind == "text-to-image"):
@@ -311,12 +314,7 @@ class UnetLearner:
             sample = sample.contiguous(memory_format=torch.channels_last)
             prediction = self.predict(sample, timesteps, states, return_dict=False)[0]
         error = (prediction.float() - target_of(scheduler, latents, noise, timesteps)).square()
-        if self.kind == "inpaint":
-            weights = rows["mask"].float()
-            weights = weights + KNOWN_WEIGHT * (1 - weights)
-            error = error * (weights / weights.mean())
-        loss: Tensor = error.mean()
-        return loss
+        return weighted_mean(error, self.task.weights(rows))
 
     def own(self) -> Parts:
         """Return the components, with a U-Net that has only this kind's input channels."""
@@ -326,7 +324,7 @@ class UnetLearner:
     def export(self, kit: Path) -> dict[str, float]:
         """Write the U-Net in shards, and the text encoder if it was trained."""
         if self.kind == "text-to-image":
-            export.export_text_encoder(copy.deepcopy(self.parts.text_encoder), kit / "text_encoder")
+            export.export_text_encoder(self.parts.text_encoder, kit / "text_encoder")
         folder = kit / FOLDERS[self.kind]
         export.export_unet(own_unet(self.parts.unet, self.kind), folder, SHARD_MB)
         if self.kind == "semantic":
@@ -354,28 +352,24 @@ def unet_of(kit: Path, kind: str, base: Path | None) -> UNet2DConditionModel:
     return shared_unet(UNet2DConditionModel(**parts.UNET), kind)
 
 
-def world_classes() -> tuple[palette.Class, ...]:
-    """Return the classes of the world's maps."""
-    return tuple(palette.Class(index, *each) for index, each in enumerate(CLASSES.items()))
-
-
 class JudgeLearner:
     """Trains the judge of pictures and the segmenter (see `training.judge`)."""
 
     def __init__(self, runtime: Runtime, vocabulary: Vocabulary, base: Path | None = None) -> None:
         torch.manual_seed(4)
         self.runtime = runtime
-        self.modules: dict[str, Any] = {"judge": Judge(vocabulary), "segmenter": Segmenter()}
         if base is not None and (base.parent / JUDGE).exists():
-            state = checkpoint.load(base.parent / JUDGE)
-            for name, module in self.modules.items():
-                module.load_state_dict(state[name])
-        for module in self.modules.values():
-            module.to(runtime.device)
+            judge, segmenter = judging.load(base.parent / JUDGE, vocabulary)
+        else:
+            judge, segmenter = Judge(vocabulary), Segmenter()
+        self.modules: dict[str, Any] = {
+            "judge": judge.train().to(runtime.device),
+            "segmenter": segmenter.train().to(runtime.device),
+        }
 
     def rows(self, chunk: Chunk) -> Rows:
         """Return the pictures, their maps and the correct answers."""
-        return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in chunk.items()}
+        return on_device(chunk, self.runtime.device)
 
     def loss(self, rows: Rows, step: int) -> Tensor:
         """Return the sum of both networks' losses."""

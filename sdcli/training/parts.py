@@ -193,13 +193,21 @@ def widen(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
         raise ModelCorrupt(
             f"the U-Net takes {before} channels, not {latents} or {latents + channels}", "use another model"
         )
-    old = unet.conv_in
-    new = nn.Conv2d(latents + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-    new.weight.zero_()
-    new.weight[:, :latents] = old.weight
+    known = unet.conv_in.weight
+    weight = known.new_zeros((len(known), latents + channels, *known.shape[2:]))
+    weight[:, :latents] = known
+    return with_input_weight(unet, weight)
+
+
+@torch.no_grad()
+def with_input_weight(unet: UNet2DConditionModel, weight: Tensor) -> UNet2DConditionModel:
+    """Set the weight (out, in, k, k) of a U-Net's first convolution, and so its number of input channels."""
+    old, channels = unet.conv_in, weight.shape[1]
+    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+    new.weight.copy_(weight)
     new.bias = old.bias
     unet.conv_in = new.to(old.weight.device)
-    unet.register_to_config(in_channels=latents + channels)
+    unet.register_to_config(in_channels=channels)
     return unet
 
 
