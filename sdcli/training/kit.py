@@ -283,10 +283,11 @@ class PhaseRun:
             if now - logged >= LOG_SECONDS or self.step == 1:
                 self.log(losses, now - logged, on_entry)
                 losses, logged = [], time.monotonic()
-            if stop.wanted(self.runtime.team) or now - saved >= SAVE_SECONDS:
+            stopping = stop.wanted(self.runtime.team)
+            if stopping or now - saved >= SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
-            if stop.wanted(self.runtime.team):
+            if stopping:
                 return False
         if losses:
             self.log(losses, max(1e-9, time.monotonic() - logged), on_entry)
@@ -330,10 +331,9 @@ def prepare_kit(settings: Settings) -> None:
     export.write_index(kit, "text-to-image", None)
 
 
-def unseen_pictures(settings: Settings, count: int, seed: int) -> Tensor:
+def unseen_pictures(sprites: world.Sprites, vocabulary: world.Vocabulary, count: int, seed: int) -> Tensor:
     """Return pictures (n, 3, 256, 256) in -1 … 1, on the CPU, that no phase is trained on."""
-    sprites = world.sprites_of(settings.sprites, settings.vocabulary)
-    drawn = itertools.islice(world.scenes(seed, settings.vocabulary), count)
+    drawn = itertools.islice(world.scenes(seed, vocabulary), count)
     return to_tensor([world.render(scene, sprites).image for scene in drawn])
 
 
@@ -341,8 +341,12 @@ def learner_of(name: str, settings: Settings, runtime: Runtime) -> Learner:
     """Return the learner of a phase."""
     kit, base = settings.out / KIT, settings.base
     if name == "autoencoder":
-        unseen = unseen_pictures(settings, UNSEEN, 10_001)
-        return AutoencoderLearner(runtime, unseen, unseen_pictures(settings, FITTED, 10_002), base)
+        sprites = world.sprites_of(settings.sprites, settings.vocabulary)
+        unseen, fitted_to = (
+            unseen_pictures(sprites, settings.vocabulary, count, seed)
+            for count, seed in ((UNSEEN, 10_001), (FITTED, 10_002))
+        )
+        return AutoencoderLearner(runtime, unseen, fitted_to, base)
     if name == "captions":
         return CaptionLearner(runtime, kit, settings.vocabulary, base)
     if name == "judge":
