@@ -211,7 +211,7 @@ def test_steps_that_pass_give_as_many_timesteps_in_range(name, spacing):
 
 
 def test_trailing_steps_are_diffusers_error():
-    """The day this fails, diffusers has mended it, and the refusal can go."""
+    """The day this fails, diffusers has fixed it, and the refusal can go."""
     made = make("ddim", "default", {**SD15, "timestep_spacing": "trailing"})
     made.set_timesteps(61)
     assert len(made.timesteps) == 62

@@ -1,6 +1,6 @@
 """Faults that a slip of the hand could bring in, each with the tests that must notice it.
 
-`before` stands once in the package, wherever that is; where the code has changed, plant the same fault anew.
+`before` stands once in the package, wherever that is; where the code has changed, plant the same fault again.
 """
 
 from dataclasses import dataclass

@@ -380,7 +380,7 @@ def test_the_environment_s_threads_are_asked_for(ask, sd15, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert (threads(), threads(threads=5)) == (2, 5)
     assert ask(sd15, steps=1)[0].recipe.execution.threads == 2
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # torch heeds it first
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # torch uses it first
     assert threads() == 3
     for nonsense in ("many", "0", "-1", "1,2", "9999"):
         monkeypatch.setenv("MKL_NUM_THREADS", nonsense)
