@@ -30,8 +30,7 @@ _HEADERS = {warm.VERSION_HEADER: __version__}
 
 class Asked(BaseModel):
     """The body of a request: weights from `Weights.to_wire`, recipes that only differ in their seeds, and the directory
-    that
-    their paths are relative to.
+    that their paths are relative to.
     """
 
     weights: dict[str, Any]
