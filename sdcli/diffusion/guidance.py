@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sdcli.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,11 @@ class Guidance:
 
     scale: float
     rescale: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """Return the guidance of a recipe."""
+        return cls(recipe.sampling.guidance_scale, recipe.sampling.guidance_rescale)
 
     @property
     def is_on(self) -> bool:

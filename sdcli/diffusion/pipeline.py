@@ -137,7 +137,7 @@ def _sample_pass(
         start = _continue_from(start, previous, scheduler, generators, one.strength)
     context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, inputs))
     return denoise(
-        architecture.bind(model.network, context, guidance_of(recipe), len(seeds)),
+        architecture.bind(model.network, context, Guidance.of(recipe), len(seeds)),
         scheduler,
         start.latents,
         timesteps=start.timesteps,
@@ -151,12 +151,7 @@ def _sample_pass(
 def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:
     """Encode y: a class label or a text, depending on the model."""
     architecture, size = architectures.load(model.architecture), (recipe.width, recipe.height)
-    return architecture.encode(model, recipe.condition, size, guidance_of(recipe))
-
-
-def guidance_of(recipe: Recipe) -> Guidance:
-    """Return the guidance of a recipe."""
-    return Guidance(recipe.sampling.guidance_scale, recipe.sampling.guidance_rescale)
+    return architecture.encode(model, recipe.condition, size, Guidance.of(recipe))
 
 
 @dataclass(frozen=True)

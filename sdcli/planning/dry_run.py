@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion import architectures, hardware
+from sdcli.diffusion.guidance import Guidance
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
 from sdcli.models.source import Source
@@ -197,7 +198,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
     weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
     batch = of.execution.batch_size
-    guided = 2 if of.sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None else 1
+    guided = 2 if Guidance.of(of).is_on and unet.get("time_cond_proj_dim") is None else 1
     pixels = of.width * of.height
     widest = max(vae["block_out_channels"][:2])  # the decoder's last block starts with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sdcli.diffusion.guidance import Guidance
 from sdcli.files import atomic
 from sdcli.files.user_files import cache_folder
 from sdcli.models.weights import Weights
@@ -47,8 +48,8 @@ def recall(recipe: Recipe, weights: Weights) -> float | None:
     A similar picture has the same model and add-ons, size, steps, scheduler, guidance and execution; `auto` and 0
     threads match any value.
     """
-    key = {name: value for name, value in _key(recipe, weights).items() if value not in _UNSAID}
-    key["guided"] = recipe.sampling.guidance_scale > 1
+    whole = _key(recipe, weights).items()
+    key = {name: value for name, value in whole if value not in _UNSAID or name == "guided"}
     latest = None
     with suppress(OSError, UnicodeDecodeError):
         lines = (cache_folder() / "timings.jsonl").read_text(encoding="utf-8").splitlines()
@@ -61,11 +62,10 @@ def recall(recipe: Recipe, weights: Weights) -> float | None:
 
 def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
     flat = recipe.to_dict()
-    guided = recipe.sampling.guidance_scale > 1
     return {
         "model": weights.model.sha256,
         "addons": [each.sha256 for each in weights.sources[1:]] or None,
-        "guided": guided,
+        "guided": Guidance.of(recipe).is_on,
         "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},
     }

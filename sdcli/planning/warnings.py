@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from sdcli.diffusion.context import weights
+from sdcli.diffusion.guidance import Guidance
 from sdcli.errors import InvalidRecipe
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
@@ -50,7 +51,7 @@ def raise_first(warnings: Iterable[RecipeWarning]) -> None:
 def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[RecipeWarning]:
     yield from _of_text(facts, recipe)
     sampling = recipe.sampling
-    guided = sampling.guidance_scale > 1 and not facts.guidance_distilled
+    guided = _is_guided(facts, recipe)
     why = "guidance is distilled into this model's U-Net" if facts.guidance_distilled else "guidance is disabled"
     fix = "omit it" if facts.guidance_distilled else "omit it, or set guidance_scale above 1"
     if recipe.condition.negative_prompt and not guided and facts.labels is None:
@@ -72,6 +73,11 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
             "make more pictures with -n, or use a smaller batch size",
             "batch_size",
         )
+
+
+def _is_guided(facts: ModelFacts, recipe: Recipe) -> bool:
+    """Return whether the unconditional prediction is used; guidance that is distilled into a U-Net does without."""
+    return Guidance.of(recipe).is_on and not facts.guidance_distilled
 
 
 def _idle_controls(recipe: Recipe) -> Iterable[RecipeWarning]:
@@ -105,8 +111,7 @@ def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarnin
     facts = model.facts
     if facts.vocabulary is None or facts.labels is not None:
         return
-    guided = recipe.sampling.guidance_scale > 1 and not facts.guidance_distilled
-    for field in ("prompt", "negative_prompt") if guided else ("prompt",):
+    for field in ("prompt", "negative_prompt") if _is_guided(facts, recipe) else ("prompt",):
         text = getattr(recipe.condition, field)
         if recipe.condition.prompt_weights:
             text = " ".join(stretch.text for part in weights.parse(text) for stretch in part)
