@@ -99,15 +99,15 @@ class Source:
         """Return each file that determines pictures, by its name in a diffusers folder.
 
         A single file has the name `model.safetensors`; its family's configs are not included. Replaced parts are named
-        as if they were in the folder (`unet/config.json`), and so is classes.json. A ControlNet's files are in the
-        folder itself.
+        as if they were in the folder (`unet/config.json`), and so is classes.json. The files of an add-on, which has no
+        model_index.json, are in the folder itself.
         """
         found = {}
         if self.is_file:
             found["model.safetensors"] = self.path
         elif (self.path / INDEX).exists():
             found[INDEX] = self.path / INDEX
-        elif self.is_controlnet:
+        else:
             found |= {each.name: each for each in self.path.iterdir() if each.suffix in SUFFIXES and each.is_file()}
         if not self.is_file or self.is_elsewhere("unet"):
             classes = palette.find(self.folder("unet"))
