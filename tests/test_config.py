@@ -222,6 +222,8 @@ VALUES = {
     "width": st.integers(64, recipe.MAX_SIDE),
     "height": st.integers(64, recipe.MAX_SIDE),
     "seed": st.integers(0, recipe.MAX_SEED),
+    "lora": st.sampled_from([("a",), ("b.safetensors:0.8",)]),
+    "strict_lora": st.booleans(),
 }
 
 
@@ -239,7 +241,7 @@ def test_every_valid_value_comes_through_the_environment_and_the_file(tmp_path_f
         patch.setenv("SDCLI_CONFIG", str(path))
         assert {key: each.value for key, each in config.read().defaults.items()} == values
         for key, value in values.items():
-            patch.setenv(f"SDCLI_{key.upper()}", str(value))
+            patch.setenv(f"SDCLI_{key.upper()}", value[0] if isinstance(value, tuple) else str(value))
         assert {key: each.value for key, each in config.environment().items()} == values
 
 
@@ -294,7 +296,7 @@ def test_config_show_says_every_value_and_where_it_comes_from(run, tmp_path):
     path.write_text('[defaults]\noutput = "out/"\n\n[models.kit.defaults]\nguidance_scale = 3.5\n')
     done = run("--config", path, "config", "show", "--json", env={"SDCLI_SEED": "7", "SDCLI_STPES": "1"})
     rows = {row["key"]: (row["value"], row["source"]) for row in map(json.loads, done.lines)}
-    assert list(rows) == ["model", "output", *config.recipe_keys()]
+    assert list(rows) == [*config.GENERAL, *config.recipe_keys()]
     assert rows["model"] == ("kit", "built-in")
     assert rows["output"] == ("out/", f"{path}:2")
     assert rows["guidance_scale"] == (3.5, f"{path}:5")

@@ -19,7 +19,7 @@ from sdcli.making.picture import Picture
 from sdcli.making.request import Request
 from sdcli.models import assemble, located, registry
 from sdcli.models.source import Source
-from sdcli.models.weights import Addon, Weights
+from sdcli.models.weights import Addon, Asked, Weights
 from tests import tiny
 
 
@@ -194,9 +194,12 @@ def test_weights_survive_the_wire(sd15, tmp_path, monkeypatch):
     monkeypatch.chdir(sd15.parent)
     near = Weights(
         Source(Path(sd15.name), "fp16", None, (("vae", Path("x/vae")),)),
-        (Addon("controlnet", "edges", Source(Path("edges"))), Addon("controlnet", "half", Source(Path("b")), 0.5)),
+        (
+            Addon("controlnet", Asked("edges"), Source(Path("edges"))),
+            Addon("lora", Asked("half", 0.5), Source(Path("b"))),
+        ),
     )
     far = Weights.from_wire(json.loads(json.dumps(near.to_wire())))
     assert far == near.absolute()
     assert far.model.path == sd15
-    assert far.addons[1].scale == 0.5
+    assert far.addons[1].asked.scale == 0.5

@@ -43,6 +43,8 @@ recipes = st.fixed_dictionaries(
         "dtype": st.sampled_from(DTYPES),
         "threads": st.integers(0, 1024),
         "batch_size": st.integers(1, 256),
+        "lora": st.lists(st.sampled_from(["a", "b.safetensors:0.8", "c:1,te=-0.5"]), min_size=1),
+        "strict_lora": st.just(False),
     },
 )
 
@@ -56,7 +58,8 @@ def test_json_round_trip(flat):
 
 
 def test_keys_are_flat_and_the_fields_own():
-    flat = [key for key in keys() if key not in ("label", "init_latents", "init_latents_sha256", *LAYOUT_KEYS)]
+    omitted = ("label", "init_latents", "init_latents_sha256", "lora", "strict_lora", *LAYOUT_KEYS)
+    flat = [key for key in keys() if key not in omitted]
     assert list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict()) == flat
     without = list(Recipe.from_dict(MINIMAL).to_dict())
     assert without == flat[: len(without)]

@@ -64,8 +64,8 @@ def _settings(given: str | None) -> dict[str, Setting]:
     unknown = {"seed": Setting(None, "random for each picture")}
     unknown |= {side: Setting(None, "model (not on this machine)") for side in ("width", "height")}
     found = {**unknown, **found}
-    output = user_config.general("output", None)
-    return {"model": model, "output": output, **{key: found[key] for key in keys() if key in found and key != "prompt"}}
+    others = {key: user_config.general(key, None) for key in user_config.GENERAL if key != "model"}
+    return {"model": model, **others, **{key: found[key] for key in keys() if key in found and key != "prompt"}}
 
 
 def _text(value: Any) -> str:

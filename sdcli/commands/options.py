@@ -28,6 +28,7 @@ import typer
 
 from sdcli.config import DEFAULT_MODEL
 from sdcli.models import registry
+from sdcli.models.addons import lora
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED
 
@@ -41,6 +42,8 @@ def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[s
 
 controlnets = _completer(lambda: registry.names(registry.CONTROLNET))
 """Completes the names of ControlNets."""
+loras = _completer(lora.names)
+"""Completes the names of LoRAs."""
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
@@ -152,6 +155,21 @@ class Picture:
             autocompletion=controlnets,
             help="Guide the picture by a ControlNet and IMAGE. IMAGE:0.8:0-0.5 sets the scale and the part of the "
             "steps. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", metavar="NAME[:SCALE]", rich_help_panel=PICTURE, show_default=False, autocompletion=loras,
+            help="Merge a LoRA into the model: a name, a .safetensors file or OWNER/NAME. NAME:0.8,te=0.5 sets another "
+            "scale for the text encoder. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    strict_lora: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict-lora/--no-strict-lora", rich_help_panel=PICTURE, show_default="on",
+            help="Refuse LoRAs with tensors that do not fit the model.",
         ),
     ] = None  # fmt: skip
     seed: Annotated[

@@ -91,6 +91,10 @@ class LatentDiffusionModel:
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
     labels: Labels | None = None
     class_embedder: torch.nn.Embedding | None = None
+    merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The parameters of each part into which LoRAs are merged."""
+    notes: tuple[str, ...] = ()
+    """Warnings about what was loaded, which belong to each picture."""
 
     @property
     def vae_scale_factor(self) -> int:

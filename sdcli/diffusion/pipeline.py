@@ -78,7 +78,7 @@ def run(
     results = []
     for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
         flat = flatness[index]
-        warnings = (RETRIED,) if index in broken else ()
+        warnings = (*model.notes, RETRIED) if index in broken else model.notes
         batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
         recorded = (*warnings, *filter(None, [flat]))
         z = on_cpu[index : index + 1]

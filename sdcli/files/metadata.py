@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from sdcli import __version__
 from sdcli.errors import InputError
 from sdcli.files.images import pixels_sha256
-from sdcli.recipe import schedulers
+from sdcli.recipe import lora, schedulers
 from sdcli.recipe.control import Control
 from sdcli.recipe.recipe import Recipe
 
@@ -74,8 +74,17 @@ class PictureInfo:
     invokeai: Mapping[str, Any] | None = None
 
 
-def png_bytes(image: Image.Image, recipe: Recipe, *, extra: Mapping[str, Any] | None = None) -> bytes:
-    """Encode `image` as a PNG with `recipe` in both chunks; `extra` is further JSON for the `sdcli` chunk."""
+def png_bytes(
+    image: Image.Image,
+    recipe: Recipe,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    lora_hashes: Mapping[str, str] | None = None,
+) -> bytes:
+    """Encode `image` as a PNG with `recipe` in both chunks.
+
+    `extra` is further JSON for the `sdcli` chunk, and `lora_hashes` are for `parameters`.
+    """
     content = {
         **(extra or {}),
         "recipe": recipe.to_dict(),
@@ -83,16 +92,17 @@ def png_bytes(image: Image.Image, recipe: Recipe, *, extra: Mapping[str, Any] | 
         "pixels_sha256": pixels_sha256(image),
     }
     chunks = PngInfo()
-    chunks.add_text("parameters", parameters(recipe))
+    chunks.add_text("parameters", parameters(recipe, lora_hashes or {}))
     chunks.add_text("sdcli", json.dumps(content, allow_nan=False))
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 
-def parameters(recipe: Recipe) -> str:
+def parameters(recipe: Recipe, lora_hashes: Mapping[str, str] = {}) -> str:
     """Format `recipe` as A1111 does: the prompt, the negative prompt if there is one, and a line of fields.
 
+    LoRAs are tags in the prompt, and `lora_hashes` their hashes in A1111, by the name in the recipe.
     NUL and lone surrogates, which a PNG's text cannot contain, become U+FFFD. A prompt with a line that starts with
     `Negative prompt:` is ambiguous in this format; the `sdcli` chunk never is.
     """
@@ -110,12 +120,14 @@ def parameters(recipe: Recipe) -> str:
         "Clip skip": condition.clip_skip if condition.clip_skip > 1 else None,
         "Eta DDIM": sampling.eta if sampling.eta and sampling.scheduler == "ddim" else None,
         **{f"ControlNet {place}": _control(each) for place, each in enumerate(recipe.layout.controls)},
+        "Lora hashes": ", ".join(f"{lora.file_stem(name)}: {each[:12]}" for name, each in lora_hashes.items()) or None,
         "RNG": "CPU",
         "Version": f"sdcli {__version__}",
     }
     line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items() if value is not None)
     negative = f"\n{_NEGATIVE} {condition.negative_prompt}" if condition.negative_prompt else ""
-    return _UNPRINTABLE.sub("\ufffd", f"{condition.prompt}{negative}\n{line}".strip())
+    prompt = " ".join(filter(None, [condition.prompt, *(each.tag for each in recipe.adapters.loras)]))
+    return _UNPRINTABLE.sub("\ufffd", f"{prompt}{negative}\n{line}".strip())
 
 
 def _control(control: Control) -> str:

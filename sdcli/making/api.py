@@ -61,6 +61,8 @@ class Options(TypedDict, total=False):
     segmentation_map: str
     snap: bool
     control: str | list[str]
+    lora: str | list[str]
+    strict_lora: bool
 
 
 class Model:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sdcli.errors import OutOfMemory
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.making.picture import Picture
+from sdcli.models.source import Source
 from sdcli.models.weights import Weights
 from sdcli.planning import timings
 from sdcli.recipe.recipe import Recipe
@@ -62,22 +63,26 @@ def finished(make: Callable[[], list[Picture]]) -> Future[list[Picture]]:
     return future
 
 
-_Key = tuple[Weights, tuple[str, ...], str, str, str]
-"""The weights and their digests, the model's name, the device and the dtype."""
+_Key = tuple[Source, str, str, str]
+"""The model and its name, the device and the dtype."""
+
+
+_Kept = tuple["LatentDiffusionModel", Weights]
+"""A loaded model with its add-ons, and what it was loaded from; their digests are already computed."""
 
 
 class LocalMaker:
     """Makes pictures in this process and thread, and keeps the `keep` most recently used models in memory.
 
     If memory runs out, it unloads all models and tries once more. A kept model is only used while its files are
-    unchanged.
+    unchanged. Pictures with other add-ons use the same kept model, whose add-ons are replaced.
     """
 
     capacity = 1
 
     def __init__(self, keep: int = 1) -> None:
         self.keep = keep
-        self._kept: dict[_Key, LatentDiffusionModel] = {}  # least recently used first
+        self._kept: dict[_Key, _Kept] = {}  # least recently used first
 
     def load(self, weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
         """Load the model on the recipe's device. Raises what `assemble.load` raises, and ModelCorrupt if files change
@@ -114,16 +119,18 @@ class LocalMaker:
     def _loaded(self, weights: Weights, resolved: Recipe) -> LatentDiffusionModel:
         from sdcli.models import assemble
 
-        key = _key(weights, resolved)
-        model = self._kept.pop(key, None)
-        if model is None:
-            for each in [old for old in self._kept if old[0] == weights and old[1] != key[1]]:
-                del self._kept[each]  # its files have changed
+        key, digests = _key(weights, resolved), weights.digests  # computed before the files are read
+        model, before = self._kept.pop(key, (None, None))  # kept again when it is complete
+        if model is None or before is None or before.digests[0] != digests[0]:
+            model = None  # frees its memory
             while len(self._kept) >= self.keep:
                 del self._kept[next(iter(self._kept))]
             model = assemble.load(weights, resolved)
             weights.check_unchanged()
-        self._kept[key] = model
+        elif before.digests != digests or before.addons != weights.addons:
+            model = assemble.change(model, before, weights, resolved)
+            weights.check_unchanged()
+        self._kept[key] = model, weights
         return model
 
     def _unload_all(self) -> None:
@@ -136,7 +143,7 @@ class LocalMaker:
 
 
 def _key(weights: Weights, resolved: Recipe) -> _Key:
-    return weights, weights.digests, resolved.model, resolved.execution.device, resolved.execution.dtype
+    return weights.model, resolved.model, resolved.execution.device, resolved.execution.dtype
 
 
 def _resolve(recipe: Recipe, processors: int | None = None) -> Recipe:

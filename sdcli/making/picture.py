@@ -9,6 +9,8 @@ from io import BytesIO
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self
 
+from sdcli.models.addons.lora import KIND as LORA
+from sdcli.models.digest import tensors_sha256
 from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 
@@ -46,7 +48,7 @@ class Picture:
             recipe=result.recipe,
         )
         return cls(
-            png=metadata.png_bytes(result.image, result.recipe, extra=extra),
+            png=metadata.png_bytes(result.image, result.recipe, extra=extra, lora_hashes=_lora_hashes(weights)),
             pixels_sha256=images.pixels_sha256(result.image),
             recipe=result.recipe,
             seconds=result.seconds,
@@ -97,3 +99,8 @@ class Picture:
             flat=recorded["flat"],
             latents=b64decode(recorded["latents"]),
         )
+
+
+def _lora_hashes(weights: Weights) -> dict[str, str]:
+    """Return Automatic1111's hash of each LoRA by its name: it does not include the header."""
+    return {each.name: tensors_sha256(each.source.path) for each in weights.of_kind(LORA)}

@@ -19,4 +19,13 @@ def load(weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
         model = loading.load(weights.model, name=recipe.model, device=device, dtype=dtype)
-        return addons.attach(model, weights.addons)
+        return addons.attach(model, weights)
+
+
+def change(model: LatentDiffusionModel, before: Weights, weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
+    """Replace the add-ons of a model that was loaded from `before` by those of `weights`.
+
+    `model` cannot be used afterwards. Raises what the kinds of add-ons raise, and OutOfMemory.
+    """
+    with memory_of(recipe):
+        return addons.attach(model, weights, before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,16 +23,29 @@ _SETTLED = 2.0  # seconds; a file can change again within the resolution of its 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hex, from the cache if it is large and unchanged. Raises OSError."""
+    return _known_or(_hash, path, "")
+
+
+def tensors_sha256(path: Path) -> str:
+    """Return the SHA-256 of a `.safetensors` file without its header, as kohya's scripts and A1111 hash LoRAs.
+
+    Raises OSError.
+    """
+    return _known_or(_hash_tensors, path, "tensors of ")
+
+
+def _known_or(hash_file: Callable[[Path], str], path: Path, what: str) -> str:
+    """Return what `hash_file` gives, from the cache if the file is large and unchanged; `what` tells results apart."""
     real = path.resolve()
     before = real.stat()
     if before.st_size < WORTH_REMEMBERING:
-        return _hash(real)
+        return hash_file(real)
     stamp = f"{before.st_size} {before.st_mtime_ns} {before.st_ino}"
-    note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(real)).hexdigest()
+    note = cache_folder() / "digests" / hashlib.sha256(what.encode() + os.fsencode(real)).hexdigest()
     known = _remembered(note, stamp)
     if known is not None:
         return known
-    digest = _hash(real)
+    digest = hash_file(real)
     after = real.stat()
     unchanged = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     if unchanged and time.time() - before.st_mtime > _SETTLED:
@@ -41,6 +55,12 @@ def file_sha256(path: Path) -> str:
 
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_tensors(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -17,7 +17,7 @@ from sdcli import config
 from sdcli.config import Setting
 from sdcli.diffusion import architectures
 from sdcli.diffusion.facts import Facts
-from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound, UsageError
+from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError, ModelNotFound, UsageError
 from sdcli.files import palette
 from sdcli.models import families, labels, vocabulary
 from sdcli.models.hub import lock
@@ -29,7 +29,7 @@ from sdcli.terminal.spelling import did_you_mean
 PACKAGE = Path(__file__).parents[1]
 
 SHIPPED = "sdcli"
-MODEL, CONTROLNET = config.KINDS[:2]
+MODEL, CONTROLNET, LORA = config.KINDS
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class ModelEntry:
     """The web page of a model that is not on the hub in `.safetensors`; the user downloads it and adds it."""
     variant: str | None = None
     family: str | None = None
-    """For a single file, the family of its configs; for a ControlNet, the family of models it fits."""
+    """For a single file, the family of its configs; for a ControlNet or a LoRA, the family of models it fits."""
     kind: str = MODEL
-    """MODEL, or CONTROLNET for an entry that is used together with a model."""
+    """MODEL, or CONTROLNET or LORA for an entry that is used together with a model."""
     classes: str | None = None
     """The palette (see sdcli/files/palette) of the segmentation maps that a ControlNet reads."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """Folders of parts that are not in `folder` or `repo`, by part (see source.py)."""
+    trigger: str | None = None
+    """The words of a prompt that a LoRA was trained with, separated by commas."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, Any] = field(default_factory=dict)
     """Like `defaults`, with precedence over the user's general defaults (see sdcli/config.py)."""
@@ -196,6 +198,8 @@ def check_is_model(entry: ModelEntry) -> None:
     """Raise InvalidRecipe for an entry that is not a model."""
     if entry.kind == CONTROLNET:
         raise _not_a_model(entry.name)
+    if entry.kind == LORA:
+        raise ModelError(f"{entry.name} is a LoRA, not a model", f"use it with a model: --lora {entry.name}")
 
 
 def _not_a_model(name: str) -> InvalidRecipe:

@@ -15,22 +15,37 @@ from sdcli.models.source import Source
 
 
 @dataclass(frozen=True)
-class Addon:
-    """Weights that are loaded together with a model, such as a ControlNet. `name` is its name in the recipe.
+class Asked:
+    """What a recipe asks of an add-on: its name there, and how it is merged into the model's weights.
 
-    `scale` is the scale with which it is merged into the model's weights, or None for a kind that is not merged; the
-    recipe has the scale of such a kind.
+    A kind that is not merged, such as ControlNets, has no scales here; the recipe has them.
     """
 
-    kind: str
     name: str
-    source: Source
     scale: float | None = None
+    text_scale: float | None = None
+    """The scale for the text encoders."""
+    partial: bool = False
+    """Whether tensors that do not fit the model are left out with a warning, instead of being an error."""
+
+
+@dataclass(frozen=True)
+class Addon:
+    """Weights that are loaded together with a model, such as a ControlNet."""
+
+    kind: str
+    asked: Asked
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """Its name in the recipe."""
+        return self.asked.name
 
     def describe(self) -> dict[str, Any]:
-        """Return kind, name, scale if there is one, and digest, for JSON."""
-        scale = {} if self.scale is None else {"scale": self.scale}
-        return {"kind": self.kind, "name": self.name, **scale, "sha256": self.source.sha256}
+        """Return kind, name, scales if it is merged, and digest, for JSON."""
+        asked = {key: value for key, value in vars(self.asked).items() if value is not None and value is not False}
+        return {"kind": self.kind, **asked, "sha256": self.source.sha256}
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ class Weights:
     def to_wire(self) -> dict[str, Any]:
         """Convert to JSON for `from_wire` in another process on this machine."""
         addons = [
-            {"kind": each.kind, "name": each.name, "scale": each.scale, "source": _to_wire(each.source)}
+            {"kind": each.kind, "asked": vars(each.asked), "source": _to_wire(each.source)}
             for each in self.absolute().addons
         ]
         return {"model": _to_wire(self.model.absolute()), "addons": addons}
@@ -81,8 +96,7 @@ class Weights:
     def from_wire(cls, recorded: Mapping[str, Any]) -> Self:
         """Convert from the JSON of `to_wire`. Raises KeyError, TypeError or ValueError for anything else."""
         addons = [
-            Addon(str(each["kind"]), str(each["name"]), _from_wire(each["source"]), each["scale"])
-            for each in recorded["addons"]
+            Addon(str(each["kind"]), Asked(**each["asked"]), _from_wire(each["source"])) for each in recorded["addons"]
         ]
         return cls(_from_wire(recorded["model"]), tuple(addons))
 

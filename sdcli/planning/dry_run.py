@@ -111,7 +111,11 @@ def find_parts(weights: Weights) -> Parts:
     source = weights.model
     source.check()
     added = [(each, addons.KINDS[each.kind].files(each.source)) for each in weights.addons]
-    beside = {each.name: sum(map(_numbers, files)) for each, files in added}
+    beside = {
+        f"{each.kind} {each.name}": sum(map(_numbers, files))
+        for each, files in added
+        if not addons.KINDS[each.kind].merged
+    }
     files = {
         part: families.component_files(source.folder(part), source.variant)
         for part in _PARTS

@@ -16,13 +16,14 @@ from sdcli.errors import InvalidRecipe
 from sdcli.files import inputs
 from sdcli.files.inputs import Inputs
 from sdcli.models import addons
-from sdcli.models.addons import controlnet
+from sdcli.models.addons import controlnet, lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.recipe import recipe
 from sdcli.recipe.checks import check_channels, check_condition, check_size
-from sdcli.recipe.recipe import Initial, Layout, Recipe, draw_seed, initial_of, layout_of
+from sdcli.recipe.lora import extract
+from sdcli.recipe.recipe import Initial, Layout, Recipe, adapters_of, draw_seed, initial_of, layout_of
 from sdcli.recipe.schedulers import check as check_scheduler
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def settings(
         {key: each for key, each in around.items() if key not in config.GENERAL},
         config.at(options, "option"),
     ]
-    return config.settle(layers)
+    settled = config.settle(layers)
+    of_loras = lora.settings(adapters_of({"lora": settled["lora"].value}))
+    return config.settle([*layers[:-2], config.at(of_loras, "LoRA"), *layers[-2:]]) if of_loras else settled
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ def resolve(
     or with the model, InputError for unreadable images, maps and latents, ModelError for missing or unusable add-ons,
     and UsageError for settings.
     """
-    facts = model.facts
+    facts, options = model.facts, _with_tags(model, options, user=user)
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
     check_channels(facts.in_channels, facts.latent_space.channels, len(facts.classes), masked=masked, mapped=mapped)
     layout = layout_of(options)
     if mapped:
         layout = _with_reader(layout, model)
         options = {**options, "control": list(layout.control)}
-    weights = addons.locate(model, options, find_addon)
+    weights = addons.locate(model, _values(model, options, user=user), find_addon)
     initial = initial_of(options)
     if initial.image is not None:
         initial = initial_of(_values(model, options, user=user))
@@ -127,6 +130,18 @@ def read_inputs(
         directory=directory,
         given=given,
     )
+
+
+def _with_tags(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -> Mapping[str, Any]:
+    """Move the tags in the prompt, `<lora:name:0.8>`, to `lora`, after the LoRAs of the settings."""
+    prompt = options.get("prompt")
+    text, tagged = extract(prompt) if isinstance(prompt, str) else (prompt, [])
+    if not tagged:
+        return options
+    values = _values(model, options, user=user)
+    if not values["prompt_weights"]:
+        return options
+    return {**options, "prompt": text, "lora": [*adapters_of({"lora": values["lora"]}).lora, *map(str, tagged)]}
 
 
 def _values(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from sdcli.diffusion.context import weights
 from sdcli.diffusion.guidance import Guidance
 from sdcli.errors import InvalidRecipe
+from sdcli.models.addons import lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.models.vocabulary import Vocabulary
@@ -67,6 +68,7 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
     if sampling.eta and not schedulers.uses_eta(sampling.scheduler, facts.scheduler_config, sampling.steps):
         yield RecipeWarning("eta has no effect: a single step adds no noise", "use more steps, or omit eta", "eta")
     yield from _idle_controls(recipe)
+    yield from _of_loras(recipe)
     if recipe.execution.batch_size > count:
         yield RecipeWarning(
             f"batch_size {recipe.execution.batch_size} is larger than the number of pictures, {count}",
@@ -91,6 +93,20 @@ def _idle_controls(recipe: Recipe) -> Iterable[RecipeWarning]:
             yield RecipeWarning(
                 f"control {each} has no effect: none of the {steps} steps is in its range", hint, "control"
             )
+
+
+def _of_loras(recipe: Recipe) -> Iterable[RecipeWarning]:
+    """LoRAs with a scale of 0, and those whose trigger words are missing in the prompt."""
+    prompt = recipe.condition.prompt.casefold()
+    for each in recipe.adapters.loras:
+        entry = lora.entry_of(each.name)
+        if each.scale == each.text_scale == 0:
+            yield RecipeWarning(f"lora {each} has no effect: its scale is 0", "omit it", "lora")
+        elif entry is not None and entry.trigger is not None:
+            words = [word.strip() for word in entry.trigger.split(",")]
+            if not any(word.casefold() in prompt for word in words):
+                hint = f"add {' or '.join(map(repr, words))} to the prompt"
+                yield RecipeWarning(f"the prompt has no trigger word of the LoRA {each.name}", hint, "prompt")
 
 
 def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:

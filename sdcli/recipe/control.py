@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Self
 
 from sdcli.errors import InvalidRecipe
+from sdcli.recipe.numbers import plain
 
 MAX_SCALE = 10.0
 
@@ -57,9 +57,9 @@ class Control:
 
     def __str__(self) -> str:
         """The canonical text of this control, which `parse` reads."""
-        numbers = [_plain(self.scale)]
+        numbers = [plain(self.scale)]
         if (self.start, self.end) != (0, 1):
-            numbers.append(f"{_plain(self.start)}-{_plain(self.end)}")
+            numbers.append(f"{plain(self.start)}-{plain(self.end)}")
         elif self.scale == 1 and not self._ends_in_numbers:
             numbers = []
         return ":".join([self.name if self.image is None else f"{self.name}={self.image}", *numbers])
@@ -74,8 +74,3 @@ class Control:
 def canonical(text: str) -> str:
     """Return the canonical form of `text`. Raises InvalidRecipe."""
     return str(Control.parse(text))
-
-
-def _plain(number: float) -> str:
-    """Format a number for `parse`: the shortest exact form without an exponent."""
-    return f"{Decimal(repr(number)):f}".removesuffix(".0")

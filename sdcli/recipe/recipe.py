@@ -13,8 +13,9 @@ from types import NoneType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import schedulers
-from sdcli.recipe.control import FORM, Control, canonical
+from sdcli.recipe import control, lora, schedulers
+from sdcli.recipe.control import Control
+from sdcli.recipe.lora import Lora
 from sdcli.terminal.spelling import did_you_mean
 
 MAX_SEED = 2**32 - 1
@@ -139,7 +140,7 @@ class Layout:
     """SHA-256 of the file in hex, like `control_sha256`; a file that has changed is an error."""
     snap: bool = False
     """Whether a colour that belongs to no class is replaced by the nearest class."""
-    control: tuple[str, ...] = field(default=(), metadata={"each": canonical})
+    control: tuple[str, ...] = field(default=(), metadata={"each": control.canonical})
     """ControlNets in the syntax of sdcli/recipe/control.py. One without an image reads the segmentation map."""
     control_sha256: tuple[str, ...] = ()
     """SHA-256 of the images in `control`, in order."""
@@ -153,6 +154,21 @@ class Layout:
     def nets(self) -> tuple[str, ...]:
         """The names of the ControlNets without duplicates."""
         return tuple(dict.fromkeys(each.name for each in self.controls))
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Changes of the model's weights."""
+
+    lora: tuple[str, ...] = field(default=(), metadata={"each": lora.canonical})
+    """LoRAs in the syntax of sdcli/recipe/lora.py, which are merged in this order."""
+    strict_lora: bool = True
+    """Whether a LoRA with tensors that do not fit the model is an error, or used without them."""
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """`lora`, parsed."""
+        return tuple(Lora.parse(each) for each in self.lora)
 
 
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
@@ -176,6 +192,7 @@ class Recipe:
     seed: int = field(metadata=_within(0, MAX_SEED))
     initial: Initial = Initial()
     layout: Layout = Layout()
+    adapters: Adapters = Adapters()
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:
@@ -198,12 +215,13 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial` and `layout` that do not apply are omitted, as is a missing `label`. With a label, the
-        prompt is omitted, and the other keys of prompts if they have their defaults.
+        Keys of `initial`, `layout` and `adapters` that do not apply are omitted, as is a missing `label`. With a label,
+        the prompt is omitted, and the other keys of prompts if they have their defaults.
         """
         flat = dict(_flatten(self))
         omitted = [key for key in INITIAL_KEYS if key not in self.initial.used_keys]
-        omitted += [each.name for each in fields(Layout) if getattr(self.layout, each.name) == each.default]
+        for part in (self.layout, self.adapters):
+            omitted += [each.name for each in fields(part) if getattr(part, each.name) == each.default]
         if self.condition.label is None:
             omitted.append("label")
         else:
@@ -376,6 +394,12 @@ def check_initial(initial: Initial, steps: int | None = None) -> None:
         )
 
 
+def adapters_of(flat: Mapping[str, Any]) -> Adapters:
+    """Make only the part `Adapters` of flat keys. Raises InvalidRecipe."""
+    adapters: Adapters = _build(Adapters, flat)
+    return adapters
+
+
 def layout_of(flat: Mapping[str, Any]) -> Layout:
     """Make only the part `Layout` of flat keys. Raises InvalidRecipe."""
     layout: Layout = _build(Layout, flat)
@@ -391,7 +415,7 @@ def check_layout(layout: Layout, initial: Initial) -> None:
                 raise InvalidRecipe(f"{key} has no effect without a map", "give segmentation_map too", key)
         for each in layout.controls:
             if each.image is None:
-                raise InvalidRecipe(f"control {each} has no image", f"write it as {FORM}", "control")
+                raise InvalidRecipe(f"control {each} has no image", f"write it as {control.FORM}", "control")
     elif initial.image is not None:
         raise InvalidRecipe(
             "a segmentation map cannot be combined with an image", "omit one of them", "segmentation_map"

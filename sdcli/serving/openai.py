@@ -28,12 +28,15 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
-from sdcli.models import located, registry
+from sdcli.models import addons, located, registry
+from sdcli.models.addons import lora
+from sdcli.models.source import Source
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
 from sdcli.recipe import recipe
 from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
+from sdcli.terminal.spelling import did_you_mean
 
 HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BODY_BYTES = 2**20
@@ -74,6 +77,13 @@ class Generation(BaseModel):
     user: str | None = None
 
 
+def _named_addon(kind: str, name: str) -> Source:
+    """Find an add-on that has a name here: clients must not read files of this machine."""
+    if name not in lora.names():
+        raise ModelNotFound(f"no LoRA {name!r}", did_you_mean(name, lora.names(), "use a name of a LoRA"))
+    return addons.find_addon(kind, name)
+
+
 def make_app(
     line: Line, maker: LocalMaker, served: Mapping[str, registry.ModelEntry], *, debug: bool = False
 ) -> FastAPI:
@@ -96,7 +106,7 @@ def make_app(
     async def generations(asked: Generation, request: Request) -> Any:
         name = asked.model or next(iter(served), "kit")
         model = located.locate(_entry(served, name))
-        resolved = resolve.resolve(model, {**_options(asked), "model": name})
+        resolved = resolve.resolve(model, {**_options(asked), "model": name}, find_addon=_named_addon)
         found = warnings.find(model, resolved.recipe)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer((resolved.recipe.width, resolved.recipe.height), pictures, found)
@@ -112,7 +122,7 @@ def make_app(
         name = asked.model or next(iter(served), "kit")
         model = located.locate(_entry(served, name))
         recorded = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
-        resolved = resolve.resolve(model, recorded, given=given)
+        resolved = resolve.resolve(model, recorded, given=given, find_addon=_named_addon)
         found = warnings.find(model, resolved.recipe)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(given.image.size, pictures, found)

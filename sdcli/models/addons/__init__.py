@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli.models.addons import controlnet
+from sdcli.models.addons import controlnet, lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.source import Source
-from sdcli.models.weights import Addon, Weights
+from sdcli.models.weights import Addon, Asked, Weights
 
 if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
@@ -27,16 +27,18 @@ class Kind:
 
     title: str
     """Its name in messages."""
-    asked: Callable[[Mapping[str, Any]], Sequence[tuple[str, float | None]]]
-    """From flat keys of a recipe to the names of add-ons, each with its scale if the kind is merged."""
+    asked: Callable[[Mapping[str, Any]], Sequence[Asked]]
+    """From flat keys of a recipe to the add-ons that they name."""
     locate: Callable[[str], Source]
     """Finds an add-on by its name. Raises ModelNotFound, ModelError, InvalidRecipe."""
     check_fit: Callable[[str, Source, LocatedModel], None]
     """Raises InvalidRecipe, with what the model takes in the hint, unless the add-on fits it."""
     files: Callable[[Source], Sequence[Path]]
     """The weight files of an add-on. Raises ModelError if they are missing or unsafe."""
-    attach: Callable[[LatentDiffusionModel, Sequence[Addon]], LatentDiffusionModel]
-    """Attaches add-ons of the kind to a loaded model. Can import torch."""
+    attach: Callable[[LatentDiffusionModel, Weights], LatentDiffusionModel]
+    """Attaches the add-ons of the kind to a loaded model, in place of those that are attached. Can import torch."""
+    merged: bool = False
+    """Whether it is merged into the model's weights and needs no memory of its own."""
     activations: float = 0.0
     """Its activations in memory as a fraction of the U-Net's."""
 
@@ -50,6 +52,15 @@ KINDS: Mapping[str, Kind] = {
         files=controlnet.files,
         attach=controlnet.attach,
         activations=1.0,
+    ),
+    lora.KIND: Kind(
+        title="LoRA",
+        asked=lora.asked,
+        locate=lora.locate,
+        check_fit=lora.check_fit,
+        files=lora.files,
+        attach=lora.attach,
+        merged=True,
     ),
 }
 
@@ -69,17 +80,24 @@ def locate(model: LocatedModel, options: Mapping[str, Any], find: Find | None = 
     """
     find = find or find_addon
     addons = tuple(
-        Addon(kind, name, find(kind, name), scale) for kind, row in KINDS.items() for name, scale in row.asked(options)
+        Addon(kind, each, find(kind, each.name)) for kind, row in KINDS.items() for each in row.asked(options)
     )
     for each in addons:
         KINDS[each.kind].check_fit(each.name, each.source, model)
     return Weights(model.source, addons)
 
 
-def attach(model: LatentDiffusionModel, addons: Sequence[Addon]) -> LatentDiffusionModel:
-    """Attach add-ons to a loaded model. Raises ModelError if they cannot be read."""
+def attach(model: LatentDiffusionModel, weights: Weights, before: Weights | None = None) -> LatentDiffusionModel:
+    """Attach the add-ons of `weights` to a loaded model, which has those of `before` if that is given.
+
+    Kinds with the same add-ons and files stay as they are. Raises ModelError if add-ons cannot be read; the model
+    cannot be used then.
+    """
     for kind, row in KINDS.items():
-        found = [each for each in addons if each.kind == kind]
-        if found:
-            model = row.attach(model, found)
+        if _identity(weights, kind) != (_identity(before, kind) if before else []):
+            model = row.attach(model, weights)
     return model
+
+
+def _identity(weights: Weights, kind: str) -> list[tuple[Addon, str]]:
+    return [(each, each.source.sha256) for each in weights.of_kind(kind)]

@@ -5,7 +5,7 @@ Reads only JSON, except `attach`, which reads weights and imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from sdcli.models import families, located, registry
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import CONTROLNET, ModelEntry
 from sdcli.models.source import Source
-from sdcli.models.weights import Addon
+from sdcli.models.weights import Asked, Weights
 from sdcli.recipe.recipe import layout_of
 from sdcli.terminal.spelling import did_you_mean
 
@@ -38,9 +38,9 @@ _EQUAL: Mapping[str, tuple[Any, str]] = {
 }
 
 
-def asked(options: Mapping[str, Any]) -> list[tuple[str, None]]:
-    """Return the ControlNets in flat keys of a recipe; they are not merged and have no scale here."""
-    return [(name, None) for name in layout_of(options).nets]
+def asked(options: Mapping[str, Any]) -> list[Asked]:
+    """Return the ControlNets in flat keys of a recipe."""
+    return [Asked(name) for name in layout_of(options).nets]
 
 
 def find(name: str) -> ModelEntry:
@@ -162,11 +162,11 @@ def files(source: Source) -> list[Path]:
     return families.component_files(source.path, source.variant)
 
 
-def attach(model: LatentDiffusionModel, addons: Sequence[Addon]) -> LatentDiffusionModel:
-    """Attach ControlNets to `model`, on its device and in its dtype, by their names in the recipe."""
+def attach(model: LatentDiffusionModel, weights: Weights) -> LatentDiffusionModel:
+    """Replace the ControlNets of `model` by those of `weights`, on its device and in its dtype."""
     from sdcli.diffusion.model import ControlNet
     from sdcli.models.loading import controlnet as loading
 
-    nets = {each.name: loading.load(each.source, device=model.device, dtype=model.dtype) for each in addons}
-    palettes = {each.name: classes(each.source) for each in addons}
-    return replace(model, controlnets={name: ControlNet(net, palettes[name]) for name, net in nets.items()})
+    found = {each.name: each.source for each in weights.of_kind(KIND)}
+    nets = {name: loading.load(source, device=model.device, dtype=model.dtype) for name, source in found.items()}
+    return replace(model, controlnets={name: ControlNet(net, classes(found[name])) for name, net in nets.items()})

@@ -225,7 +225,7 @@ def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Describe a file that is not a supported model."""
     names = list(shapes)
     signs = {
-        "lora_": "it is a LoRA",
+        "lora_": "it is a LoRA, which is used with --lora",
         "double_blocks.": "it is a Flux model",
         "joint_blocks.": "it is a Stable Diffusion 3 model",
         "control_model.": "it is a ControlNet",

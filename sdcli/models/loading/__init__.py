@@ -83,7 +83,7 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     find = finder(source)
     index = read_index(source)
     vae_in_float32 = families.keeps_float32(families.read_json(source.folder("vae") / "config.json"), str(dtype)[6:])
-    text_encoders = [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
+    text_encoders = text_parts(index)
     part = partial(_component, source, index, find, device=device, dtype=dtype)
     needed = PIPELINES[index["_class_name"]]
     network_part = "transformer" if "transformer" in needed else "unet"
@@ -111,6 +111,11 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     if misfit is not None:
         raise source.explain(ModelCorrupt(f"{source.base}: {misfit}", _DOWNLOAD_AGAIN))
     return model
+
+
+def text_parts(index: Mapping[str, Any]) -> list[str]:
+    """Return the text encoders in a model_index.json, in the order of `LatentDiffusionModel.text_encoders`."""
+    return [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
 
 
 def finder(source: Source) -> Find:

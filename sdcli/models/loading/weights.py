@@ -56,6 +56,11 @@ def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[s
     """
     for name, parameter in module.state_dict().items():
         check_shape(stored[name], tuple(parameter.shape))
+    yield from read(stored)
+
+
+def read(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor of `stored` unconverted, by its name there. Raises ModelCorrupt for an unreadable one."""
     with ExitStack() as stack:
         readers = {file: stack.enter_context(_open(file)) for file in {each.file for each in stored.values()}}
         for name, each in stored.items():

@@ -1,0 +1,136 @@
+"""How the tensors of a LoRA file change a weight. Knows nothing of files and of names.
+
+W is the weight (out, in) of a linear layer, or (out, in, kh, kw) of a convolution; r is the rank. Every kind gives a
+difference ΔW of W's shape, which is added: W + scale · ΔW. All in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+"""The tensors of one layer by their role; see lora_file.py."""
+
+
+class Misfit(ValueError):
+    """The tensors of a layer do not belong together, or do not fit its weight."""
+
+
+def changed(weight: Tensor, tensors: Tensors, *, scale: float, alpha: float | None, rank_stabilized: bool) -> Tensor:
+    """Return `weight`, float32, with the change of `tensors`. Raises Misfit.
+
+    `alpha` is used if the tensors have none. With DoRA the change is interpolated: W + scale · (W_dora − W), as in
+    ComfyUI and Automatic1111.
+    """
+    difference = _difference(weight, tensors, alpha, rank_stabilized)
+    if "dora_scale" in tensors or "magnitude" in tensors:
+        difference = _decomposed(weight + difference, tensors) - weight
+    return weight + scale * difference
+
+
+def changed_vector(vector: Tensor, difference: Tensor, *, scale: float) -> Tensor:
+    """Return a bias, or a norm's weight, float32, with a difference of its shape. Raises Misfit."""
+    if difference.numel() != vector.numel():
+        raise Misfit(f"has {difference.numel()} numbers for {vector.numel()}")
+    return vector + scale * difference.reshape(vector.shape)
+
+
+def _difference(weight: Tensor, tensors: Tensors, alpha: float | None, rank_stabilized: bool) -> Tensor:
+    roles = tensors.keys() - {"alpha", "dora_scale", "magnitude", "up_bias", "diff_b"}
+    rank: int | None
+    try:
+        if {"down", "up"} <= roles <= {"down", "up", "mid"}:
+            rank = tensors["down"].shape[0]
+            product = _low_rank(tensors["up"], tensors["down"], tensors.get("mid"))
+        elif {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= roles:
+            rank = tensors["hada_w1_b"].shape[0]
+            product = _hadamard(tensors)
+        elif _has_half(roles, "lokr_w1") and _has_half(roles, "lokr_w2"):
+            factors = [tensors[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in tensors]
+            rank = factors[0].shape[0] if factors else None
+            product = _kronecker(tensors)
+        elif roles == {"weight", "on_input"}:
+            return _rescaled(weight, tensors["weight"], on_input=bool(tensors["on_input"].reshape(-1)[0]))
+        elif roles == {"diff"}:
+            rank, product = None, tensors["diff"]
+        else:
+            raise Misfit(f"has only {', '.join(sorted(roles)) or 'a scale'}")
+        product = product.reshape(weight.shape)
+    except (RuntimeError, IndexError) as error:
+        shapes = ", ".join(f"{role} {list(tensor.shape)}" for role, tensor in sorted(tensors.items()))
+        raise Misfit(f"has {shapes}, for a weight of {list(weight.shape)}") from error
+    if rank is None:
+        return product
+    return product * scaling(rank, tensors, alpha, rank_stabilized)
+
+
+def scaling(rank: int, tensors: Tensors, alpha: float | None, rank_stabilized: bool) -> float:
+    """Return alpha / rank, or alpha / √rank if it is stabilized. Without any alpha it is the rank."""
+    own = float(tensors["alpha"]) if "alpha" in tensors else alpha
+    return (rank if own is None else own) / (math.sqrt(rank) if rank_stabilized else rank)
+
+
+def _low_rank(up: Tensor, down: Tensor, mid: Tensor | None) -> Tensor:
+    """up · down; with `mid` (r, r, kh, kw) a convolution in three factors (LoCon with CP decomposition)."""
+    if mid is None:
+        return up.flatten(1) @ down.flatten(1)
+    return torch.einsum("ijhw,oi,jc->ochw", mid, up.flatten(1), down.flatten(1))
+
+
+def _hadamard(tensors: Tensors) -> Tensor:
+    """LoHa: (w1_a · w1_b) ⊙ (w2_a · w2_b); each factor in Tucker form if there is a t (r, r, kh, kw)."""
+
+    def factor(number: int) -> Tensor:
+        a, b = tensors[f"hada_w{number}_a"], tensors[f"hada_w{number}_b"]
+        core = tensors.get(f"hada_t{number}")
+        return a @ b if core is None else torch.einsum("ijhw,io,jc->ochw", core, a, b)
+
+    return factor(1) * factor(2)
+
+
+def _has_half(roles: set[str], name: str) -> bool:
+    return name in roles or {f"{name}_a", f"{name}_b"} <= roles
+
+
+def _kronecker(tensors: Tensors) -> Tensor:
+    """LoKr: w1 ⊗ w2, each whole or as a product of two factors; w2 in Tucker form if there is a t2 (r, r, kh, kw)."""
+    first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    core = tensors.get("lokr_t2")
+    if "lokr_w2" in tensors:
+        second = tensors["lokr_w2"]
+    elif core is not None:
+        second = torch.einsum("ijhw,io,jc->ochw", core, tensors["lokr_w2_a"], tensors["lokr_w2_b"])
+    else:
+        a, b = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
+        second = (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
+    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - first.ndim)), second.contiguous())
+
+
+def _rescaled(weight: Tensor, factors: Tensor, *, on_input: bool) -> Tensor:
+    """(IA)³: the difference for W whose columns (`on_input`) or rows are multiplied by 1 + factors."""
+    side = 1 if on_input else 0
+    shape = [1] * weight.ndim
+    shape[side] = weight.shape[side]
+    return weight * factors.reshape(shape)
+
+
+def _decomposed(weight: Tensor, tensors: Tensors) -> Tensor:
+    """DoRA: `weight`, which is W + ΔW, with its rows or columns rescaled to the norms in the file.
+
+    PEFT's magnitude vector has the norms of the rows. In LyCORIS's dora_scale the axis that is not 1 tells: (out, 1)
+    has those of the rows, (1, in) those of the columns.
+    """
+    norms = tensors["magnitude"] if "magnitude" in tensors else tensors["dora_scale"]
+    by_row = "magnitude" in tensors or norms.shape[0] == norms.numel() == weight.shape[0]
+    axis = 0 if by_row else 1
+    if norms.numel() != weight.shape[axis]:
+        raise Misfit(f"has {norms.numel()} norms for {weight.shape[axis]} {'rows' if by_row else 'columns'}")
+    shape = [1] * weight.ndim
+    shape[axis] = weight.shape[axis]
+    others = [each for each in range(weight.ndim) if each != axis]
+    found: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True) + torch.finfo(torch.float32).eps
+    return weight * norms.reshape(shape) / found

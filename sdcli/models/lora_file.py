@@ -1,0 +1,172 @@
+"""What is in a LoRA file: the names of its tensors, grouped by the layer that they change. Reads headers, no weights.
+
+A LoRA here is every kind of change that such files hold: LoRA and LoCon (Hu et al. 2021, "LoRA"), LoHa and LoKr
+(Yeh et al. 2023, "Navigating Text-To-Image Customization", LyCORIS), DoRA (Liu et al. 2024, "DoRA"), (IA)³ (Liu et al.
+2022), and whole differences. The names are those of kohya-ss/sd-scripts, LyCORIS, diffusers and PEFT.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import ModelError
+from sdcli.models import families
+
+# The ends of tensors' names, and the tensor's role in its group.
+_ROLES: Mapping[str, str] = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_B.bias": "up_bias",
+    ".lora_up.bias": "up_bias",
+    ".alpha": "alpha",
+    ".dora_scale": "dora_scale",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+    ".hada_w1_a": "hada_w1_a",
+    ".hada_w1_b": "hada_w1_b",
+    ".hada_w2_a": "hada_w2_a",
+    ".hada_w2_b": "hada_w2_b",
+    ".hada_t1": "hada_t1",
+    ".hada_t2": "hada_t2",
+    ".lokr_w1": "lokr_w1",
+    ".lokr_w1_a": "lokr_w1_a",
+    ".lokr_w1_b": "lokr_w1_b",
+    ".lokr_w2": "lokr_w2",
+    ".lokr_w2_a": "lokr_w2_a",
+    ".lokr_w2_b": "lokr_w2_b",
+    ".lokr_t2": "lokr_t2",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "w_norm",
+    ".b_norm": "b_norm",
+    ".on_input": "on_input",
+    ".weight": "weight",
+}
+_ENDS = sorted(_ROLES, key=len, reverse=True)
+_OTHER = re.compile(r"\.(oft_\w+|a[12]\.weight|b[12]\.weight|reshape_weight|bias_(indices|values|size)|set_weight)$")
+"""Ends of tensors of kinds that are not supported: OFT, BOFT, GLoRA, sparse biases."""
+_MODEL_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
+_CROSS = re.compile(r"(attn2[._]to_k|attn2[._]processor[._]to_k)$")
+MADE_FOR = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
+TRANSFORMERS = {
+    "FLUX.1": re.compile(r"(double_blocks|single_blocks)[._]\d|single_transformer_blocks[._]\d"),
+    "SD 3": re.compile(r"joint_blocks[._]\d"),
+    "Qwen-Image": re.compile(r"transformer_blocks[._]\d+[._]img_mlp"),
+    "Z-Image": re.compile(r"context_refiner[._]\d|noise_refiner[._]\d"),
+}
+MAGNITUDES = ("dora_scale", "magnitude")
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """The header of a LoRA file. `groups` has the tensors by layer, as the file names it, and role."""
+
+    path: Path
+    groups: Mapping[str, Mapping[str, str]]
+    unknown: tuple[str, ...]
+    """Tensors of no known role."""
+    shapes: Mapping[str, tuple[int, ...]]
+    rank_stabilized: bool = False
+    """Whether the scale is alpha / √rank (Kalajdzievski 2023, "rsLoRA") instead of alpha / rank."""
+    alpha: float | None = None
+    """Alpha of layers whose own the file does not have; None is the rank."""
+    alphas: Mapping[str, float] = ()  # type: ignore[assignment]
+    """Alphas of layers by a pattern of their names, which precede `alpha` (PEFT's alpha_pattern)."""
+
+    def alpha_of(self, layer: str) -> float | None:
+        """Return the alpha of a layer without a tensor of it."""
+        matches = (value for pattern, value in dict(self.alphas).items() if re.search(rf"(^|\.){pattern}$", layer))
+        return next(matches, self.alpha)
+
+    @property
+    def made_for(self) -> str | None:
+        """The family of models that it is made for, as far as its names and shapes tell."""
+        for name, pattern in TRANSFORMERS.items():
+            if any(pattern.search(layer) for layer in self.groups):
+                return name
+        return None if self.token_features is None else MADE_FOR.get(self.token_features)
+
+    @property
+    def token_features(self) -> int | None:
+        """The features per token of the text that it is made for, if it changes a cross-attention."""
+        for layer, tensors in self.groups.items():
+            if _CROSS.search(layer) and "down" in tensors:
+                return self.shapes[tensors["down"]][1]
+        return None
+
+
+def is_lora(header: families.Header) -> bool:
+    """Whether the tensors of a file are those of a LoRA."""
+    ends = tuple(end for end in _ENDS if _ROLES[end] not in ("weight", "alpha", "up_bias"))
+    return any(name.endswith(ends) for name in header.tensors)
+
+
+def read(path: Path) -> LoraFile:
+    """Read the header of a LoRA file.
+
+    Raises what `families.read_header` raises, and ModelError for a file that is something else.
+    """
+    header = families.read_header(path)
+    if not is_lora(header) or any(name.startswith(_MODEL_PREFIXES) and ".lora" not in name for name in header.tensors):
+        whole = any(name.startswith(_MODEL_PREFIXES) for name in header.tensors)
+        what = "a whole model" if whole else "an empty file" if not header.tensors else "no LoRA"
+        hint = "use it with -m" if whole else "a LoRA has tensors such as NAME.lora_down.weight"
+        raise ModelError(f"{path} is {what}, not a LoRA" if whole else f"{path} is {what}", hint)
+    groups: dict[str, dict[str, str]] = {}
+    unknown = []
+    for name in header.tensors:
+        end = next((end for end in _ENDS if name.endswith(end)), None)
+        if end is None or _OTHER.search(name):
+            unknown.append(name)
+        else:
+            groups.setdefault(name.removesuffix(end), {})[_ROLES[end]] = name
+    for layer in [layer for layer, tensors in groups.items() if "weight" in tensors and "on_input" not in tensors]:
+        unknown.append(groups[layer].pop("weight"))  # `weight` alone has no role: only (IA)³ has it, with on_input
+        if not groups[layer]:
+            del groups[layer]
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    return LoraFile(path, groups, tuple(unknown), shapes, **_scaling(path, header.metadata))
+
+
+def _scaling(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Read how the changes are scaled: from diffusers' metadata, or PEFT's adapter_config.json in the same folder.
+
+    LyCORIS writes an alpha that includes its own `rs_lora`.
+    """
+    adapter = _json(metadata.get("lora_adapter_metadata"))
+    if not adapter:
+        beside = path.parent / "adapter_config.json"
+        if path.name == "adapter_model.safetensors" and beside.is_file():
+            adapter = dict(families.read_json(beside))
+    found = {key.rpartition(".")[2]: value for key, value in adapter.items()}
+    alpha, pattern = found.get("lora_alpha"), found.get("alpha_pattern")
+    return {
+        "rank_stabilized": found.get("use_rslora") is True,
+        "alpha": float(alpha) if isinstance(alpha, int | float) else None,
+        "alphas": {str(key): float(value) for key, value in pattern.items()} if isinstance(pattern, dict) else {},
+    }
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
