@@ -87,7 +87,7 @@ class Config:
 @cache
 def recipe_keys() -> tuple[str, ...]:
     """The recipe keys that can be set for a model, in order."""
-    return tuple(key for key in _keys() if key not in ("model", "prompt", "label", *recipe.INPUT_KEYS))
+    return tuple(key for key in _keys() if key not in ("model", "prompt", "label", *recipe.WITHOUT_DEFAULTS))
 
 
 def config_path() -> Path:

@@ -228,7 +228,7 @@ VALUES = {
 
 
 def test_every_recipe_key_has_a_variable():
-    others = {"model", "prompt", "label", *recipe.INPUT_KEYS}
+    others = {"model", "prompt", "label", *recipe.WITHOUT_DEFAULTS}
     assert set(VALUES) == set(config.recipe_keys()) == set(recipe.keys()) - others
 
 

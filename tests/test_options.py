@@ -37,9 +37,9 @@ def test_a_group_of_recipe_keys_holds_nothing_else(group):
 
 
 def test_an_image_s_command_has_all_that_generate_has_but_another_start():
-    assert parameters_of("generate") - {"init_latents"} <= parameters_of("img2img") & parameters_of(
-        "inpaint"
-    ) & parameters_of("outpaint")
+    others = {"init_latents", *recipe.HIRES_KEYS}
+    shared = parameters_of("img2img") & parameters_of("inpaint") & parameters_of("outpaint")
+    assert parameters_of("generate") - others <= shared
 
 
 def test_a_group_becomes_options_and_the_options_a_group():

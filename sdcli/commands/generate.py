@@ -25,6 +25,7 @@ def generate(
     init_latents: options.InitLatents = None,
     strength: Strength = None,
     picture: options.Picture,
+    hires: options.Hires,
     output: options.Output,
     execution: options.Execution,
 ) -> None:
@@ -35,7 +36,10 @@ def generate(
         sdcli generate "arctic fox"
         sdcli generate "a red owl at night" -n 4 -o owls/
         sdcli generate "arctic fox" -m sd15 --scheduler euler-a --seed 7
+        sdcli generate "arctic fox" -m sd15 --hires 2
         sdcli generate --label "arctic fox" -m dit-256
     """
-    asked = options.given(picture, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength)
+    asked = options.given(
+        picture, hires, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength
+    )
     pictures.make(asked, output)

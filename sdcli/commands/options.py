@@ -30,7 +30,7 @@ from sdcli.config import DEFAULT_MODEL
 from sdcli.models import registry
 from sdcli.models.addons import lora
 from sdcli.recipe import schedulers
-from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED
+from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED, UPSCALERS
 
 
 def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[str]]:
@@ -246,6 +246,40 @@ class Picture:
         typer.Option(
             "--prompt-weights/--no-prompt-weights", rich_help_panel=SAMPLING, show_default="on",
             help="Interpret (word:1.3), (word), [word] and BREAK in prompts.",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hires:
+    """Options of a second, larger pass; all are keys of a recipe."""
+
+    hires: Annotated[
+        str | None,
+        typer.Option(
+            "--hires", metavar="FACTOR|WxH", rich_help_panel=PICTURE, show_default=False,
+            help="Enlarge the picture by this factor or to this size, and denoise it again in a second pass.",
+        ),
+    ] = None  # fmt: skip
+    hires_upscaler: Annotated[
+        str | None,
+        typer.Option(
+            "--hires-upscaler", metavar="NAME", rich_help_panel=PICTURE, show_default="latent",
+            autocompletion=_completer(lambda: UPSCALERS), help=f"How to enlarge it: {' or '.join(UPSCALERS)}.",
+        ),
+    ] = None  # fmt: skip
+    hires_strength: Annotated[
+        float | None,
+        typer.Option(
+            "--hires-strength", metavar="0…1", rich_help_panel=PICTURE, show_default="0.6",
+            help="The share of the second pass's steps to run. A lower value changes less.",
+        ),
+    ] = None  # fmt: skip
+    hires_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--hires-steps", metavar="N", rich_help_panel=PICTURE, show_default="as --steps",
+            help="Number of steps of the second pass.",
         ),
     ] = None  # fmt: skip
 

@@ -73,6 +73,7 @@ def synthesize(
     ] = "",
     *,
     picture: Mapped,
+    hires: options.Hires,
     classes: Annotated[
         bool,
         typer.Option(
@@ -99,7 +100,7 @@ def synthesize(
         raise UsageError(
             "MAP is missing", "give a segmentation map; sdcli synthesize --classes lists the classes and their colours"
         )
-    asked = options.given(picture, execution, segmentation_map=segmentation_map, prompt=prompt)
+    asked = options.given(picture, hires, execution, segmentation_map=segmentation_map, prompt=prompt)
     pictures.make({**asked, "model": model}, output)
 
 

@@ -70,6 +70,6 @@ def memory_of(recipe: Recipe) -> Iterator[None]:
         if not starved and not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise OutOfMemory(
-            f"not enough memory for {recipe.width}×{recipe.height} pixels in {recipe.execution.dtype}",
+            f"not enough memory for {recipe.size[0]}×{recipe.size[1]} pixels in {recipe.execution.dtype}",
             "make the picture smaller with -W and -H, or use --batch-size 1 or --dtype bfloat16",
         ) from error

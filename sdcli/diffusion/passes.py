@@ -12,12 +12,13 @@ class Pass:
     """One run of the loop over a batch; `recipe` has its size and number of steps.
 
     The first pass starts like its recipe, and has no `strength` here. A later pass starts from the latents of the pass
-    before, resized to its size and with noise for `strength`, 0 … 1, of its steps. The last pass has the size of the
-    picture.
+    before, resized to its size by `upscaler` and with noise for `strength`, 0 … 1, of its steps. The last pass has the
+    size of the picture.
     """
 
     recipe: Recipe
     strength: float | None = None
+    upscaler: str = "latent"
 
     @property
     def steps(self) -> int:
@@ -28,5 +29,14 @@ class Pass:
 
 
 def passes(recipe: Recipe) -> tuple[Pass, ...]:
-    """Return the passes of `recipe` in order; there is one."""
-    return (Pass(recipe),)
+    """Return the passes of `recipe` in order: one, and a larger one with `hires`."""
+    hires = recipe.hires
+    if hires.hires is None:
+        return (Pass(recipe),)
+    width, height = recipe.size
+    one = {key: value for key, value in recipe.to_dict().items() if not key.startswith("hires")}
+    larger = {**one, "width": width, "height": height, "steps": hires.hires_steps or recipe.sampling.steps}
+    return (
+        Pass(Recipe.from_dict(one)),
+        Pass(Recipe.from_dict(larger), hires.hires_strength, hires.hires_upscaler),
+    )

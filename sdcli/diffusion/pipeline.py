@@ -134,7 +134,8 @@ def _sample_pass(
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
     start = _start(model, recipe, scheduler, generators, inputs)
     if previous is not None:
-        start = _continue_from(start, previous, scheduler, generators, one.strength)
+        known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators)
+        start = _continue_from(start, known, scheduler, generators, one.strength)
     context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, inputs))
     return denoise(
         architecture.bind(model.network, context, Guidance.of(recipe), len(seeds)),
@@ -214,12 +215,32 @@ def _start(
     return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
 
 
+def _enlarged(
+    model: LatentDiffusionModel,
+    latents: Tensor,
+    size: Sequence[int],
+    upscaler: str,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, by Lanczos's filter, and encoded again."""
+    if latents.shape[2:] == size:
+        return latents
+    if upscaler == "latent":
+        return torch.nn.functional.interpolate(latents, tuple(size), mode="bilinear")
+    pixels, _ = autoencode.decode_finite(model, latents)
+    height, width = (side * model.vae_scale_factor for side in size)
+    pictures = [images.to_image(each).resize((width, height), Image.Resampling.LANCZOS) for each in pixels]
+    encoded = [
+        masked_image.encode_image(model, images.to_pixels(picture), [generator])
+        for picture, generator in zip(pictures, generators, strict=True)
+    ]
+    return torch.cat(encoded)
+
+
 def _continue_from(
-    start: _Start, previous: Tensor, scheduler: Any, generators: Sequence[torch.Generator], strength: float | None
+    start: _Start, known: Tensor, scheduler: Any, generators: Sequence[torch.Generator], strength: float | None
 ) -> _Start:
-    """Replace the latents of `start` by those of the pass before, resized and with new noise."""
-    size = start.latents.shape[2:]
-    known = previous if previous.shape[2:] == size else torch.nn.functional.interpolate(previous, size, mode="bilinear")
+    """Replace the latents of `start` by `known`, those of the pass before in its size, with new noise."""
     noise = draw_noise(generators, known.shape[1:]).to(known.device)
     timesteps = start_at(scheduler, 1.0 if strength is None else strength)
     return replace(start, latents=add_noise(scheduler, known, noise, timesteps[:1]), timesteps=timesteps)

@@ -119,6 +119,7 @@ def parameters(recipe: Recipe, lora_hashes: Mapping[str, str] = {}) -> str:
         "Model": PurePath(recipe.model).name.removesuffix(".safetensors"),
         "Clip skip": condition.clip_skip if condition.clip_skip > 1 else None,
         "Eta DDIM": sampling.eta if sampling.eta and sampling.scheduler == "ddim" else None,
+        **_hires(recipe),
         **{f"ControlNet {place}": _control(each) for place, each in enumerate(recipe.layout.controls)},
         "Lora hashes": ", ".join(f"{lora.file_stem(name)}: {each[:12]}" for name, each in lora_hashes.items()) or None,
         "RNG": "CPU",
@@ -128,6 +129,21 @@ def parameters(recipe: Recipe, lora_hashes: Mapping[str, str] = {}) -> str:
     negative = f"\n{_NEGATIVE} {condition.negative_prompt}" if condition.negative_prompt else ""
     prompt = " ".join(filter(None, [condition.prompt, *(each.tag for each in recipe.adapters.loras)]))
     return _UNPRINTABLE.sub("\ufffd", f"{prompt}{negative}\n{line}".strip())
+
+
+def _hires(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of a second pass; `Hires steps` counts the steps that are run."""
+    hires, (width, height) = recipe.hires, recipe.size
+    if hires.hires is None:
+        return {}
+    factor = width / recipe.width
+    same = factor == height / recipe.height
+    return {
+        "Denoising strength": f"{hires.hires_strength:g}",
+        "Hires upscale" if same else "Hires resize": f"{factor:g}" if same else f"{width}x{height}",
+        "Hires steps": max(1, int((hires.hires_steps or recipe.sampling.steps) * hires.hires_strength)),
+        "Hires upscaler": hires.hires_upscaler.capitalize(),
+    }
 
 
 def _control(control: Control) -> str:

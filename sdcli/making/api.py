@@ -63,6 +63,10 @@ class Options(TypedDict, total=False):
     control: str | list[str]
     lora: str | list[str]
     strict_lora: bool
+    hires: str
+    hires_upscaler: str
+    hires_strength: float
+    hires_steps: int
 
 
 class Model:

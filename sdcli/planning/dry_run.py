@@ -203,7 +203,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
     batch = of.execution.batch_size
     guided = 2 if Guidance.of(of).is_on and unet.get("time_cond_proj_dim") is None else 1
-    pixels = of.width * of.height
+    pixels = math.prod(of.size)
     widest = max(vae["block_out_channels"][:2])  # the decoder's last block starts with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch
     latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)

@@ -103,8 +103,11 @@ def resolve(
     if facts.labels is not None and index is not None:
         made = made.replace(label=facts.labels.name(index))
     check_size(made.width, made.height, facts.size_multiple, square=facts.square_only)
+    if made.hires.hires is not None:
+        made = _with_hires(made, facts)
     sampling = made.sampling
-    check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, sampling.steps)
+    for steps in {sampling.steps, made.hires.hires_steps or sampling.steps}:
+        check_scheduler(sampling.scheduler, sampling.sigmas, sampling.eta, facts.scheduler_config, steps)
     return Resolved(made, model, weights, inputs)
 
 
@@ -130,6 +133,15 @@ def read_inputs(
         directory=directory,
         given=given,
     )
+
+
+def _with_hires(made: Recipe, facts: ModelFacts) -> Recipe:
+    """Replace a factor by the size that it gives, and check that size."""
+    if facts.square_only:
+        raise InvalidRecipe("this model only makes pictures of one size", "omit hires", "hires")
+    width, height = made.hires.size(made.width, made.height, facts.size_multiple)
+    check_size(width, height, facts.size_multiple)
+    return made.replace(hires=f"{width}x{height}")
 
 
 def _with_tags(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -> Mapping[str, Any]:

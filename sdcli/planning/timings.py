@@ -68,6 +68,7 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         "guided": Guidance.of(recipe).is_on,
         "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},
+        **({} if recipe.hires.hires is None else vars(recipe.hires)),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,6 +21,8 @@ from sdcli.terminal.spelling import did_you_mean
 
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 16_384
+MAX_HIRES = 8.0
+UPSCALERS = ("latent", "lanczos")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -171,12 +174,48 @@ class Adapters:
         return tuple(Lora.parse(each) for each in self.lora)
 
 
+@dataclass(frozen=True)
+class Hires:
+    """A second pass at a larger size, which starts from the enlarged result of the first ("hires fix" in A1111)."""
+
+    hires: str | None = None
+    """The size of the picture, `WIDTHxHEIGHT` in pixels, or a factor of the recipe's size."""
+    hires_upscaler: str = field(default="latent", metadata=_one_of(UPSCALERS))
+    """How the result of the first pass is enlarged: its latents bilinearly, or its decoded pixels by Lanczos."""
+    hires_strength: float = field(default=0.6, metadata=_within(0, 1))
+    """The fraction of the second pass's steps that are run, like `strength`."""
+    hires_steps: int | None = field(default=None, metadata=_within(1, 1000))
+    """The number of steps of the second pass; None is that of the first."""
+
+    def size(self, width: int, height: int, multiple: int = 1) -> tuple[int, int]:
+        """Return the width and height of the picture for a first pass of this size.
+
+        A factor gives the nearest multiples of `multiple`. Raises InvalidRecipe.
+        """
+        if self.hires is None:
+            return width, height
+        sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", self.hires)
+        if sides is not None:
+            return int(sides[1]), int(sides[2])
+        try:
+            factor = float(self.hires)
+        except ValueError:
+            hint = "give a factor, or a size such as 1024x768"
+            raise InvalidRecipe(f"hires is {self.hires!r}", hint, "hires") from None
+        if not 1 < factor <= MAX_HIRES:
+            raise InvalidRecipe(f"hires is {factor:g}", f"a factor must be above 1, up to {MAX_HIRES:g}", "hires")
+        return round(width * factor / multiple) * multiple, round(height * factor / multiple) * multiple
+
+
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
 """The keys of `Initial` that apply if a picture starts from latents."""
 INITIAL_KEYS = tuple(each.name for each in fields(Initial))
 LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
 INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS)
-"""Keys of input files, which cannot have defaults."""
+"""Keys of input files."""
+HIRES_KEYS = tuple(each.name for each in fields(Hires))
+WITHOUT_DEFAULTS = (*INPUT_KEYS, *HIRES_KEYS)
+"""Keys that the user's settings cannot have."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +232,12 @@ class Recipe:
     initial: Initial = Initial()
     layout: Layout = Layout()
     adapters: Adapters = Adapters()
+    hires: Hires = Hires()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The width and height of the picture, after a second pass if there is one."""
+        return self.hires.size(self.width, self.height)
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:
@@ -210,17 +255,18 @@ class Recipe:
         check_sampling(recipe.sampling)
         check_initial(recipe.initial, recipe.sampling.steps)
         check_layout(recipe.layout, recipe.initial)
+        check_hires(recipe)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout` and `adapters` that do not apply are omitted, as is a missing `label`. With a label,
-        the prompt is omitted, and the other keys of prompts if they have their defaults.
+        Keys of `initial`, `layout`, `adapters` and `hires` that do not apply are omitted, as is a missing `label`. With
+        a label, the prompt is omitted, and the other keys of prompts if they have their defaults.
         """
         flat = dict(_flatten(self))
         omitted = [key for key in INITIAL_KEYS if key not in self.initial.used_keys]
-        for part in (self.layout, self.adapters):
+        for part in (self.layout, self.adapters, self.hires):
             omitted += [each.name for each in fields(part) if getattr(part, each.name) == each.default]
         if self.condition.label is None:
             omitted.append("label")
@@ -277,9 +323,9 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def defaults() -> dict[str, Any]:
-    """Return the default values of keys, except INPUT_KEYS and `label`."""
+    """Return the default values of keys, except WITHOUT_DEFAULTS and `label`."""
     found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
-    return {key: value for key, value in found.items() if key not in ("label", *INPUT_KEYS)}
+    return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
@@ -427,6 +473,32 @@ def check_layout(layout: Layout, initial: Initial) -> None:
     if layout.control_sha256 and len(layout.control_sha256) != sum(each.image is not None for each in layout.controls):
         raise InvalidRecipe(
             f"control_sha256 has {len(layout.control_sha256)} entries", "it must have one for each image", "control"
+        )
+
+
+def check_hires(recipe: Recipe) -> None:
+    """Raise InvalidRecipe for a second pass that is not larger, that runs no step, or that has no first pass."""
+    hires, initial = recipe.hires, recipe.initial
+    if hires.hires is None:
+        for each in fields(Hires):
+            if getattr(hires, each.name) != each.default:
+                raise InvalidRecipe(f"{each.name} has no effect without hires", "give hires too", each.name)
+        return
+    width, height = recipe.size
+    for key, given in (("image", initial.image), ("init_latents", initial.init_latents)):
+        if given is not None:
+            raise InvalidRecipe(f"hires cannot be combined with {key}", "omit one of them", "hires")
+    for name, side, own in (("width", width, recipe.width), ("height", height, recipe.height)):
+        if not own <= side <= MAX_SIDE:
+            hint = f"it must be between {own}, the {name} of the first pass, and {MAX_SIDE}"
+            raise InvalidRecipe(f"hires gives a {name} of {side}", hint, "hires")
+    if (width, height) == (recipe.width, recipe.height):
+        raise InvalidRecipe(f"hires is the size of the first pass, {width}x{height}", "give a larger size", "hires")
+    steps = hires.hires_steps or recipe.sampling.steps
+    if int(steps * hires.hires_strength) < 1:
+        hint = f"it must be between {math.ceil(1000 / steps) / 1000:g} and 1"
+        raise InvalidRecipe(
+            f"hires_strength {hires.hires_strength:g} runs none of the {steps} steps", hint, "hires_strength"
         )
 
 

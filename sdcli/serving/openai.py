@@ -109,7 +109,7 @@ def make_app(
         resolved = resolve.resolve(model, {**_options(asked), "model": name}, find_addon=_named_addon)
         found = warnings.find(model, resolved.recipe)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
-        return _answer((resolved.recipe.width, resolved.recipe.height), pictures, found)
+        return _answer(resolved.recipe.size, pictures, found)
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Any:
