@@ -37,11 +37,11 @@ from sdcli.terminal.spelling import did_you_mean
 
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
-GENERAL = ("model", "output", "lora_dir")
+GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger")
-KINDS = ("model", "controlnet", "lora")
+KINDS = ("model", "controlnet", "lora", "embedding")
 PARTS = (
     *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer"),
     *("unet", "vae"),

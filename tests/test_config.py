@@ -224,6 +224,7 @@ VALUES = {
     "seed": st.integers(0, recipe.MAX_SEED),
     "lora": st.sampled_from([("a",), ("b.safetensors:0.8",)]),
     "strict_lora": st.booleans(),
+    "embedding": st.sampled_from([("a",), ("b.safetensors",)]),
 }
 
 

@@ -58,7 +58,16 @@ def test_json_round_trip(flat):
 
 
 def test_keys_are_flat_and_the_fields_own():
-    omitted = ("label", "init_latents", "init_latents_sha256", "lora", "strict_lora", *LAYOUT_KEYS, *HIRES_KEYS)
+    omitted = (
+        "label",
+        "init_latents",
+        "init_latents_sha256",
+        "lora",
+        "strict_lora",
+        "embedding",
+        *LAYOUT_KEYS,
+        *HIRES_KEYS,
+    )
     flat = [key for key in keys() if key not in omitted]
     assert list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict()) == flat
     without = list(Recipe.from_dict(MINIMAL).to_dict())

@@ -28,7 +28,7 @@ import typer
 
 from sdcli.config import DEFAULT_MODEL
 from sdcli.models import registry
-from sdcli.models.addons import lora
+from sdcli.models.addons import embedding, lora
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED, UPSCALERS
 
@@ -42,8 +42,10 @@ def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[s
 
 controlnets = _completer(lambda: registry.names(registry.CONTROLNET))
 """Completes the names of ControlNets."""
-loras = _completer(lora.names)
+loras = _completer(lora.NAMES.all)
 """Completes the names of LoRAs."""
+embeddings = _completer(embedding.NAMES.all)
+"""Completes the names of embeddings."""
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
@@ -170,6 +172,14 @@ class Picture:
         typer.Option(
             "--strict-lora/--no-strict-lora", rich_help_panel=PICTURE, show_default="on",
             help="Refuse LoRAs with tensors that do not fit the model.",
+        ),
+    ] = None  # fmt: skip
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedding", metavar="NAME", rich_help_panel=PICTURE, show_default=False, autocompletion=embeddings,
+            help="Use an embedding (textual inversion) where its name is in a prompt: a name or a .safetensors file. "
+            "Can be repeated.",
         ),
     ] = None  # fmt: skip
     seed: Annotated[

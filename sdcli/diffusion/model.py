@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 class Tokenizer:
     """A CLIP tokenizer: lower-cased text as byte-pair ids, and the special ids that frame a chunk of them.
 
-    A thin hold on the `tokenizers` library: transformers' class around the same byte pairs warns of texts longer
-    than a chunk, which are no mistake here, and reads no vocabulary but its own files. `pad_id` fills a chunk
-    after `eos_id`; SDXL's second encoder and SD 2.x pad with 0, others with `eos_id` again. `max_length` counts the
-    two special tokens in (77).
+    A thin layer over the `tokenizers` library: transformers' class around the same byte pairs warns of texts longer
+    than a chunk, which are valid here, and reads no vocabulary but its own files. `pad_id` fills a chunk after
+    `eos_id`; SDXL's second encoder and SD 2.x pad with 0, others with `eos_id` again. `max_length` includes the two
+    special tokens (77). `words` are the ids of embeddings by their names, and `word_pattern` finds these in a text.
     """
 
     byte_pairs: tokenizers.Tokenizer
@@ -40,10 +41,31 @@ class Tokenizer:
     eos_id: int
     pad_id: int
     max_length: int
+    words: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    word_pattern: re.Pattern[str] | None = None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` without special tokens; there can be any number."""
-        return self.byte_pairs.encode(text, add_special_tokens=False).ids
+        return [token for word in self.split(text) for token in word]
+
+    def split(self, text: str) -> Iterator[list[int]]:
+        """Yield the ids of each word of `text`. CLIP marks the last token of a word with `</w>`."""
+        end = 0
+        for match in self.word_pattern.finditer(text) if self.word_pattern else ():
+            yield from self._split_plain(text[end : match.start()])
+            yield list(self.words[match[1].casefold()])
+            end = match.end()
+        yield from self._split_plain(text[end:])
+
+    def _split_plain(self, text: str) -> Iterator[list[int]]:
+        word: list[int] = []
+        for token in self.byte_pairs.encode(text, add_special_tokens=False).ids:
+            word.append(token)
+            if (self.byte_pairs.id_to_token(token) or "").endswith("</w>"):
+                yield word
+                word = []
+        if word:
+            yield word
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,11 @@ def png_bytes(
     recipe: Recipe,
     *,
     extra: Mapping[str, Any] | None = None,
-    lora_hashes: Mapping[str, str] | None = None,
+    hashes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> bytes:
     """Encode `image` as a PNG with `recipe` in both chunks.
 
-    `extra` is further JSON for the `sdcli` chunk, and `lora_hashes` are for `parameters`.
+    `extra` is further JSON for the `sdcli` chunk, and `hashes` are for `parameters`.
     """
     content = {
         **(extra or {}),
@@ -92,17 +92,17 @@ def png_bytes(
         "pixels_sha256": pixels_sha256(image),
     }
     chunks = PngInfo()
-    chunks.add_text("parameters", parameters(recipe, lora_hashes or {}))
+    chunks.add_text("parameters", parameters(recipe, hashes or {}))
     chunks.add_text("sdcli", json.dumps(content, allow_nan=False))
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 
-def parameters(recipe: Recipe, lora_hashes: Mapping[str, str] = {}) -> str:
+def parameters(recipe: Recipe, hashes: Mapping[str, Mapping[str, str]] = {}) -> str:
     """Format `recipe` as A1111 does: the prompt, the negative prompt if there is one, and a line of fields.
 
-    LoRAs are tags in the prompt, and `lora_hashes` their hashes in A1111, by the name in the recipe.
+    LoRAs are tags in the prompt. `hashes` has the hashes of add-ons in A1111, by the field and the name in the recipe.
     NUL and lone surrogates, which a PNG's text cannot contain, become U+FFFD. A prompt with a line that starts with
     `Negative prompt:` is ambiguous in this format; the `sdcli` chunk never is.
     """
@@ -121,7 +121,10 @@ def parameters(recipe: Recipe, lora_hashes: Mapping[str, str] = {}) -> str:
         "Eta DDIM": sampling.eta if sampling.eta and sampling.scheduler == "ddim" else None,
         **_hires(recipe),
         **{f"ControlNet {place}": _control(each) for place, each in enumerate(recipe.layout.controls)},
-        "Lora hashes": ", ".join(f"{lora.file_stem(name)}: {each[:12]}" for name, each in lora_hashes.items()) or None,
+        **{
+            key: ", ".join(f"{lora.file_stem(name)}: {each[:12]}" for name, each in of_kind.items()) or None
+            for key, of_kind in hashes.items()
+        },
         "RNG": "CPU",
         "Version": f"sdcli {__version__}",
     }

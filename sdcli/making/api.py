@@ -63,6 +63,7 @@ class Options(TypedDict, total=False):
     control: str | list[str]
     lora: str | list[str]
     strict_lora: bool
+    embedding: str | list[str]
     hires: str
     hires_upscaler: str
     hires_strength: float

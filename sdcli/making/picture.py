@@ -9,7 +9,7 @@ from io import BytesIO
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self
 
-from sdcli.models.addons.lora import KIND as LORA
+from sdcli.models.addons import embedding, lora
 from sdcli.models.digest import tensors_sha256
 from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
@@ -48,7 +48,7 @@ class Picture:
             recipe=result.recipe,
         )
         return cls(
-            png=metadata.png_bytes(result.image, result.recipe, extra=extra, lora_hashes=_lora_hashes(weights)),
+            png=metadata.png_bytes(result.image, result.recipe, extra=extra, hashes=_hashes(weights)),
             pixels_sha256=images.pixels_sha256(result.image),
             recipe=result.recipe,
             seconds=result.seconds,
@@ -101,6 +101,9 @@ class Picture:
         )
 
 
-def _lora_hashes(weights: Weights) -> dict[str, str]:
-    """Return Automatic1111's hash of each LoRA by its name: it does not include the header."""
-    return {each.name: tensors_sha256(each.source.path) for each in weights.of_kind(LORA)}
+def _hashes(weights: Weights) -> dict[str, dict[str, str]]:
+    """Return Automatic1111's hashes of LoRAs, which do not include the header, and of embeddings, by its fields."""
+    return {
+        "Lora hashes": {each.name: tensors_sha256(each.source.path) for each in weights.of_kind(lora.KIND)},
+        "TI hashes": {each.name: each.source.sha256 for each in weights.of_kind(embedding.KIND)},
+    }

@@ -29,7 +29,7 @@ from sdcli.terminal.spelling import did_you_mean
 PACKAGE = Path(__file__).parents[1]
 
 SHIPPED = "sdcli"
-MODEL, CONTROLNET, LORA = config.KINDS
+MODEL, CONTROLNET, LORA, EMBEDDING = config.KINDS
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelEntry:
     family: str | None = None
     """For a single file, the family of its configs; for a ControlNet or a LoRA, the family of models it fits."""
     kind: str = MODEL
-    """MODEL, or CONTROLNET or LORA for an entry that is used together with a model."""
+    """MODEL, or CONTROLNET, LORA or EMBEDDING for an entry that is used together with a model."""
     classes: str | None = None
     """The palette (see sdcli/files/palette) of the segmentation maps that a ControlNet reads."""
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -198,8 +198,9 @@ def check_is_model(entry: ModelEntry) -> None:
     """Raise InvalidRecipe for an entry that is not a model."""
     if entry.kind == CONTROLNET:
         raise _not_a_model(entry.name)
-    if entry.kind == LORA:
-        raise ModelError(f"{entry.name} is a LoRA, not a model", f"use it with a model: --lora {entry.name}")
+    if entry.kind in (LORA, EMBEDDING):
+        what = "a LoRA" if entry.kind == LORA else "an embedding"
+        raise ModelError(f"{entry.name} is {what}, not a model", f"use it with a model: --{entry.kind} {entry.name}")
 
 
 def _not_a_model(name: str) -> InvalidRecipe:

@@ -18,6 +18,7 @@ from sdcli.diffusion import architectures, hardware
 from sdcli.diffusion.guidance import Guidance
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
+from sdcli.models.addons import embedding
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Weights
 from sdcli.planning import timings
@@ -100,7 +101,7 @@ def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
     if is_text:
         _check_clip_skip(parts.weights.model, of)
     return {
-        "tokens": count_tokens(parts.weights.model, of) if is_text else None,
+        "tokens": count_tokens(parts.weights, of) if is_text else None,
         "memory": estimate_memory(parts, of, likely),
         "seconds": timings.recall(of, parts.weights),
     }
@@ -158,11 +159,11 @@ def _check_clip_skip(source: Source, of: Recipe) -> None:
     checks.check_clip_skip(of.condition.clip_skip, layers, penultimate=penultimate)
 
 
-def count_tokens(source: Source, of: Recipe) -> dict[str, Any]:
+def count_tokens(weights: Weights, of: Recipe) -> dict[str, Any]:
     """Count the tokens of the prompts in the first text encoder's vocabulary, and the chunks that they take."""
     from sdcli.diffusion.context.chunks import chunks
 
-    tokenizer = _tokenizer(source)
+    tokenizer = embedding.with_words(_tokenizer(weights.model), 0, weights.of_kind(embedding.KIND))
     condition = of.condition
     divided = [
         chunks(tokenizer, text, condition.prompt_weights) for text in (condition.prompt, condition.negative_prompt)

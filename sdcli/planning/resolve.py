@@ -16,7 +16,7 @@ from sdcli.errors import InvalidRecipe
 from sdcli.files import inputs
 from sdcli.files.inputs import Inputs
 from sdcli.models import addons
-from sdcli.models.addons import controlnet, lora
+from sdcli.models.addons import controlnet, embedding, lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.weights import Weights
@@ -86,6 +86,8 @@ def resolve(
     and UsageError for settings.
     """
     facts, options = model.facts, _with_tags(model, options, user=user)
+    if user:
+        options = _with_embeddings(model, options)
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
     check_channels(facts.in_channels, facts.latent_space.channels, len(facts.classes), masked=masked, mapped=mapped)
     layout = layout_of(options)
@@ -154,6 +156,16 @@ def _with_tags(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -
     if not values["prompt_weights"]:
         return options
     return {**options, "prompt": text, "lora": [*adapters_of({"lora": values["lora"]}).lora, *map(str, tagged)]}
+
+
+def _with_embeddings(model: LocatedModel, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add the embeddings of this machine whose names are in the prompts."""
+    texts = [options.get(key) for key in ("prompt", "negative_prompt")]
+    found = embedding.found_in([text for text in texts if isinstance(text, str)])
+    if not found:
+        return options
+    given = adapters_of({"embedding": _values(model, options, user=True)["embedding"]}).embedding
+    return {**options, "embedding": [*given, *(name for name in found if name not in given)]}
 
 
 def _values(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, fields
 from sdcli.diffusion.context import weights
 from sdcli.diffusion.guidance import Guidance
 from sdcli.errors import InvalidRecipe
-from sdcli.models.addons import lora
+from sdcli.models.addons import embedding, lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe import schedulers
+from sdcli.recipe.lora import file_stem
 from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
 
 MAX_AREA_RATIO = 2.0
@@ -69,6 +70,7 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
         yield RecipeWarning("eta has no effect: a single step adds no noise", "use more steps, or omit eta", "eta")
     yield from _idle_controls(recipe)
     yield from _of_loras(recipe)
+    yield from _of_embeddings(recipe)
     if recipe.execution.batch_size > count:
         yield RecipeWarning(
             f"batch_size {recipe.execution.batch_size} is larger than the number of pictures, {count}",
@@ -99,7 +101,7 @@ def _of_loras(recipe: Recipe) -> Iterable[RecipeWarning]:
     """LoRAs with a scale of 0, and those whose trigger words are missing in the prompt."""
     prompt = recipe.condition.prompt.casefold()
     for each in recipe.adapters.loras:
-        entry = lora.entry_of(each.name)
+        entry = lora.NAMES.entry_of(each.name)
         if each.scale == each.text_scale == 0:
             yield RecipeWarning(f"lora {each} has no effect: its scale is 0", "omit it", "lora")
         elif entry is not None and entry.trigger is not None:
@@ -107,6 +109,16 @@ def _of_loras(recipe: Recipe) -> Iterable[RecipeWarning]:
             if not any(word.casefold() in prompt for word in words):
                 hint = f"add {' or '.join(map(repr, words))} to the prompt"
                 yield RecipeWarning(f"the prompt has no trigger word of the LoRA {each.name}", hint, "prompt")
+
+
+def _of_embeddings(recipe: Recipe) -> Iterable[RecipeWarning]:
+    """Embeddings whose names are in no prompt."""
+    texts = recipe.condition.prompt, recipe.condition.negative_prompt
+    for each in recipe.adapters.embedding:
+        word = file_stem(each)
+        if not any(embedding.word_pattern([word]).search(text) for text in texts):
+            hint = f"write {word!r} where it should be used"
+            yield RecipeWarning(f"embedding {each} has no effect: its name is in no prompt", hint, "embedding")
 
 
 def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
@@ -131,7 +143,8 @@ def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarnin
         text = getattr(recipe.condition, field)
         if recipe.condition.prompt_weights:
             text = " ".join(stretch.text for part in weights.parse(text) for stretch in part)
-        unknown = facts.vocabulary.unknown(text)
+        words = [file_stem(each) for each in recipe.adapters.embedding]
+        unknown = facts.vocabulary.unknown(embedding.word_pattern(words).sub(" ", text) if words else text)
         if unknown:
             where = "" if field == "prompt" else f" in {field}"
             named = f"{model.entry.name} does not know {_listed(map(repr, unknown))}{where}"

@@ -161,12 +161,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Changes of the model's weights."""
+    """Additions to the model's weights."""
 
     lora: tuple[str, ...] = field(default=(), metadata={"each": lora.canonical})
     """LoRAs in the syntax of sdcli/recipe/lora.py, which are merged in this order."""
     strict_lora: bool = True
     """Whether a LoRA with tensors that do not fit the model is an error, or used without them."""
+    embedding: tuple[str, ...] = ()
+    """Names or files of embeddings (textual inversion), which are used where a prompt has their name."""
 
     @property
     def loras(self) -> tuple[Lora, ...]:

@@ -29,7 +29,7 @@ from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, S
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models import addons, located, registry
-from sdcli.models.addons import lora
+from sdcli.models.addons import embedding, lora
 from sdcli.models.source import Source
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
@@ -79,8 +79,10 @@ class Generation(BaseModel):
 
 def _named_addon(kind: str, name: str) -> Source:
     """Find an add-on that has a name here: clients must not read files of this machine."""
-    if name not in lora.names():
-        raise ModelNotFound(f"no LoRA {name!r}", did_you_mean(name, lora.names(), "use a name of a LoRA"))
+    names = {lora.KIND: lora.NAMES, embedding.KIND: embedding.NAMES}[kind]
+    if name not in names.all():
+        known = did_you_mean(name, names.all(), f"use a name of sdcli models list, or in the server's {names.key}")
+        raise ModelNotFound(f"no {names.title} {name!r}", known)
     return addons.find_addon(kind, name)
 
 

@@ -34,13 +34,7 @@ def chunks(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> li
 
 
 def _words(tokenizer: Tokenizer, part: Sequence[weights.Weighted]) -> Iterator[Chunk]:
-    """Yield the tokens of each word; CLIP marks the last token of a word with `</w>`."""
+    """Yield the tokens of each word, with its weight."""
     for text, weight in part:
-        word: Chunk = []
-        for token in tokenizer.encode(text):
-            word.append((token, weight))
-            if (tokenizer.byte_pairs.id_to_token(token) or "").endswith("</w>"):
-                yield word
-                word = []
-        if word:
-            yield word
+        for word in tokenizer.split(text):
+            yield [(token, weight) for token in word]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli.models.addons import controlnet, lora
+from sdcli.models.addons import controlnet, embedding, lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Asked, Weights
@@ -60,6 +60,15 @@ KINDS: Mapping[str, Kind] = {
         check_fit=lora.check_fit,
         files=lora.files,
         attach=lora.attach,
+        merged=True,
+    ),
+    embedding.KIND: Kind(
+        title="embedding",
+        asked=embedding.asked,
+        locate=embedding.locate,
+        check_fit=embedding.check_fit,
+        files=embedding.files,
+        attach=embedding.attach,
         merged=True,
     ),
 }
