@@ -294,6 +294,40 @@ def export(
         typer.echo(folder)
 
 
+@models.command("convert")
+def convert(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A .ckpt, .pt, .pth or .bin file.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.", show_default=False)] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Convert pickled weights to a .safetensors file.
+
+    Works for checkpoints, VAEs, LoRAs, embeddings and upscalers, and keeps names and dtypes. Loading a pickle can run
+    code, so the file is read by PyTorch's reader for weights only, in a process without network that can write no
+    other file. Everything that is not a tensor is left out, and listed on stderr.
+
+        sdcli models convert model.ckpt model.safetensors
+    """
+    from sdcli.models.convert import convert as run
+
+    done = run(Path(source), Path(target), force=force)
+    if json:
+        typer.echo(
+            streams.to_json({"path": target, "kind": done.kind, "tensors": done.tensors, "dropped": done.dropped})
+        )
+        return
+    streams.note(f"{done.kind}, {done.tensors} tensors")
+    if done.dropped:
+        more = f", and {len(done.dropped) - _LISTED} more" if len(done.dropped) > _LISTED else ""
+        streams.note(f"left out, because they are not tensors: {', '.join(done.dropped[:_LISTED])}{more}")
+    typer.echo(target)
+
+
+_LISTED = 10
+
+
 @models.command("rm")
 def remove(
     name: HubName,

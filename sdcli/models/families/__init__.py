@@ -8,6 +8,7 @@ weights, no pickles, and no torch.
 from __future__ import annotations
 
 import math
+import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ def refuse_pickle(path: Path) -> None:
     if path.suffix.lower() in PICKLES:
         raise ModelUnsafe(
             f"{path} is a pickle, and loading one can run code",
-            "use the .safetensors file of the same model, or convert this file in a safe environment: "
-            "torch.load(…, weights_only=True), then safetensors.torch.save_file",
+            "use the .safetensors file of the same model, or convert it with: "
+            f"sdcli models convert {shlex.quote(str(path))} {shlex.quote(f'{path.stem}.safetensors')}",
         )
 
 
