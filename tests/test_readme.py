@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,38 @@ def shell(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> dict[str, str
         shutil.copytree(folder, repository / "snapshots" / "0123abcd")
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0123abcd")
-    (home / "bin").mkdir()
-    command = home / "bin" / "sdcli"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sdcli "$@"\n')
-    command.chmod(0o755)
-    path = os.pathsep.join([str(home / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    extra = {"PATH": path, "HF_HUB_CACHE": str(home / "hub"), "PYTHONPATH": str(ROOT)}
-    return clean_environment(home) | extra
+    return clean_environment(home) | {"HF_HUB_CACHE": str(home / "hub"), "PYTHONPATH": str(ROOT)}
+
+
+def with_command(shell: dict[str, str], folder: Path, command: str) -> dict[str, str]:
+    """The environment with an `sdcli` on PATH that runs `command`."""
+    folder.mkdir()
+    (folder / "sdcli").write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+    (folder / "sdcli").chmod(0o755)
+    return shell | {"PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])}
+
+
+@pytest.fixture(scope="module")
+def forked(shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which `sdcli` is a fork of a process that has imported the libraries, and makes three steps."""
+    folder = tmp_path_factory.mktemp("forked")
+    waiting = os.path.relpath(folder / "socket", Path.cwd())  # temporary directories can be too long for a socket
+    code = f"from tests.forked import serve; serve({waiting!r})"
+    with subprocess.Popen([sys.executable, "-c", code], env=shell) as process:
+        try:
+            while not (folder / "socket").exists():
+                assert process.poll() is None
+                time.sleep(0.05)
+            yield with_command(
+                shell | {"SDCLI_STEPS": "2"}, folder / "bin", f"-IS {ROOT / 'tests/forked.py'} {folder / 'socket'}"
+            )
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def spawned(shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return with_command(shell, tmp_path_factory.mktemp("spawned") / "bin", "-m sdcli")
 
 
 def test_the_first_block_installs_and_generates_and_another_tests():
@@ -57,10 +84,13 @@ def test_the_readme_fits_three_screens():
     "block",
     [pytest.param(block, id=f"{stem} {block[:30]}") for stem, block in BLOCKS if TEST_COMMAND not in block],
 )
-def test_a_block_runs(block: str, shell: dict[str, str], tmp_path: Path):
+def test_a_block_runs(block: str, request: pytest.FixtureRequest, tmp_path: Path):
+    """The first block and servers start processes of their own."""
+    own = block == BLOCKS[0][1] or "serve" in block
+    environment = request.getfixturevalue("spawned" if own else "forked")
     script = "set -euo pipefail\n" + INSTALL.sub("", block)
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=shell, capture_output=True, timeout=300, check=False
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
 
