@@ -47,7 +47,7 @@ def with_command(shell: dict[str, str], folder: Path, command: str) -> dict[str,
 
 @pytest.fixture(scope="module")
 def forked(shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which `sdcli` is a fork of a process that has imported the libraries, and makes three steps."""
+    """The environment in which `sdcli` is a fork of a process that has imported the libraries; it makes four steps."""
     folder = tmp_path_factory.mktemp("forked")
     waiting = os.path.relpath(folder / "socket", Path.cwd())  # temporary directories can be too long for a socket
     code = f"from tests.forked import serve; serve({waiting!r})"
@@ -57,7 +57,7 @@ def forked(shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
                 assert process.poll() is None
                 time.sleep(0.05)
             yield with_command(
-                shell | {"SDCLI_STEPS": "2"}, folder / "bin", f"-IS {ROOT / 'tests/forked.py'} {folder / 'socket'}"
+                shell | {"SDCLI_STEPS": "4"}, folder / "bin", f"-IS {ROOT / 'tests/forked.py'} {folder / 'socket'}"
             )
         finally:
             process.terminate()
