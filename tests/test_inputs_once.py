@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sdcli import cli
 from sdcli.diffusion import device, pipeline
-from sdcli.files import latent_files, metadata, pictures
+from sdcli.files import latent_files, pictures, reading
 from sdcli.models import assemble, located
 from sdcli.planning import resolve
 from tests import tiny
@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each input file has been opened; none may be once a model is loaded."""
     count: Counter[str] = Counter()
-    read, load, loaded = metadata.file_bytes, assemble.load, []
+    read, load, loaded = reading.file_bytes, assemble.load, []
 
     def counted(path: str | Path, directory: Path = Path()) -> bytes:
         assert not loaded

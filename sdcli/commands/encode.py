@@ -64,7 +64,7 @@ def encode(
     def read(facts: ModelFacts) -> Picture:
         from sdcli.files import pictures
 
-        picture, _ = pictures.open_picture(image, None)
+        picture = pictures.open_picture(image, None).picture
         pictures.check_whole(picture, facts.latent_space.vae_scale_factor, image)
         return picture
 

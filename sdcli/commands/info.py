@@ -32,27 +32,29 @@ def info(
         sdcli info arctic-fox-7.png
         sdcli info arctic-fox-7.png --json | jq .recipe.seed
     """
-    from sdcli.files import metadata
+    from sdcli.files import metadata, reading
     from sdcli.planning import replay
 
-    found = metadata.read(image)
-    unknown = [each.message for each in replay.unknown_keys(found)]
-    for warning in unknown:
+    data = reading.file_bytes(image)
+    found = metadata.read(image, data)
+    told = [*found.skipped, *(each.message for each in replay.unknown_keys(found))]
+    for warning in told:
         streams.warn(warning)
-    recorded = {**_as_dict(image, found), "command": _command(image, found), "warnings": unknown}
+    recorded = {**_as_dict(image, found), "command": _command(image, data, found), "warnings": told}
     if json:
         typer.echo(json_format.dumps(recorded, allow_nan=False))
     else:
         typer.echo("\n".join(_lines(image, found, recorded["command"])))
 
 
-def _command(path: str, found: PictureInfo) -> str | None:
+def _command(path: str, data: bytes, found: PictureInfo) -> str | None:
     """The command that makes the picture; None where it says too little, or names a model that is not here."""
     from sdcli.planning import replay
     from sdcli.planning.command_line import command_of
 
+    named = (found.recipe or {}).get("model")
     try:
-        source = replay.read_recorded(path, (found.recipe or {}).get("model"))
+        source = replay.read_recorded(path, named if isinstance(named, str) else None, data=data)
     except SdcliError:
         return None
     return command_of(source.model, source.recipes)

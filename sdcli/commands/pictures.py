@@ -45,7 +45,7 @@ def make(asked: Mapping[str, Any], output: options.Output) -> None:
         quiet=output.quiet,
         strict=output.strict,
         save_latents=output.save_latents,
-        warnings=warnings.find(found, recipe, count=output.num_images),
+        warnings=warnings.find(found, recipe, resolved.inputs, count=output.num_images),
     )
     if output.dry_run:
         deliver.forecast(request)

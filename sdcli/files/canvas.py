@@ -15,6 +15,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from sdcli.errors import InputError
 from sdcli.recipe.recipe import Initial
+from sdcli.recipe.warning import RecipeWarning
 
 STRENGTH = 0.6
 MOST_TIMES_NATIVE = 2.0
@@ -38,6 +39,7 @@ class InitialImage:
     core: Image.Image | None = None
     image_sha256: str | None = None
     mask_sha256: str | None = None
+    warnings: tuple[RecipeWarning, ...] = ()
 
 
 def prepare(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdcli.errors import InputError
 from sdcli.files.palette import Class
 from sdcli.recipe.recipe import Initial, Layout
+from sdcli.recipe.warning import RecipeWarning
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,13 +36,14 @@ class Inputs:
     """The image, mask, maps, control images and latents of a recipe.
 
     `maps` has the segmentation map for each of its readers, by their classes. `controls` are in the order of the
-    recipe.
+    recipe. `warnings` are about what was skipped or converted in their files.
     """
 
     image: InitialImage | None = None
     latents: LatentFile | None = None
     maps: Mapping[Palette, SegmentationMap] = field(default_factory=dict)
     controls: tuple[ControlImage, ...] = ()
+    warnings: tuple[RecipeWarning, ...] = ()
 
     def check_complete(self, initial: Initial, layout: Layout) -> None:
         """Raise ValueError if the recipe names inputs that are missing, which is a bug of the caller."""
@@ -78,7 +80,7 @@ def read(
     Raises InputError for files that are unreadable, damaged, too large or different from the recorded ones, and what
     `canvas.prepare` raises.
     """
-    latents, controls = None, []
+    latents, controls, warnings = None, [], list[RecipeWarning]()
     if initial.init_latents is not None:
         from sdcli.files import latent_files
 
@@ -88,9 +90,13 @@ def read(
     for path, sha256 in zip(paths, layout.control_sha256 or [None] * len(paths), strict=True):
         from sdcli.files import pictures
 
-        controls.append(ControlImage(*pictures.open_picture(path, sha256, directory=directory)))
+        opened = pictures.open_picture(path, sha256, directory, field="control")
+        controls.append(ControlImage(opened.picture, opened.sha256))
+        warnings += opened.warnings
     image = given or (None if initial.image is None else _read_image(initial, directory))
-    return Inputs(image, latents, _read_maps(layout, palettes, directory), tuple(controls))
+    warnings += () if image is None else image.warnings
+    found, told = _read_maps(layout, palettes, directory)
+    return Inputs(image, latents, found, tuple(controls), (*warnings, *told))
 
 
 def _read_image(initial: Initial, directory: Path) -> InitialImage:
@@ -99,23 +105,28 @@ def _read_image(initial: Initial, directory: Path) -> InitialImage:
     from sdcli.files import canvas, pictures
 
     assert initial.image is not None
-    image, image_sha256 = pictures.open_picture(initial.image, initial.image_sha256, directory=directory)
+    opened = pictures.open_picture(initial.image, initial.image_sha256, directory)
+    image, warnings = opened.picture, opened.warnings
     mask, mask_sha256 = None, None
     if initial.mask_image not in (None, ALPHA):
         path = str(initial.mask_image)
-        mask_picture, mask_sha256 = pictures.open_picture(path, initial.mask_sha256, directory=directory)
-        mask = pictures.mask_of(mask_picture)
+        found = pictures.open_picture(path, initial.mask_sha256, directory, field="mask_image")
+        mask, mask_sha256 = pictures.mask_of(found.picture), found.sha256
+        warnings += found.warnings
     elif initial.mask_image == ALPHA:
         if image.mode != "RGBA":
             raise InputError(f"{initial.image} has no alpha channel for the mask", "give a mask: --mask MASK.png")
         mask = ImageChops.invert(image.getchannel("A"))
-    return canvas.prepare(image, mask, initial, image_sha256, mask_sha256)
+    prepared = canvas.prepare(image, mask, initial, opened.sha256, mask_sha256)
+    return replace(prepared, warnings=(*warnings, *prepared.warnings))
 
 
-def _read_maps(layout: Layout, palettes: Sequence[Palette], directory: Path) -> dict[Palette, SegmentationMap]:
+def _read_maps(
+    layout: Layout, palettes: Sequence[Palette], directory: Path
+) -> tuple[dict[Palette, SegmentationMap], tuple[RecipeWarning, ...]]:
     if layout.segmentation_map is None:
-        return {}
+        return {}, ()
     from sdcli.files import maps
 
     picture = maps.open_map(layout.segmentation_map, layout.segmentation_sha256, directory)
-    return {classes: maps.classify(picture, classes, snap=layout.snap) for classes in palettes}
+    return {classes: maps.classify(picture, classes, snap=layout.snap) for classes in palettes}, picture.warnings

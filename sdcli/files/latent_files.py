@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from sdcli.errors import InputError
-from sdcli.files.metadata import file_bytes
+from sdcli.files.reading import file_bytes
 from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:

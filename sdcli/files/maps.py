@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from sdcli.errors import InputError
 from sdcli.files import pictures
 from sdcli.files.palette import Class
+from sdcli.recipe.warning import RecipeWarning
 
 Indices = NDArray[np.uint8]
 """Class indices, (H, W)."""
@@ -47,6 +48,7 @@ class MapPicture:
     picture: Image.Image
     path: str
     sha256: str
+    warnings: tuple[RecipeWarning, ...] = ()
 
 
 def open_map(path: str, recorded: str | None = None, directory: Path = Path()) -> MapPicture:
@@ -54,10 +56,12 @@ def open_map(path: str, recorded: str | None = None, directory: Path = Path()) -
 
     Raises InputError for a file that is not an image, differs from the `recorded` sha256, or is transparent.
     """
-    picture, sha256 = pictures.open_picture(path, recorded, ImageOps.exif_transpose, directory)
+    opened = pictures.open_picture(path, recorded, directory, field="segmentation_map", decoder=pictures.load)
+    picture, sha256 = opened.picture, opened.sha256
     if picture.has_transparency_data:
         _check_opaque(picture, path)
-    return MapPicture(picture.convert("L") if picture.mode == "LA" else picture, path, sha256)
+    opaque = picture.convert("L") if picture.mode == "LA" else picture
+    return MapPicture(opaque, path, sha256, opened.warnings)
 
 
 def classify(of: MapPicture, classes: Sequence[Class], *, snap: bool = False) -> SegmentationMap:

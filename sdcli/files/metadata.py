@@ -10,29 +10,26 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdcli import __version__
 from sdcli.errors import InputError
+from sdcli.files import png_chunks
 from sdcli.files.images import pixels_sha256
+from sdcli.files.reading import check_size, decoding, file_bytes
 from sdcli.recipe import lora, schedulers
 from sdcli.recipe.control import Control
 from sdcli.recipe.recipe import Recipe
 
 SOFTWARE = ("torch", "diffusers", "transformers")
-MAX_FILE_BYTES = 512 * 1024**2
 MAX_TEXT_CHARACTERS = 1024**2
 
 # AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py: `key: value` pairs separated by commas. A value that
@@ -45,9 +42,6 @@ _SDCPP = ', SDCPP: {"'
 _NEGATIVE = "Negative prompt:"
 _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
 
-# What Pillow's readers raise for invalid files.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error, zlib.error)
-
 
 @dataclass(frozen=True)
 class PictureInfo:
@@ -57,7 +51,8 @@ class PictureInfo:
     `recipe` has flat keys as `Recipe.from_dict` takes them, unchecked, and `software` versions by name. `parameters` is
     A1111's text, and `fields` its content: `Prompt`, `Negative prompt`, `Steps`, `Sampler` and others, as strings.
     `intact` tells whether the pixels are those that were written, or None if that is not recorded. `chunk` is the whole
-    content of sdcli's chunk, and `invokeai` the JSON object of InvokeAI's `invokeai_metadata`.
+    content of sdcli's chunk, and `invokeai` the JSON object of InvokeAI's `invokeai_metadata`. `skipped` has a
+    sentence about each part of the metadata that is damaged or too long.
     """
 
     format: str
@@ -72,6 +67,7 @@ class PictureInfo:
     intact: bool | None = None
     chunk: Mapping[str, Any] = field(default_factory=dict)
     invokeai: Mapping[str, Any] | None = None
+    skipped: tuple[str, ...] = ()
 
 
 def png_bytes(
@@ -180,50 +176,34 @@ def parse_parameters(text: str) -> dict[str, str]:
     return texts | {key: _unquote(value.strip()) for key, value in pairs}
 
 
-@contextmanager
-def decoding(name: str | Path) -> Iterator[None]:
-    """Convert Pillow's errors about the picture `name` to InputError, and hide its warnings."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about unusual but readable files
-            yield
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise InputError(f"{name} has too many pixels", "give a picture of less than 178 megapixels") from error
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{name} is not a picture, or its header is damaged", "give a PNG, JPEG or WebP file"
-        ) from error
-    except UNREADABLE as error:
-        raise InputError(
-            f"{name} is truncated or damaged: {error}", "get the file again, or open and save it with another tool"
-        ) from error
-
-
-def read(path: str | Path) -> PictureInfo:
+def read(path: str | Path, data: bytes | None = None) -> PictureInfo:
     """Read the metadata of a picture file: PNG, JPEG, WebP, or another format that Pillow reads.
 
-    Raises InputError for a file that is not a picture, is damaged (text or pixels), or is too large.
+    `data` is its content, if it was already read. Raises InputError for a file that is not a picture, is too large, or
+    has damaged pixels or a damaged recipe.
     """
-    data = file_bytes(path)
+    cleaned = png_chunks.clean(file_bytes(path) if data is None else data)
+    skipped = list(cleaned.skipped)
     with decoding(path):
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(cleaned.data)) as image:
+            check_size(image, path)
             image.verify()  # a PNG's checksums
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(cleaned.data)) as image:
             image.load()
-            text = _parameters_of(image)
-            chunk = image.info.get("sdcli") if image.format == "PNG" else None
-            invokeai = image.info.get("invokeai_metadata") if image.format == "PNG" else None
-    for each in (text, chunk, invokeai):
-        if each is not None and len(each) > MAX_TEXT_CHARACTERS:
-            raise InputError(
-                f"the text in {path} is {len(each):,} characters long",
-                f"the limit is {MAX_TEXT_CHARACTERS:,}; remove the metadata if only the pixels are needed",
-            )
-    return _info(path, image, text, chunk, invokeai)
+    text, problem = _parameters_of(image)
+    skipped += [problem] if problem else []
+    chunk = image.info.get("sdcli") if image.format == "PNG" else None
+    invokeai = image.info.get("invokeai_metadata") if image.format == "PNG" else None
+    return _info(path, image, text, chunk, invokeai, tuple(f"{path}: {each}, and was skipped" for each in skipped))
 
 
 def _info(
-    path: str | Path, image: Image.Image, text: str | None, chunk: str | None, invokeai: str | None
+    path: str | Path,
+    image: Image.Image,
+    text: str | None,
+    chunk: str | None,
+    invokeai: str | None,
+    skipped: tuple[str, ...],
 ) -> PictureInfo:
     ours = _sdcli_chunk(path, chunk) if chunk is not None else None
     fields = parse_parameters(text) if text else {}
@@ -243,6 +223,7 @@ def _info(
         intact=recorded == digest if recorded else None,
         chunk=ours or {},
         invokeai=theirs,
+        skipped=skipped,
     )
 
 
@@ -281,32 +262,23 @@ def _unquote(value: str) -> str:
     return value
 
 
-def file_bytes(path: str | Path, directory: Path = Path()) -> bytes:
-    """Return the content of a file; a relative `path` counts from `directory`.
-
-    Raises InputError if it cannot be read, or is too large.
-    """
-    try:
-        with (directory / path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot read {path}: {reason}", "give the path of a picture file") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{path} is larger than {MAX_FILE_BYTES // 1024**2} MiB", "give a smaller picture file")
-    return data
-
-
-def _parameters_of(image: Image.Image) -> str | None:
-    """Return A1111's text, from a PNG's chunk or, in other formats, the EXIF user comment."""
+def _parameters_of(image: Image.Image) -> tuple[str | None, str | None]:
+    """Return A1111's text, from a PNG's chunk or the EXIF user comment of other formats, and what is wrong with it."""
     text = image.info.get("parameters") if image.format == "PNG" else None
     if isinstance(text, str):
-        return str(text)
-    exif: Any = image.getexif()
-    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        return str(text), None
+    try:
+        exif: Any = image.getexif()
+        comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    except Exception as error:  # noqa: BLE001  Pillow raises many for damaged EXIF data
+        return None, f"its EXIF data are damaged ({error})"
     if isinstance(comment, bytes):
         comment = _user_comment(comment)
-    return comment if isinstance(comment, str) and comment else None
+    if not isinstance(comment, str) or not comment:
+        return None, None
+    if len(comment) > MAX_TEXT_CHARACTERS:
+        return None, f"its EXIF comment is longer than {MAX_TEXT_CHARACTERS:,} characters"
+    return comment, None
 
 
 def _user_comment(comment: bytes) -> str:

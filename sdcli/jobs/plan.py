@@ -98,7 +98,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe
         # the number of jobs per call is not known yet, so no batch size is too large
-        found = warnings.find(model, recipe, count=recipe.execution.batch_size)
+        found = warnings.find(model, recipe, resolved.inputs, count=recipe.execution.batch_size)
         if strict:
             warnings.raise_first(found)
         name = None if job.output is None else _name(job.output, recipe, index, seen)

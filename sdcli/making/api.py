@@ -111,7 +111,7 @@ class Model:
 
     def _make(self, resolved: Resolved, on_step: OnStep) -> Picture:
         deliver.prepare_libraries()
-        warnings = [each.message for each in planned_warnings.find(resolved.model, resolved.recipe, count=1)]
+        warnings = [each.message for each in planned_warnings.find(resolved.model, resolved.recipe, resolved.inputs)]
         (picture,) = self._maker.make(Task(resolved.weights, (resolved.recipe,), resolved.inputs), on_step)
         return replace(picture, warnings=(*warnings, *picture.warnings))
 

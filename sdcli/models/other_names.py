@@ -20,6 +20,9 @@ _FILES_OF = {
     "sd_turbo": "sd-turbo",
 }
 
+MAX_NAME = 200
+"""Longer names can be no files."""
+
 
 def find_model(name: str, digest: str = "", folder: Path = Path()) -> str | None:
     """Return the value of `-m` for a model that another tool calls `name`, or whose SHA-256 starts with `digest`.
@@ -39,7 +42,7 @@ def _candidates(name: str, digest: str, folder: Path) -> Iterator[str]:
             for file in sorted(blob.parent.parent.glob("snapshots/*/*.safetensors")):
                 if file.resolve() == blob.resolve():
                     yield str(file)
-    if not name or "/" in name or "\\" in name or name.startswith("."):
+    if not name or len(name) > MAX_NAME or "/" in name or "\\" in name or name.startswith("."):
         return
     for entry in (name, _FILES_OF.get(name, "")):
         if entry in registry.entries() and registry.is_present(registry.entries()[entry]):

@@ -134,8 +134,8 @@ def find(model: str) -> ModelEntry:
     named = entries()
     if model in named:
         return named[model]
-    path = Path(model).expanduser()
-    if path.exists():
+    path = existing(model)
+    if path is not None:
         return ModelEntry(name=path.stem if path.is_file() else path.resolve().name, folder=str(path), origin="")
     if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith(("/", ".safetensors")):
         return ModelEntry(name=model, repo=model, origin="")
@@ -143,6 +143,15 @@ def find(model: str) -> ModelEntry:
         raise ModelNotFound(f"there is no file or folder {model}", "check the path, or use a name of sdcli models list")
     known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
     raise ModelNotFound(f"no model {model!r}", did_you_mean(model, named, known))
+
+
+def existing(model: str) -> Path | None:
+    """Return the path that `model` names, or None if there is nothing, or it cannot be a path."""
+    try:
+        path = Path(model).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def locate(entry: ModelEntry) -> Source:

@@ -62,19 +62,20 @@ class Difference:
         return f"{share}, by {self.max} of 255 at most, PSNR {self.psnr:.1f} dB"
 
 
-def read_recorded(path: str, model: str | None = None, **execution: Any) -> Recorded:
+def read_recorded(path: str, model: str | None = None, *, data: bytes | None = None, **execution: Any) -> Recorded:
     """Read the metadata of the picture at `path` as recipes for this machine.
 
-    `model` replaces the recorded model, and `execution` (flat keys) the recorded device, dtype and threads. Raises
-    InputError if the metadata are incomplete, ModelNotFound if the model is not on this machine, and InvalidRecipe if
-    the recipe does not fit the model.
+    `model` replaces the recorded model, and `execution` (flat keys) the recorded device, dtype and threads; `data` is
+    the file's content, if it was already read. Raises InputError if the metadata are incomplete, ModelNotFound if the
+    model is not on this machine, and InvalidRecipe if the recipe does not fit the model.
     """
-    found = read(path)
+    found = read(path, data)
     if found.recipe is not None:
         recipe, warnings = _ours(found)
         recipe["model"] = model or _our_model(path, found)
     else:
         recipe, warnings = _theirs(path, found, model)
+    warnings += [RecipeWarning(each, "the picture can be replayed without it", "image") for each in found.skipped]
     recipe |= execution
     entry = registry.find(recipe["model"])
     try:
@@ -117,17 +118,19 @@ CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "
 def _our_model(path: str, found: PictureInfo) -> str:
     """Return the recorded model; a relative path is relative to this directory, or to the picture's."""
     assert found.recipe is not None
-    content = str(found.recipe.get("model", ""))
-    if content in registry.entries() or Path(content).expanduser().exists():
+    content = found.recipe.get("model")
+    if not isinstance(content, str) or not content:
+        raise ModelNotFound(f"{path} does not record its model", "select it with -m")
+    if content in registry.entries() or registry.existing(content):
         return content
-    beside = Path(path).parent / content
-    if content and beside.exists():
-        return str(beside)
+    beside = str(Path(path).parent / content)
+    if registry.existing(beside):
+        return beside
     try:
         registry.find(content)
     except ModelNotFound as error:
         raise ModelNotFound(
-            f"{path} was made with {content!r}, which is not on this machine", "select it with -m"
+            f"{path} was made with {content[:80]!r}, which is not on this machine", "select it with -m"
         ) from error
     return content
 
@@ -190,7 +193,7 @@ def _changed_addons(weights: Weights, then: Any) -> Iterator[tuple[str, str]]:
     recorded = {}
     for each in then if isinstance(then, list) else ():
         if isinstance(each, Mapping):
-            recorded[each.get("kind"), each.get("name")] = each.get("sha256")
+            recorded[str(each.get("kind")), str(each.get("name"))] = each.get("sha256")
     for addon in weights.addons:
         before = recorded.get((addon.kind, addon.name), addon.source.sha256)
         if before != addon.source.sha256:

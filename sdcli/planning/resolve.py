@@ -85,6 +85,9 @@ def resolve(
     or with the model, InputError for unreadable images, maps and latents, ModelError for missing or unusable add-ons,
     and UsageError for settings.
     """
+    for key in ("width", "height"):  # from which other values follow
+        if options.get(key) is not None:
+            recipe.check_value(key, options[key])
     facts, options = model.facts, _with_tags(model, options, user=user)
     if user:
         options = _with_embeddings(model, options)

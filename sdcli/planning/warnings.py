@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from sdcli.diffusion.context import weights
 from sdcli.diffusion.guidance import Guidance
 from sdcli.errors import InvalidRecipe
+from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.models.addons import embedding, lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
@@ -20,6 +21,7 @@ from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe import schedulers
 from sdcli.recipe.lora import file_stem
 from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
+from sdcli.recipe.warning import RecipeWarning as RecipeWarning
 
 MAX_AREA_RATIO = 2.0
 MAX_ASPECT = 2.0
@@ -29,19 +31,12 @@ MAX_SUGGESTIONS = 10
 """Of a prompt with more unknown words, only so many are looked up, however long it is."""
 
 
-@dataclass(frozen=True)
-class RecipeWarning:
-    """A warning with a hint, and the flat key of the recipe that it is about."""
-
-    message: str
-    hint: str
-    field: str
-
-
-def find(model: LocatedModel, recipe: Recipe, *, count: int = 1) -> tuple[RecipeWarning, ...]:
-    """Return the warnings for `count` pictures of `recipe`."""
+def find(
+    model: LocatedModel, recipe: Recipe, inputs: Inputs = NO_INPUTS, *, count: int = 1
+) -> tuple[RecipeWarning, ...]:
+    """Return the warnings for `count` pictures of `recipe`, and those about its `inputs`."""
     words = _unknown_words(model, recipe)
-    return (*_without_effect(model.facts, recipe, count), *words, *_of_size(model, recipe))
+    return (*inputs.warnings, *_without_effect(model.facts, recipe, count), *words, *_of_size(model, recipe))
 
 
 def raise_first(warnings: Iterable[RecipeWarning]) -> None:

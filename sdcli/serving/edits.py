@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -68,17 +69,20 @@ def _decoded(
     from sdcli.files import canvas, inputs, pictures
 
     recorded: dict[str, Any] = dict(named)
-    image = pictures.decode(image_data, named["image"])
+    decoded = pictures.decode(image_data, named["image"])
+    image, warnings = decoded.picture, decoded.warnings
     mask, mask_sha256 = None, None
     if mask_data is not None:
-        picture = pictures.decode(mask_data, named["mask_image"])
+        found = pictures.decode(mask_data, named["mask_image"], "mask_image")
+        picture, warnings = found.picture, (*warnings, *found.warnings)
         if picture.mode != "RGBA":
             raise InputError(f"{named['mask_image']} has no transparent part", "make the part to repaint transparent")
         mask, mask_sha256 = ImageChops.invert(picture.getchannel("A")), hashlib.sha256(mask_data).hexdigest()
     elif image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 128:  # type: ignore[operator]
         mask, recorded["mask_image"] = ImageChops.invert(image.getchannel("A")), inputs.ALPHA
     image_sha256 = hashlib.sha256(image_data).hexdigest()
-    return recorded, canvas.prepare(image, mask, Initial(**recorded), image_sha256, mask_sha256)
+    prepared = canvas.prepare(image, mask, Initial(**recorded), image_sha256, mask_sha256)
+    return recorded, replace(prepared, warnings=(*warnings, *prepared.warnings))
 
 
 def check_size(size: str | None, given: InitialImage) -> None:

@@ -109,7 +109,7 @@ def make_app(
         name = asked.model or next(iter(served), "kit")
         model = located.locate(_entry(served, name))
         resolved = resolve.resolve(model, {**_options(asked), "model": name}, find_addon=_named_addon)
-        found = warnings.find(model, resolved.recipe)
+        found = warnings.find(model, resolved.recipe, resolved.inputs)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(resolved.recipe.size, pictures, found)
 
@@ -125,7 +125,7 @@ def make_app(
         model = located.locate(_entry(served, name))
         recorded = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
         resolved = resolve.resolve(model, recorded, given=given, find_addon=_named_addon)
-        found = warnings.find(model, resolved.recipe)
+        found = warnings.find(model, resolved.recipe, resolved.inputs)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(given.image.size, pictures, found)
 

@@ -146,7 +146,7 @@ class ImageFolder:
 def read_image(row: Row, path: Path) -> Image.Image:
     """Read an image and apply its EXIF orientation. Raises InputError with the line and the file."""
     try:
-        return pictures.decode(path.read_bytes(), "the file", ImageOps.exif_transpose)
+        return pictures.load(path.read_bytes(), "the file").picture
     except (OSError, InputError) as error:
         reason = error.message if isinstance(error, InputError) else error.strerror
         problem = f"{where(row)}: cannot read the image {path.name}: {reason}"
