@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from sdcli.errors import InputError
-from sdcli.files import canvas, inputs, pictures
+from sdcli.files import canvas, inputs, masks
 from sdcli.recipe.recipe import Initial, Layout
 
 HOME = (256, 256)
@@ -309,5 +309,5 @@ def test_transparent_pixels_are_seen_white():
 
 
 def test_a_mask_s_own_transparency_is_black():
-    assert pictures.mask_of(Image.new("RGBA", (1, 1), (255, 255, 255, 0))).getpixel((0, 0)) == 0
-    assert pictures.mask_of(Image.new("RGBA", (1, 1), (255, 255, 255, 255))).getpixel((0, 0)) == 255
+    assert masks.of_picture(Image.new("RGBA", (1, 1), (255, 255, 255, 0)), "m").getpixel((0, 0)) == 0
+    assert masks.of_picture(Image.new("RGBA", (1, 1), (255, 255, 255, 255)), "m").getpixel((0, 0)) == 255

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from sdcli.errors import InputError
+from sdcli.files import masks
 from sdcli.recipe.recipe import Initial
 from sdcli.recipe.warning import RecipeWarning
 
@@ -66,6 +67,7 @@ def prepare(
         mask = mask.resize(image.size, Image.Resampling.BILINEAR)
     if initial.invert_mask:
         mask = ImageChops.invert(mask)
+    mask, noise = masks.cleaned(mask)
     if mask.getextrema()[1] < 128:  # type: ignore[operator]
         raise InputError(
             "the mask has nothing to repaint: no part of it is white",
@@ -77,7 +79,8 @@ def prepare(
             f"the mask has nothing to repaint: softened by {initial.mask_blur:g} pixels, no part of it is left",
             "paint more of it white, or use a smaller --mask-blur",
         )
-    return InitialImage(image, soft, mask, image_sha256, mask_sha256)
+    warnings = (*filter(None, [noise]), *masks.find(mask, soft, initial.mask_blur))
+    return InitialImage(image, soft, mask, image_sha256, mask_sha256, warnings)
 
 
 def complete(given: InitialImage, asked: Mapping[str, Any], native: tuple[int, int], multiple: int) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def read(
 def _read_image(initial: Initial, directory: Path) -> InitialImage:
     from PIL import ImageChops
 
-    from sdcli.files import canvas, pictures
+    from sdcli.files import canvas, masks, pictures
 
     assert initial.image is not None
     opened = pictures.open_picture(initial.image, initial.image_sha256, directory)
@@ -111,11 +111,14 @@ def _read_image(initial: Initial, directory: Path) -> InitialImage:
     if initial.mask_image not in (None, ALPHA):
         path = str(initial.mask_image)
         found = pictures.open_picture(path, initial.mask_sha256, directory, field="mask_image")
-        mask, mask_sha256 = pictures.mask_of(found.picture), found.sha256
+        mask, mask_sha256 = masks.of_picture(found.picture, path), found.sha256
         warnings += found.warnings
     elif initial.mask_image == ALPHA:
+        hint = "give a mask: --mask MASK.png"
         if image.mode != "RGBA":
-            raise InputError(f"{initial.image} has no alpha channel for the mask", "give a mask: --mask MASK.png")
+            raise InputError(f"{initial.image} has no alpha channel for the mask", hint)
+        if image.getchannel("A").getextrema()[0] == 255:
+            raise InputError(f"{initial.image} is opaque everywhere, so --mask alpha has nothing to repaint", hint)
         mask = ImageChops.invert(image.getchannel("A"))
     prepared = canvas.prepare(image, mask, initial, opened.sha256, mask_sha256)
     return replace(prepared, warnings=(*warnings, *prepared.warnings))

@@ -112,14 +112,6 @@ def orientation(image: Image.Image) -> tuple[Any, str | None]:
         return None, f"its EXIF data are damaged, and were skipped: {error}"
 
 
-def mask_of(picture: Image.Image) -> Image.Image:
-    """Convert a mask, upright RGB or RGBA, to greys; transparent pixels become black."""
-    if picture.mode == "RGBA":
-        black = Image.new("RGBA", picture.size, "black")
-        picture = Image.alpha_composite(black, picture)
-    return picture.convert("L")
-
-
 def check_whole(picture: Image.Image, unit: int, name: str) -> None:
     """Raise InputError, with the nearest sizes in the hint, unless the sides are multiples of `unit` pixels."""
     sizes = {tuple(max(steps(side / unit), 1) * unit for side in picture.size) for steps in (math.floor, math.ceil)}

@@ -26,13 +26,13 @@ def to_srgb(colours: Image.Image, profile: bytes) -> tuple[Image.Image, str | No
         if space != _SPACES[colours.mode]:
             return colours.convert("RGB"), f"its colour profile is for {space}, and is not used"
         target = ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(known, target, colours.mode, "RGB")
+        exact = ImageCms.Flags.NOOPTIMIZE if colours.mode == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(known, target, colours.mode, "RGB", flags=exact)
         if colours.mode != "CMYK" and _is_srgb(transform, colours.mode):
             return colours.convert("RGB"), None
-        converted = ImageCms.applyTransform(colours, transform)
+        converted = _of_greys(colours, transform) if colours.mode == "L" else _applied(transform, colours)
     except Exception as error:  # noqa: BLE001  ImageCms raises several for damaged profiles
         return colours.convert("RGB"), f"its colour profile is damaged, and is not used: {error}"
-    assert converted is not None  # None is for conversion in place
     return converted, f"its colours were converted to sRGB by its profile, {_name(known)}"
 
 
@@ -45,6 +45,18 @@ def from_gamma(colours: Image.Image, gamma: Any) -> tuple[Image.Image, str | Non
     return colours.point(table * 3), f"its colours were converted to sRGB from the gamma {gamma:g}"
 
 
+def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # None is for conversion in place
+    return converted
+
+
+def _of_greys(greys: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """Convert 256 greys exactly, and the picture by the table of them."""
+    ramp = _applied(transform, Image.frombytes("L", (256, 1), bytes(range(256))))
+    return Image.merge("RGB", [greys.point(list(band.tobytes())) for band in ramp.split()])
+
+
 def _is_srgb(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Whether a transform changes no sample by more than 1."""
     if mode == "L":
@@ -52,9 +64,7 @@ def _is_srgb(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     else:
         colours = bytes(value for r in _STEPS for g in _STEPS for b in _STEPS for value in (r, g, b))
         samples = Image.frombytes("RGB", (len(_STEPS) ** 3, 1), colours)
-    converted = ImageCms.applyTransform(samples, transform)
-    assert converted is not None
-    extrema = ImageChops.difference(samples.convert("RGB"), converted).getextrema()
+    extrema = ImageChops.difference(samples.convert("RGB"), _applied(transform, samples)).getextrema()
     return all(high <= 1 for _, high in extrema)  # type: ignore[misc]
 
 
