@@ -30,8 +30,8 @@ recipes = st.fixed_dictionaries(
         "steps": st.integers(1, 1000),
         "guidance_scale": st.floats(0, 100),
         "scheduler": st.sampled_from(NAMES),
-        "width": st.integers(64, 16384),
-        "height": st.integers(64, 16384),
+        "width": st.integers(64, 4096),
+        "height": st.integers(64, 4096),
         "seed": st.integers(0, MAX_SEED),
     },
     optional={

@@ -50,6 +50,12 @@ def serve(
             show_default="never",
         ),
     ] = None,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(
+            "--max-megapixels", metavar="N", min=0.01, help="The largest picture that the images API makes, by area."
+        ),
+    ] = 4.2,
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)
     ] = False,
@@ -72,5 +78,5 @@ def serve(
         if error.name is None or error.name.partition(".")[0] not in ("fastapi", "uvicorn", "pydantic", "starlette"):
             raise
         raise UsageError(f"sdcli serve needs the package {error.name}", "pip install 'sdcli[serve]'") from error
-    service = process.Service(socket, port, tuple(model or ()), keep, queue, idle_exit, debug)
+    service = process.Service(socket, port, tuple(model or ()), keep, queue, idle_exit, debug, max_megapixels)
     raise typer.Exit(process.run(service))

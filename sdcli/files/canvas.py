@@ -15,6 +15,8 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from sdcli.errors import InputError
 from sdcli.files import masks
+from sdcli.files.images import ROWS
+from sdcli.recipe.bounds import MAX_IMAGE_PIXELS, check_area
 from sdcli.recipe.recipe import Initial
 from sdcli.recipe.warning import RecipeWarning
 
@@ -52,9 +54,13 @@ def prepare(
 ) -> InitialImage:
     """Prepare an upright `image` (RGB or RGBA) and `mask` (L, white repaints) for `initial`.
 
-    Raises InputError for a mask of another size without fit_mask, and for one with nothing to repaint.
+    Raises InputError for a mask of another size without fit_mask, and for one with nothing to repaint, and
+    InvalidRecipe for an extended image that is too large.
     """
     if any(initial.borders):
+        left, top, right, bottom = initial.borders
+        size, what = (image.width + left + right, image.height + top + bottom), "the extended image"
+        check_area(*size, MAX_IMAGE_PIXELS, what=what, field=_widest(initial))
         image, mask = extend(image, initial.borders)
     if mask is None:
         return InitialImage(image, image_sha256=image_sha256)
@@ -148,14 +154,17 @@ def put_back(picture: Image.Image, given: InitialImage, padding: int | None) -> 
     Pixels with a mask of 0 are unchanged, including transparency; without a mask the result is `picture`. Repainted
     pixels are opaque, and are mixed with transparent pixels in proportion to both opacities.
     """
-    left, top, right, bottom = place = box(given, padding)
+    left, top, right, bottom = box(given, padding)
     part = (right - left, bottom - top)
     if picture.size != part:
         picture = picture.resize(part, Image.Resampling.LANCZOS)
     if given.mask is None:
         return picture
     result = given.image.copy()
-    result.paste(_mixed(given.image.crop(place), picture, given.mask.crop(place)), (left, top))
+    for start in range(0, part[1], ROWS):
+        rows = (0, start, part[0], min(start + ROWS, part[1]))
+        there = (left, top + rows[1], right, top + rows[3])
+        result.paste(_mixed(given.image.crop(there), picture.crop(rows), given.mask.crop(there)), there[:2])
     return result
 
 
@@ -197,12 +206,16 @@ def good_size(
     """Return `width` and `height` near the aspect ratio of `own`, for a model with the size `native`.
 
     This is `own` with rounding, if its area is half to twice that of `native` and not `exact`; otherwise its aspect
-    ratio with the area of `native`. If `asked` has one side, the other is derived from it.
+    ratio with the area of `native`. A strip that is widened to MIN_SIDE is shortened to twice that area. If `asked` has
+    one side, the other is derived from it.
     """
     area = native[0] * native[1]
     ratio = own[0] * own[1] / area
     scale = math.sqrt(1 / ratio) if exact or not 1 / MOST_TIMES_NATIVE <= ratio <= MOST_TIMES_NATIVE else 1.0
     width, height = (_rounded(side * scale, multiple) for side in own)
+    most = int(area * MOST_TIMES_NATIVE / min(width, height)) // multiple * multiple
+    if min(own) * scale < MIN_SIDE and max(width, height) > most:  # a strip, which MIN_SIDE has widened
+        width, height = min(width, most), min(height, most)
     if asked.get("width") and not asked.get("height"):
         height = _rounded(asked["width"] * own[1] / own[0], multiple)
     if asked.get("height") and not asked.get("width"):
@@ -222,6 +235,10 @@ def guide(picture: Image.Image, given: InitialImage | None, padding: int | None,
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
+def _widest(initial: Initial) -> str:
+    return max(("left", "right", "top", "bottom"), key=lambda key: getattr(initial, key))
+
+
 def _rounded(side: float, multiple: int) -> int:
     least = -(-MIN_SIDE // multiple) * multiple
     return max(round(side / multiple) * multiple, least)
@@ -230,4 +247,8 @@ def _rounded(side: float, multiple: int) -> int:
 def _opaque(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, ROWS):
+        rows = image.crop((0, top, image.width, min(top + ROWS, image.height)))
+        result.paste(Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows).convert("RGB"), (0, top))
+    return result

@@ -12,6 +12,8 @@ from sdcli.errors import InvalidPicture
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROWS = 256
+"""Rows of a picture that are converted at once, so that copies of a large one do not take gigabytes."""
 NEARLY_FLAT = 2.0
 """A picture is flat if no channel has a standard deviation above this, out of 255."""
 
@@ -77,5 +79,6 @@ def pixels_sha256(image: Image.Image) -> str:
     with the bands of each pixel in the mode's order.
     """
     digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode("ascii"))
-    digest.update(image.tobytes())
+    for top in range(0, image.height, ROWS):
+        digest.update(image.crop((0, top, image.width, min(top + ROWS, image.height))).tobytes())
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.recipe import recipe
+from sdcli.recipe.bounds import check_area
 from sdcli.recipe.checks import check_channels, check_condition, check_size
 from sdcli.recipe.lora import extract
 from sdcli.recipe.recipe import Initial, Layout, Recipe, adapters_of, draw_seed, initial_of, layout_of
@@ -88,6 +89,7 @@ def resolve(
     for key in ("width", "height"):  # from which other values follow
         if options.get(key) is not None:
             recipe.check_value(key, options[key])
+    check_area(options.get("width") or 1, options.get("height") or 1)
     facts, options = model.facts, _with_tags(model, options, user=user)
     if user:
         options = _with_embeddings(model, options)

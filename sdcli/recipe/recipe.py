@@ -15,6 +15,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import control, lora, schedulers
+from sdcli.recipe.bounds import check_area
 from sdcli.recipe.control import Control
 from sdcli.recipe.lora import Lora
 from sdcli.terminal.spelling import did_you_mean
@@ -253,6 +254,7 @@ class Recipe:
                 hint = did_you_mean(str(key), known, f"the keys are {', '.join(known)}")
                 raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
         recipe: Self = _build(cls, flat if flat.get("label") is None else {"prompt": "", **flat})
+        check_area(*recipe.size)
         check_texts(recipe.condition)
         check_sampling(recipe.sampling)
         check_initial(recipe.initial, recipe.sampling.steps)

@@ -34,6 +34,7 @@ from sdcli.models.source import Source
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
 from sdcli.recipe import recipe
+from sdcli.recipe.bounds import MAX_PIXELS, check_area
 from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
 from sdcli.terminal.spelling import did_you_mean
@@ -87,9 +88,17 @@ def _named_addon(kind: str, name: str) -> Source:
 
 
 def make_app(
-    line: Line, maker: LocalMaker, served: Mapping[str, registry.ModelEntry], *, debug: bool = False
+    line: Line,
+    maker: LocalMaker,
+    served: Mapping[str, registry.ModelEntry],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    debug: bool = False,
 ) -> FastAPI:
-    """Make the application. `served` are the available models; the first one is the default."""
+    """Make the application. `served` are the available models; the first one is the default.
+
+    Pictures have at most `max_pixels`, because a request cannot be cancelled while the network is evaluated.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Guard)
     _add_error_handlers(app, debug)
@@ -109,6 +118,7 @@ def make_app(
         name = asked.model or next(iter(served), "kit")
         model = located.locate(_entry(served, name))
         resolved = resolve.resolve(model, {**_options(asked), "model": name}, find_addon=_named_addon)
+        check_area(*resolved.recipe.size, max_pixels, field="size")
         found = warnings.find(model, resolved.recipe, resolved.inputs)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(resolved.recipe.size, pictures, found)
@@ -125,6 +135,7 @@ def make_app(
         model = located.locate(_entry(served, name))
         recorded = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
         resolved = resolve.resolve(model, recorded, given=given, find_addon=_named_addon)
+        check_area(*resolved.recipe.size, max_pixels, field="size")
         found = warnings.find(model, resolved.recipe, resolved.inputs)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
         return _answer(given.image.size, pictures, found)

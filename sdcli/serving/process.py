@@ -43,6 +43,7 @@ class Service:
     queue: int
     idle_exit: float | None
     debug: bool
+    max_megapixels: float
 
 
 class _Server(uvicorn.Server):
@@ -76,7 +77,9 @@ def run(service: Service) -> ExitStatus:
             doors.append((native.make_app(line, maker, debug=service.debug), listener))
         if service.port is not None:
             listener = stack.enter_context(sockets.loopback_port(service.port))
-            doors.append((openai.make_app(line, maker, _offered(entries), debug=service.debug), listener))
+            pixels = int(service.max_megapixels * 1e6)
+            app = openai.make_app(line, maker, _offered(entries), max_pixels=pixels, debug=service.debug)
+            doors.append((app, listener))
         return asyncio.run(_serve(doors, line, _live(line, maker, to_load, doors, out, service.idle_exit)))
 
 

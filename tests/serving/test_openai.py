@@ -85,6 +85,8 @@ def test_models_are_listed(client, sd15):
     [
         ({"size": "65x64"}, "width", "nearest valid sizes are 64 and 72"),
         ({"size": "large"}, "size", "512x512"),
+        ({"size": "4096x4096"}, "size", "16.8 megapixels"),
+        ({"size": "16384x16384"}, "width", "268.4 megapixels"),
         ({"n": 11}, "n", "less than or equal to 10"),
         ({"quality": "hd"}, "quality", "not supported"),
         ({"background": "transparent"}, "background", "not supported"),
