@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sdcli import cli
 from sdcli.diffusion import device, pipeline
-from sdcli.files import latent_files, pictures, reading
+from sdcli.files import reading
 from sdcli.models import assemble, located
 from sdcli.planning import resolve
 from tests import tiny
@@ -57,8 +57,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         loaded.append(arguments)
         return load(*arguments)
 
-    for module in (pictures, latent_files):
-        monkeypatch.setattr(module, "file_bytes", counted)
+    monkeypatch.setattr(reading, "file_bytes", counted)
     monkeypatch.setattr(assemble, "load", loading)
     return count
 

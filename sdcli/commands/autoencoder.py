@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ import typer
 
 from sdcli import config
 from sdcli.commands import options
+from sdcli.errors import UsageError
 from sdcli.files import outputs
 from sdcli.making import deliver
 from sdcli.making.maker import LocalMaker
@@ -20,6 +22,7 @@ from sdcli.models.registry import ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
+from sdcli.recipe.warning import RecipeWarning
 from sdcli.terminal import streams
 
 if TYPE_CHECKING:
@@ -34,11 +37,11 @@ Made = tuple[bytes, tuple[int, int], tuple[int, ...]]
 class Work(Generic[Given]):
     """The work of a command.
 
-    `read` reads the input for a model with these facts, before the model is loaded. `make` returns the file to write,
-    from the loaded model, its digest and the input.
+    `read` reads the input for a model with these facts, before the model is loaded, and returns it with warnings.
+    `make` returns the file to write, from the loaded model, its digest and the input.
     """
 
-    read: Callable[[ModelFacts], Given]
+    read: Callable[[ModelFacts], tuple[Given, Sequence[RecipeWarning]]]
     make: Callable[[LatentDiffusionModel, str, Given], Made]
 
 
@@ -69,6 +72,8 @@ class Output:
 def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
     """Do `work` with the model of `asked` (flat keys), write the result to the output's path, and print that.
 
+    The path `-` is stdout, and nothing else is printed there.
+
     Prints the sizes on stderr, unless quiet. Raises OutputError if the path cannot be written, and errors of the input,
     before the model is loaded.
     """
@@ -77,15 +82,24 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
     found = located.find(name)
     known = resolve.settings(found.entry, {**asked, "model": name}, found.facts)
     recipe = Recipe.from_dict({"seed": 0, "prompt": "", **{key: each.value for key, each in known.items()}})
-    outputs.check(path, force=output.force)
-    given = work.read(found.facts)
+    to_stdout = path == "-"
+    if to_stdout:
+        _check_stdout(output)
+    else:
+        outputs.check(path, force=output.force)
+    given, warnings = work.read(found.facts)
+    for warning in warnings:
+        streams.warn(warning.message)
     deliver.prepare_libraries()
-    with streams.results():  # output of libraries goes to stderr
+    with streams.results() as out:  # output of libraries goes to stderr
         model = LocalMaker().load(Weights(found.source), recipe)
         started = time.perf_counter()
         data, (width, height), shape = work.make(model, found.source.sha256, given)
         seconds = time.perf_counter() - started
-    outputs.write(outputs.Destination(path, force=output.force), data)
+        if to_stdout:
+            streams.write_bytes(out, data)
+    if not to_stdout:
+        outputs.write(outputs.Destination(path, force=output.force), data)
     ratio = 3 * width * height / (shape[1] * shape[2] * shape[3])
     if not output.quiet:
         z = f"{shape[3]}×{shape[2]}×{shape[1]}"
@@ -100,7 +114,15 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
         "model": name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "seconds": round(seconds, 3),
-        "warnings": [],
+        "warnings": [each.message for each in warnings],
         "error": None,
     }
-    print(streams.to_json(line) if output.json else path)
+    if not to_stdout:
+        print(streams.to_json(line) if output.json else path)
+
+
+def _check_stdout(output: Output) -> None:
+    if output.json:
+        raise UsageError("-o - and --json both write to stdout", "give -o a file, or omit --json")
+    if sys.stdout.isatty():
+        raise UsageError("-o - would write a file to the terminal", "redirect or pipe stdout, or give -o a file")

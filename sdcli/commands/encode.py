@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdcli.commands import autoencoder, options
+from sdcli.files.reading import is_stream_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
     from sdcli.files.latent_files import LatentFile
     from sdcli.models.registry import ModelFacts
+    from sdcli.recipe.warning import RecipeWarning
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Latents(autoencoder.Output):
         str | None,
         typer.Option(
             "--output", "-o", metavar="FILE", rich_help_panel=options.OUTPUT,
-            help="The file to write.", show_default="IMAGE's name with .safetensors, in this directory",
+            help="The file to write, or - for stdout.",
+            show_default="IMAGE's name with .safetensors, in this directory",
         ),
     ] = None  # fmt: skip
 
@@ -39,14 +43,16 @@ class Decoded(autoencoder.Output):
         str | None,
         typer.Option(
             "--output", "-o", metavar="FILE.png", rich_help_panel=options.OUTPUT,
-            help="The file to write.", show_default="LATENTS' name with .png, in this directory",
+            help="The file to write, or - for stdout.", show_default="LATENTS' name with .png, in this directory",
         ),
     ] = None  # fmt: skip
 
 
 @options.expand
 def encode(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to encode: PNG, JPEG, WebP and others.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="The image to encode: PNG, JPEG, WebP and others; - reads stdin.")
+    ],
     *,
     model: options.Model = None,
     output: Latents,
@@ -61,12 +67,13 @@ def encode(
         sdcli decode z.safetensors -o decoded.png
     """
 
-    def read(facts: ModelFacts) -> Picture:
+    def read(facts: ModelFacts) -> tuple[Picture, Sequence[RecipeWarning]]:
         from sdcli.files import pictures
+        from sdcli.files.reading import Files
 
-        picture = pictures.open_picture(image, None).picture
-        pictures.check_whole(picture, facts.latent_space.vae_scale_factor, image)
-        return picture
+        found = pictures.open_picture(image, None, Files())
+        pictures.check_whole(found.picture, facts.latent_space.vae_scale_factor, image)
+        return found.picture, found.warnings
 
     def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> autoencoder.Made:
         from sdcli.diffusion import autoencode
@@ -77,7 +84,7 @@ def encode(
         data = latent_files.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
         return data, picture.size, tuple(z.shape)
 
-    path = output.path or f"{PurePath(image).stem}.safetensors"
+    path = output.path or f"{_stem(image)}.safetensors"
     work = autoencoder.Work(read, make)
     autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))
 
@@ -85,7 +92,8 @@ def encode(
 @options.expand
 def decode(
     latents: Annotated[
-        str, typer.Argument(metavar="LATENTS", help="A file written by `sdcli encode` or --save-latents.")
+        str,
+        typer.Argument(metavar="LATENTS", help="A file written by `sdcli encode` or --save-latents; - reads stdin."),
     ],
     *,
     model: options.Model = None,
@@ -97,10 +105,10 @@ def decode(
     sdcli decode z.safetensors -o decoded.png
     """
 
-    def read(facts: ModelFacts) -> LatentFile:
+    def read(facts: ModelFacts) -> tuple[LatentFile, Sequence[RecipeWarning]]:
         from sdcli.files import latent_files
 
-        return latent_files.read(latents, facts.latent_space.channels, facts.latent_space.scaling_factor)
+        return latent_files.read(latents, facts.latent_space.channels, facts.latent_space.scaling_factor), ()
 
     def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> autoencoder.Made:
         from io import BytesIO
@@ -112,6 +120,10 @@ def decode(
         picture.save(buffer, "PNG")
         return buffer.getvalue(), picture.size, found.latents.shape
 
-    path = output.path or f"{PurePath(latents).stem}.png"
+    path = output.path or f"{_stem(latents)}.png"
     work = autoencoder.Work(read, make)
     autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))
+
+
+def _stem(path: str) -> str:
+    return "stdin" if is_stream_name(path) else PurePath(path).stem

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def info(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file; - reads stdin.", show_default=False)
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)

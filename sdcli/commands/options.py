@@ -52,7 +52,9 @@ PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "O
 Prompt = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.", show_default=False)
 ]
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The image to start from: PNG, JPEG, WebP and others.")]
+Image = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="The image to start from: PNG, JPEG, WebP and others; - reads stdin.")
+]
 
 
 def model_option(default: str) -> Any:

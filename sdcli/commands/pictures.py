@@ -14,6 +14,7 @@ from sdcli.making.request import Request
 from sdcli.models import located
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
+from sdcli.recipe.paths import paths_of
 from sdcli.recipe.recipe import Layout
 from sdcli.terminal import streams
 
@@ -28,6 +29,7 @@ def make(asked: Mapping[str, Any], output: options.Output) -> None:
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a class-conditional model; see --help"
         raise UsageError("PROMPT or --label is missing", hint)
+    _check_stdin(asked)
     model = config.model(asked.get("model"))
     found = located.find(model)
     resolved = resolve.resolve(found, {**asked, "model": model, **_prompt(asked.get("prompt"))})
@@ -68,6 +70,13 @@ def _note_sizes(resolved: Resolved) -> None:
 
         for note in layouts.notes(recipe.layout, inputs, size):
             streams.note(note)
+
+
+def _check_stdin(asked: Mapping[str, Any]) -> None:
+    """Raise UsageError if stdin is both the prompt and a file."""
+    for key, path, _ in paths_of(asked):
+        if asked.get("prompt") == "-" and path in ("-", "/dev/stdin"):
+            raise UsageError(f"the prompt and {key} both read stdin", "give one of them as an argument or a file")
 
 
 def _prompt(prompt: str | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
@@ -38,13 +38,24 @@ Model = Annotated[
 
 @options.expand
 def replay(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Pictures with a recipe in their metadata.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Pictures with a recipe in their metadata; - reads stdin.")
+    ],
     *,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Compare the pixels. Writes no picture unless -o is given.", show_default=False),
     ] = False,
     model: Model = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image",
+            metavar="FILE",
+            help="Where an input of the pictures is now: an image, mask, map, control image or latents, which is "
+            "recognised by its sha256. Can be repeated.",
+        ),
+    ] = None,
     handover: options.Handover,
     machine: options.Machine,
     debug: options.Debug = False,
@@ -67,7 +78,7 @@ def replay(
     shared = {key: getattr(handover, key) for key in ("force", "json", "quiet", "strict")}
     jobs = []
     for path in images:
-        source = replay.read_recorded(path, model, **execution)
+        source = replay.read_recorded(path, model, images=given or (), **execution)
         request = Request(
             model=source.model,
             weights=source.weights,
@@ -87,7 +98,7 @@ def replay(
         maker = deliver.maker()
         for (source, asked), destination in zip(jobs, destinations, strict=True):
             recipe, facts = source.recipe, source.model.facts
-            inputs = read_inputs(recipe.initial, recipe.layout, facts, source.weights)
+            inputs = read_inputs(recipe.initial, recipe.layout, facts, source.weights, files=source.files)
             request = _fit_to_machine(replace(asked, inputs=inputs))
             picture = list(deliver.pictures(request, out, maker))[source.index]
             if verify:
@@ -148,12 +159,13 @@ def _verify(
     """Compare a picture with its replay, print the result, and return the error if they differ."""
     from PIL import Image
 
+    from sdcli.files.reading import decoding
     from sdcli.planning import replay
 
     if destination is not None:
         outputs.write(destination, picture.png)
     made = picture.image
-    with Image.open(source.path) as image:
+    with decoding(source.path), Image.open(BytesIO(source.data)) as image:
         difference = replay.difference(image, made)
     replayed = picture.pixels_sha256
     error, why = None, []
@@ -168,7 +180,7 @@ def _verify(
             "width": made.width,
             "height": made.height,
             "model": picture.recipe.model,
-            "sha256": hashlib.sha256(Path(source.path).read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(source.data).hexdigest(),
             "pixels_sha256": replayed,
             "seconds": round(picture.seconds, 3),
             "warnings": [*(each.message for each in request.warnings), *picture.warnings],

@@ -66,7 +66,9 @@ class Mapped(options.Picture):
 def synthesize(
     segmentation_map: Annotated[
         str | None,
-        typer.Argument(metavar="MAP", help="An image with the classes as colours or as indices.", show_default=False),
+        typer.Argument(
+            metavar="MAP", help="An image with the classes as colours or as indices; - reads stdin.", show_default=False
+        ),
     ] = None,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.", show_default=False)

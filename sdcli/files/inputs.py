@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdcli.errors import InputError
 from sdcli.files.palette import Class
+from sdcli.files.reading import Files
+from sdcli.recipe.paths import ALPHA
 from sdcli.recipe.recipe import Initial, Layout
 from sdcli.recipe.warning import RecipeWarning
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sdcli.files.latent_files import LatentFile
     from sdcli.files.maps import SegmentationMap
 
-ALPHA = "alpha"
 Palette = tuple[Class, ...]
 
 
@@ -36,7 +36,8 @@ class Inputs:
     """The image, mask, maps, control images and latents of a recipe.
 
     `maps` has the segmentation map for each of its readers, by their classes. `controls` are in the order of the
-    recipe. `warnings` are about what was skipped or converted in their files.
+    recipe. `warnings` are about what was skipped or converted in their files, and `streams`
+    has the content of those that cannot be read again.
     """
 
     image: InitialImage | None = None
@@ -44,6 +45,7 @@ class Inputs:
     maps: Mapping[Palette, SegmentationMap] = field(default_factory=dict)
     controls: tuple[ControlImage, ...] = ()
     warnings: tuple[RecipeWarning, ...] = ()
+    streams: Mapping[str, bytes] = field(default_factory=dict)
 
     def check_complete(self, initial: Initial, layout: Layout) -> None:
         """Raise ValueError if the recipe names inputs that are missing, which is a bug of the caller."""
@@ -69,10 +71,10 @@ def read(
     palettes: Sequence[Palette] = (),
     latent_channels: int,
     scaling_factor: float,
-    directory: Path = Path(),
+    files: Files | None = None,
     given: InitialImage | None = None,
 ) -> Inputs:
-    """Read and decode the files of `initial` and `layout`; relative paths are relative to `directory`.
+    """Read and decode the files of `initial` and `layout`; `files` reads them.
 
     `palettes` are the classes of each reader of the segmentation map. `given` replaces the image and its mask, for
     files that are not on this machine. Latents must have `latent_channels` and `scaling_factor`.
@@ -80,37 +82,38 @@ def read(
     Raises InputError for files that are unreadable, damaged, too large or different from the recorded ones, and what
     `canvas.prepare` raises.
     """
+    files = files or Files()
     latents, controls, warnings = None, [], list[RecipeWarning]()
     if initial.init_latents is not None:
         from sdcli.files import latent_files
 
         recorded = initial.init_latents_sha256
-        latents = latent_files.read(initial.init_latents, latent_channels, scaling_factor, recorded, directory)
+        latents = latent_files.read(initial.init_latents, latent_channels, scaling_factor, recorded, files)
     paths = [each.image for each in layout.controls if each.image is not None]
     for path, sha256 in zip(paths, layout.control_sha256 or [None] * len(paths), strict=True):
         from sdcli.files import pictures
 
-        opened = pictures.open_picture(path, sha256, directory, field="control")
+        opened = pictures.open_picture(path, sha256, files, field="control")
         controls.append(ControlImage(opened.picture, opened.sha256))
         warnings += opened.warnings
-    image = given or (None if initial.image is None else _read_image(initial, directory))
+    image = given or (None if initial.image is None else _read_image(initial, files))
     warnings += () if image is None else image.warnings
-    found, told = _read_maps(layout, palettes, directory)
-    return Inputs(image, latents, found, tuple(controls), (*warnings, *told))
+    found, told = _read_maps(layout, palettes, files)
+    return Inputs(image, latents, found, tuple(controls), (*warnings, *told), files.streams)
 
 
-def _read_image(initial: Initial, directory: Path) -> InitialImage:
+def _read_image(initial: Initial, files: Files) -> InitialImage:
     from PIL import ImageChops
 
     from sdcli.files import canvas, masks, pictures
 
     assert initial.image is not None
-    opened = pictures.open_picture(initial.image, initial.image_sha256, directory)
+    opened = pictures.open_picture(initial.image, initial.image_sha256, files)
     image, warnings = opened.picture, opened.warnings
     mask, mask_sha256 = None, None
     if initial.mask_image not in (None, ALPHA):
         path = str(initial.mask_image)
-        found = pictures.open_picture(path, initial.mask_sha256, directory, field="mask_image")
+        found = pictures.open_picture(path, initial.mask_sha256, files, field="mask_image")
         mask, mask_sha256 = masks.of_picture(found.picture, path), found.sha256
         warnings += found.warnings
     elif initial.mask_image == ALPHA:
@@ -125,11 +128,11 @@ def _read_image(initial: Initial, directory: Path) -> InitialImage:
 
 
 def _read_maps(
-    layout: Layout, palettes: Sequence[Palette], directory: Path
+    layout: Layout, palettes: Sequence[Palette], files: Files
 ) -> tuple[dict[Palette, SegmentationMap], tuple[RecipeWarning, ...]]:
     if layout.segmentation_map is None:
         return {}, ()
     from sdcli.files import maps
 
-    picture = maps.open_map(layout.segmentation_map, layout.segmentation_sha256, directory)
+    picture = maps.open_map(layout.segmentation_map, layout.segmentation_sha256, files)
     return {classes: maps.classify(picture, classes, snap=layout.snap) for classes in palettes}, picture.warnings

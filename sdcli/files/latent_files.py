@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from sdcli.errors import InputError
-from sdcli.files.reading import file_bytes
+from sdcli.files.metadata import shareable
+from sdcli.files.reading import Files
 from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,17 +40,15 @@ class LatentFile:
 
 
 def read(
-    file: str, channels: int, scaling_factor: float, recorded: str | None = None, directory: Path = Path()
+    file: str, channels: int, scaling_factor: float, recorded: str | None = None, files: Files | None = None
 ) -> LatentFile:
     """Read the latents in `file` for a model with these `channels` and `scaling_factor`.
-
-    A relative path is relative to `directory`.
 
     Raises InputError for another kind of file, NaN or infinity, latents of another shape or scale, or a file that
     differs from the `recorded` sha256.
     """
     try:
-        data = file_bytes(file, directory)
+        data = (files or Files()).read(file)
     except InputError as error:
         raise InputError(error.message, _HINT) from error
     sha256 = hashlib.sha256(data).hexdigest()
@@ -102,7 +100,7 @@ def file_of(latents: Tensor, digest: str, *, model: str, scaling_factor: float, 
 
     entries = {"model": model, "model_digest": digest, "scaling_factor": str(scaling_factor)}
     if recipe is not None:
-        entries["recipe"] = json.dumps(recipe.to_dict(), allow_nan=False)
+        entries["recipe"] = json.dumps(shareable(recipe), allow_nan=False)
     return _in_order(save({KEY: latents.contiguous()}, entries))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps
 from sdcli.errors import InputError
 from sdcli.files import pictures
 from sdcli.files.palette import Class
+from sdcli.files.reading import Files
 from sdcli.recipe.warning import RecipeWarning
 
 Indices = NDArray[np.uint8]
@@ -55,12 +55,12 @@ class MapPicture:
     warnings: tuple[RecipeWarning, ...] = ()
 
 
-def open_map(path: str, recorded: str | None = None, directory: Path = Path()) -> MapPicture:
-    """Open the image at `path`, which can be relative to `directory`.
+def open_map(path: str, recorded: str | None = None, files: Files | None = None) -> MapPicture:
+    """Open the image at `path`.
 
     Raises InputError for a file that is not an image, differs from the `recorded` sha256, or is transparent.
     """
-    opened = pictures.open_picture(path, recorded, directory, field="segmentation_map", decoder=pictures.load)
+    opened = pictures.open_picture(path, recorded, files or Files(), field="segmentation_map", decoder=pictures.load)
     picture, sha256 = opened.picture, opened.sha256
     if picture.has_transparency_data:
         _check_opaque(picture, path)

@@ -24,9 +24,10 @@ from sdcli import __version__
 from sdcli.errors import InputError
 from sdcli.files import png_chunks
 from sdcli.files.images import pixels_sha256
-from sdcli.files.reading import check_size, decoding, file_bytes
+from sdcli.files.reading import STDIN, check_size, decoding, file_bytes, is_stream_name
 from sdcli.recipe import lora, schedulers
 from sdcli.recipe.control import Control
+from sdcli.recipe.paths import exchange
 from sdcli.recipe.recipe import Recipe
 
 SOFTWARE = ("torch", "diffusers", "transformers")
@@ -83,7 +84,7 @@ def png_bytes(
     """
     content = {
         **(extra or {}),
-        "recipe": recipe.to_dict(),
+        "recipe": shareable(recipe),
         "software": {"sdcli": __version__, **{name: installed_version(name) for name in SOFTWARE}},
         "pixels_sha256": pixels_sha256(image),
     }
@@ -93,6 +94,20 @@ def png_bytes(
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
+
+
+def shareable(recipe: Recipe) -> dict[str, Any]:
+    """Return the flat keys of `recipe` for a file that others may get: of an absolute path only the name.
+
+    The files are known by their sha256. A pipe is recorded as `-`.
+    """
+    return exchange(recipe.to_dict(), lambda key, path, sha256: _shareable(path))
+
+
+def _shareable(path: str) -> str:
+    if is_stream_name(path):
+        return STDIN
+    return PurePath(path).name if path.startswith("/") else path
 
 
 def parameters(recipe: Recipe, hashes: Mapping[str, Mapping[str, str]] = {}) -> str:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import ExifTags, Image
 
 from sdcli.errors import InputError
 from sdcli.files import png_chunks, profiles
-from sdcli.files.reading import check_size, decoding, file_bytes
+from sdcli.files.reading import Files, check_size, decoding
 from sdcli.recipe.warning import RecipeWarning
 
 _TURNS = {
@@ -52,17 +51,17 @@ class Opened(Decoded):
 def open_picture(
     path: str,
     recorded: str | None,
-    directory: Path = Path(),
+    files: Files,
     *,
     field: str = "image",
     decoder: Callable[[bytes, str, str], Decoded] | None = None,
 ) -> Opened:
     """Open the image at `path`; `field` is the key of the recipe that names it.
 
-    A relative path is relative to `directory`. Raises InputError for a file that is not an image, or differs from the
+    Raises InputError for a file that is not an image, or differs from the
     `recorded` sha256.
     """
-    data = file_bytes(path, directory)
+    data = files.read(path)
     digest = hashlib.sha256(data).hexdigest()
     if recorded is not None and digest != recorded:
         raise InputError(f"{path} has changed since the recipe was made", f"give the file with the sha256 {recorded}")

@@ -18,6 +18,7 @@ from typing import Any
 from sdcli import NUMERICS_VERSION
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
 from sdcli.files import outputs
+from sdcli.files.reading import is_stream
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
 from sdcli.jobs.read import Fault, Job, explain
 from sdcli.models import addons, located, registry
@@ -25,6 +26,7 @@ from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
 from sdcli.planning import resolve, warnings
 from sdcli.planning.warnings import RecipeWarning
+from sdcli.recipe.paths import paths_of
 from sdcli.recipe.recipe import MAX_SEED, Recipe
 
 MAX_NAME_BYTES = 255
@@ -92,6 +94,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         draw = drawing(f"{_hash(asked)} {seen.asked[asked]}")
         seed = draw(MAX_SEED + 1)
         options = {**defaults, **job.values, **_choices(job, draw)}
+        _check_files(options)
         model = seen.find(options["model"])
         if "seed" not in resolve.settings(model.entry, options, None):
             options["seed"] = seed
@@ -113,6 +116,13 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
     return Planned(job.line, key[:16] if job.id is None else job.id, key, model, resolved.weights, recipe, name, found)
 
 
+def _check_files(options: Mapping[str, Any]) -> None:
+    """Raise InvalidRecipe for a pipe: files are read when jobs are planned, and again when they are made."""
+    for key, path, _ in paths_of(options):
+        if is_stream(path):
+            raise InvalidRecipe(f"{path} can be read only once, and a job's files are read twice", "use a file", key)
+
+
 def _choices(job: Job, draw: Draw) -> dict[str, str]:
     chosen = {}
     for key in _TEMPLATES:
@@ -131,8 +141,6 @@ def _find(model: str) -> LocatedModel:
         entry = registry.find(model)
     except SdcliError as error:
         raise InvalidRecipe(error.message, error.hint, "model") from error
-    except (OSError, RuntimeError, ValueError) as error:  # not a path: too long, an unknown ~user, a NUL
-        raise InvalidRecipe(f"no model {model!r}", f"as a path: {error}", "model") from error
     return located.locate(entry)
 
 

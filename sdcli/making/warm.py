@@ -1,9 +1,9 @@
 """The client of `sdcli serve`, and the protocol that both sides use.
 
 A request is `POST /pictures` over the Unix socket. The body is JSON with the paths of the model and its add-ons,
-recipes that only differ in their seeds, and the directory that the paths of their images are relative to; a header has
-sdcli's version. The response has one JSON object per line: `step` after each step, then `pictures` or `error`. Closing
-the connection cancels the work. Imports nothing heavy.
+recipes that only differ in their seeds, the directory that the paths of their images are relative to, and the content
+of pipes, which cannot be read again; a header has sdcli's version. The response has one JSON object per line: `step`
+after each step, then `pictures` or `error`. Closing the connection cancels the work. Imports nothing heavy.
 
 Pixels can depend on the number of threads, so a recipe without it is sent with the number that this process would use:
 MKL_NUM_THREADS or OMP_NUM_THREADS, and at most its number of processors.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ class WarmMaker:
         """Do nothing: the other process loads models when they are used."""
 
     def submit(self, task: Task, on_step: OnStep = lambda step: None) -> Future[list[Picture]]:
-        """Request the pictures of `task` and wait for them. The other process reads the inputs again."""
+        """Request the pictures of `task` and wait for them. The other process reads the files again."""
         return finished(lambda: self._make(task, on_step))
 
     def _make(self, task: Task, on_step: OnStep) -> list[Picture]:
@@ -104,6 +105,7 @@ def _ask(path: str, task: Task, on_step: OnStep, under_way: bool) -> list[Pictur
         "directory": os.getcwd(),  # noqa: PTH109  from which the paths in recipes count
         "recipes": [_with_threads(recipe).to_dict() for recipe in task.recipes],
         "processors": _processors(),
+        "streams": {path: b64encode(data).decode() for path, data in task.inputs.streams.items()},
         "under_way": under_way,
     }
     from http.client import HTTPException

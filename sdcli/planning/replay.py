@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,14 @@ from sdcli import __version__
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
+from sdcli.files.reading import Files, file_bytes, is_stream, is_stream_name
 from sdcli.models import addons, located, other_names, registry
 from sdcli.models.digest import file_sha256
 from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.planning.warnings import RecipeWarning
+from sdcli.recipe.paths import exchange, paths_of
 from sdcli.recipe.recipe import MAX_SEED, Recipe, keys
 
 if TYPE_CHECKING:
@@ -32,7 +36,10 @@ _EXECUTION = ("device", "dtype", "threads", "batch_size")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A picture and the recipes that make it again: its own, or those of its batch."""
+    """A picture and the recipes that make it again: its own, or those of its batch.
+
+    `data` is the content of its file, and `files` reads its inputs.
+    """
 
     path: str
     found: PictureInfo
@@ -41,6 +48,8 @@ class Recorded:
     recipes: Sequence[Recipe]
     index: int
     warnings: tuple[RecipeWarning, ...]
+    data: bytes = b""
+    files: Files = field(default_factory=Files)
 
     @property
     def recipe(self) -> Recipe:
@@ -62,13 +71,17 @@ class Difference:
         return f"{share}, by {self.max} of 255 at most, PSNR {self.psnr:.1f} dB"
 
 
-def read_recorded(path: str, model: str | None = None, *, data: bytes | None = None, **execution: Any) -> Recorded:
+def read_recorded(
+    path: str, model: str | None = None, *, data: bytes | None = None, images: Sequence[str] = (), **execution: Any
+) -> Recorded:
     """Read the metadata of the picture at `path` as recipes for this machine.
 
     `model` replaces the recorded model, and `execution` (flat keys) the recorded device, dtype and threads; `data` is
-    the file's content, if it was already read. Raises InputError if the metadata are incomplete, ModelNotFound if the
-    model is not on this machine, and InvalidRecipe if the recipe does not fit the model.
+    the file's content, if it was already read, and `images` are files to look for its inputs in. Raises InputError if
+    the metadata are incomplete or an input is missing, ModelNotFound if the model is not on this machine, and
+    InvalidRecipe if the recipe does not fit the model.
     """
+    data = file_bytes(path) if data is None else data
     found = read(path, data)
     if found.recipe is not None:
         recipe, warnings = _ours(found)
@@ -77,10 +90,12 @@ def read_recorded(path: str, model: str | None = None, *, data: bytes | None = N
         recipe, warnings = _theirs(path, found, model)
     warnings += [RecipeWarning(each, "the picture can be replayed without it", "image") for each in found.skipped]
     recipe |= execution
+    files = Files()
+    recipe = _with_inputs(path, recipe, files, images)
     entry = registry.find(recipe["model"])
     try:
         place = located.locate(entry)
-        whole = resolve.resolve(place, recipe, user=False)
+        whole = resolve.resolve(place, recipe, user=False, files=files)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or select the model with -m") from error
     resolved = whole.recipe
@@ -94,7 +109,34 @@ def read_recorded(path: str, model: str | None = None, *, data: bytes | None = N
             )
         )
     recipes = [resolved.replace(seed=seed, batch_size=len(seeds)) for seed in seeds]
-    return Recorded(path, found, place, whole.weights, recipes, index, tuple(warnings))
+    warnings += whole.inputs.warnings
+    return Recorded(path, found, place, whole.weights, recipes, index, tuple(warnings), data, files)
+
+
+def _with_inputs(path: str, recipe: Mapping[str, Any], files: Files, images: Sequence[str]) -> dict[str, Any]:
+    """Replace the paths of inputs by those of the same files among `images`, in this directory or next to the picture.
+
+    Raises InputError for an input that is nowhere, and for one of `images` that is no input.
+    """
+    digests = {hashlib.sha256(files.read(each)).hexdigest(): each for each in images}
+    recorded = {sha256: name for _, name, sha256 in paths_of(recipe)}
+    for digest, each in digests.items():
+        if digest not in recorded:
+            names = " and ".join(f"{name} ({sha256})" for sha256, name in recorded.items()) or "none"
+            raise InputError(f"{each} is no input of {path}: its sha256 is {digest}", f"the inputs are {names}")
+
+    def place(key: str, name: str, sha256: Any) -> str:
+        if sha256 in digests:
+            return digests[sha256]
+        beside = str(Path(path).parent / name)
+        for each in (name, beside):
+            if os.path.isfile(each) and not is_stream(each):  # noqa: PTH113  for any text
+                return each
+        what = "a pipe" if is_stream_name(name) else f"{name}, which is not here"
+        hint = f"give the file with --image FILE; its sha256 is {sha256}"
+        raise InputError(f"the {key} of {path} was read from {what}", hint)
+
+    return exchange(recipe, place)
 
 
 def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[RecipeWarning]]:

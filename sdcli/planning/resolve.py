@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import config
@@ -15,6 +14,7 @@ from sdcli.config import Setting
 from sdcli.errors import InvalidRecipe
 from sdcli.files import inputs
 from sdcli.files.inputs import Inputs
+from sdcli.files.reading import Files
 from sdcli.models import addons
 from sdcli.models.addons import controlnet, embedding, lora
 from sdcli.models.located import LocatedModel
@@ -77,14 +77,15 @@ def resolve(
     *,
     user: bool = True,
     given: InitialImage | None = None,
+    files: Files | None = None,
     find_addon: addons.Find | None = None,
 ) -> Resolved:
     """Complete the recipe of `options` (flat keys) for `model` from `settings`, and find its add-ons and inputs.
 
-    The seed is random if there is none, and an image is read from its path unless it is `given`. `find_addon` is for
-    callers that resolve many recipes (see `addons.locate`). Raises InvalidRecipe for options that are invalid together
-    or with the model, InputError for unreadable images, maps and latents, ModelError for missing or unusable add-ons,
-    and UsageError for settings.
+    The seed is random if there is none, and an image is read from its path, by `files`, unless it is `given`.
+    `find_addon` is for callers that resolve many recipes (see `addons.locate`). Raises InvalidRecipe for options that
+    are invalid together or with the model, InputError for unreadable images, maps and latents, ModelError for missing
+    or unusable add-ons, and UsageError for settings.
     """
     for key in ("width", "height"):  # from which other values follow
         if options.get(key) is not None:
@@ -103,7 +104,7 @@ def resolve(
     initial = initial_of(options)
     if initial.image is not None:
         initial = initial_of(_values(model, options, user=user))
-    inputs = read_inputs(initial, layout, facts, weights, given=given)
+    inputs = read_inputs(initial, layout, facts, weights, files=files, given=given)
     options = _completed(model, options, initial, layout, inputs, user=user)
     made = Recipe.from_dict({"seed": draw_seed(), **_values(model, options, user=user)})
     index = check_condition(facts.labels, made.condition)
@@ -124,7 +125,7 @@ def read_inputs(
     facts: ModelFacts,
     weights: Weights,
     *,
-    directory: Path = Path(),
+    files: Files | None = None,
     given: InitialImage | None = None,
 ) -> Inputs:
     """Read the files of these parts of a recipe; see `files.inputs.read`."""
@@ -137,7 +138,7 @@ def read_inputs(
         palettes=palettes,
         latent_channels=facts.latent_space.channels,
         scaling_factor=facts.latent_space.scaling_factor,
-        directory=directory,
+        files=files,
         given=given,
     )
 

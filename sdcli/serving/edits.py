@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import FormData, UploadFile
 
 from sdcli.errors import InputError, InvalidRecipe
+from sdcli.recipe.paths import ALPHA
 from sdcli.recipe.recipe import INPUT_KEYS, Initial, keys, parse_value
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _decoded(
 ) -> tuple[dict[str, Any], InitialImage]:
     from PIL import ImageChops
 
-    from sdcli.files import canvas, inputs, pictures
+    from sdcli.files import canvas, pictures
 
     recorded: dict[str, Any] = dict(named)
     decoded = pictures.decode(image_data, named["image"])
@@ -79,7 +80,7 @@ def _decoded(
             raise InputError(f"{named['mask_image']} has no transparent part", "make the part to repaint transparent")
         mask, mask_sha256 = ImageChops.invert(picture.getchannel("A")), hashlib.sha256(mask_data).hexdigest()
     elif image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 128:  # type: ignore[operator]
-        mask, recorded["mask_image"] = ImageChops.invert(image.getchannel("A")), inputs.ALPHA
+        mask, recorded["mask_image"] = ImageChops.invert(image.getchannel("A")), ALPHA
     image_sha256 = hashlib.sha256(image_data).hexdigest()
     prepared = canvas.prepare(image, mask, Initial(**recorded), image_sha256, mask_sha256)
     return recorded, replace(prepared, warnings=(*warnings, *prepared.warnings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from sdcli import __version__
 from sdcli.errors import SdcliError, ServerBusy, ServerUnavailable, UsageError
+from sdcli.files.reading import Files
 from sdcli.making import warm
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
@@ -30,12 +32,13 @@ _HEADERS = {warm.VERSION_HEADER: __version__}
 
 class Asked(BaseModel):
     """The body of a request: weights from `Weights.to_wire`, recipes that only differ in their seeds, and the directory
-    that their paths are relative to.
+    that their paths are relative to. `streams` has the content of pipes in base64.
     """
 
     weights: dict[str, Any]
     directory: Path
     recipes: list[dict[str, Any]] = Field(min_length=1)
+    streams: dict[str, str] = Field(default_factory=dict)
     processors: int | None = Field(None, ge=1)
     under_way: bool = False
 
@@ -73,7 +76,8 @@ def _make(
 ) -> tuple[Picture, ...]:
     """Make the pictures of a request, on the worker thread; relative paths are relative to the client's directory."""
     facts, first = read_facts(weights.model), recipes[0]
-    inputs = read_inputs(first.initial, first.layout, facts, weights, directory=asked.directory)
+    files = Files(asked.directory, {path: b64decode(data) for path, data in asked.streams.items()})
+    inputs = read_inputs(first.initial, first.layout, facts, weights, files=files)
     return tuple(maker.make(Task(weights, recipes, inputs, asked.processors), on_step))
 
 

@@ -123,7 +123,7 @@ def test_seeds_do_not_depend_on_the_options(model):
         ({"prompt": "a", "model": "no-such-model"}, "model", "no model"),
         ({"prompt": "a", "model": "x" * 5000}, "model", "no model"),
         ({"prompt": "a", "model": "a\0b"}, "model", "no model"),
-        ({"prompt": "a", "model": "~nobody-of-that-name/x"}, "model", "no model"),
+        ({"prompt": "a", "model": "~nobody-of-that-name/x"}, "model", "no file or folder"),
         ({"prompt": "a {b"}, "prompt", "character 3 of it: a { is not closed"),
         ({"prompt": "a", "negative_prompt": "}"}, "negative_prompt", "has no opening brace"),
         ({"prompt": "a", "sigmas": "karras", "scheduler": "ddim"}, "sigmas", "karras sigmas"),

@@ -16,9 +16,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sdcli import __version__
 from sdcli.errors import InvalidPicture, InvalidRecipe, ServerBusy, ServerUnavailable, UsageError
+from sdcli.files import metadata
 from sdcli.making import warm as client
 from sdcli.making.maker import Task
 from sdcli.models import registry
@@ -550,3 +552,14 @@ def test_without_its_packages_it_says_what_to_install(tmp_path):
     )
     assert done.returncode == 2
     assert b"pip install 'sdcli[serve]'" in done.stderr
+
+
+def test_what_comes_through_a_pipe_is_sent(run, warmly, sd15, tmp_path):
+    Image.effect_noise((64, 72), 60).save(tmp_path / "photo.png")
+    data = (tmp_path / "photo.png").read_bytes()
+    asked = ("a fox", "-m", sd15, "-s", 7, *FAST)
+    assert run("img2img", "photo.png", *asked, "-o", "plain.png").status == 0
+    done = warmly("img2img", "-", *asked, "-o", "piped.png", stdin=data)
+    assert done.status == 0, done.stderr
+    plain, piped = (metadata.read(tmp_path / name) for name in ("plain.png", "piped.png"))
+    assert plain.pixels_sha256 == piped.pixels_sha256
