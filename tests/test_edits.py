@@ -1,6 +1,7 @@
 """img2img, inpaint and outpaint as a shell sees them, and what a recipe may say of images."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sdcli.errors import InputError, InvalidRecipe
+from sdcli.files import canvas
 from sdcli.models import located, registry
 from sdcli.models.registry import ModelEntry
 from sdcli.planning.command_line import command_of
@@ -153,7 +155,7 @@ def test_a_strength_that_the_hint_names_is_taken():
 @pytest.mark.parametrize(
     ("said", "command"),
     [
-        ({"strength": 0.5}, "sdcli img2img i.png 'a fox' -W 64 -H 64 -s 1 --strength 0.5"),
+        ({"strength": 0.5}, "sdcli img2img i.png 'a fox' -W 64 -H 64 -s 1 --strength 0.5 --no-resize"),
         (
             {"mask_image": "m.png", "strength": 1.0, "invert_mask": True, "padding": 8},
             "sdcli inpaint i.png 'a fox' -W 64 -H 64 -s 1 --mask m.png --strength 1 --invert-mask --padding 8",
@@ -198,3 +200,45 @@ def test_a_changed_image_is_not_taken_for_the_recipe_s(photo, sd15: Path, tmp_pa
     said = {"prompt": "x", "model": "m", "image": str(tmp_path / "photo.png"), "image_sha256": "0" * 64}
     with pytest.raises(InputError, match="has changed since"):
         tiny.recipe_for(ModelEntry("m", folder=str(sd15)), said)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "worked_at"),
+    [
+        (("-W", "96", "-H", "64"), (96, 64), (96, 64)),
+        (("-W", "96"), (96, 72), (96, 72)),
+        (("-W", "96", "-H", "64", "--no-resize"), (201, 143), (96, 64)),
+        (("--resize",), (72, 64), (72, 64)),
+        ((), (201, 143), (72, 64)),
+    ],
+)
+def test_img2img_can_change_the_size(run: Run, sd15: Path, photo, tmp_path: Path, options, size, worked_at):
+    done = run("img2img", "photo.png", "a fox", "-m", sd15, "-o", "out.png", *FAST, *options)
+    assert done.status == 0, done.stderr
+    assert pixels_in(tmp_path / "out.png").shape == (size[1], size[0], 3)
+    said = recipe_in(tmp_path / "out.png")
+    assert (said["width"], said["height"], said.get("resize", False)) == (*worked_at, size == worked_at)
+    if size == worked_at and size != (201, 143):
+        assert f"note: photo.png is 201×143, and used at {size[0]}×{size[1]}" in done.stderr
+    command = next(line for line in run("info", "out.png").lines if line.startswith("command:")).split(None, 2)[2]
+    again = run(*shlex.split(command), "-o", "again.png")
+    assert again.status == 0, again.stderr
+    assert (pixels_in(tmp_path / "again.png") == pixels_in(tmp_path / "out.png")).all()
+    assert run("replay", "--verify", "out.png").status == 0
+
+
+def test_an_image_is_cropped_and_not_distorted():
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste((0, 0, 255), (100, 0, 200, 100))
+    given = canvas.prepare(wide, None, recipe.Initial(image="x", resize=True))
+    part = canvas.working(given, None, (64, 64))
+    assert (part.getpixel((9, 9)), part.getpixel((54, 9))) == ((0, 0, 255), (0, 0, 255))
+    picture = Image.new("RGB", (64, 64))
+    assert canvas.put_back(picture, given, None) is picture
+
+
+@pytest.mark.parametrize("said", [{"mask_image": "m.png"}, {"left": 8}])
+def test_what_is_repainted_in_part_keeps_its_size(said):
+    with pytest.raises(InvalidRecipe) as refused:
+        Recipe.from_dict({**MINIMAL, "image": "i.png", "resize": True, **said})
+    assert refused.value.field == "resize"

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
 from sdcli.commands import options, pictures
+
+
+@dataclass(frozen=True)
+class Redrawn(options.Edited):
+    """Options of a picture that is redrawn from an image."""
+
+    width: Annotated[
+        int | None,
+        typer.Option(
+            "--width", "-W", metavar="PIXELS", rich_help_panel=options.PICTURE,
+            show_default="that of IMAGE", help="Width of the picture; see --resize.",
+        ),
+    ] = None  # fmt: skip
+    height: Annotated[
+        int | None,
+        typer.Option(
+            "--height", "-H", metavar="PIXELS", rich_help_panel=options.PICTURE,
+            show_default="that of IMAGE", help="Height of the picture.",
+        ),
+    ] = None  # fmt: skip
 
 
 @options.expand
@@ -12,7 +37,17 @@ def img2img(
     *,
     label: options.Label = None,
     strength: options.Strength = None,
-    picture: options.Edited,
+    resize: Annotated[
+        bool | None,
+        typer.Option(
+            "--resize/--no-resize",
+            rich_help_panel=options.PICTURE,
+            show_default="--resize if -W or -H is given",
+            help="Make a picture of the size of -W and -H, and crop IMAGE to its aspect ratio. --no-resize makes one "
+            "of IMAGE's size, and works at the size of -W and -H.",
+        ),
+    ] = None,
+    picture: Redrawn,
     output: options.Output,
     execution: options.Execution,
 ) -> None:
@@ -22,6 +57,9 @@ def img2img(
     value keeps the image, 1 ignores it.
 
         sdcli img2img sketch.png "a castle at dusk" --strength 0.6
+        sdcli img2img sketch.png "a castle at dusk" -W 768 -H 512
     """
     asked = options.given(picture, execution, image=image, prompt=prompt, label=label, strength=strength)
+    if resize if resize is not None else {"width", "height"} & asked.keys():
+        asked["resize"] = True
     pictures.make(asked, output)

@@ -60,10 +60,14 @@ def _note_sizes(resolved: Resolved) -> None:
     size = recipe.width, recipe.height
     if inputs.image is not None:
         from sdcli.files import canvas
+        from sdcli.planning import layouts
 
         left, top, right, bottom = canvas.box(inputs.image, recipe.initial.padding)
         own = right - left, bottom - top
-        if own != size:
+        if inputs.image.resize:
+            for note in layouts.size_notes(str(recipe.initial.image), own, size):
+                streams.note(note)
+        elif own != size:
             streams.note(f"working size {recipe.width}×{recipe.height}, result {own[0]}×{own[1]}")
     elif recipe.layout != Layout():
         from sdcli.planning import layouts

@@ -34,7 +34,7 @@ class InitialImage:
     """An image, upright 8-bit RGB or RGBA, and its mask.
 
     `mask` is 8-bit L of the same size, white where to repaint and soft at its edges; None redraws the whole image.
-    `core` is the mask before blurring.
+    `core` is the mask before blurring. With `resize` the image is cropped to the working size, which is the picture's.
     """
 
     image: Image.Image
@@ -43,6 +43,7 @@ class InitialImage:
     image_sha256: str | None = None
     mask_sha256: str | None = None
     warnings: tuple[RecipeWarning, ...] = ()
+    resize: bool = False
 
 
 def prepare(
@@ -63,7 +64,7 @@ def prepare(
         check_area(*size, MAX_IMAGE_PIXELS, what=what, field=_widest(initial))
         image, mask = extend(image, initial.borders)
     if mask is None:
-        return InitialImage(image, image_sha256=image_sha256)
+        return InitialImage(image, image_sha256=image_sha256, resize=initial.resize)
     if mask.size != image.size:
         if not initial.fit_mask:
             raise InputError(
@@ -134,7 +135,11 @@ def _widened(low: int, high: int, least: int, most: int) -> tuple[int, int]:
 def working(given: InitialImage, padding: int | None, size: tuple[int, int]) -> Image.Image:
     """Return the part to work on, RGB, at `size` (width, height); transparent pixels become white."""
     part = _opaque(given.image.crop(box(given, padding)))
-    return part if part.size == size else part.resize(size, Image.Resampling.LANCZOS)
+    if part.size == size:
+        return part
+    if given.resize:
+        return ImageOps.fit(part, size, Image.Resampling.LANCZOS)
+    return part.resize(size, Image.Resampling.LANCZOS)
 
 
 def working_mask(given: InitialImage, padding: int | None, size: tuple[int, int], cell: int) -> Image.Image:
@@ -151,9 +156,12 @@ def working_mask(given: InitialImage, padding: int | None, size: tuple[int, int]
 def put_back(picture: Image.Image, given: InitialImage, padding: int | None) -> Image.Image:
     """Paste `picture` (RGB, of the working size) into the image, at the image's size.
 
-    Pixels with a mask of 0 are unchanged, including transparency; without a mask the result is `picture`. Repainted
-    pixels are opaque, and are mixed with transparent pixels in proportion to both opacities.
+    A picture that is resized is returned as it is. Pixels with a mask of 0 are unchanged, including transparency;
+    without a mask the result is `picture`. Repainted pixels are opaque, and are mixed with transparent pixels in
+    proportion to both opacities.
     """
+    if given.resize:
+        return picture
     left, top, right, bottom = box(given, padding)
     part = (right - left, bottom - top)
     if picture.size != part:

@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     mask_image: str
     init_latents: str
     strength: float
+    resize: bool
     invert_mask: bool
     fit_mask: bool
     mask_blur: float

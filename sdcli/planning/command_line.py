@@ -36,6 +36,9 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     command = _command(first)
     if command != "generate" or first.layout.control:  # their default sizes come from the image
         del usual["width"], usual["height"]
+    if command == "img2img":  # its default depends on -W and -H
+        recorded["resize"] = first.initial.resize
+        del usual["resize"]
     needless = command != "synthesize" and recorded["model"] == config.DEFAULT_MODEL == config.model(None)
     options = [] if needless else [*_option("model", recorded["model"])]
     for key, value in recorded.items():

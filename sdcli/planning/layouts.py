@@ -32,13 +32,14 @@ def notes(layout: Layout, found: Inputs, size: tuple[int, int]) -> Iterator[str]
         if each.snapped:
             total = each.size[0] * each.size[1]
             yield f"{layout.segmentation_map}: {each.snapped:,} of {total:,} pixels were replaced by the nearest class"
-        yield from _of_size(str(layout.segmentation_map), each.size, size)
+        yield from size_notes(str(layout.segmentation_map), each.size, size)
     paths = [each.image for each in layout.controls if each.image is not None]
     for path, image in zip(paths, found.controls, strict=True):
-        yield from _of_size(path, image.picture.size, size)
+        yield from size_notes(path, image.picture.size, size)
 
 
-def _of_size(path: str, own: tuple[int, int], size: tuple[int, int]) -> Iterator[str]:
+def size_notes(path: str, own: tuple[int, int], size: tuple[int, int]) -> Iterator[str]:
+    """Yield a note about an image of the size `own` that is used at `size`, if they differ."""
     if own == size:
         return
     scale = max(size[0] / own[0], size[1] / own[1])

@@ -103,6 +103,8 @@ class Initial:
     init_latents_sha256: str | None = None
     strength: float | None = field(default=None, metadata=_within(0, 1))
     """The fraction of the steps to run: 1 starts from pure noise, a lower value keeps more of the image."""
+    resize: bool = False
+    """Whether the picture has the working size, to whose aspect ratio the image is cropped, rather than the image's."""
     invert_mask: bool = False
     fit_mask: bool = False
     """Whether a mask of another size is resized to the image's."""
@@ -254,7 +256,7 @@ class Recipe:
                 hint = did_you_mean(str(key), known, f"the keys are {', '.join(known)}")
                 raise InvalidRecipe(f"unknown key {key!r}", hint, str(key))
         recipe: Self = _build(cls, flat if flat.get("label") is None else {"prompt": "", **flat})
-        check_area(*recipe.size)
+        check_area(recipe.width, recipe.height)
         check_texts(recipe.condition)
         check_sampling(recipe.sampling)
         check_initial(recipe.initial, recipe.sampling.steps)
@@ -265,13 +267,16 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters` and `hires` that do not apply are omitted, as is a missing `label`. With
-        a label, the prompt is omitted, and the other keys of prompts if they have their defaults.
+        Keys of `initial`, `layout`, `adapters` and `hires` that do not apply are omitted, as are a missing `label`
+        and `resize` if it is false. With a label, the prompt is omitted, and the other keys of prompts if they have
+        their defaults.
         """
         flat = dict(_flatten(self))
         omitted = [key for key in INITIAL_KEYS if key not in self.initial.used_keys]
         for part in (self.layout, self.adapters, self.hires):
             omitted += [each.name for each in fields(part) if getattr(part, each.name) == each.default]
+        if not self.initial.resize:
+            omitted.append("resize")
         if self.condition.label is None:
             omitted.append("label")
         else:
@@ -431,6 +436,9 @@ def check_initial(initial: Initial, steps: int | None = None) -> None:
                 hint = "give an image (sdcli img2img, inpaint and others)"
                 hint += ", or init_latents" if each.name in LATENTS_KEYS else ""
                 raise InvalidRecipe(f"{each.name} has no effect without an image", hint, each.name)
+    if initial.resize and initial.repaints:
+        hint = "omit it; what is not repainted keeps its size"
+        raise InvalidRecipe("resize cannot be combined with a mask or new borders", hint, "resize")
     if initial.mask_image is not None and any(initial.borders):
         raise InvalidRecipe(
             "new borders cannot be combined with a mask", "extend the image first, then inpaint it", "mask_image"
@@ -496,6 +504,7 @@ def check_hires(recipe: Recipe) -> None:
         if not own <= side <= MAX_SIDE:
             hint = f"it must be between {own}, the {name} of the first pass, and {MAX_SIDE}"
             raise InvalidRecipe(f"hires gives a {name} of {side}", hint, "hires")
+    check_area(width, height, what="the size of the second pass", field="hires")
     if (width, height) == (recipe.width, recipe.height):
         raise InvalidRecipe(f"hires is the size of the first pass, {width}x{height}", "give a larger size", "hires")
     steps = hires.hires_steps or recipe.sampling.steps
