@@ -202,3 +202,9 @@ def test_the_shipped_palette_is_ade20k_s():
     assert (named["sea"].index, named["sea"].hex) == (26, "#0907e6")
     shared = {each.color for each in classes if sum(other.color == each.color for other in classes) > 1}
     assert shared == {(140, 140, 140)}
+
+
+def test_a_palette_image_without_a_palette_is_damaged(tmp_path):
+    Image.new("P", (32, 32)).save(tmp_path / "map.icns")  # which has none, as Pillow reads it
+    with pytest.raises(InputError, match="damaged"):
+        maps.open_map(str(tmp_path / "map.icns"))

@@ -60,6 +60,7 @@ def test_json_round_trip(flat):
 def test_keys_are_flat_and_the_fields_own():
     omitted = (
         "label",
+        "resize",
         "init_latents",
         "init_latents_sha256",
         "lora",

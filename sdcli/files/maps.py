@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from sdcli.errors import InputError
 from sdcli.files import pictures
 from sdcli.files.palette import Class
-from sdcli.files.reading import Files
+from sdcli.files.reading import Files, decoding
 from sdcli.recipe.warning import RecipeWarning
 
 Indices = NDArray[np.uint8]
@@ -62,8 +62,9 @@ def open_map(path: str, recorded: str | None = None, files: Files | None = None)
     """
     opened = pictures.open_picture(path, recorded, files or Files(), field="segmentation_map", decoder=pictures.load)
     picture, sha256 = opened.picture, opened.sha256
-    if picture.has_transparency_data:
-        _check_opaque(picture, path)
+    with decoding(path):  # a palette image can have no palette
+        if picture.has_transparency_data:
+            _check_opaque(picture, path)
     opaque = picture.convert("L") if picture.mode == "LA" else picture
     return MapPicture(opaque, path, sha256, opened.warnings)
 
