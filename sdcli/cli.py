@@ -17,6 +17,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
 from sdcli.commands.batch import batch
+from sdcli.commands.completion import join_words
 from sdcli.commands.config import config
 from sdcli.commands.encode import decode, encode
 from sdcli.commands.generate import generate
@@ -100,6 +101,7 @@ def _terminate(signal_number: int, frame: FrameType | None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run `sdcli ARGUMENTS…` and return its exit status; errors are two lines on stderr."""
     debug = "--debug" in arguments
+    join_words(os.environ)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)

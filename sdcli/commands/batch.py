@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import config
-from sdcli.commands import options
+from sdcli.commands import completion, options
 from sdcli.errors import InputError, JobsFailed, UsageError
 from sdcli.jobs import expand, forecast, making, plan, read
 from sdcli.models import registry
@@ -64,6 +64,7 @@ def batch(
         typer.Option(
             "--format",
             metavar="|".join(read.FORMATS),
+            autocompletion=completion.of(*read.FORMATS),
             rich_help_panel=_JOBS,
             help="The format of JOBS.",
             show_default="from the suffix or the first line",
@@ -74,6 +75,7 @@ def batch(
         typer.Option(
             "--matrix",
             metavar="KEY=V1,V2",
+            autocompletion=completion.matrix,
             rich_help_panel=_JOBS,
             show_default=False,
             help="Run each job once per value. If repeated, once per combination of values.",

@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import Abort
 
 from sdcli import config
+from sdcli.commands import completion
 from sdcli.commands.plain_help import Commands
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
@@ -33,7 +34,7 @@ Name = Annotated[
     typer.Argument(
         metavar="NAME",
         help="A name from `sdcli models list`, or a path.",
-        autocompletion=lambda incomplete: [name for name in registry.names() if name.startswith(incomplete)],
+        autocompletion=completion.any_model,
     ),
 ]
 HubName = Annotated[
@@ -41,7 +42,15 @@ HubName = Annotated[
     typer.Argument(
         metavar="NAME",
         help="A name from `sdcli models list`, or OWNER/NAME on the hub.",
-        autocompletion=lambda incomplete: [name for name in registry.names() if name.startswith(incomplete)],
+        autocompletion=completion.hub_model,
+    ),
+]
+Removable = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A name from `sdcli models list`, or OWNER/NAME on the hub.",
+        autocompletion=completion.removable_model,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.", show_default=False)]
@@ -239,6 +248,7 @@ def add(
         typer.Option(
             "--part",
             metavar="PART=FOLDER",
+            autocompletion=completion.of(*(f"{part}=" for part in PARTS)),
             help=f"Load this part from another folder: {', '.join(PARTS)}. Can be repeated.",
         ),
     ] = None,
@@ -330,7 +340,7 @@ _LISTED = 10
 
 @models.command("rm")
 def remove(
-    name: HubName,
+    name: Removable,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.", show_default=False)] = False,
     debug: Debug = False,
 ) -> None:

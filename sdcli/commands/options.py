@@ -26,26 +26,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from sdcli.commands import completion
 from sdcli.config import DEFAULT_MODEL
-from sdcli.models import registry
-from sdcli.models.addons import embedding, lora
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED, UPSCALERS
-
-
-def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices() if choice.startswith(incomplete)]
-
-    return complete
-
-
-controlnets = _completer(lambda: registry.names(registry.CONTROLNET))
-"""Completes the names of ControlNets."""
-loras = _completer(lora.NAMES.all)
-"""Completes the names of LoRAs."""
-embeddings = _completer(embedding.NAMES.all)
-"""Completes the names of embeddings."""
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
@@ -59,7 +43,7 @@ def model_option(default: str) -> Any:
     """The option -m, whose help shows the default model."""
     return typer.Option(
         "--model", "-m", metavar="MODEL", rich_help_panel=PICTURE, show_default=default,
-        autocompletion=_completer(registry.names),
+        autocompletion=completion.model,
         help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, "
         "or OWNER/NAME in the hub cache.",
     )  # fmt: skip
@@ -154,7 +138,7 @@ class Picture:
         list[str] | None,
         typer.Option(
             "--control", metavar="NAME=IMAGE", rich_help_panel=PICTURE, show_default=False,
-            autocompletion=controlnets,
+            autocompletion=completion.control,
             help="Guide the picture by a ControlNet and IMAGE. IMAGE:0.8:0-0.5 sets the scale and the part of the "
             "steps. Can be repeated.",
         ),
@@ -162,7 +146,7 @@ class Picture:
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            "--lora", metavar="NAME[:SCALE]", rich_help_panel=PICTURE, show_default=False, autocompletion=loras,
+            "--lora", metavar="NAME[:SCALE]", rich_help_panel=PICTURE, show_default=False, autocompletion=completion.lora_name,
             help="Merge a LoRA into the model: a name, a .safetensors file or OWNER/NAME. NAME:0.8,te=0.5 sets another "
             "scale for the text encoder. Can be repeated.",
         ),
@@ -177,7 +161,7 @@ class Picture:
     embedding: Annotated[
         list[str] | None,
         typer.Option(
-            "--embedding", metavar="NAME", rich_help_panel=PICTURE, show_default=False, autocompletion=embeddings,
+            "--embedding", metavar="NAME", rich_help_panel=PICTURE, show_default=False, autocompletion=completion.embedding_name,
             help="Use an embedding (textual inversion) where its name is in a prompt: a name or a .safetensors file. "
             "Can be repeated.",
         ),
@@ -224,7 +208,7 @@ class Picture:
         str | None,
         typer.Option(
             "--scheduler", metavar="NAME", rich_help_panel=SAMPLING,
-            autocompletion=_completer(lambda: schedulers.NAMES),
+            autocompletion=completion.scheduler,
             help=f"One of {', '.join(schedulers.NAMES)}.", show_default="the model's",
         ),
     ] = None  # fmt: skip
@@ -232,7 +216,7 @@ class Picture:
         str | None,
         typer.Option(
             "--sigmas", metavar="NAME", rich_help_panel=SAMPLING,
-            autocompletion=_completer(lambda: schedulers.SIGMAS),
+            autocompletion=completion.sigmas,
             help=f"Spacing of the noise levels: {', '.join(schedulers.SIGMAS)}.",
         ),
     ] = None  # fmt: skip
@@ -275,7 +259,7 @@ class Hires:
         str | None,
         typer.Option(
             "--hires-upscaler", metavar="NAME", rich_help_panel=PICTURE, show_default="latent",
-            autocompletion=_completer(lambda: UPSCALERS), help=f"How to enlarge it: {' or '.join(UPSCALERS)}.",
+            autocompletion=completion.of(*UPSCALERS), help=f"How to enlarge it: {' or '.join(UPSCALERS)}.",
         ),
     ] = None  # fmt: skip
     hires_strength: Annotated[
@@ -328,6 +312,7 @@ class Machine:
             "--device",
             metavar="NAME",
             rich_help_panel=EXECUTION,
+            autocompletion=completion.device,
             help=f"One of {', '.join(DEVICES)}.",
             show_default="auto",
         ),
@@ -338,6 +323,7 @@ class Machine:
             "--dtype",
             metavar="NAME",
             rich_help_panel=EXECUTION,
+            autocompletion=completion.dtype,
             help=f"One of {', '.join(DTYPES)}.",
             show_default="auto",
         ),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sdcli import config
-from sdcli.commands import options, pictures
+from sdcli.commands import completion, options, pictures
 from sdcli.errors import UsageError
 from sdcli.files.palette import Class
 from sdcli.models import located, registry
@@ -47,7 +47,7 @@ class Mapped(options.Picture):
         typer.Option(
             "--control", metavar="NAME[=IMAGE]", rich_help_panel=options.PICTURE,
             show_default="seg-sd15 with Stable Diffusion 1.x",
-            autocompletion=options.controlnets,
+            autocompletion=completion.control,
             help="Guide the picture by a ControlNet and IMAGE, or the map if no IMAGE is given. NAME:0.8:0-0.5 sets "
             "the scale and the part of the steps. Can be repeated.",
         ),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sdcli.commands import options
+from sdcli.commands import completion, options
 from sdcli.commands.plain_help import Commands
 from sdcli.errors import UsageError
 from sdcli.models import registry
@@ -56,6 +56,7 @@ World = Annotated[
     str | None,
     typer.Option(
         "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
+        autocompletion=completion.of(*run_config.WORLDS),
         help=f"The synthetic world to train on: {', '.join(run_config.WORLDS)}.",
     ),
 ]  # fmt: skip
@@ -80,7 +81,7 @@ class Run:
 Base = Annotated[
     Path | None,
     typer.Option(
-        "--from", metavar="MODEL", rich_help_panel=_RUN, show_default=False,
+        "--from", metavar="MODEL", rich_help_panel=_RUN, show_default=False, autocompletion=completion.model,
         help="The model to start from: a diffusers folder or a name.",
     ),
 ]  # fmt: skip
@@ -120,12 +121,18 @@ class Execution:
     ] = None  # fmt: skip
     device: Annotated[
         str,
-        typer.Option("--device", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DEVICES)}."),
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            rich_help_panel=_EXECUTION,
+            help=f"{', '.join(DEVICES)}.",
+            autocompletion=completion.of(*DEVICES),
+        ),
     ] = "auto"
     dtype: Annotated[
         str,
         typer.Option(
-            "--dtype", metavar="NAME", rich_help_panel=_EXECUTION,
+            "--dtype", metavar="NAME", rich_help_panel=_EXECUTION, autocompletion=completion.of(*DTYPES),
             help=f"Precision of matrix products: {', '.join(DTYPES)}. Weights stay in float32.",
         ),
     ] = "bfloat16"  # fmt: skip
@@ -280,6 +287,7 @@ class KitPhases:
         list[str] | None,
         typer.Option(
             "--phase", metavar="NAME", rich_help_panel=_SETTINGS, show_default="all",
+            autocompletion=completion.of(*KIT_PHASES),
             help=f"Train only this phase; may be repeated: {', '.join(KIT_PHASES)}.",
         ),
     ] = None  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options
+from sdcli.commands import completion, options
 from sdcli.commands.train import prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.files import folders
@@ -17,7 +17,9 @@ from sdcli.training import run_config
 
 def measure(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
+        list[str], typer.Argument(
+            metavar="MODEL", help="Names from `sdcli models list`, or folders.", autocompletion=completion.model
+        ),
     ],
     judge: Annotated[
         Path, typer.Option("--judge", metavar="FILE", help="The judge: the file judge.pt of a run of train kit.")
@@ -27,7 +29,10 @@ def measure(
     masks: Annotated[int, typer.Option("--masks", metavar="N", min=1, help="Masks for an inpainting model.")] = 100,
     maps: Annotated[int, typer.Option("--maps", metavar="N", min=1, help="Maps for a segmentation model.")] = 100,
     scheduler: Annotated[
-        str | None, typer.Option("--scheduler", metavar="NAME", show_default="the model's", help="Scheduler to use.")
+        str | None, typer.Option(
+            "--scheduler", metavar="NAME", show_default="the model's", help="Scheduler to use.",
+            autocompletion=completion.scheduler,
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, show_default="the model's", help="Denoising steps.")
@@ -36,7 +41,10 @@ def measure(
         float | None, typer.Option("--guidance-scale", metavar="X", show_default="the model's", help="Guidance scale.")
     ] = None,
     world: Annotated[
-        str, typer.Option("--world", metavar="NAME", help=f"{', '.join(run_config.WORLDS)}.")
+        str, typer.Option(
+            "--world", metavar="NAME", help=f"{', '.join(run_config.WORLDS)}.",
+            autocompletion=completion.of(*run_config.WORLDS),
+        ),
     ] = "kit",
     sprites: Annotated[
         Path | None,

@@ -306,6 +306,12 @@ def _rule_of(key: str) -> tuple[dataclasses.Field[Any], type]:
     return next(rule for rule in _rules(Recipe) if rule[0].name == key)
 
 
+def choices(key: str) -> tuple[str, ...]:
+    """Return the values that a flat key can have, if they are few; `true` and `false` for a switch."""
+    rule, kind = _rule_of(key)
+    return ("true", "false") if kind is bool else rule.metadata.get("choices", ())
+
+
 def check_value(key: str, value: Any) -> Any:
     """Validate and convert the value of a flat key, independently of other keys. Raises InvalidRecipe."""
     return _checked(*_rule_of(key), value)
