@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sdcli.making import deliver
 from sdcli.models.source import Source
 from sdcli.planning import dry_run
 from sdcli.planning.dry_run import Parts
+from sdcli.recipe.recipe import Recipe
 
 
 @dataclass
@@ -33,6 +34,7 @@ class _Plan:
     book: Ledger
     lines: list[dict[str, Any]] = field(default_factory=list)
     models: dict[Source, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[Any, dict[str, Any]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
 
 
@@ -75,11 +77,12 @@ def _cached(plan: _Plan, job: Planned, name: str, line: Mapping[str, Any]) -> di
 
 
 def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) -> dict[str, Any]:
-    recipe = job.recipe.replace(batch_size=size)
+    same = job.recipe.execution.batch_size == size
+    recipe = job.recipe if same else job.recipe.replace(batch_size=size)
     try:
         if isinstance(parts, SdcliError):
             raise parts
-        cost = dry_run.cost_of(parts, recipe)
+        cost = _cost(plan, parts, recipe)
         name = _name(plan, job)
     except SdcliError as error:
         return failed_line_of(job, explain(error))
@@ -91,6 +94,17 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
         "error": None,
     }
     return line_of(job, recorded) | {"tokens": cost["tokens"], "memory": cost["memory"], "recipe": recipe.to_dict()}
+
+
+def _cost(plan: _Plan, parts: Parts, recipe: Recipe) -> dict[str, Any]:
+    """What `dry_run.cost_of` returns; only the number of tokens depends on the words and the seed."""
+    condition = replace(recipe.condition, prompt="", negative_prompt="")
+    alike = parts.weights, replace(recipe, condition=condition, seed=0)
+    if alike not in plan.costs:
+        plan.costs[alike] = dry_run.cost_of(parts, recipe)
+        return plan.costs[alike]
+    is_text = recipe.condition.label is None
+    return {**plan.costs[alike], "tokens": dry_run.count_tokens(parts.weights.model, recipe) if is_text else None}
 
 
 def _name(plan: _Plan, job: Planned) -> str:

@@ -60,7 +60,14 @@ class _Seen:
     names: dict[str, int] = field(default_factory=dict)
     find: Callable[[str], LocatedModel] = field(default_factory=lambda: cache(_find))
     """Locates each model once, so that a later change of its name has no effect."""
+    seeded: dict[str, bool] = field(default_factory=dict)
     find_addon: addons.Find = field(default_factory=lambda: cache(addons.find_addon))
+
+    def has_seed(self, name: str) -> bool:
+        """Whether the user's settings have a seed for the model `name`."""
+        if name not in self.seeded:
+            self.seeded[name] = "seed" in resolve.settings(self.find(name).entry, {}, None)
+        return self.seeded[name]
 
 
 def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
@@ -93,7 +100,7 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         seed = draw(MAX_SEED + 1)
         options = {**defaults, **job.values, **_choices(job, draw)}
         model = seen.find(options["model"])
-        if "seed" not in resolve.settings(model.entry, options, None):
+        if "seed" not in options and not seen.has_seed(options["model"]):
             options["seed"] = seed
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe

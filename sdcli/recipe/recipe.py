@@ -284,26 +284,35 @@ class Recipe:
 
 def keys() -> Iterable[str]:
     """The flat keys of a recipe in order."""
-    return _keys(Recipe)
+    return _rules_by_key()
 
 
-def _keys(part: type) -> Iterable[str]:
-    return (each.name for each, _ in _rules(part))
+@cache
+def _typed_fields(part: type) -> tuple[tuple[dataclasses.Field[Any], Any, bool], ...]:
+    """The fields of `part`, their types, and whether these are parts themselves.
+
+    Parsing annotations is slow, and a batch has thousands of recipes.
+    """
+    hints = get_type_hints(part)
+    return tuple((each, hints[each.name], is_dataclass(hints[each.name])) for each in fields(part))
 
 
 def _rules(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
     """Yield the field and the type of each flat key."""
-    hints = get_type_hints(part)
-    for each in fields(part):
-        if is_dataclass(hints[each.name]):
-            yield from _rules(hints[each.name])
+    for each, kind, is_part in _typed_fields(part):
+        if is_part:
+            yield from _rules(kind)
         else:
-            yield each, hints[each.name]
+            yield each, kind
 
 
 @cache
+def _rules_by_key() -> Mapping[str, tuple[dataclasses.Field[Any], type]]:
+    return {each.name: (each, kind) for each, kind in _rules(Recipe)}
+
+
 def _rule_of(key: str) -> tuple[dataclasses.Field[Any], type]:
-    return next(rule for rule in _rules(Recipe) if rule[0].name == key)
+    return _rules_by_key()[key]
 
 
 def choices(key: str) -> tuple[str, ...]:
@@ -330,28 +339,28 @@ def parse_value(key: str, text: str) -> Any:
     return check_value(key, value)
 
 
-def defaults() -> dict[str, Any]:
+@cache
+def defaults() -> Mapping[str, Any]:
     """Return the default values of keys, except WITHOUT_DEFAULTS and `label`."""
     found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
     return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
-    for each in fields(part):
+    kind: Any = type(part)
+    for each, _, is_part in _typed_fields(kind):
         value = getattr(part, each.name)
-        if is_dataclass(value):
+        if is_part:
             yield from _flatten(value)
         else:
             yield each.name, list(value) if isinstance(value, tuple) else value
 
 
-def _build(part: type[Any], flat: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(part)
+def _build(part: Any, flat: Mapping[str, Any]) -> Any:
     values = {}
-    for each in fields(part):
-        kind = hints[each.name]
-        if is_dataclass(kind):
-            values[each.name] = _build(kind, flat)  # type: ignore[arg-type]
+    for each, kind, is_part in _typed_fields(part):
+        if is_part:
+            values[each.name] = _build(kind, flat)
         elif each.name in flat:
             values[each.name] = _checked(each, kind, flat[each.name])
         elif each.default is dataclasses.MISSING:

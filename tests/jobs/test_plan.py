@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,15 @@ def test_every_part_of_a_recipe_counts(model, change):
     asked = {"prompt": "a", "seed": 1}
     first, second = planned(model, asked, {**asked, **change})
     assert first.key != second.key
+
+
+def test_thousands_of_jobs_are_planned_in_little_time(model):
+    """10,000 take less than 5 s of CPU; the bound here is four times that, for slow machines."""
+    jobs = [{"prompt": f"a fox {number}", "seed": number} for number in range(500)]
+    planned(model, *jobs[:5])
+    begun = time.process_time()
+    assert len(planned(model, *jobs)) == 500
+    assert time.process_time() - begun < 1
 
 
 def test_seeds_do_not_depend_on_the_options(model):
