@@ -417,6 +417,20 @@ def test_no_jobs_are_done_at_once(batch, tmp_path):
     assert (done.status, done.stdout, done.stderr) == (0, b"", "warning: there are no jobs in jobs\n")
 
 
+def test_nothing_on_stdin_is_an_error(run):
+    done = run("batch", "-", stdin=b"\n")
+    assert (done.status, done.stdout, done.stderr.splitlines()[0]) == (4, b"", "error: there are no jobs on stdin")
+    assert run("batch").status == 2
+
+
+def test_a_matrix_of_prompts_needs_no_file(batch, sdcli, sd15):
+    done = sdcli(
+        "batch", "-m", sd15, "--dry-run", "--json", "-n", "2", "--matrix", "prompt=a,b", "--matrix", "seed=1..3"
+    )
+    jobs = planned(done)["jobs"]
+    assert [job["seed"] for job in jobs] == [1, 2, 2, 3, 3, 4] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

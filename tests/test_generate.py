@@ -179,6 +179,21 @@ def test_refusals_are_two_lines_and_leave_nothing(run, tmp_path, arguments, stat
     assert (tmp_path / "taken.png").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("stdin", [b"", b" \r\n", b"\xef\xbb\xbf\n"])
+def test_a_prompt_from_an_empty_stdin_is_an_error(run, stdin):
+    done = run("generate", "-", stdin=stdin)
+    assert done.status == 4
+    assert "stdin is empty" in two_lines(done)[0]
+
+
+def test_a_prompt_from_another_system_is_the_same_prompt(run, sd15):
+    plans = [
+        json.loads(run("generate", "-", "-m", sd15, "-s", 1, "--dry-run", "--json", stdin=each).stdout)
+        for each in (b"a fox\nin snow\n", b"\xef\xbb\xbfa fox\r\nin snow\r\n", b"a fox\rin snow\r")
+    ]
+    assert [each["recipe"]["prompt"] for each in plans] == ["a fox\nin snow"] * 3
+
+
 def test_stdin_that_is_no_text_is_an_unfit_input(run):
     done = run("generate", "-", stdin=b"\xff\xfe\x00")
     assert done.status == 4

@@ -12,7 +12,8 @@ import typer
 from sdcli import config
 from sdcli.commands import completion, options
 from sdcli.errors import InputError, JobsFailed, UsageError
-from sdcli.jobs import expand, forecast, making, plan, read
+from sdcli.jobs import expand, forecast, job, making, plan, read
+from sdcli.jobs.job import Fault, Job
 from sdcli.models import registry
 from sdcli.planning import resolve
 from sdcli.recipe import recipe
@@ -51,13 +52,13 @@ class BatchOutput:
 @options.expand
 def batch(
     jobs: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="JOBS",
-            help="A file of jobs: JSONL, CSV with a header, or one prompt per line; - reads stdin.",
+            help="A file of jobs: JSONL, CSV or TSV with a header, or one prompt per line; - reads stdin.",
             show_default=False,
         ),
-    ],
+    ] = None,
     *,
     format: Annotated[
         str | None,
@@ -78,9 +79,26 @@ def batch(
             autocompletion=completion.matrix,
             rich_help_panel=_JOBS,
             show_default=False,
-            help="Run each job once per value. If repeated, once per combination of values.",
+            help="Run each job once per value; seed=1..20 is a range. If repeated, once per combination of "
+            "values. With prompt=, JOBS can be omitted.",
         ),
     ] = None,
+    num_images: Annotated[
+        int,
+        typer.Option(
+            "--num-images",
+            "-n",
+            metavar="N",
+            min=1,
+            max=job.MAX_IMAGES,
+            rich_help_panel=_JOBS,
+            help="Pictures per job that has no num_images; picture i has the seed SEED+i.",
+        ),
+    ] = 1,
+    comments: Annotated[
+        bool,
+        typer.Option("--comments", rich_help_panel=_JOBS, help="Skip lines that start with #.", show_default=False),
+    ] = False,
     fail_fast: Annotated[
         bool,
         typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at the first failed job.", show_default=False),
@@ -92,22 +110,22 @@ def batch(
     """Generate the pictures of a file of jobs.
 
     Prints one JSON object per job. The keys of a job are the long options with underscores (prompt, seed,
-    guidance_scale and so on), 'id', which is repeated in the output, and 'output', a file name in DIR. Options given
-    here are the defaults of all jobs. Run the same command again after an interruption, and it makes only the pictures
-    that are missing.
+    guidance_scale and so on), 'num_images', 'id', which is repeated in the output, and 'output', a file name in DIR.
+    Options given here are the defaults of all jobs. Run the same command again after an interruption, and it makes only
+    the pictures that are missing.
 
         sdcli batch jobs.jsonl -o out/ | jq -r .path
         printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
-        sdcli batch prompts.txt --matrix seed=1,2 --matrix scheduler=ddim,euler
+        sdcli batch prompts.txt --matrix seed=1..4 --matrix scheduler=ddim,euler
     """
     given = options.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
         recipe.check_value(key, value)
     resolve.settings(registry.find(given["model"]), given, None)  # an error here concerns the options, not a job
-    asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
-    planned = plan.plan(asked, given, strict=output.strict)
-    if not planned:
-        streams.warn(f"there are no jobs in {'stdin' if jobs == '-' else jobs}")
+    axes = _axes(matrix or [], given)
+    listed = _listed(jobs, axes, format=format, comments=comments, strict=output.strict)
+    expand.check_number(len(listed), axes)
+    planned = plan.plan(expand.multiply(listed, axes), given, strict=output.strict, num_images=num_images)
     order = making.Batch(
         planned, _directory(output.directory), output.force, fail_fast, output.quiet, output.strict, output.debug
     )
@@ -125,6 +143,29 @@ def _say_forecast(order: making.Batch, *, json: bool) -> None:
         raise JobsFailed(
             f"{recorded['failed']} of {len(recorded['jobs'])} jobs would fail", "see the error of each failed job"
         )
+
+
+def _listed(
+    jobs: str | None, axes: list[tuple[str, list[Any]]], *, format: str | None, comments: bool, strict: bool
+) -> list[Job | Fault]:
+    """Read the jobs, or make an empty one if `--matrix` has the prompts."""
+    supplied = [key for key, _ in axes]
+    if jobs is None:
+        if {"prompt", "label"} & {*supplied}:
+            return [Job(1, {})]
+        raise UsageError("JOBS is missing", "give a file of jobs, - for stdin, or --matrix prompt=…")
+    found = read.read(
+        _bytes_of(jobs), jobs, format, comments=comments, supplied=supplied, warn=_refuse if strict else streams.warn
+    )
+    if not found and jobs == "-":
+        raise InputError("there are no jobs on stdin", "pipe jobs to it, or give a file")
+    if not found:
+        streams.warn(f"there are no jobs in {jobs}")
+    return found
+
+
+def _refuse(warning: str) -> None:
+    raise UsageError(warning, "or omit --strict")
 
 
 def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]]]:
@@ -153,7 +194,10 @@ def _directory(given: str | None) -> str:
 
 def _bytes_of(jobs: str) -> bytes:
     try:
-        return sys.stdin.buffer.read() if jobs == "-" else Path(jobs).read_bytes()
+        if jobs == "-":
+            return sys.stdin.buffer.read(read.MAX_BYTES + 1)
+        with Path(jobs).open("rb") as file:
+            return file.read(read.MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {jobs}: {reason}", "give a file of jobs, or - for stdin") from error

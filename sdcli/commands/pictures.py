@@ -17,6 +17,8 @@ from sdcli.planning.resolve import Resolved
 from sdcli.recipe.recipe import Layout
 from sdcli.terminal import streams
 
+MAX_PROMPT_BYTES = 2**20
+
 
 def make(asked: Mapping[str, Any], output: options.Output) -> None:
     """Make the pictures of `asked` (the given flat keys), or print the plan with `--dry-run`.
@@ -74,10 +76,15 @@ def _prompt(prompt: str | None) -> dict[str, str]:
     if prompt != "-":
         return {} if prompt is None else {"prompt": prompt}
     try:
-        return {"prompt": sys.stdin.buffer.read().decode("utf-8").rstrip("\n")}
+        text = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on stdin is not UTF-8: {error}", "encode it as UTF-8") from error
     except OSError as error:
         raise InputError(
             f"stdin cannot be read: {error.strerror}", "give the prompt as an argument, or pipe it to stdin"
         ) from error
+    if not text.strip():
+        raise InputError(
+            "stdin is empty, and it should be the prompt", "pipe a prompt to it, or give one as an argument"
+        )
+    return {"prompt": text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")}

@@ -14,11 +14,11 @@ from typing import Any
 from sdcli.errors import OutputExists, SdcliError
 from sdcli.files import outputs
 from sdcli.jobs import ledger
+from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.making import Batch, chunks_of, flatness_fault, groups_of
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, explain
 from sdcli.making import deliver
 from sdcli.models.source import Source
 from sdcli.planning import dry_run

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from sdcli.jobs.job import Fault, shorten
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, shorten
 from sdcli.making import deliver
 
 

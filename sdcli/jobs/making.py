@@ -23,10 +23,10 @@ from sdcli.errors import (
 )
 from sdcli.files import outputs
 from sdcli.jobs import ledger
+from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, explain
 from sdcli.making.deliver import done_line, prepare_libraries
 from sdcli.making.deliver import maker as choose_maker
 from sdcli.making.maker import Maker, Task

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,7 +19,7 @@ from sdcli import NUMERICS_VERSION
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
 from sdcli.files import outputs
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
-from sdcli.jobs.read import Fault, Job, explain
+from sdcli.jobs.job import Fault, Job, explain, is_random
 from sdcli.models import addons, located, registry
 from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
@@ -60,19 +60,23 @@ class _Seen:
     names: dict[str, int] = field(default_factory=dict)
     find: Callable[[str], LocatedModel] = field(default_factory=lambda: cache(_find))
     """Locates each model once, so that a later change of its name has no effect."""
-    seeded: dict[str, bool] = field(default_factory=dict)
+    seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     find_addon: addons.Find = field(default_factory=lambda: cache(addons.find_addon))
 
-    def has_seed(self, name: str) -> bool:
-        """Whether the user's settings have a seed for the model `name`."""
-        if name not in self.seeded:
-            self.seeded[name] = "seed" in resolve.settings(self.find(name).entry, {}, None)
-        return self.seeded[name]
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seed in the user's settings for the model `name`, or nothing."""
+        if name not in self.seeds:
+            found = resolve.settings(self.find(name).entry, {}, None)
+            self.seeds[name] = (int(found["seed"].value),) if "seed" in found else ()
+        return self.seeds[name]
 
 
-def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
+def plan(
+    items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False, num_images: int = 1
+) -> list[Planned | Fault]:
     """Plan each of `items` in order; `defaults` are flat keys, including the model, for values that a job does not
-    have.
+    have, and `num_images` is the number of pictures of a job that does not say it. Picture i has the seed + i, and
+    draws its own choices; its id is `id-1`, `id-2` and so on.
 
     Options without effect are warnings of a job, or its fault if `strict`.
 
@@ -82,33 +86,50 @@ def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: b
     jobs before it.
     """
     seen = _Seen()
-    return [
-        item if isinstance(item, Fault) else _planned(item, index, defaults, seen, strict)
-        for index, item in enumerate(items, start=1)
-    ]
+    planned: list[Planned | Fault] = []
+    for item in items:
+        if isinstance(item, Fault):
+            planned.append(item)
+            continue
+        count = item.num_images or num_images
+        asked = _canonical({"output": item.output, **item.values})
+        seen.asked[asked] += 1
+        key = f"{_hash(asked)} {seen.asked[asked]}"
+        for number in range(count):
+            job = item if count == 1 or item.id is None else replace(item, id=f"{item.id}-{number + 1}")
+            place = _Place(len(planned) + 1, number, count, key)
+            planned.append(_planned(job, place, defaults, seen, strict))
+    return planned
 
 
-def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, strict: bool) -> Planned | Fault:
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture stands: its index in the batch from 1, and which of its job's pictures it is, from 0.
+
+    `key` is what its job's seed and choices are drawn from.
+    """
+
+    index: int
+    number: int
+    count: int
+    key: str
+
+
+def _planned(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen, strict: bool) -> Planned | Fault:
     try:
         if job.id is not None and str(job.id) in seen.ids:
             raise InvalidRecipe(
                 f"the job of line {seen.ids[str(job.id)]} has the same id", "give each job its own id", "id"
             )
-        asked = _canonical({"output": job.output, **job.values})
-        seen.asked[asked] += 1
-        draw = drawing(f"{_hash(asked)} {seen.asked[asked]}")
-        seed = draw(MAX_SEED + 1)
-        options = {**defaults, **job.values, **_choices(job, draw)}
+        options = _options(job, place, defaults, seen)
         model = seen.find(options["model"])
-        if "seed" not in options and not seen.has_seed(options["model"]):
-            options["seed"] = seed
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe
         # the number of jobs per call is not known yet, so no batch size is too large
         found = warnings.find(model, recipe, count=recipe.execution.batch_size)
         if strict:
             warnings.raise_first(found)
-        name = None if job.output is None else _name(job.output, recipe, index, seen)
+        name = None if job.output is None else _name(job.output, recipe, place.index, seen)
         key = _identity(recipe, resolved.weights, job.output, seen)
     except SdcliError as error:
         at = getattr(error, "field", None)
@@ -118,6 +139,21 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
     if name is not None:
         seen.names[name] = job.line
     return Planned(job.line, key[:16] if job.id is None else job.id, key, model, resolved.weights, recipe, name, found)
+
+
+def _options(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
+    """The flat keys of a picture: those of its job, with its choices and its seed."""
+    draw = drawing(place.key)
+    drawn = min(draw(MAX_SEED + 1), MAX_SEED + 1 - place.count)
+    if place.number:
+        draw = drawing(f"{place.key} picture {place.number}")
+    options = {**defaults, **job.values, **_choices(job, draw)}
+    if is_random("seed", options.get("seed")) or ("seed" not in options and not seen.seeds_of(options["model"])):
+        options["seed"] = drawn
+    if place.number:
+        base = options["seed"] if "seed" in options else seen.seeds_of(options["model"])[0]
+        options["seed"] = base + place.number
+    return options
 
 
 def _choices(job: Job, draw: Draw) -> dict[str, str]:

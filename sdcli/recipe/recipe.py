@@ -321,6 +321,12 @@ def choices(key: str) -> tuple[str, ...]:
     return ("true", "false") if kind is bool else rule.metadata.get("choices", ())
 
 
+def is_whole(key: str) -> bool:
+    """Whether the values of a flat key are whole numbers."""
+    kind = _rule_of(key)[1] if key in _rules_by_key() else None
+    return kind is int or int in get_args(kind)
+
+
 def check_value(key: str, value: Any) -> Any:
     """Validate and convert the value of a flat key, independently of other keys. Raises InvalidRecipe."""
     return _checked(*_rule_of(key), value)
