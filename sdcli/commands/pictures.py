@@ -85,6 +85,6 @@ def _prompt(prompt: str | None) -> dict[str, str]:
         ) from error
     if not text.strip():
         raise InputError(
-            "stdin is empty, and it should be the prompt", "pipe a prompt to it, or give one as an argument"
+            "stdin is empty; it is read as the prompt", "pipe a prompt to it, or give one as an argument"
         )
     return {"prompt": text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")}

@@ -121,7 +121,7 @@ def parse_matrix(options: Sequence[str]) -> list[tuple[str, list[Any]]]:
 
 
 def _values(key: str, text: str) -> Iterator[Any]:
-    """The values that `text` stands for: one, or those of a range. Raises InvalidRecipe and ValueError."""
+    """The values in `text`: one, or those of a range. Raises InvalidRecipe and ValueError."""
     found = _RANGE.fullmatch(text) if recipe.is_whole(other_tools.ALIASES.get(key, key)) else None
     if found is not None:
         first, last, step = (int(each or 1) for each in found.groups())
