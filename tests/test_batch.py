@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 FAST = ("--steps", "1", "--dtype", "float32")
 KEYS = [
     "id", "status", "path", "seed", "width", "height", "model", "sha256", "pixels_sha256", "seconds", "warnings",
-    "error", "line",
+    "error", "line", "options",
 ]  # fmt: skip
 
 
@@ -229,6 +229,14 @@ def test_a_call_for_several_that_fails_is_tried_one_by_one(batch, monkeypatch):
     done = batch([{"prompt": "a", "seed": seed} for seed in range(3)], "--batch-size", 3)
     assert done.status == 7
     assert [line["status"] for line in lines_of(done)] == ["done", "failed", "done"]
+
+
+def test_lines_and_names_tell_what_varies(batch, sdcli, sd15, tmp_path):
+    done = batch('{"prompt": "{a|b} fox", "seed": 7}\n', "--matrix", "scheduler=ddim,euler", "--matrix", "eta=0")
+    lines = lines_of(done)
+    assert [line["options"]["scheduler"] for line in lines] == ["ddim", "euler"]
+    assert all(set(line["options"]) <= {"prompt", "scheduler"} for line in lines)
+    assert [Path(line["path"]).name.split("-", 2)[2] for line in lines] == ["ddim-7.png", "euler-7.png"]
 
 
 def test_a_matrix_of_wildcards(batch, tmp_path):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def info(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)] = False,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP files.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.", show_default=False)] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)
     ] = False,
@@ -30,8 +30,25 @@ def info(
     not an error.
 
         sdcli info arctic-fox-7.png
-        sdcli info arctic-fox-7.png --json | jq .recipe.seed
+        sdcli info *.png --json | jq -r '[.path, .recipe.seed] | @tsv'
     """
+    failed: list[SdcliError] = []
+    for index, image in enumerate(images):
+        if index and not json:
+            typer.echo()
+        try:
+            _print(image, json=json)
+        except SdcliError as error:  # the others are read all the same
+            failed.append(error)
+            if len(images) > 1:
+                streams.complain(error.message, error.hint)
+    if failed and len(images) == 1:
+        raise failed[0]
+    if failed:
+        raise typer.Exit(failed[-1].exit_status)
+
+
+def _print(image: str, *, json: bool) -> None:
     from sdcli.files import metadata
     from sdcli.planning import replay
 

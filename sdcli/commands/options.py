@@ -361,7 +361,8 @@ class Handover:
         str | None,
         typer.Option(
             "--output", "-o", metavar="PATH", rich_help_panel=OUTPUT,
-            help="A file.png, a directory, a template with {seed}, {index}, {prompt} or {model}, or - for stdout.",
+            help="A file.png, a directory, a template with {index} and any key, as in {prompt}-{seed}-{steps}, or - "
+            "for stdout.",
             show_default="PROMPT-SEED.png in this directory",
         ),
     ] = None  # fmt: skip

@@ -84,7 +84,5 @@ def _prompt(prompt: str | None) -> dict[str, str]:
             f"stdin cannot be read: {error.strerror}", "give the prompt as an argument, or pipe it to stdin"
         ) from error
     if not text.strip():
-        raise InputError(
-            "stdin is empty; it is read as the prompt", "pipe a prompt to it, or give one as an argument"
-        )
+        raise InputError("stdin is empty; it is read as the prompt", "pipe a prompt to it, or give one as an argument")
     return {"prompt": text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")}

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,6 +155,7 @@ def multiply(items: Iterable[Job | Fault], axes: Sequence[tuple[str, list[Any]]]
     named = [[other_tools.translate(key, value) for value in values] for key, values in axes]
     combinations = [dict(ChainMap(*reversed(each))) for each in itertools.product(*named)]
     keys = tuple(dict.fromkeys(key for each in combinations for key in each))
+    varies = tuple(key for key in keys if len({repr(each.get(key)) for each in combinations}) > 1)
     for item in items:
         if isinstance(item, Fault) or not axes:
             yield item
@@ -165,12 +166,9 @@ def multiply(items: Iterable[Job | Fault], axes: Sequence[tuple[str, list[Any]]]
             yield Fault(item.line, reason, item.columns.get(twice), twice, item.id)
             continue
         for number, combination in enumerate(combinations, start=1):
-            yield _combined(item, combination, number if len(combinations) > 1 else None)
-
-
-def _combined(job: Job, combination: Mapping[str, Any], number: int | None) -> Job:
-    job_id = job.id if job.id is None or number is None else f"{job.id}-{number}"
-    return replace(job, values={**job.values, **combination}, id=job_id)
+            many = len(combinations) > 1
+            job_id = item.id if item.id is None or not many else f"{item.id}-{number}"
+            yield replace(item, values={**item.values, **combination}, id=job_id, varies=varies)
 
 
 def _closed(options: list[list[str | Choice]]) -> list[str | Choice]:

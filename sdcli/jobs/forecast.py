@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import OutputExists, SdcliError
-from sdcli.files import outputs
+from sdcli.files import names, outputs
 from sdcli.jobs import ledger
 from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
@@ -115,8 +115,8 @@ def _name(plan: _Plan, job: Planned) -> str:
             path = path_in(plan.batch.directory, job.name)
             raise OutputExists(f"{path} already exists", "choose another output, or use --force")
         return job.name
-    names = outputs.numbered(outputs.default_name(job.recipe), ".png")
-    name = next(each for each in names if each not in plan.names and not os.path.lexists(directory / each))
+    free = names.numbered(names.default_name(job.recipe, ".png", job.varies), ".png")
+    name = next(each for each in free if each not in plan.names and not os.path.lexists(directory / each))
     plan.names.add(name)
     return name
 

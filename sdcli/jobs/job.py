@@ -35,6 +35,8 @@ class Job:
     columns: Mapping[str, int] = field(default_factory=dict)
     num_images: int | None = None
     """How many pictures it makes; None if it does not say."""
+    varies: tuple[str, ...] = ()
+    """The keys that a matrix sets."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sdcli.errors import (
     SdcliError,
     ServerUnavailable,
 )
-from sdcli.files import outputs
+from sdcli.files import names, outputs
 from sdcli.jobs import ledger
 from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
@@ -195,7 +195,8 @@ def _save(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None
 def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
     """Write the picture with the requested name, or the first free one, after recording it in the ledger."""
     directory = run.book.directory
-    for name in [job.name] if job.name else outputs.numbered(outputs.default_name(job.recipe), ".png"):
+    default = names.default_name(job.recipe, ".png", job.varies)
+    for name in [job.name] if job.name else names.numbered(default, ".png"):
         path = directory / name
         if os.path.lexists(path) and not (job.name and run.batch.force):
             if job.name:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sdcli import NUMERICS_VERSION
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
-from sdcli.files import outputs
+from sdcli.files import names, outputs
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
 from sdcli.jobs.job import Fault, Job, explain, is_random
 from sdcli.models import addons, located, registry
@@ -26,9 +26,12 @@ from sdcli.models.weights import Weights
 from sdcli.planning import resolve, warnings
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.recipe import MAX_SEED, Recipe
+from sdcli.recipe.recipe import keys as recipe_keys
 
 MAX_NAME_BYTES = 255
 RESERVED = ".sdcli-"
+IN_LINES = ("model", "width", "height", "seed")
+"""Keys of a recipe that each job's line has."""
 _TEMPLATES = ("prompt", "label", "negative_prompt")
 
 
@@ -48,6 +51,10 @@ class Planned:
     recipe: Recipe
     name: str | None = None
     warnings: tuple[RecipeWarning, ...] = ()
+    varies: tuple[str, ...] = ()
+    """The keys of `--matrix`, which the generated name tells."""
+    differing: tuple[str, ...] = ()
+    """The keys that differ in the batch, which the job's line tells."""
 
 
 @dataclass
@@ -99,7 +106,16 @@ def plan(
             job = item if count == 1 or item.id is None else replace(item, id=f"{item.id}-{number + 1}")
             place = _Place(len(planned) + 1, number, count, key)
             planned.append(_planned(job, place, defaults, seen, strict))
-    return planned
+    return _with_differing(planned)
+
+
+def _with_differing(planned: list[Planned | Fault]) -> list[Planned | Fault]:
+    flats = (each.recipe.to_dict() for each in planned if isinstance(each, Planned))
+    first, differing = next(flats, {}), dict[str, None]()
+    for flat in flats:
+        differing |= dict.fromkeys(key for key in {**first, **flat} if flat.get(key) != first.get(key))
+    keys = tuple(key for key in recipe_keys() if key in differing and key not in IN_LINES)
+    return [each if isinstance(each, Fault) else replace(each, differing=keys) for each in planned]
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,8 @@ def _planned(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen, 
         seen.ids[str(job.id)] = job.line
     if name is not None:
         seen.names[name] = job.line
-    return Planned(job.line, key[:16] if job.id is None else job.id, key, model, resolved.weights, recipe, name, found)
+    job_id = key[:16] if job.id is None else job.id
+    return Planned(job.line, job_id, key, model, resolved.weights, recipe, name, found, job.varies)
 
 
 def _options(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
@@ -182,7 +199,7 @@ def _find(model: str) -> LocatedModel:
 def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
     """Fill in the template of `output`; the name must be inside the directory."""
     try:
-        name = outputs.fill(output, recipe, index, "output")
+        name = names.fill(output, recipe, index, "output")
         outputs.check_suffix(output, name, "output")
     except UsageError as error:
         raise InvalidRecipe(error.message, error.hint, "output") from error

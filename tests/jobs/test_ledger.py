@@ -126,7 +126,7 @@ def batch(directory: Path) -> list[dict]:
         run = making._Run(making.Batch((), str(directory)), out, book)
         for number in range(JOBS):
             name = "sub/named.png" if number == 2 else None
-            job = SimpleNamespace(line=1, id=str(number), key=f"job {number}", recipe=recipe(7), name=name)
+            job = SimpleNamespace(line=1, id=str(number), key=f"job {number}", recipe=recipe(7), name=name, varies=())
             data = b"picture %d" % number
             if ledger.finished(book, job.key) is None:
                 making._save(run, job, picture(data), data)
@@ -213,7 +213,7 @@ def test_a_name_that_is_taken_meanwhile_is_passed_over(tmp_path, monkeypatch):
 @pytest.mark.parametrize("force", [False, True])
 def test_a_named_picture_that_is_there_is_kept_unless_forced(tmp_path, force):
     (tmp_path / "fox.png").write_bytes(b"mine")
-    job = SimpleNamespace(line=1, id="x", key="job", recipe=recipe(7), name="fox.png")
+    job = SimpleNamespace(line=1, id="x", key="job", recipe=recipe(7), name="fox.png", varies=())
     with ledger.opened(tmp_path) as book:
         run = making._Run(making.Batch((job,), str(tmp_path), force=force), io.BytesIO(), book)
         if force:
