@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -34,7 +33,7 @@ from sdcli.commands.train import train
 from sdcli.commands.trained import export, measure
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
-from sdcli.terminal.streams import complain, warn
+from sdcli.terminal.streams import complain, show_traceback, warn
 
 app = Commands(
     name="sdcli",
@@ -109,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
         return int(status or ExitStatus.OK)
     except BaseException as error:  # noqa: BLE001  every exception ends here, as an exit status
         if debug:
-            traceback.print_exc()
+            show_traceback(error)
         return _exit_status(error, arguments)
 
 

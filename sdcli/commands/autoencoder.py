@@ -103,4 +103,7 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
         "warnings": [],
         "error": None,
     }
-    print(streams.to_json(line) if output.json else path)
+    if output.json:
+        streams.say(streams.to_json(line))
+    else:
+        streams.say_path(path)

@@ -138,7 +138,8 @@ def batch(
 def _say_forecast(order: making.Batch, *, json: bool) -> None:
     """Print what a batch would do. Raises JobsFailed if some jobs cannot be made."""
     recorded = forecast.forecast(order)
-    print(streams.to_json(recorded) if json else "\n".join(forecast.lines(recorded)))
+    for line in [streams.to_json(recorded)] if json else forecast.lines(recorded):
+        streams.say(line)
     if recorded["failed"]:
         raise JobsFailed(
             f"{recorded['failed']} of {len(recorded['jobs'])} jobs would fail", "see the error of each failed job"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from sdcli.errors import SdcliError
 from sdcli.terminal import streams
+from sdcli.terminal.printable import printable
 
 if TYPE_CHECKING:
     from sdcli.files.metadata import PictureInfo
@@ -110,15 +110,9 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
         pairs["metadata"] = "none about how it was made"
     if command is not None:
         pairs["command"] = command
-    margin = max(map(len, pairs)) + 2
+    margin = max(len(printable(key)) for key in pairs) + 2
     for key, value in pairs.items():
-        text = _printable(value if isinstance(value, str) else json_format.dumps(value))
-        yield f"{_printable(key) + ':':<{margin}}{text.replace(chr(10), chr(10) + ' ' * margin)}"
-
-
-def _printable(text: str) -> str:
-    """`text` without what a terminal would obey or could not print; line breaks stay."""
-    return "".join(
-        letter if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cs") else repr(letter)[1:-1]
-        for letter in text.replace("\r\n", "\n")
-    )
+        text = printable(
+            (value if isinstance(value, str) else json_format.dumps(value)).replace("\r\n", "\n"), keep="\n"
+        )
+        yield f"{printable(key) + ':':<{margin}}{text.replace(chr(10), chr(10) + ' ' * margin)}"

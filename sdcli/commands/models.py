@@ -26,6 +26,7 @@ from sdcli.models.source import INDEX, Source
 from sdcli.models.weights import Weights
 from sdcli.planning import dry_run, resolve
 from sdcli.terminal import display, streams
+from sdcli.terminal.printable import printable
 
 models = Commands(help="List, show, download, verify, name, export and remove models.")
 
@@ -77,11 +78,11 @@ def list_models(json: Json = False) -> None:
                 "kind": entry.kind,
                 "description": entry.description,
             }
-            typer.echo(streams.to_json(line))
+            streams.say(streams.to_json(line))
             continue
         here, whose = "here" if present else "absent", "shipped" if entry.origin == registry.SHIPPED else "yours"
         what = entry.description or entry.repo or entry.folder
-        typer.echo(f"{entry.name:{width}}  {here:6}  {whose:7}  {entry.kind:10}  {what}")
+        streams.say(f"{entry.name:{width}}  {here:6}  {whose:7}  {entry.kind:10}  {what}")
 
 
 @models.command("show")
@@ -92,14 +93,14 @@ def show(name: Name, json: Json = False) -> None:
     """
     facts = describe(registry.find(name))
     if json:
-        typer.echo(streams.to_json(facts))
+        streams.say(streams.to_json(facts))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
         if key == "vocabulary":
             _show_groups(value["groups"])
         else:
-            typer.echo(f"{key:{width}}  {_shown(value)}")
+            streams.say(f"{key:{width}}  {_shown(value)}")
 
 
 def describe(entry: registry.ModelEntry) -> dict[str, Any]:
@@ -151,7 +152,8 @@ def _show_groups(groups: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     for name, phrases in groups.items():
         content = (f"{phrase} ({', '.join(others)})" if others else phrase for phrase, others in phrases.items())
         lines = textwrap.wrap(", ".join(content), width=width, break_on_hyphens=False)
-        typer.echo("\n".join(["", name, *(f"  {line}" for line in lines)]))
+        for line in ("", name, *(f"  {line}" for line in lines)):
+            streams.say(line)
 
 
 @models.command("labels")
@@ -168,7 +170,7 @@ def labels(name: Name, json: Json = False, debug: Debug = False) -> None:
         raise UsageError(f"{entry.name} takes a text, not a class label", "use a PROMPT")
     for index, names in enumerate(known.names):
         line = streams.to_json({"index": index, "names": names})
-        typer.echo(line if json else f"{index:<{len(str(len(known.names)))}}  {', '.join(names)}")
+        streams.say(line if json else f"{index:<{len(str(len(known.names)))}}  {', '.join(names)}")
 
 
 @models.command("pull")
@@ -203,9 +205,9 @@ def pull(
     path = str(registry.locate(entry).path)
     if json:
         facts = {"name": entry.name, "repo": entry.repo, "revision": pin.revision, "path": path}
-        typer.echo(streams.to_json(facts | {"files": len(pin.files), "bytes": pin.size}))
+        streams.say(streams.to_json(facts | {"files": len(pin.files), "bytes": pin.size}))
     else:
-        typer.echo(path)
+        streams.say_path(path)
 
 
 @models.command("verify")
@@ -225,7 +227,7 @@ def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug
     with display.transfer(quiet=quiet) as start:
         on_bytes = start(pin.size)
         for path, state in lock.check(pin, snapshot, on_bytes):
-            typer.echo(streams.to_json({"file": path, "status": state}) if json else f"{state:7}  {path}")
+            streams.say(streams.to_json({"file": path, "status": state}) if json else f"{state:7}  {path}")
             bad += [path] if state != "ok" else []
     if bad:
         raise ModelCorrupt(
@@ -265,7 +267,7 @@ def add(
         sdcli models add ink ~/models/ink.safetensors
         sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
     """
-    typer.echo(str(user_models.add(name, source, part or (), force=force)))
+    streams.say_path(str(user_models.add(name, source, part or (), force=force)))
 
 
 @models.command("export")
@@ -299,9 +301,9 @@ def export(
         files = [file for file in Path(folder).rglob("*") if file.is_file()]
         facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": Source(Path(folder)).sha256}
         size = sum(file.stat().st_size for file in files)
-        typer.echo(streams.to_json(facts | {"files": len(files), "bytes": size}))
+        streams.say(streams.to_json(facts | {"files": len(files), "bytes": size}))
     else:
-        typer.echo(folder)
+        streams.say_path(folder)
 
 
 @models.command("convert")
@@ -399,7 +401,7 @@ def _confirm(what: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"this would remove {what}", "use --yes if stdin is not a terminal")
-    print(f"remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"remove {printable(what)}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Abort
 

@@ -16,6 +16,7 @@ from sdcli.commands import completion, options
 from sdcli.commands.plain_help import Commands
 from sdcli.errors import UsageError
 from sdcli.models import registry
+from sdcli.terminal import streams
 from sdcli.training import run_config
 from sdcli.training.settings import (
     AutoencoderTraining,
@@ -375,7 +376,8 @@ def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapp
 
     if execution.dry_run:
         facts = session.cost(config, session.How(**how))
-        typer.echo(jsonlib.dumps(facts) if execution.json else session.shown(facts))
+        for line in [jsonlib.dumps(facts)] if execution.json else session.shown(facts).splitlines():
+            streams.say(line)
     else:
         raise typer.Exit(session.train_stage(config, session.How(**how)))
 

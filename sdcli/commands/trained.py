@@ -12,6 +12,7 @@ from sdcli.commands import completion, options
 from sdcli.commands.train import prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.files import folders
+from sdcli.terminal import streams
 from sdcli.training import run_config
 
 
@@ -75,8 +76,8 @@ def measure(
     width = max(map(len, ("judge", *models)))
     for index, row in enumerate(session.measure(models, judge, counts, chosen, world, sprites, quiet)):
         if not json and index == 0:
-            typer.echo(session.heading(width))
-        typer.echo(jsonlib.dumps(row) if json else session.line_of(row, width))
+            streams.say(session.heading(width))
+        streams.say(jsonlib.dumps(row) if json else session.line_of(row, width))
 
 
 def export(
@@ -113,4 +114,4 @@ def export(
 
     with folders.written(to, force=force) as folder:
         stages.export_run(config, folder, averaged=averaged, unet_only=unet_only, shard_mb=shard)
-    typer.echo(to)
+    streams.say_path(to)

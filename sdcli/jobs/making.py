@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -246,7 +245,7 @@ def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
 
 def _words(run: _Run, error: Exception) -> str:
     if run.batch.debug:
-        traceback.print_exception(error)
+        streams.show_traceback(error)
     if isinstance(error, MemoryError):
         error = OutOfMemory("out of memory", "make a smaller picture, or choose dtype bfloat16")
     if isinstance(error, SdcliError):

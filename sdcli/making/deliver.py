@@ -81,9 +81,10 @@ def forecast(request: Request) -> None:
     )
     if request.json:
         warnings = [each.message for each in request.warnings]
-        print(streams.to_json({**plan, "warnings": warnings, "error": None}))
+        streams.say(streams.to_json({**plan, "warnings": warnings, "error": None}))
     else:
-        print("\n".join(dry_run.lines(plan)))
+        for line in dry_run.lines(plan):
+            streams.say(line)
 
 
 def save(
