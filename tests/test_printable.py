@@ -92,9 +92,10 @@ def test_names_are_literal_in_bars(monkeypatch, name):
 
 def test_a_path_is_unchanged_for_programs_and_safe_on_a_terminal(monkeypatch):
     out = io.BytesIO()
-    streams.write_line(out, "a\x1bb")
+    streams.write_line(out, "a\x1bb\udcff")
     monkeypatch.setattr(out, "isatty", lambda: True, raising=False)
-    assert out.getvalue() == b"a\x1bb\n"
+    streams.write_line(out, "a\x1bb\udcff")
+    assert out.getvalue() == b"a\x1bb\xff\n" + rb"a\x1bb\udcff" + b"\n"
 
 
 def test_a_traceback_is_safe(capsys):

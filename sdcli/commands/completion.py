@@ -100,6 +100,8 @@ def join_words(environment: MutableMapping[str, str]) -> None:
     if environment.get(_VARIABLE) != "complete_bash" or not environment.get("COMP_CWORD", "").isdigit():
         return
     words = environment.get("COMP_WORDS", "").split("\n")
+    if len(words) == 1:
+        return
     joined: list[str] = []
     last = int(environment["COMP_CWORD"])
     for index, word in enumerate(words[: last + 1]):

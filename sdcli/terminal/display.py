@@ -143,9 +143,8 @@ def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[O
         if activity != phase:
             phase, first, mean = activity, (now, done), loss or 0.0
         mean += 0.05 * ((loss or 0.0) - mean)
-        changes: dict[str, Any] = {
-            "description": printable(activity if loss is None else f"{activity}, loss {mean:.4f}")
-        }
+        told = activity if loss is None else f"{activity}, loss {mean:.4f}"
+        changes: dict[str, Any] = {"description": printable(told)}
         if done > first[1]:
             seconds = (now - first[0]) / (done - first[1])
             changes |= {"rate": format_rate(seconds), "left": f"{format_clock(seconds * (total - done))} left"}
