@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -33,6 +32,7 @@ from sdcli.commands.train import train
 from sdcli.commands.trained import export, measure
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
+from sdcli.terminal import signals
 from sdcli.terminal.streams import complain, show_traceback, warn
 
 app = Commands(
@@ -89,27 +89,20 @@ def _root(
         warn(f"unknown variable {name}; did you mean {near}?")
 
 
-class Terminated(BaseException):
-    """SIGTERM as an exception, so that every `finally` runs."""
-
-
-def _terminate(signal_number: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run `sdcli ARGUMENTS…` and return its exit status; errors are two lines on stderr."""
     debug = "--debug" in arguments
     join_words(os.environ)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
+        signals.watch()
         status = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)
         sys.stdout.flush()
         return int(status or ExitStatus.OK)
     except BaseException as error:  # noqa: BLE001  every exception ends here, as an exit status
         if debug:
             show_traceback(error)
-        return _exit_status(error, arguments)
+        number = signals.came()
+        return _exit_status(error, arguments) if number is None else 128 + number
 
 
 def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
@@ -126,8 +119,6 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
             return ExitStatus.OK
         case KeyboardInterrupt() | Abort():
             return ExitStatus.INTERRUPTED
-        case Terminated():
-            return ExitStatus.TERMINATED
         case MemoryError():
             shortage = OutOfMemory("out of memory", "make a smaller picture, or choose --dtype bfloat16")
             return _exit_status(shortage, arguments)

@@ -23,6 +23,7 @@ from sdcli.models.source import Source
 from sdcli.models.weights import Weights
 from sdcli.planning import timings
 from sdcli.recipe.recipe import Recipe
+from sdcli.terminal import signals
 from tests import tiny
 from tests.conftest import Finished, clean_environment
 
@@ -42,7 +43,7 @@ def sdcli(tmp_path, monkeypatch, capfd) -> Callable[..., Finished]:
         monkeypatch.setenv(name, os.environ.get(name, ""))  # which the command sets, and pytest then restores
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     monkeypatch.setenv("TERM", "dumb")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: str | Path) -> Finished:
         capfd.readouterr()
@@ -51,7 +52,8 @@ def sdcli(tmp_path, monkeypatch, capfd) -> Callable[..., Finished]:
         return Finished(status, out.encode(), err)
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -369,7 +371,7 @@ def test_interrupted_once_the_picture_in_hand_is_finished_twice_it_is_not(
     assert done.status == 130
     assert done.stderr == "interrupted: finishing the current picture; press Ctrl-C again to stop now\n"
     assert len(done.lines) == len(pictures(tmp_path / "out")) == finished
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signals.interrupt
     again = batch(jobs)
     assert sorted(line["status"] for line in lines_of(again)) == ["cached"] * finished + ["done"] * (2 - finished)
 

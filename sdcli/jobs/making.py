@@ -30,7 +30,7 @@ from sdcli.making.deliver import done_line, prepare_libraries
 from sdcli.making.deliver import maker as choose_maker
 from sdcli.making.maker import Maker, Task
 from sdcli.planning.resolve import read_inputs
-from sdcli.terminal import display, streams
+from sdcli.terminal import display, signals, streams
 
 if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Step
@@ -129,6 +129,7 @@ def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
     try:
         maker.load(group[0].weights, group[0].recipe)
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
+        signals.raise_again()
         for job in group:
             _fail(run, job, _words(run, error))
         run.done += len(group)
@@ -161,6 +162,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
             _print(run, failed_line_of(job, error.message))
         raise
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
+        signals.raise_again()
         if len(chunk) > 1:
             for job in chunk:
                 _make(run, maker, [job])
@@ -271,7 +273,7 @@ def _interrupts_deferred() -> Iterator[None]:
     def defer(signal_number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            signals.interrupt(signal_number, frame)
         asked = True
         with suppress(OSError):  # stderr is closed: Ctrl-C has ended the reader of the pipe too
             os.write(2, told)  # print could be interrupted
