@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import re
@@ -14,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, OutputError, OutputExists, UsageError
-from sdcli.files import names
+from sdcli.files import atomic, names
 from sdcli.files.names import MAX_SLUG_BYTES, slug
 from sdcli.files.outputs import Destination, plan, write
 from sdcli.recipe.recipe import Recipe
@@ -379,6 +380,48 @@ def test_without_hard_links_names_are_still_never_taken_twice(here, monkeypatch,
     assert len(everything_in(here)) == 1 + bool(options)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_without_hard_links_a_name_is_taken_at_once_and_never_overwritten(here, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "replace", None)  # which would need a name that is reserved before
+    assert write(Destination("fox.png"), b"a") == "fox.png"
+    assert write(Destination("fox.png", unique=True), b"b") == "fox-2.png"
+    with pytest.raises(OutputExists):
+        write(Destination("fox.png"), b"c")
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == {"fox.png": b"a", "fox-2.png": b"b"}
+
+
+def test_a_disk_that_fails_while_names_are_synced_is_an_error(here, monkeypatch):
+    sync = os.fsync
+
+    def fail(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EIO
+    with pytest.raises(OutputError, match="Input/output error"):
+        write(Destination("fox.png"), b"a")
+    number = errno.EINVAL  # what a file system says that cannot
+    assert write(Destination("owl.png"), b"a") == "owl.png"
+
+
+def test_made_directories_are_synced_in_their_parents(here, monkeypatch):
+    synced = []
+    monkeypatch.setattr(atomic, "sync_name", synced.append)
+    atomic.make_directories(here / "a" / "b")
+    assert synced == [here, here / "a"]
+    atomic.make_directories(here / "a" / "b")
+    assert len(synced) == 2
+    (here / "file").write_text("")
+    with pytest.raises(OSError):
+        atomic.make_directories(here / "file" / "c")
+
+
 def test_without_hard_links_an_interruption_frees_the_name(here, monkeypatch):
     def refuse(*arguments, **keywords):
         raise PermissionError(1, "Operation not permitted")
@@ -386,6 +429,7 @@ def test_without_hard_links_an_interruption_frees_the_name(here, monkeypatch):
     def interrupt(*arguments, **keywords):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(atomic, "_renamed", lambda *paths: False)
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -33,7 +33,6 @@ PICTURES, LATENTS = Kind("-o", ".png"), Kind("--save-latents", ".safetensors")
 _OTHER_FORMATS = re.compile(
     r"\.(apng|avif|bmp|gif|hei[cf]|ico|jfif|jp2|jpe|jpe?g|jxl|pdf|ppm|svg|tga|tiff?|webp)", re.IGNORECASE
 )
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
 
     The data is written to a hidden file in the same directory, synced and renamed, so that a reader, a crash or a full
     disk never leaves a partial file. If two processes write the same name, the second one gets OutputExists or, with
-    `unique`, the next name. On file systems without hard links an empty file reserves the name for a moment. `force`
+    `unique`, the next name. `force`
     follows symbolic links. `staging` is the name of the hidden file, for a caller that deletes the files of a killed
     process. Raises OutputError if writing fails.
     """
@@ -141,7 +140,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
                 _check_free(destination)
                 temporary.replace(destination.final)
             else:
-                _link(temporary, destination.final)
+                atomic.link(temporary, destination.final)
         atomic.sync_name(directory)
     except FileExistsError as error:
         raise _exists(path, kind.option) from error
@@ -213,7 +212,7 @@ def _check_writable(directory: Path, *, make: bool, option: str = PICTURES.optio
     """Write a temporary file: permissions do not show whether a file system is read-only, full or virtual."""
     try:
         if make:
-            directory.mkdir(parents=True, exist_ok=True)
+            atomic.make_directories(directory)
         with atomic.staged(directory, b""):
             pass
     except OSError as error:
@@ -239,7 +238,7 @@ def _check_free(destination: Destination) -> None:
 def _first_free(temporary: Path, path: str, suffix: str) -> str:
     for candidate in names.numbered(path, suffix):
         with suppress(FileExistsError):
-            _link(temporary, Path(candidate))
+            atomic.link(temporary, Path(candidate))
             return candidate
     raise AssertionError("names do not run out")
 
@@ -247,21 +246,6 @@ def _first_free(temporary: Path, path: str, suffix: str) -> str:
 def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
     """Return the name that `_first_free` will use, unless another process writes it first."""
     return next(name for name in names.numbered(path, suffix) if name not in taken and not os.path.lexists(name))
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Rename the file without overwriting; raises FileExistsError if the name exists."""
-    try:
-        path.hardlink_to(temporary)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        path.open("xb").close()
-        try:
-            temporary.replace(path)
-        except BaseException:
-            path.unlink()
-            raise
 
 
 def _exists(path: str, option: str) -> OutputExists:

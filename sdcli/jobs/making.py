@@ -206,7 +206,7 @@ def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str
                 )
             continue
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            ledger.make_folder(run.book, name)
         except (FileExistsError, NotADirectoryError) as error:
             raise OutputExists(f"{path.parent} is a file, not a directory", "choose another output") from error
         except OSError as error:
