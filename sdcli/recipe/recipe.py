@@ -23,6 +23,8 @@ MAX_SEED = 2**32 - 1
 MAX_SIDE = 16_384
 MAX_HIRES = 8.0
 UPSCALERS = ("latent", "lanczos")
+MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
+"""Characters of a prompt, and weights that are opened in it."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -401,17 +403,29 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
 
 
 def check_texts(condition: Condition) -> None:
-    """Raise InvalidRecipe for a prompt or label that is not valid Unicode, and for both together.
+    """Raise InvalidRecipe for a prompt or label that is not valid Unicode or too long, and for both together.
 
     Arguments of a command line can contain bytes that are not UTF-8.
     """
     for key in ("prompt", "negative_prompt", "label"):
         if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key) or ""):
             raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
+    for key in ("prompt", "negative_prompt", "label"):
+        _check_length(key, getattr(condition, key) or "")
     if condition.label is not None and condition.prompt:
         raise InvalidRecipe(
             "there is a prompt and a label", "give one of them: a model takes a text or a class label", "label"
         )
+
+
+def _check_length(key: str, text: str) -> None:
+    if len(text) > MAX_PROMPT:
+        hint = f"shorten it to at most {MAX_PROMPT:,} characters"
+        raise InvalidRecipe(f"{key} is {len(text):,} characters long", hint, key)
+    brackets = text.count("(") + text.count("[")
+    if brackets > MAX_BRACKETS:
+        hint = f"use at most {MAX_BRACKETS:,}"
+        raise InvalidRecipe(f"{key} has {brackets:,} opening brackets", hint, key)
 
 
 def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
