@@ -23,8 +23,9 @@ def chunks(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> li
     """
     room = tokenizer.max_length - 2
     parts = weights.parse(prompt) if prompt_weights else [[weights.Weighted(prompt, 1.0)]]
-    if len(parts) > MAX_CHUNKS:
-        raise _too_long(len(parts))
+    least = len(parts) if parts[-1] else len(parts) - 1
+    if least > MAX_CHUNKS:
+        raise _too_long(least)
     result: list[Chunk] = []
     for part in parts:
         result.append([])
