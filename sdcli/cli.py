@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
+from sdcli.commands import usage
 from sdcli.commands.batch import batch
 from sdcli.commands.completion import join_words
 from sdcli.commands.config import config
@@ -113,7 +114,7 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
         case Exit():
             return error.exit_code
         case TyperException():
-            return _usage_error(error)
+            return _usage_error(error, arguments)
         case BrokenPipeError():  # while printing help or flushing stdout
             _die_of_closed_pipe()
             return ExitStatus.OK
@@ -148,18 +149,12 @@ def _stdout_failed(error: OSError, arguments: Sequence[str]) -> int:
     )
 
 
-def _usage_error(error: TyperException) -> int:
+def _usage_error(error: TyperException, arguments: Sequence[str]) -> int:
     """Print an error of typer about options and arguments in two lines."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "sdcli"
-    message = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":  # the help itself is the message
-        print(message, file=sys.stderr)
+        print(error.format_message(), file=sys.stderr)
     else:
-        hint = f"see {command} --help"
-        if "unexpected extra argument" in message:
-            hint = f'quote a prompt of several words, as in "arctic fox"; {hint}'
-        complain(message.rstrip("."), hint)
+        complain(*usage.explain(error, arguments))
     return ExitStatus.USAGE
 
 

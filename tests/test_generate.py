@@ -155,7 +155,7 @@ def test_prompt_from_stdin(run, sd15):
         (["x", "--steps", "many"], 2, "--steps", "--help"),
         (["x", "-W", "250"], 2, "width is 250", "248 and 256"),
         (["x", "--scheduler", "eular"], 2, "eular", "euler"),
-        (["x", "--seed", "-1"], 2, "seed is -1", "4294967295"),
+        (["x", "--seed", "-2"], 2, "seed is -2", "4294967295"),
         (["x", "--seed", "4294967295", "-n", "2"], 2, "seed is 4294967296", "4294967295"),
         (["x", "-n", "0"], 2, "--num-images", "--help"),
         (["x", "-n", "2", "-o", "-"], 2, "one picture", "directory"),

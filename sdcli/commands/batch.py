@@ -120,7 +120,8 @@ def batch(
     """
     given = options.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
-        recipe.check_value(key, value)
+        if not job.is_random(key, value):
+            recipe.check_value(key, value)
     resolve.settings(registry.find(given["model"]), given, None)  # an error here concerns the options, not a job
     axes = _axes(matrix or [], given)
     listed = _listed(jobs, axes, format=format, comments=comments, strict=output.strict)

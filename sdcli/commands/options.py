@@ -28,7 +28,7 @@ import typer
 
 from sdcli.commands import completion
 from sdcli.config import DEFAULT_MODEL
-from sdcli.recipe import schedulers
+from sdcli.recipe import other_tools, schedulers
 from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED, UPSCALERS
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
@@ -173,7 +173,7 @@ class Picture:
             "-s",
             metavar="INTEGER",
             rich_help_panel=PICTURE,
-            help=f"Seed of the noise, from 0 to {MAX_SEED}.",
+            help=f"Seed of the noise, from 0 to {MAX_SEED}; -1 draws one.",
             show_default="random",
         ),
     ] = None
@@ -207,9 +207,10 @@ class Picture:
     scheduler: Annotated[
         str | None,
         typer.Option(
-            "--scheduler", metavar="NAME", rich_help_panel=SAMPLING,
+            "--scheduler", "--sampler", metavar="NAME", rich_help_panel=SAMPLING,
             autocompletion=completion.scheduler,
-            help=f"One of {', '.join(schedulers.NAMES)}.", show_default="the model's",
+            help=f"One of {', '.join(schedulers.NAMES)}; or a name of A1111, such as 'DPM++ 2M Karras'.",
+            show_default="the model's",
         ),
     ] = None  # fmt: skip
     sigmas: Annotated[
@@ -384,6 +385,16 @@ class Handover:
 class Output(Handover):
     """The same, with options for latents, dry runs and several pictures."""
 
+    prompt_option: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", rich_help_panel=PICTURE, help="Same as PROMPT."),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WxH", rich_help_panel=PICTURE, help="Width and height together, such as 512x768."
+        ),
+    ] = None
     save_latents: Annotated[
         str | None,
         typer.Option(
@@ -446,4 +457,7 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
 def given(*groups: Any, **others: Any) -> dict[str, Any]:
     """The options in `groups` and `others` that were given, flat."""
     values = {each.name: getattr(group, each.name) for group in groups for each in fields(group)} | others
-    return {key: value for key, value in values.items() if value not in (None, [])}
+    found = {key: value for key, value in values.items() if value not in (None, [])}
+    if "scheduler" in found:
+        found = {**other_tools.translate("scheduler", found.pop("scheduler")), **found}
+    return found

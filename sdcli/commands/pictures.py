@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sdcli import config
@@ -14,7 +15,8 @@ from sdcli.making.request import Request
 from sdcli.models import located
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
-from sdcli.recipe.recipe import Layout
+from sdcli.recipe import other_tools
+from sdcli.recipe.recipe import Layout, draw_seed
 from sdcli.terminal import streams
 
 MAX_PROMPT_BYTES = 2**20
@@ -27,6 +29,7 @@ def make(asked: Mapping[str, Any], output: options.Output) -> None:
     images that are resized. Raises UsageError without a prompt or a label, and what `resolve.resolve` and
     `deliver.deliver` raise.
     """
+    asked = _in_own_terms(asked, output)
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a class-conditional model; see --help"
         raise UsageError("PROMPT or --label is missing", hint)
@@ -53,6 +56,37 @@ def make(asked: Mapping[str, Any], output: options.Output) -> None:
         deliver.forecast(request)
     else:
         deliver.deliver(request)
+
+
+def _in_own_terms(asked: Mapping[str, Any], output: options.Output) -> Mapping[str, Any]:
+    """`asked` with the options that other tools have: --prompt, --size, and a seed of -1. Raises UsageError."""
+    found = dict(asked)
+    if output.prompt_option is not None:
+        if "prompt" in found:
+            raise UsageError("the prompt is given twice", "give it as PROMPT or with --prompt")
+        found["prompt"] = output.prompt_option
+    if output.size is not None:
+        if {"width", "height"} & found.keys():
+            raise UsageError("the size is given twice", "give --size, or --width and --height")
+        found |= other_tools.size_of(output.size)
+    if found.get("seed") == other_tools.RANDOM_SEED:
+        found["seed"] = draw_seed()
+    _check_order(found)
+    return found
+
+
+def _check_order(asked: Mapping[str, Any]) -> None:
+    """Raise UsageError if IMAGE and PROMPT are swapped."""
+    image, prompt = asked.get("image"), asked.get("prompt")
+    if isinstance(image, str) and isinstance(prompt, str) and not _is_file(image) and _is_file(prompt):
+        raise UsageError(f"{prompt} is a file, and {image!r} is not", "give IMAGE first, then PROMPT")
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _note_sizes(resolved: Resolved) -> None:

@@ -13,6 +13,12 @@ ALIASES: Mapping[str, str] = {"cfg_scale": "guidance_scale", "sampler": "schedul
 RANDOM_SEED = -1
 """Draws a seed, as no seed does; it takes the place of a seed in the user's settings."""
 
+_COMFYUI: Mapping[str, str] = {
+    "euler_ancestral": "euler-a",
+    "dpmpp_2m": "dpm++-2m",
+    "dpmpp_2m_sde": "dpm++-2m-sde",
+    "uni_pc": "unipc",
+}
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[x×X*]\s*(\d{1,6})\s*", re.ASCII)
 
 
@@ -38,6 +44,8 @@ def size_of(value: Any) -> dict[str, int]:
 
 
 def _sampler(name: str) -> dict[str, Any]:
+    if name.lower() in _COMFYUI:
+        return {"scheduler": _COMFYUI[name.lower()]}
     known = schedulers.from_a1111(name) or schedulers.from_a1111(name.replace("_", " "))
     if known is None:
         return {"scheduler": name}  # which the recipe refuses

@@ -393,7 +393,7 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         raise InvalidRecipe(f"{name} is {value!r}", f"{name} must be {words[kind]}", name)
     if "choices" in rule and value not in rule["choices"]:
         choices = f"{name} is one of {', '.join(rule['choices'])}"
-        near = did_you_mean(str(value), rule["choices"], "")
+        near = _USUAL.get((name, str(value).lower())) or did_you_mean(str(value), rule["choices"], "")
         hint = f"{near} {choices}" if near else choices
         raise InvalidRecipe(f"unknown {name} {value!r}", hint, name)
     if "low" in rule and not rule["low"] <= value <= rule["high"]:
@@ -426,6 +426,18 @@ def _check_length(key: str, text: str) -> None:
     if brackets > MAX_BRACKETS:
         hint = f"use at most {MAX_BRACKETS:,}"
         raise InvalidRecipe(f"{key} has {brackets:,} opening brackets", hint, key)
+
+
+_USUAL = {
+    ("device", "gpu"): "use cuda, or mps on a Mac;",
+    ("device", "nvidia"): "use cuda;",
+    ("device", "metal"): "use mps;",
+    ("dtype", "fp16"): "use float16;",
+    ("dtype", "half"): "use float16;",
+    ("dtype", "bf16"): "use bfloat16;",
+    ("dtype", "fp32"): "use float32;",
+}
+"""What other tools call values, with the hint."""
 
 
 def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
