@@ -1,6 +1,7 @@
 """`sdcli batch` as a shell sees it: lines, files, statuses; through kills, full disks and interrupts."""
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from sdcli import cli
 from sdcli.diffusion import pipeline
 from sdcli.errors import InvalidPicture
 from sdcli.files import images
+from sdcli.jobs import making
 from sdcli.models import assemble
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
@@ -239,6 +241,21 @@ def test_lines_and_names_tell_what_varies(batch, sdcli, sd15, tmp_path):
     assert [line["options"]["scheduler"] for line in lines] == ["ddim", "euler"]
     assert all(set(line["options"]) <= {"prompt", "scheduler"} for line in lines)
     assert [Path(line["path"]).name.split("-", 2)[2] for line in lines] == ["ddim-7.png", "euler-7.png"]
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("json_asked", "expected"), [(False, b"done    out/a.png\n"), (True, b'{"status"')])
+def test_a_person_at_a_terminal_gets_paths_and_a_program_json(json_asked, expected):
+    out = Terminal()
+    run = making._Run(making.Batch((), "out", json=json_asked), out, None)
+    making._print(run, {"status": "done", "path": "out/a.png"})
+    making._print(run, {"status": "failed", "path": None})
+    assert out.getvalue().startswith(expected)
+    assert out.getvalue().count(b"\n") == (2 if json_asked else 1)
 
 
 def test_a_matrix_of_wildcards(batch, tmp_path):

@@ -42,7 +42,7 @@ CASES: list[tuple[list[str], set[str]]] = [
     (["replay", "-m", "ki"], {"kit", "kit-inpaint", "kit-semantic"}),
     (["serve", "-m", "ki"], {"kit", "kit-inpaint", "kit-semantic"}),
     (["batch", "--format", ""], set(read.FORMATS)),
-    (["batch", "--matrix", "st"], {"steps=", "strength="}),
+    (["batch", "--matrix", "ste"], {"steps="}),
     (["batch", "--matrix", "clip"], {"clip_skip="}),
     (["models", "show", ""], models(registry.MODEL, registry.CONTROLNET)),
     (["models", "pull", "sdxl-t"], {"sdxl-turbo"}),

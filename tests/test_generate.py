@@ -179,6 +179,17 @@ def test_refusals_are_two_lines_and_leave_nothing(run, tmp_path, arguments, stat
     assert (tmp_path / "taken.png").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["x", "--steps", "0"], 2), (["x", "-m", "nothing"], 3), (["-"], 4), (["x", "-o", "no/x.png"], 8)],
+)
+def test_a_failure_is_a_line_of_json_where_it_is_asked_for(run, words, status):
+    done = run("generate", *words, "--json")
+    (line,) = map(json.loads, done.lines)
+    assert (done.status, line["status"], line["path"]) == (status, "failed", None)
+    assert f"error: {line['error']}" in done.stderr.splitlines()
+
+
 @pytest.mark.parametrize("stdin", [b"", b" \r\n", b"\xef\xbb\xbf\n"])
 def test_a_prompt_from_an_empty_stdin_is_an_error(run, stdin):
     done = run("generate", "-", stdin=stdin)

@@ -39,7 +39,7 @@ class BatchOutput:
         typer.Option(
             "--json",
             rich_help_panel=options.OUTPUT,
-            help="Print the result of --dry-run as one JSON object.",
+            help="Print JSON on a terminal too; the result of --dry-run is one object.",
             show_default=False,
         ),
     ] = False
@@ -128,8 +128,9 @@ def batch(
     expand.check_number(len(listed), axes)
     planned = plan.plan(expand.multiply(listed, axes), given, strict=output.strict, num_images=num_images)
     order = making.Batch(
-        planned, _directory(output.directory), output.force, fail_fast, output.quiet, output.strict, output.debug
-    )
+        planned, _directory(output.directory), output.force, fail_fast, output.quiet, output.strict, output.debug,
+        output.json,
+    )  # fmt: skip
     if output.dry_run:
         _say_forecast(order, json=output.json)
     else:

@@ -63,26 +63,39 @@ Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an 
 def list_models(json: Json = False) -> None:
     """List the known models.
 
-    Each line has the name, "here" or "absent", who named it (sdcli or you), the kind, and a description. A
-    ControlNet is used together with a model: sdcli generate --control NAME=IMAGE.
+    The columns are the name, whether its files are on this machine, their size, the kind, who named it (sdcli or you),
+    and a description. A ControlNet is used together with a model: sdcli generate --control NAME=IMAGE.
     """
     entries = registry.entries().values()
-    width = max(len(entry.name) for entry in entries)
+    rows = [("NAME", "STATE", "SIZE", "KIND", "FROM", "DESCRIPTION")]
     for entry in entries:
-        present = registry.is_present(entry)
+        size = _size(entry) if registry.is_present(entry) else None
         if json:
             line = {
                 "name": entry.name,
-                "present": present,
+                "present": size is not None,
                 "origin": entry.origin,
                 "kind": entry.kind,
                 "description": entry.description,
+                "bytes": size,
             }
             streams.say(streams.to_json(line))
             continue
-        here, whose = "here" if present else "absent", "shipped" if entry.origin == registry.SHIPPED else "yours"
-        what = entry.description or entry.repo or entry.folder
-        streams.say(f"{entry.name:{width}}  {here:6}  {whose:7}  {entry.kind:10}  {what}")
+        state, whose = "absent" if size is None else "here", "sdcli" if entry.origin == registry.SHIPPED else "you"
+        what = entry.description or entry.repo or entry.folder or ""
+        rows.append((entry.name, state, "-" if size is None else display.format_size(size), entry.kind, whose, what))
+    if not json:
+        shown = [tuple(map(printable, row)) for row in rows]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)][:-1]
+        for *cells, last in shown:
+            streams.say("  ".join([*(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)), last]))
+
+
+def _size(entry: ModelEntry) -> int:
+    """The bytes of a model's files."""
+    path = registry.locate(entry).path
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 @models.command("show")
@@ -326,7 +339,7 @@ def convert(
 
     done = run(Path(source), Path(target), force=force)
     if json:
-        typer.echo(
+        streams.say(
             streams.to_json({"path": target, "kind": done.kind, "tensors": done.tensors, "dropped": done.dropped})
         )
         return
@@ -334,7 +347,7 @@ def convert(
     if done.dropped:
         more = f", and {len(done.dropped) - _LISTED} more" if len(done.dropped) > _LISTED else ""
         streams.note(f"left out, because they are not tensors: {', '.join(done.dropped[:_LISTED])}{more}")
-    typer.echo(target)
+    streams.say_path(target)
 
 
 _LISTED = 10

@@ -146,7 +146,8 @@ class Picture:
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            "--lora", metavar="NAME[:SCALE]", rich_help_panel=PICTURE, show_default=False, autocompletion=completion.lora_name,
+            "--lora", metavar="NAME[:SCALE]", rich_help_panel=PICTURE, show_default=False,
+            autocompletion=completion.lora_name,
             help="Merge a LoRA into the model: a name, a .safetensors file or OWNER/NAME. NAME:0.8,te=0.5 sets another "
             "scale for the text encoder. Can be repeated.",
         ),
@@ -161,7 +162,8 @@ class Picture:
     embedding: Annotated[
         list[str] | None,
         typer.Option(
-            "--embedding", metavar="NAME", rich_help_panel=PICTURE, show_default=False, autocompletion=completion.embedding_name,
+            "--embedding", metavar="NAME", rich_help_panel=PICTURE, show_default=False,
+            autocompletion=completion.embedding_name,
             help="Use an embedding (textual inversion) where its name is in a prompt: a name or a .safetensors file. "
             "Can be repeated.",
         ),

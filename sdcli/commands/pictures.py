@@ -9,7 +9,7 @@ from typing import Any
 
 from sdcli import config
 from sdcli.commands import options
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, SdcliError, UsageError
 from sdcli.making import deliver
 from sdcli.making.request import Request
 from sdcli.models import located
@@ -23,6 +23,16 @@ MAX_PROMPT_BYTES = 2**20
 
 
 def make(asked: Mapping[str, Any], output: options.Output) -> None:
+    """Do what `_make` does; with --json, a failure is a line on stdout, as in a batch."""
+    try:
+        _make(asked, output)
+    except SdcliError as error:
+        if output.json and not error.reported and output.path != "-":
+            streams.say(streams.to_json(deliver.failed_line(None, error.message)))
+        raise
+
+
+def _make(asked: Mapping[str, Any], output: options.Output) -> None:
     """Make the pictures of `asked` (the given flat keys), or print the plan with `--dry-run`.
 
     Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Unless quiet, notes on stderr name

@@ -179,5 +179,5 @@ def _verify(
         }
         streams.write_line(out, streams.to_json(line))
     elif error is None:
-        streams.write_line(out, source.path)
+        streams.write_line(out, f"{source.path}: identical" if out.isatty() else source.path)
     return [error] if error else []

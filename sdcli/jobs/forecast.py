@@ -104,7 +104,7 @@ def _cost(plan: _Plan, parts: Parts, recipe: Recipe) -> dict[str, Any]:
         plan.costs[alike] = dry_run.cost_of(parts, recipe)
         return plan.costs[alike]
     is_text = recipe.condition.label is None
-    return {**plan.costs[alike], "tokens": dry_run.count_tokens(parts.weights.model, recipe) if is_text else None}
+    return {**plan.costs[alike], "tokens": dry_run.count_tokens(parts.weights, recipe) if is_text else None}
 
 
 def _name(plan: _Plan, job: Planned) -> str:

@@ -47,6 +47,8 @@ class Batch:
     quiet: bool = False
     strict: bool = False
     debug: bool = False
+    json: bool = False
+    """Whether lines are JSON on a terminal too."""
 
 
 @dataclass
@@ -232,7 +234,12 @@ def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> 
 
 
 def _print(run: _Run, line: Mapping[str, Any]) -> None:
-    streams.write_line(run.out, streams.to_json(line))
+    """Print a job's line: JSON, or its status and path for a person at a terminal, who sees errors on stderr."""
+    if run.batch.json or not run.out.isatty():
+        streams.write_line(run.out, streams.to_json(line))
+    elif line["path"] is not None:
+        display.erase_bar()
+        streams.write_line(run.out, f"{line['status']:<7} {line['path']}")
 
 
 def _fail(run: _Run, job: Planned | Fault, message: str) -> None:

@@ -102,6 +102,7 @@ def save(
         error = InvalidPicture(picture.flat, "try another --seed, prompt or scheduler, or omit --strict")
         if request.json:
             streams.write_line(out, streams.to_json(failed_line(picture.recipe, error.message)))
+            error.reported = True
         raise error
     kept = None if latents is None else outputs.write(latents, picture.latents)
     path = None if destination is None else outputs.write(destination, picture.png)
@@ -137,6 +138,7 @@ def _result(request: Request, out: BinaryIO, task: Task, future: Future[list[Pic
     except SdcliError as error:
         if request.json:
             streams.write_line(out, streams.to_json(failed_line(task.recipes[0], error.message)))
+            error.reported = True
         raise
 
 

@@ -159,6 +159,13 @@ def before_a_line(stream: TextIO | None = None) -> bytes:
     return b"\r\x1b[2K" if _can_draw(sys.stderr if stream is None else stream) else b""
 
 
+def erase_bar(stream: TextIO | None = None) -> None:
+    """Erase a bar before a line is written to another descriptor of the same terminal; it is drawn again below."""
+    stream = sys.stderr if stream is None else stream
+    with suppress(OSError, ValueError):
+        os.write(stream.fileno(), before_a_line(stream))
+
+
 def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
     """Draw a small copy of `image` on `stream` (stderr if None), with graphics or half-block characters.
 
