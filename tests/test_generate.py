@@ -190,6 +190,21 @@ def test_a_failure_is_a_line_of_json_where_it_is_asked_for(run, words, status):
     assert f"error: {line['error']}" in done.stderr.splitlines()
 
 
+def test_a_plan_without_a_seed_shows_the_name_as_a_template(run, sd15):
+    words = ["generate", "a fox", "-m", sd15, "-n", "3", "--dry-run", "--json", "-o", "{prompt}/{seed}.png"]
+    plan = json.loads(run(*words).stdout)
+    assert (plan["paths"], plan["seeds"], plan["recipe"]["seed"]) == (["a-fox/{seed}.png"], None, None)
+    plan = json.loads(run("generate", "a fox", "-m", sd15, "--dry-run", "--json").stdout)
+    assert (plan["paths"], plan["seeds"]) == (["a-fox-{seed}.png"], None)
+    assert b"seeds:            random" in run("generate", "a fox", "-m", sd15, "--dry-run").stdout
+    assert json.loads(run("generate", "a", "-m", sd15, "-s", "7", "--dry-run", "--json").stdout)["seeds"] == [7]
+
+
+def test_a_name_without_a_suffix_is_told(run, sd15):
+    done = run("generate", "a fox", "-m", sd15, "-s", "7", "--dry-run", "-o", "out")
+    assert "note: -o out is the name of a file; for a directory, use -o out/" in done.stderr
+
+
 @pytest.mark.parametrize("stdin", [b"", b" \r\n", b"\xef\xbb\xbf\n"])
 def test_a_prompt_from_an_empty_stdin_is_an_error(run, stdin):
     done = run("generate", "-", stdin=stdin)

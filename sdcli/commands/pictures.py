@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sdcli import config
@@ -39,6 +39,7 @@ def _make(asked: Mapping[str, Any], output: options.Output) -> None:
     images that are resized. Raises UsageError without a prompt or a label, and what `resolve.resolve` and
     `deliver.deliver` raise.
     """
+    given = asked
     asked = _in_own_terms(asked, output)
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a class-conditional model; see --help"
@@ -62,10 +63,20 @@ def _make(asked: Mapping[str, Any], output: options.Output) -> None:
         save_latents=output.save_latents,
         warnings=warnings.find(found, recipe, count=output.num_images),
     )
+    if output.path and not output.quiet:
+        _note_name(output.path)
     if output.dry_run:
-        deliver.forecast(request)
+        drawn = given.get("seed") == other_tools.RANDOM_SEED
+        known = resolve.settings(found.entry, {"model": model, **given}, None)
+        deliver.forecast(request, any_seed=drawn or "seed" not in known)
     else:
         deliver.deliver(request)
+
+
+def _note_name(path: str) -> None:
+    """Say that a name without a suffix is a file's, since a directory may have been meant."""
+    if path != "-" and not PurePath(path).suffix and not path.endswith("/") and not Path(path).is_dir():
+        streams.note(f"-o {path} is the name of a file; for a directory, use -o {path}/")
 
 
 def _in_own_terms(asked: Mapping[str, Any], output: options.Output) -> Mapping[str, Any]:

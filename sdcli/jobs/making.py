@@ -85,9 +85,14 @@ def deliver(batch: Batch) -> None:
         if missing:
             prepare_libraries()
             maker = choose_maker()
-            with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
-                for group in groups_of(missing):
-                    _make_group(run, maker, group)
+            try:
+                with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
+                    for group in groups_of(missing):
+                        _make_group(run, maker, group)
+            except KeyboardInterrupt:
+                kept = len(missing) - sum(ledger.finished(book, job.key) is None for job in missing)
+                streams.note(f"{kept} of {len(missing)} pictures were made; the same command makes the others")
+                raise
         if run.failed:
             raise _jobs_failed(run)
 

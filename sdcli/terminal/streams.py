@@ -90,17 +90,27 @@ def write_bytes(out: BinaryIO, data: bytes) -> None:
 
 def complain(message: str, hint: str | None = None) -> None:
     """Print the two lines of an error on stderr, or only the first without a hint."""
-    _tell(f"error: {one_line(message)}" + (f"\nhint: {one_line(hint)}" if hint else ""))
+    told = f"{_marked('error:', _RED)} {one_line(message)}"
+    _tell(told + (f"\n{_marked('hint:', _CYAN)} {one_line(hint)}" if hint else ""))
 
 
 def warn(message: str) -> None:
     """Print one line of warning on stderr."""
-    _tell(f"warning: {one_line(message)}")
+    _tell(f"{_marked('warning:', _YELLOW)} {one_line(message)}")
 
 
 def note(message: str) -> None:
     """Print one line on stderr about something that was done implicitly."""
     _tell(f"note: {one_line(message)}")
+
+
+_RED, _YELLOW, _CYAN = 31, 33, 36
+
+
+def _marked(word: str, colour: int) -> str:
+    """`word` in bold and in a colour, if stderr is a terminal that has colours."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+    return word if plain or not sys.stderr.isatty() else f"\x1b[1;{colour}m{word}\x1b[0m"
 
 
 def _tell(text: str) -> None:
