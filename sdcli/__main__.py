@@ -2,12 +2,15 @@
 
 import sys
 
-from sdcli.cli import run
-from sdcli.terminal import streams
+from sdcli.terminal import signals
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    signals.exit_at_once()  # the imports take a while
+    from sdcli.cli import run
+    from sdcli.terminal import streams
+
     streams.prepare()
     sys.exit(run(sys.argv[1:]))
 

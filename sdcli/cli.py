@@ -6,17 +6,17 @@ import errno
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
+from sdcli.commands import usage
 from sdcli.commands.batch import batch
+from sdcli.commands.completion import join_words
 from sdcli.commands.config import config
 from sdcli.commands.encode import decode, encode
 from sdcli.commands.generate import generate
@@ -33,7 +33,8 @@ from sdcli.commands.train import train
 from sdcli.commands.trained import export, measure
 from sdcli.config import misspelt
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
-from sdcli.terminal.streams import complain, warn
+from sdcli.terminal import signals
+from sdcli.terminal.streams import complain, show_traceback, warn
 
 app = Commands(
     name="sdcli",
@@ -89,26 +90,20 @@ def _root(
         warn(f"unknown variable {name}; did you mean {near}?")
 
 
-class Terminated(BaseException):
-    """SIGTERM as an exception, so that every `finally` runs."""
-
-
-def _terminate(signal_number: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run `sdcli ARGUMENTS…` and return its exit status; errors are two lines on stderr."""
     debug = "--debug" in arguments
-    signal.signal(signal.SIGTERM, _terminate)
+    join_words(os.environ)
     try:
+        signals.watch()
         status = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)
         sys.stdout.flush()
         return int(status or ExitStatus.OK)
     except BaseException as error:  # noqa: BLE001  every exception ends here, as an exit status
         if debug:
-            traceback.print_exc()
-        return _exit_status(error, arguments)
+            show_traceback(error)
+        number = signals.came()
+        return _exit_status(error, arguments) if number is None else 128 + number
 
 
 def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
@@ -119,14 +114,12 @@ def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:
         case Exit():
             return error.exit_code
         case TyperException():
-            return _usage_error(error)
+            return _usage_error(error, arguments)
         case BrokenPipeError():  # while printing help or flushing stdout
             _die_of_closed_pipe()
             return ExitStatus.OK
         case KeyboardInterrupt() | Abort():
             return ExitStatus.INTERRUPTED
-        case Terminated():
-            return ExitStatus.TERMINATED
         case MemoryError():
             shortage = OutOfMemory("out of memory", "make a smaller picture, or choose --dtype bfloat16")
             return _exit_status(shortage, arguments)
@@ -156,18 +149,12 @@ def _stdout_failed(error: OSError, arguments: Sequence[str]) -> int:
     )
 
 
-def _usage_error(error: TyperException) -> int:
+def _usage_error(error: TyperException, arguments: Sequence[str]) -> int:
     """Print an error of typer about options and arguments in two lines."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "sdcli"
-    message = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":  # the help itself is the message
-        print(message, file=sys.stderr)
+        print(error.format_message(), file=sys.stderr)
     else:
-        hint = f"see {command} --help"
-        if "unexpected extra argument" in message:
-            hint = f'quote a prompt of several words, as in "arctic fox"; {hint}'
-        complain(message.rstrip("."), hint)
+        complain(*usage.explain(error, arguments))
     return ExitStatus.USAGE
 
 

@@ -22,6 +22,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -37,6 +38,9 @@ from sdcli.terminal.spelling import did_you_mean
 
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
+MAX_BYTES = 2**20
+_MAX_STATEMENT = 100
+"""Lines of a statement in which the line of a fault is found exactly."""
 GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET")
@@ -117,7 +121,9 @@ def read_models() -> Mapping[str, UserModel]:
 
 def environment() -> dict[str, Setting]:
     """Read the `SDCLI_…` variables; empty ones are ignored. Raises UsageError for an invalid value."""
-    found = {}
+    found: dict[str, Setting] = {}
+    if not any(name.startswith(PREFIX) for name in os.environ):  # which is usual, and asked for each job of a batch
+        return found
     for key in (*GENERAL, *recipe_keys()):
         variable = PREFIX + key.upper()
         text = os.environ.get(variable)
@@ -170,9 +176,17 @@ def _read(path: Path, stamp: tuple[int, int] | None, parse: Callable[[Path, Mapp
     if stamp is None:
         return Config()
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes", "check that it is a config file")
+        tables = tomllib.loads(data.decode())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
+    except RecursionError as error:
+        raise UsageError(
+            f"{path} is nested too deeply", "a table has keys with values, not tables in tables"
+        ) from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"{path} is not TOML: {error}", 'a line is key = value, with text in "quotes"') from error
     return parse(path, tables)
@@ -269,17 +283,25 @@ def _wrong(path: Path, keys: tuple[str, ...], message: str, hint: str) -> UsageE
 
 
 def _line(path: Path, keys: tuple[str, ...]) -> int:
-    """Return the line of the statement that defines `keys`."""
-    lines, start = path.read_text(encoding="utf-8").split("\n"), 1
-    for end in range(1, len(lines) + 1):
-        try:
-            tables = tomllib.loads("\n".join(lines[:end]))
-        except tomllib.TOMLDecodeError:  # inside a statement of several lines
-            continue
-        if _has(tables, keys):
-            return start
-        start = end + 1
-    return len(lines)
+    """Return the line of the statement that defines `keys`, by bisection: lines before it do not define them."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    low, high = 1, len(lines)  # numbers of lines to read
+    while low < high:
+        middle = (low + high) // 2
+        end, tables = _whole_statements(lines, range(middle, min(len(lines), middle + _MAX_STATEMENT) + 1))
+        if tables is not None and _has(tables, keys):
+            high = middle
+        else:
+            low = max(middle, end) + 1
+    return low
+
+
+def _whole_statements(lines: list[str], ends: range) -> tuple[int, Any]:
+    """The first of `ends` at which a statement ends, and what the lines up to it define; (0, None) if there is none."""
+    for end in ends:
+        with suppress(tomllib.TOMLDecodeError, RecursionError):  # inside a statement of several lines
+            return end, tomllib.loads("\n".join(lines[:end]))
+    return 0, None
 
 
 def _has(tables: Any, keys: tuple[str, ...]) -> bool:

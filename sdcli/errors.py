@@ -45,6 +45,8 @@ class SdcliError(Exception):
     """An error with a `message` that says what is wrong and a `hint` that says how to fix it."""
 
     exit_status = ExitStatus.BUG
+    reported = False
+    """Whether a line on stdout has said it already."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

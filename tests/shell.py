@@ -138,7 +138,7 @@ def _directory(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _signal_handlers() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield

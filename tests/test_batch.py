@@ -1,6 +1,7 @@
 """`sdcli batch` as a shell sees it: lines, files, statuses; through kills, full disks and interrupts."""
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -18,11 +19,13 @@ from sdcli import cli
 from sdcli.diffusion import pipeline
 from sdcli.errors import InvalidPicture
 from sdcli.files import images
+from sdcli.jobs import making
 from sdcli.models import assemble
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
 from sdcli.planning import timings
 from sdcli.recipe.recipe import Recipe
+from sdcli.terminal import signals
 from tests import tiny
 from tests.conftest import Finished, clean_environment
 
@@ -30,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 FAST = ("--steps", "1", "--dtype", "float32")
 KEYS = [
     "id", "status", "path", "seed", "width", "height", "model", "sha256", "pixels_sha256", "seconds", "warnings",
-    "error", "line",
+    "error", "line", "options",
 ]  # fmt: skip
 
 
@@ -42,7 +45,7 @@ def sdcli(tmp_path, monkeypatch, capfd) -> Callable[..., Finished]:
         monkeypatch.setenv(name, os.environ.get(name, ""))  # which the command sets, and pytest then restores
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     monkeypatch.setenv("TERM", "dumb")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: str | Path) -> Finished:
         capfd.readouterr()
@@ -51,7 +54,8 @@ def sdcli(tmp_path, monkeypatch, capfd) -> Callable[..., Finished]:
         return Finished(status, out.encode(), err)
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -231,6 +235,29 @@ def test_a_call_for_several_that_fails_is_tried_one_by_one(batch, monkeypatch):
     assert [line["status"] for line in lines_of(done)] == ["done", "failed", "done"]
 
 
+def test_lines_and_names_tell_what_varies(batch, sdcli, sd15, tmp_path):
+    done = batch('{"prompt": "{a|b} fox", "seed": 7}\n', "--matrix", "scheduler=ddim,euler", "--matrix", "eta=0")
+    lines = lines_of(done)
+    assert [line["options"]["scheduler"] for line in lines] == ["ddim", "euler"]
+    assert all(set(line["options"]) <= {"prompt", "scheduler"} for line in lines)
+    assert [Path(line["path"]).name.split("-", 2)[2] for line in lines] == ["ddim-7.png", "euler-7.png"]
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("json_asked", "expected"), [(False, b"done    out/a.png\n"), (True, b'{"status"')])
+def test_a_person_at_a_terminal_gets_paths_and_a_program_json(json_asked, expected):
+    out = Terminal()
+    run = making._Run(making.Batch((), "out", json=json_asked), out, None)
+    making._print(run, {"status": "done", "path": "out/a.png"})
+    making._print(run, {"status": "failed", "path": None})
+    assert out.getvalue().startswith(expected)
+    assert out.getvalue().count(b"\n") == (2 if json_asked else 1)
+
+
 def test_a_matrix_of_wildcards(batch, tmp_path):
     options = ("--matrix", "seed=1,2,3", "--matrix", "scheduler=ddim,euler")
     done = batch("a {red|blue} fox\n", *options)
@@ -359,9 +386,11 @@ def test_interrupted_once_the_picture_in_hand_is_finished_twice_it_is_not(
         patched.setattr(pipeline, "run", interrupting(times))
         done = batch(jobs)
     assert done.status == 130
-    assert done.stderr == "interrupted: finishing the current picture; press Ctrl-C again to stop now\n"
+    asked, told = done.stderr.splitlines()
+    assert asked == "interrupted: finishing the current picture; press Ctrl-C again to stop now"
+    assert told == f"note: {finished} of 2 pictures were made; the same command makes the others"
     assert len(done.lines) == len(pictures(tmp_path / "out")) == finished
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signals.interrupt
     again = batch(jobs)
     assert sorted(line["status"] for line in lines_of(again)) == ["cached"] * finished + ["done"] * (2 - finished)
 
@@ -415,6 +444,20 @@ def test_what_the_user_has_set_wrongly_is_no_job_s_fault(sdcli, tmp_path, monkey
 def test_no_jobs_are_done_at_once(batch, tmp_path):
     done = batch("\n\n")
     assert (done.status, done.stdout, done.stderr) == (0, b"", "warning: there are no jobs in jobs\n")
+
+
+def test_nothing_on_stdin_is_an_error(run):
+    done = run("batch", "-", stdin=b"\n")
+    assert (done.status, done.stdout, done.stderr.splitlines()[0]) == (4, b"", "error: there are no jobs on stdin")
+    assert run("batch").status == 2
+
+
+def test_a_matrix_of_prompts_needs_no_file(batch, sdcli, sd15):
+    done = sdcli(
+        "batch", "-m", sd15, "--dry-run", "--json", "-n", "2", "--matrix", "prompt=a,b", "--matrix", "seed=1..3"
+    )
+    jobs = planned(done)["jobs"]
+    assert [job["seed"] for job in jobs] == [1, 2, 2, 3, 3, 4] * 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,24 @@ STATEMENTS = st.sampled_from(
         "x{} = {{ steps = 1 }}",
     ]
 )
+
+
+def test_a_config_file_without_bounds_is_refused(home):
+    (home / "config.toml").write_text("#" * 2**20 + "\n")
+    with pytest.raises(UsageError, match="larger than"):
+        config.read()
+    (home / "config.toml").write_text("[defaults]\nsteps = " + "[" * 50_000)
+    with pytest.raises(UsageError, match=r"nested too deeply|is not TOML"):
+        config.read()
+
+
+def test_the_line_of_a_fault_is_found_in_little_time(home):
+    lines = "".join(f"[models.m{number}]\nfolder = 'x'\n" for number in range(3000))
+    (home / "config.toml").write_text(f"{lines}[defaults]\nstesp = 1\n")
+    begun = time.process_time()
+    with pytest.raises(UsageError, match="line 6002"):
+        config.read()
+    assert time.process_time() - begun < 5
 
 
 @given(st.lists(STATEMENTS), st.lists(STATEMENTS))

@@ -155,7 +155,7 @@ def test_prompt_from_stdin(run, sd15):
         (["x", "--steps", "many"], 2, "--steps", "--help"),
         (["x", "-W", "250"], 2, "width is 250", "248 and 256"),
         (["x", "--scheduler", "eular"], 2, "eular", "euler"),
-        (["x", "--seed", "-1"], 2, "seed is -1", "4294967295"),
+        (["x", "--seed", "-2"], 2, "seed is -2", "4294967295"),
         (["x", "--seed", "4294967295", "-n", "2"], 2, "seed is 4294967296", "4294967295"),
         (["x", "-n", "0"], 2, "--num-images", "--help"),
         (["x", "-n", "2", "-o", "-"], 2, "one picture", "directory"),
@@ -177,6 +177,47 @@ def test_refusals_are_two_lines_and_leave_nothing(run, tmp_path, arguments, stat
     assert hint in advised
     assert files(tmp_path) == {"taken.png"}
     assert (tmp_path / "taken.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["x", "--steps", "0"], 2), (["x", "-m", "nothing"], 3), (["-"], 4), (["x", "-o", "no/x.png"], 8)],
+)
+def test_a_failure_is_a_line_of_json_where_it_is_asked_for(run, words, status):
+    done = run("generate", *words, "--json")
+    (line,) = map(json.loads, done.lines)
+    assert (done.status, line["status"], line["path"]) == (status, "failed", None)
+    assert f"error: {line['error']}" in done.stderr.splitlines()
+
+
+def test_a_plan_without_a_seed_shows_the_name_as_a_template(run, sd15):
+    words = ["generate", "a fox", "-m", sd15, "-n", "3", "--dry-run", "--json", "-o", "{prompt}/{seed}.png"]
+    plan = json.loads(run(*words).stdout)
+    assert (plan["paths"], plan["seeds"], plan["recipe"]["seed"]) == (["a-fox/{seed}.png"], None, None)
+    plan = json.loads(run("generate", "a fox", "-m", sd15, "--dry-run", "--json").stdout)
+    assert (plan["paths"], plan["seeds"]) == (["a-fox-{seed}.png"], None)
+    assert b"seeds:            random" in run("generate", "a fox", "-m", sd15, "--dry-run").stdout
+    assert json.loads(run("generate", "a", "-m", sd15, "-s", "7", "--dry-run", "--json").stdout)["seeds"] == [7]
+
+
+def test_a_name_without_a_suffix_is_told(run, sd15):
+    done = run("generate", "a fox", "-m", sd15, "-s", "7", "--dry-run", "-o", "out")
+    assert "note: -o out is the name of a file; for a directory, use -o out/" in done.stderr
+
+
+@pytest.mark.parametrize("stdin", [b"", b" \r\n", b"\xef\xbb\xbf\n"])
+def test_a_prompt_from_an_empty_stdin_is_an_error(run, stdin):
+    done = run("generate", "-", stdin=stdin)
+    assert done.status == 4
+    assert "stdin is empty" in two_lines(done)[0]
+
+
+def test_a_prompt_from_another_system_is_the_same_prompt(run, sd15):
+    plans = [
+        json.loads(run("generate", "-", "-m", sd15, "-s", 1, "--dry-run", "--json", stdin=each).stdout)
+        for each in (b"a fox\nin snow\n", b"\xef\xbb\xbfa fox\r\nin snow\r\n", b"a fox\rin snow\r")
+    ]
+    assert [each["recipe"]["prompt"] for each in plans] == ["a fox\nin snow"] * 3
 
 
 def test_stdin_that_is_no_text_is_an_unfit_input(run):

@@ -28,7 +28,7 @@ def a1111(path, text=NEW):
 
 
 def shown(capsys, path, **options) -> str:
-    info(str(path), **options)
+    info([str(path)], **options)
     out, err = capsys.readouterr()
     assert err == ""
     return out
@@ -48,6 +48,18 @@ def test_the_recipe_is_listed_in_aligned_lines(capsys, fox):
     assert said["software"].startswith(f"sdcli {__version__}, torch 2.")
     assert lines[lines.index(next(each for each in lines if each.startswith("prompt:"))) + 1].strip() == "in snow"
     assert "pixels" not in said
+
+
+def test_many_files_are_one_line_each_and_one_that_cannot_be_read_hides_no_other(run, tmp_path, fox):
+    other = a1111(tmp_path / "other.png")
+    done = run("info", fox, "nothing.png", other, "--json")
+    assert [json.loads(line)["path"] for line in done.lines] == [str(fox), str(other)]
+    assert (done.status, done.stderr.splitlines()[0]) == (
+        4,
+        "error: cannot read nothing.png: No such file or directory",
+    )
+    text = run("info", fox, other).stdout.decode()
+    assert text == run("info", fox).stdout.decode() + "\n" + run("info", other).stdout.decode()
 
 
 def test_json_is_one_line_with_all_there_is(capsys, fox):
@@ -110,7 +122,7 @@ def test_a_hostile_prompt_cannot_talk_to_the_terminal(capsys, tmp_path):
 
 def test_unreadable_files_are_input_errors(tmp_path):
     with pytest.raises(InputError):
-        info(str(tmp_path / "missing.png"))
+        info([str(tmp_path / "missing.png")])
 
 
 def test_on_the_shell(run, fox):

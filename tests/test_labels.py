@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from sdcli.errors import InvalidRecipe, ModelNotFound
-from sdcli.files import metadata, outputs
+from sdcli.files import metadata, names
 from sdcli.models import families, labels, registry
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
@@ -168,8 +168,8 @@ def test_a_text_and_a_label_are_not_said_at_once():
 
 def test_pictures_are_named_after_their_label():
     recipe = Recipe.from_dict({**MINIMAL, "label": "Arctic fox", "seed": 7})
-    assert outputs.default_name(recipe) == "arctic-fox-7.png"
-    assert outputs.fill("{prompt}-{index}.png", recipe, 2) == "arctic-fox-2.png"
+    assert names.default_name(recipe, ".png") == "arctic-fox-7.png"
+    assert names.fill("{prompt}-{index}.png", recipe, 2) == "arctic-fox-2.png"
 
 
 def test_the_a1111_chunk_has_a_label_and_no_prompt():

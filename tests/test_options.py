@@ -1,5 +1,6 @@
 """Groups of options: what stands in one place is what every command offers."""
 
+import json
 from dataclasses import dataclass, fields
 from typing import Annotated
 
@@ -58,3 +59,53 @@ def test_a_group_becomes_options_and_the_options_a_group():
     assert CliRunner().invoke(own, ["z"]).exit_code == 2
     assert CliRunner().invoke(own, ["z", "--kind", "fox", "--legs", "-1"]).exit_code == 2
     assert options.given(told[1][2], name="y") == {"kind": "owl", "name": "y"}
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (["txt2img", "x"], "no command 'txt2img'", "use sdcli generate"),
+        (["genrate", "x"], "no command 'genrate'", "did you mean 'generate'?"),
+        (["models", "download", "sd15"], "no command 'download'", "use sdcli models pull"),
+        (["models", "pul"], "no command 'pul'", "did you mean 'pull'?"),
+        (["generate", "x", "--steps", "many"], "--steps is 'many'", "must be a whole number"),
+        (["generate", "x", "--cfg-scale=a"], "--guidance-scale is 'a'", "must be a number"),
+        (["generate", "x", "-n", "0"], "--num-images is '0'", "must be at least 1"),
+        (["generate", "x", "-n1.5"], "--num-images is '1.5'", "must be a whole number"),
+        (["serve", "--port", "99999"], "--port is '99999'", "must be at most 65535"),
+        (["generate", "-fox in snow"], "no option '-f'", "sdcli generate -- PROMPT"),
+        (["generate", "x", "--sed", "1"], "no option '--sed'", "--seed"),
+        (["generate", "a", "fox"], "unexpected extra", "quote a prompt"),
+        (["generate", "x", "--device", "gpu"], "unknown device 'gpu'", "use cuda"),
+        (["generate", "x", "--dtype", "fp16"], "unknown dtype 'fp16'", "use float16"),
+        (["img2img", "a red fox", "fox.png"], "fox.png is a file", "IMAGE first"),
+        (["generate", "x", "-p", "y"], "given twice", "--prompt"),
+        (["generate", "x", "--size", "64x64", "-W", "64"], "given twice", "--size"),
+        (["generate", "x", "--size", "big"], "size is 'big'", "512x768"),
+    ],
+)
+def test_what_people_write_in_other_tools_is_understood_or_explained(run, tmp_path, words, error, hint):
+    (tmp_path / "fox.png").write_bytes(b"")
+    done = run(*words)
+    first, second = done.stderr.splitlines()
+    assert (done.status, done.stdout) == (2, b"")
+    assert error in first
+    assert hint in second
+    assert "Input should" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "sigmas"),
+    [
+        ("DPM++ 2M Karras", "dpm++-2m", "karras"),
+        ("Euler a", "euler-a", "default"),
+        ("dpmpp_2m", "dpm++-2m", "default"),
+        ("euler_ancestral", "euler-a", "default"),
+    ],
+)
+def test_options_of_other_tools_make_the_same_recipe(run, name, scheduler, sigmas):
+    words = ["-p", "a fox", "--size", "128x256", "--sampler", name, "--dry-run", "--json"]
+    first = json.loads(run("generate", *words, "--seed", "-1", env={"SDCLI_SEED": "5"}).stdout)["recipe"]
+    assert (first["prompt"], first["width"], first["height"]) == ("a fox", 128, 256)
+    assert (first["scheduler"], first["sigmas"]) == (scheduler, sigmas)
+    assert first["seed"] is None

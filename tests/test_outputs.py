@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import re
@@ -14,14 +15,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, OutputError, OutputExists, UsageError
-from sdcli.files import outputs
-from sdcli.files.outputs import MAX_SLUG_BYTES, Destination, plan, slug, write
+from sdcli.files import atomic, names
+from sdcli.files.names import MAX_SLUG_BYTES, slug
+from sdcli.files.outputs import Destination, plan, write
 from sdcli.recipe.recipe import Recipe
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
 
 
-def recipe(prompt: str = "Arctic fox", seed: int = 7, model: str = "kit") -> Recipe:
+def recipe(prompt: str = "Arctic fox", seed: int = 7, model: str = "kit", **others) -> Recipe:
     return Recipe.from_dict(
         {
             "model": model,
@@ -33,6 +35,7 @@ def recipe(prompt: str = "Arctic fox", seed: int = 7, model: str = "kit") -> Rec
             "guidance_scale": 1.0,
             "scheduler": "ddim",
         }
+        | others
     )
 
 
@@ -167,6 +170,26 @@ def test_model_paths_become_names():
     assert paths("{model}.png", [recipe(model="/models/Dream Shaper_8.safetensors")]) == ["dream-shaper-8.png"]
 
 
+def test_a_template_takes_any_key_of_a_recipe():
+    made = recipe(steps=8, scheduler="dpm++-2m", guidance_scale=7.5, negative_prompt="Blurry, dark")
+    template = "{steps:03}-{scheduler}-{guidance_scale}-{negative_prompt}-{prompt_weights}-{strength}-{image}.png"
+    assert paths(template, [made]) == ["008-dpm-2m-7.5-blurry-dark-on-none-none.png"]
+    assert default_names(made, ["steps", "scheduler", "seed"]) == "arctic-fox-steps-8-dpm-2m-7.png"
+    assert default_names(made, ["guidance_scale", "prompt"]) == "arctic-fox-guidance-scale-7.5-7.png"
+    long = recipe(negative_prompt="x" * 300, scheduler="ddim")
+    assert len(default_names(long, ["negative_prompt", "scheduler", "steps", "width", "height", "eta"])) < 255
+
+
+def default_names(made, varies):
+    return names.default_name(made, ".png", varies)
+
+
+def test_directories_of_a_template_with_fields_are_made(here):
+    assert paths("new/{prompt}/{seed}.png", [recipe()]) == ["new/arctic-fox/7.png"]
+    with pytest.raises(OutputError, match="No such file"):
+        paths("other/{seed}.png", [recipe()])
+
+
 def test_indices_count_from_one():
     assert paths("fox-{index}.png", series(3)) == ["fox-1.png", "fox-2.png", "fox-3.png"]
 
@@ -174,10 +197,10 @@ def test_indices_count_from_one():
 @pytest.mark.parametrize(
     ("output", "count", "hint"),
     [
-        ("{sead}.png", 1, "{seed} {index} {prompt} {model}"),
-        ("{}.png", 1, "{seed} {index} {prompt} {model}"),
-        ("{0}.png", 1, "{seed} {index} {prompt} {model}"),
-        ("{seed.real}.png", 1, "{seed} {index} {prompt} {model}"),
+        ("{sead}.png", 1, "did you mean 'seed'?"),
+        ("{}.png", 1, "{seed} {prompt} {model} {steps}"),
+        ("{0}.png", 1, "{seed} {prompt} {model} {steps}"),
+        ("{seed.real}.png", 1, "seed"),
         ("{seed.png", 1, "{{"),
         ("seed}.png", 1, "}}"),
         ("{seed!r}.png", 1, "{index:03}"),
@@ -205,7 +228,7 @@ def test_names_that_cannot_be_meant_are_usage_errors(here, output, count, hint):
 @given(st.text(alphabet="{}{}:!.aseedindexpromptmodel/0 ", max_size=25))
 def test_templates_fill_or_are_refused(template):
     try:
-        filled = outputs.fill(template, recipe(), 1)
+        filled = names.fill(template, recipe(), 1)
     except UsageError:
         assert "{" in template or "}" in template
     else:
@@ -357,6 +380,48 @@ def test_without_hard_links_names_are_still_never_taken_twice(here, monkeypatch,
     assert len(everything_in(here)) == 1 + bool(options)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_without_hard_links_a_name_is_taken_at_once_and_never_overwritten(here, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "replace", None)  # which would need a name that is reserved before
+    assert write(Destination("fox.png"), b"a") == "fox.png"
+    assert write(Destination("fox.png", unique=True), b"b") == "fox-2.png"
+    with pytest.raises(OutputExists):
+        write(Destination("fox.png"), b"c")
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == {"fox.png": b"a", "fox-2.png": b"b"}
+
+
+def test_a_disk_that_fails_while_names_are_synced_is_an_error(here, monkeypatch):
+    sync = os.fsync
+
+    def fail(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EIO
+    with pytest.raises(OutputError, match="Input/output error"):
+        write(Destination("fox.png"), b"a")
+    number = errno.EINVAL  # what a file system says that cannot
+    assert write(Destination("owl.png"), b"a") == "owl.png"
+
+
+def test_made_directories_are_synced_in_their_parents(here, monkeypatch):
+    synced = []
+    monkeypatch.setattr(atomic, "sync_name", synced.append)
+    atomic.make_directories(here / "a" / "b")
+    assert synced == [here, here / "a"]
+    atomic.make_directories(here / "a" / "b")
+    assert len(synced) == 2
+    (here / "file").write_text("")
+    with pytest.raises(OSError):
+        atomic.make_directories(here / "file" / "c")
+
+
 def test_without_hard_links_an_interruption_frees_the_name(here, monkeypatch):
     def refuse(*arguments, **keywords):
         raise PermissionError(1, "Operation not permitted")
@@ -364,6 +429,7 @@ def test_without_hard_links_an_interruption_frees_the_name(here, monkeypatch):
     def interrupt(*arguments, **keywords):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(atomic, "_renamed", lambda *paths: False)
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):

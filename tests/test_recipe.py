@@ -154,3 +154,18 @@ def test_drawn_seeds_are_seeds_and_differ():
     seeds = {draw_seed() for _ in range(100)}
     assert len(seeds) > 90
     assert all(0 <= seed <= MAX_SEED for seed in seeds)
+
+
+@pytest.mark.parametrize("key", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize(("text", "words"), [("x" * 32_769, "32,769 characters"), ("(" * 1001, "1,001 opening")])
+def test_a_prompt_without_bounds_is_refused(key, text, words):
+    with pytest.raises(InvalidRecipe, match=words) as caught:
+        Recipe.from_dict({**FLAT_FOR_BOUNDS, key: text})
+    assert caught.value.field == key
+    Recipe.from_dict({**FLAT_FOR_BOUNDS, key: "x" * 32_768})
+
+
+FLAT_FOR_BOUNDS = {
+    "model": "kit", "prompt": "a", "steps": 1, "guidance_scale": 1.0, "scheduler": "ddim", "width": 64, "height": 64,
+    "seed": 1,
+}  # fmt: skip

@@ -28,9 +28,13 @@ def test_a_folder_gets_a_name_that_works_everywhere(run, folder, tmp_path):
     assert (done.status, done.stderr) == (0, "")
     assert done.lines == [str(tmp_path / ".config" / "sdcli" / "models.toml")]
     rows = [json.loads(line) for line in run("models", "list", "--json").lines]
-    assert rows[-1] == {"name": "ink", "present": True, "origin": done.lines[0], "kind": "model", "description": ""}
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    expected = {"name": "ink", "present": True, "origin": done.lines[0], "kind": "model", "description": ""}
+    assert rows[-1] == {**expected, "bytes": size}
     assert rows[0]["origin"] == "sdcli"
-    assert run("models", "list").lines[-1].split() == ["ink", "here", "yours", "model", str(folder)]
+    listed = run("models", "list").lines
+    assert listed[0].split() == ["NAME", "STATE", "SIZE", "KIND", "FROM", "DESCRIPTION"]
+    assert listed[-1].split()[:2] + listed[-1].split()[4:] == ["ink", "here", "model", "you", str(folder)]
     (tmp_path / "elsewhere").mkdir()
     shown = json.loads(run("models", "show", "ink", "--json", cwd=tmp_path / "elsewhere").stdout)
     assert (shown["path"], shown["native_size"]) == (str(folder), 512)
@@ -38,7 +42,7 @@ def test_a_folder_gets_a_name_that_works_everywhere(run, folder, tmp_path):
     assert (refused.status, "248 and 256" in refused.stderr) == (2, True)
     assert run("models", "rm", "ink").status == 0
     assert run("models", "show", "ink").status == 0  # the folder of that name, which is still there
-    assert len(run("models", "list").lines) == len(registry.shipped())
+    assert len(run("models", "list").lines) == len(registry.shipped()) + 1
 
 
 def test_a_repository_gets_a_name_and_is_pulled_under_it(home):

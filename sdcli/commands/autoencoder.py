@@ -117,8 +117,12 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
         "warnings": [each.message for each in warnings],
         "error": None,
     }
-    if not to_stdout:
-        print(streams.to_json(line) if output.json else path)
+    if to_stdout:
+        return
+    if output.json:
+        streams.say(streams.to_json(line))
+    else:
+        streams.say_path(path)
 
 
 def _check_stdout(output: Output) -> None:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import config
-from sdcli.commands import options
+from sdcli.commands import completion, options
 from sdcli.errors import InputError, JobsFailed, UsageError
-from sdcli.jobs import expand, forecast, making, plan, read
+from sdcli.jobs import expand, forecast, job, making, plan, read
+from sdcli.jobs.job import Fault, Job
 from sdcli.models import registry
 from sdcli.planning import resolve
 from sdcli.recipe import recipe
@@ -38,7 +39,7 @@ class BatchOutput:
         typer.Option(
             "--json",
             rich_help_panel=options.OUTPUT,
-            help="Print the result of --dry-run as one JSON object.",
+            help="Print JSON on a terminal too; the result of --dry-run is one object.",
             show_default=False,
         ),
     ] = False
@@ -51,19 +52,20 @@ class BatchOutput:
 @options.expand
 def batch(
     jobs: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="JOBS",
-            help="A file of jobs: JSONL, CSV with a header, or one prompt per line; - reads stdin.",
+            help="A file of jobs: JSONL, CSV or TSV with a header, or one prompt per line; - reads stdin.",
             show_default=False,
         ),
-    ],
+    ] = None,
     *,
     format: Annotated[
         str | None,
         typer.Option(
             "--format",
             metavar="|".join(read.FORMATS),
+            autocompletion=completion.of(*read.FORMATS),
             rich_help_panel=_JOBS,
             help="The format of JOBS.",
             show_default="from the suffix or the first line",
@@ -74,11 +76,29 @@ def batch(
         typer.Option(
             "--matrix",
             metavar="KEY=V1,V2",
+            autocompletion=completion.matrix,
             rich_help_panel=_JOBS,
             show_default=False,
-            help="Run each job once per value. If repeated, once per combination of values.",
+            help="Run each job once per value; seed=1..20 is a range. If repeated, once per combination of "
+            "values. With prompt=, JOBS can be omitted.",
         ),
     ] = None,
+    num_images: Annotated[
+        int,
+        typer.Option(
+            "--num-images",
+            "-n",
+            metavar="N",
+            min=1,
+            max=job.MAX_IMAGES,
+            rich_help_panel=_JOBS,
+            help="Pictures per job that has no num_images; picture i has the seed SEED+i.",
+        ),
+    ] = 1,
+    comments: Annotated[
+        bool,
+        typer.Option("--comments", rich_help_panel=_JOBS, help="Skip lines that start with #.", show_default=False),
+    ] = False,
     fail_fast: Annotated[
         bool,
         typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at the first failed job.", show_default=False),
@@ -90,25 +110,27 @@ def batch(
     """Generate the pictures of a file of jobs.
 
     Prints one JSON object per job. The keys of a job are the long options with underscores (prompt, seed,
-    guidance_scale and so on), 'id', which is repeated in the output, and 'output', a file name in DIR. Options given
-    here are the defaults of all jobs. Run the same command again after an interruption, and it makes only the pictures
-    that are missing.
+    guidance_scale and so on), 'num_images', 'id', which is repeated in the output, and 'output', a file name in DIR.
+    Options given here are the defaults of all jobs. Run the same command again after an interruption, and it makes only
+    the pictures that are missing.
 
         sdcli batch jobs.jsonl -o out/ | jq -r .path
         printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
-        sdcli batch prompts.txt --matrix seed=1,2 --matrix scheduler=ddim,euler
+        sdcli batch prompts.txt --matrix seed=1..4 --matrix scheduler=ddim,euler
     """
     given = options.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
-        recipe.check_value(key, value)
+        if not job.is_random(key, value):
+            recipe.check_value(key, value)
     resolve.settings(registry.find(given["model"]), given, None)  # an error here concerns the options, not a job
-    asked = expand.multiply(read.read(_bytes_of(jobs), jobs, format), _axes(matrix or [], given))
-    planned = plan.plan(asked, given, strict=output.strict)
-    if not planned:
-        streams.warn(f"there are no jobs in {'stdin' if jobs == '-' else jobs}")
+    axes = _axes(matrix or [], given)
+    listed = _listed(jobs, axes, format=format, comments=comments, strict=output.strict)
+    expand.check_number(len(listed), axes)
+    planned = plan.plan(expand.multiply(listed, axes), given, strict=output.strict, num_images=num_images)
     order = making.Batch(
-        planned, _directory(output.directory), output.force, fail_fast, output.quiet, output.strict, output.debug
-    )
+        planned, _directory(output.directory), output.force, fail_fast, output.quiet, output.strict, output.debug,
+        output.json,
+    )  # fmt: skip
     if output.dry_run:
         _say_forecast(order, json=output.json)
     else:
@@ -118,11 +140,35 @@ def batch(
 def _say_forecast(order: making.Batch, *, json: bool) -> None:
     """Print what a batch would do. Raises JobsFailed if some jobs cannot be made."""
     recorded = forecast.forecast(order)
-    print(streams.to_json(recorded) if json else "\n".join(forecast.lines(recorded)))
+    for line in [streams.to_json(recorded)] if json else forecast.lines(recorded):
+        streams.say(line)
     if recorded["failed"]:
         raise JobsFailed(
             f"{recorded['failed']} of {len(recorded['jobs'])} jobs would fail", "see the error of each failed job"
         )
+
+
+def _listed(
+    jobs: str | None, axes: list[tuple[str, list[Any]]], *, format: str | None, comments: bool, strict: bool
+) -> list[Job | Fault]:
+    """Read the jobs, or make an empty one if `--matrix` has the prompts."""
+    supplied = [key for key, _ in axes]
+    if jobs is None:
+        if {"prompt", "label"} & {*supplied}:
+            return [Job(1, {})]
+        raise UsageError("JOBS is missing", "give a file of jobs, - for stdin, or --matrix prompt=…")
+    found = read.read(
+        _bytes_of(jobs), jobs, format, comments=comments, supplied=supplied, warn=_refuse if strict else streams.warn
+    )
+    if not found and jobs == "-":
+        raise InputError("there are no jobs on stdin", "pipe jobs to it, or give a file")
+    if not found:
+        streams.warn(f"there are no jobs in {jobs}")
+    return found
+
+
+def _refuse(warning: str) -> None:
+    raise UsageError(warning, "or omit --strict")
 
 
 def _axes(matrix: list[str], given: dict[str, Any]) -> list[tuple[str, list[Any]]]:
@@ -151,7 +197,10 @@ def _directory(given: str | None) -> str:
 
 def _bytes_of(jobs: str) -> bytes:
     try:
-        return sys.stdin.buffer.read() if jobs == "-" else Path(jobs).read_bytes()
+        if jobs == "-":
+            return sys.stdin.buffer.read(read.MAX_BYTES + 1)
+        with Path(jobs).open("rb") as file:
+            return file.read(read.MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {jobs}: {reason}", "give a file of jobs, or - for stdin") from error

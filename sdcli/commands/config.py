@@ -38,18 +38,18 @@ def show(
     rows = [(key, each.value, each.place) for key, each in _settings(model).items()]
     if json:
         for key, value, place in rows:
-            typer.echo(streams.to_json({"key": key, "value": value, "source": place}))
+            streams.say(streams.to_json({"key": key, "value": value, "source": place}))
         return
     shown = [(key, "-" if value is None else _text(value), place) for key, value, place in rows]
     key_width, value_width = (max(len(row[column]) for row in shown) for column in (0, 1))
     for key, value, place in shown:
-        typer.echo(f"{key:{key_width}}  {value:{value_width}}  {place}")
+        streams.say(f"{key:{key_width}}  {value:{value_width}}  {place}")
 
 
 @config.command()
 def path() -> None:
     """Print the path of the config file, whether it exists or not."""
-    typer.echo(str(user_config.config_path()))
+    streams.say_path(str(user_config.config_path()))
 
 
 def _settings(given: str | None) -> dict[str, Setting]:

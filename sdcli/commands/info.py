@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,16 +10,17 @@ import typer
 
 from sdcli.errors import SdcliError
 from sdcli.terminal import streams
+from sdcli.terminal.printable import printable
 
 if TYPE_CHECKING:
     from sdcli.files.metadata import PictureInfo
 
 
 def info(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file; - reads stdin.", show_default=False)
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP files; - reads stdin.", show_default=False)
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", show_default=False)] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.", show_default=False)] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)
     ] = False,
@@ -32,8 +32,25 @@ def info(
     not an error.
 
         sdcli info arctic-fox-7.png
-        sdcli info arctic-fox-7.png --json | jq .recipe.seed
+        sdcli info *.png --json | jq -r '[.path, .recipe.seed] | @tsv'
     """
+    failed: list[SdcliError] = []
+    for index, image in enumerate(images):
+        if index and not json:
+            typer.echo()
+        try:
+            _print(image, json=json)
+        except SdcliError as error:  # the others are read all the same
+            failed.append(error)
+            if len(images) > 1:
+                streams.complain(error.message, error.hint)
+    if failed and len(images) == 1:
+        raise failed[0]
+    if failed:
+        raise typer.Exit(failed[-1].exit_status)
+
+
+def _print(image: str, *, json: bool) -> None:
     from sdcli.files import metadata, reading
     from sdcli.planning import replay
 
@@ -97,15 +114,9 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
         pairs["metadata"] = "none about how it was made"
     if command is not None:
         pairs["command"] = command
-    margin = max(map(len, pairs)) + 2
+    margin = max(len(printable(key)) for key in pairs) + 2
     for key, value in pairs.items():
-        text = _printable(value if isinstance(value, str) else json_format.dumps(value))
-        yield f"{_printable(key) + ':':<{margin}}{text.replace(chr(10), chr(10) + ' ' * margin)}"
-
-
-def _printable(text: str) -> str:
-    """`text` without what a terminal would obey or could not print; line breaks stay."""
-    return "".join(
-        letter if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cs") else repr(letter)[1:-1]
-        for letter in text.replace("\r\n", "\n")
-    )
+        text = printable(
+            (value if isinstance(value, str) else json_format.dumps(value)).replace("\r\n", "\n"), keep="\n"
+        )
+        yield f"{printable(key) + ':':<{margin}}{text.replace(chr(10), chr(10) + ' ' * margin)}"

@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import Abort
 
 from sdcli import config
+from sdcli.commands import completion
 from sdcli.commands.plain_help import Commands
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
@@ -25,6 +26,7 @@ from sdcli.models.source import INDEX, Source
 from sdcli.models.weights import Weights
 from sdcli.planning import dry_run, resolve
 from sdcli.terminal import display, streams
+from sdcli.terminal.printable import printable
 
 models = Commands(help="List, show, download, verify, name, export and remove models.")
 
@@ -33,7 +35,7 @@ Name = Annotated[
     typer.Argument(
         metavar="NAME",
         help="A name from `sdcli models list`, or a path.",
-        autocompletion=lambda incomplete: [name for name in registry.names() if name.startswith(incomplete)],
+        autocompletion=completion.any_model,
     ),
 ]
 HubName = Annotated[
@@ -41,7 +43,15 @@ HubName = Annotated[
     typer.Argument(
         metavar="NAME",
         help="A name from `sdcli models list`, or OWNER/NAME on the hub.",
-        autocompletion=lambda incomplete: [name for name in registry.names() if name.startswith(incomplete)],
+        autocompletion=completion.hub_model,
+    ),
+]
+Removable = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A name from `sdcli models list`, or OWNER/NAME on the hub.",
+        autocompletion=completion.removable_model,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.", show_default=False)]
@@ -53,26 +63,39 @@ Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an 
 def list_models(json: Json = False) -> None:
     """List the known models.
 
-    Each line has the name, "here" or "absent", who named it (sdcli or you), the kind, and a description. A
-    ControlNet is used together with a model: sdcli generate --control NAME=IMAGE.
+    The columns are the name, whether its files are on this machine, their size, the kind, who named it (sdcli or you),
+    and a description. A ControlNet is used together with a model: sdcli generate --control NAME=IMAGE.
     """
     entries = registry.entries().values()
-    width = max(len(entry.name) for entry in entries)
+    rows = [("NAME", "STATE", "SIZE", "KIND", "FROM", "DESCRIPTION")]
     for entry in entries:
-        present = registry.is_present(entry)
+        size = _size(entry) if registry.is_present(entry) else None
         if json:
             line = {
                 "name": entry.name,
-                "present": present,
+                "present": size is not None,
                 "origin": entry.origin,
                 "kind": entry.kind,
                 "description": entry.description,
+                "bytes": size,
             }
-            typer.echo(streams.to_json(line))
+            streams.say(streams.to_json(line))
             continue
-        here, whose = "here" if present else "absent", "shipped" if entry.origin == registry.SHIPPED else "yours"
-        what = entry.description or entry.repo or entry.folder
-        typer.echo(f"{entry.name:{width}}  {here:6}  {whose:7}  {entry.kind:10}  {what}")
+        state, whose = "absent" if size is None else "here", "sdcli" if entry.origin == registry.SHIPPED else "you"
+        what = entry.description or entry.repo or entry.folder or ""
+        rows.append((entry.name, state, "-" if size is None else display.format_size(size), entry.kind, whose, what))
+    if not json:
+        shown = [tuple(map(printable, row)) for row in rows]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)][:-1]
+        for *cells, last in shown:
+            streams.say("  ".join([*(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)), last]))
+
+
+def _size(entry: ModelEntry) -> int:
+    """The bytes of a model's files."""
+    path = registry.locate(entry).path
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 @models.command("show")
@@ -83,14 +106,14 @@ def show(name: Name, json: Json = False) -> None:
     """
     facts = describe(registry.find(name))
     if json:
-        typer.echo(streams.to_json(facts))
+        streams.say(streams.to_json(facts))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
         if key == "vocabulary":
             _show_groups(value["groups"])
         else:
-            typer.echo(f"{key:{width}}  {_shown(value)}")
+            streams.say(f"{key:{width}}  {_shown(value)}")
 
 
 def describe(entry: registry.ModelEntry) -> dict[str, Any]:
@@ -142,7 +165,8 @@ def _show_groups(groups: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     for name, phrases in groups.items():
         content = (f"{phrase} ({', '.join(others)})" if others else phrase for phrase, others in phrases.items())
         lines = textwrap.wrap(", ".join(content), width=width, break_on_hyphens=False)
-        typer.echo("\n".join(["", name, *(f"  {line}" for line in lines)]))
+        for line in ("", name, *(f"  {line}" for line in lines)):
+            streams.say(line)
 
 
 @models.command("labels")
@@ -159,7 +183,7 @@ def labels(name: Name, json: Json = False, debug: Debug = False) -> None:
         raise UsageError(f"{entry.name} takes a text, not a class label", "use a PROMPT")
     for index, names in enumerate(known.names):
         line = streams.to_json({"index": index, "names": names})
-        typer.echo(line if json else f"{index:<{len(str(len(known.names)))}}  {', '.join(names)}")
+        streams.say(line if json else f"{index:<{len(str(len(known.names)))}}  {', '.join(names)}")
 
 
 @models.command("pull")
@@ -194,9 +218,9 @@ def pull(
     path = str(registry.locate(entry).path)
     if json:
         facts = {"name": entry.name, "repo": entry.repo, "revision": pin.revision, "path": path}
-        typer.echo(streams.to_json(facts | {"files": len(pin.files), "bytes": pin.size}))
+        streams.say(streams.to_json(facts | {"files": len(pin.files), "bytes": pin.size}))
     else:
-        typer.echo(path)
+        streams.say_path(path)
 
 
 @models.command("verify")
@@ -216,7 +240,7 @@ def verify(name: HubName, json: Json = False, quiet: Quiet = False, debug: Debug
     with display.transfer(quiet=quiet) as start:
         on_bytes = start(pin.size)
         for path, state in lock.check(pin, snapshot, on_bytes):
-            typer.echo(streams.to_json({"file": path, "status": state}) if json else f"{state:7}  {path}")
+            streams.say(streams.to_json({"file": path, "status": state}) if json else f"{state:7}  {path}")
             bad += [path] if state != "ok" else []
     if bad:
         raise ModelCorrupt(
@@ -239,6 +263,7 @@ def add(
         typer.Option(
             "--part",
             metavar="PART=FOLDER",
+            autocompletion=completion.of(*(f"{part}=" for part in PARTS)),
             help=f"Load this part from another folder: {', '.join(PARTS)}. Can be repeated.",
         ),
     ] = None,
@@ -255,7 +280,7 @@ def add(
         sdcli models add ink ~/models/ink.safetensors
         sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
     """
-    typer.echo(str(user_models.add(name, source, part or (), force=force)))
+    streams.say_path(str(user_models.add(name, source, part or (), force=force)))
 
 
 @models.command("export")
@@ -289,9 +314,9 @@ def export(
         files = [file for file in Path(folder).rglob("*") if file.is_file()]
         facts = {"name": name, "path": folder, "pipeline": pipeline, "digest": Source(Path(folder)).sha256}
         size = sum(file.stat().st_size for file in files)
-        typer.echo(streams.to_json(facts | {"files": len(files), "bytes": size}))
+        streams.say(streams.to_json(facts | {"files": len(files), "bytes": size}))
     else:
-        typer.echo(folder)
+        streams.say_path(folder)
 
 
 @models.command("convert")
@@ -314,7 +339,7 @@ def convert(
 
     done = run(Path(source), Path(target), force=force)
     if json:
-        typer.echo(
+        streams.say(
             streams.to_json({"path": target, "kind": done.kind, "tensors": done.tensors, "dropped": done.dropped})
         )
         return
@@ -322,7 +347,7 @@ def convert(
     if done.dropped:
         more = f", and {len(done.dropped) - _LISTED} more" if len(done.dropped) > _LISTED else ""
         streams.note(f"left out, because they are not tensors: {', '.join(done.dropped[:_LISTED])}{more}")
-    typer.echo(target)
+    streams.say_path(target)
 
 
 _LISTED = 10
@@ -330,7 +355,7 @@ _LISTED = 10
 
 @models.command("rm")
 def remove(
-    name: HubName,
+    name: Removable,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.", show_default=False)] = False,
     debug: Debug = False,
 ) -> None:
@@ -389,7 +414,7 @@ def _confirm(what: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"this would remove {what}", "use --yes if stdin is not a terminal")
-    print(f"remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"remove {printable(what)}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Abort
 

@@ -26,26 +26,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from sdcli.commands import completion
 from sdcli.config import DEFAULT_MODEL
-from sdcli.models import registry
-from sdcli.models.addons import embedding, lora
-from sdcli.recipe import schedulers
+from sdcli.recipe import other_tools, schedulers
 from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED, UPSCALERS
-
-
-def _completer(choices: Callable[[], tuple[str, ...]]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices() if choice.startswith(incomplete)]
-
-    return complete
-
-
-controlnets = _completer(lambda: registry.names(registry.CONTROLNET))
-"""Completes the names of ControlNets."""
-loras = _completer(lora.NAMES.all)
-"""Completes the names of LoRAs."""
-embeddings = _completer(embedding.NAMES.all)
-"""Completes the names of embeddings."""
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
@@ -61,7 +45,7 @@ def model_option(default: str) -> Any:
     """The option -m, whose help shows the default model."""
     return typer.Option(
         "--model", "-m", metavar="MODEL", rich_help_panel=PICTURE, show_default=default,
-        autocompletion=_completer(registry.names),
+        autocompletion=completion.model,
         help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, "
         "or OWNER/NAME in the hub cache.",
     )  # fmt: skip
@@ -156,7 +140,7 @@ class Picture:
         list[str] | None,
         typer.Option(
             "--control", metavar="NAME=IMAGE", rich_help_panel=PICTURE, show_default=False,
-            autocompletion=controlnets,
+            autocompletion=completion.control,
             help="Guide the picture by a ControlNet and IMAGE. IMAGE:0.8:0-0.5 sets the scale and the part of the "
             "steps. Can be repeated.",
         ),
@@ -164,7 +148,8 @@ class Picture:
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            "--lora", metavar="NAME[:SCALE]", rich_help_panel=PICTURE, show_default=False, autocompletion=loras,
+            "--lora", metavar="NAME[:SCALE]", rich_help_panel=PICTURE, show_default=False,
+            autocompletion=completion.lora_name,
             help="Merge a LoRA into the model: a name, a .safetensors file or OWNER/NAME. NAME:0.8,te=0.5 sets another "
             "scale for the text encoder. Can be repeated.",
         ),
@@ -179,7 +164,8 @@ class Picture:
     embedding: Annotated[
         list[str] | None,
         typer.Option(
-            "--embedding", metavar="NAME", rich_help_panel=PICTURE, show_default=False, autocompletion=embeddings,
+            "--embedding", metavar="NAME", rich_help_panel=PICTURE, show_default=False,
+            autocompletion=completion.embedding_name,
             help="Use an embedding (textual inversion) where its name is in a prompt: a name or a .safetensors file. "
             "Can be repeated.",
         ),
@@ -191,7 +177,7 @@ class Picture:
             "-s",
             metavar="INTEGER",
             rich_help_panel=PICTURE,
-            help=f"Seed of the noise, from 0 to {MAX_SEED}.",
+            help=f"Seed of the noise, from 0 to {MAX_SEED}; -1 draws one.",
             show_default="random",
         ),
     ] = None
@@ -225,16 +211,17 @@ class Picture:
     scheduler: Annotated[
         str | None,
         typer.Option(
-            "--scheduler", metavar="NAME", rich_help_panel=SAMPLING,
-            autocompletion=_completer(lambda: schedulers.NAMES),
-            help=f"One of {', '.join(schedulers.NAMES)}.", show_default="the model's",
+            "--scheduler", "--sampler", metavar="NAME", rich_help_panel=SAMPLING,
+            autocompletion=completion.scheduler,
+            help=f"One of {', '.join(schedulers.NAMES)}; or a name of A1111, such as 'DPM++ 2M Karras'.",
+            show_default="the model's",
         ),
     ] = None  # fmt: skip
     sigmas: Annotated[
         str | None,
         typer.Option(
             "--sigmas", metavar="NAME", rich_help_panel=SAMPLING,
-            autocompletion=_completer(lambda: schedulers.SIGMAS),
+            autocompletion=completion.sigmas,
             help=f"Spacing of the noise levels: {', '.join(schedulers.SIGMAS)}.",
         ),
     ] = None  # fmt: skip
@@ -277,7 +264,7 @@ class Hires:
         str | None,
         typer.Option(
             "--hires-upscaler", metavar="NAME", rich_help_panel=PICTURE, show_default="latent",
-            autocompletion=_completer(lambda: UPSCALERS), help=f"How to enlarge it: {' or '.join(UPSCALERS)}.",
+            autocompletion=completion.of(*UPSCALERS), help=f"How to enlarge it: {' or '.join(UPSCALERS)}.",
         ),
     ] = None  # fmt: skip
     hires_strength: Annotated[
@@ -330,6 +317,7 @@ class Machine:
             "--device",
             metavar="NAME",
             rich_help_panel=EXECUTION,
+            autocompletion=completion.device,
             help=f"One of {', '.join(DEVICES)}.",
             show_default="auto",
         ),
@@ -340,6 +328,7 @@ class Machine:
             "--dtype",
             metavar="NAME",
             rich_help_panel=EXECUTION,
+            autocompletion=completion.dtype,
             help=f"One of {', '.join(DTYPES)}.",
             show_default="auto",
         ),
@@ -377,7 +366,8 @@ class Handover:
         str | None,
         typer.Option(
             "--output", "-o", metavar="PATH", rich_help_panel=OUTPUT,
-            help="A file.png, a directory, a template with {seed}, {index}, {prompt} or {model}, or - for stdout.",
+            help="A file.png, a directory, a template with {index} and any key, as in {prompt}-{seed}-{steps}, or - "
+            "for stdout.",
             show_default="PROMPT-SEED.png in this directory",
         ),
     ] = None  # fmt: skip
@@ -399,6 +389,16 @@ class Handover:
 class Output(Handover):
     """The same, with options for latents, dry runs and several pictures."""
 
+    prompt_option: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", rich_help_panel=PICTURE, help="Same as PROMPT."),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WxH", rich_help_panel=PICTURE, help="Width and height together, such as 512x768."
+        ),
+    ] = None
     save_latents: Annotated[
         str | None,
         typer.Option(
@@ -461,4 +461,7 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
 def given(*groups: Any, **others: Any) -> dict[str, Any]:
     """The options in `groups` and `others` that were given, flat."""
     values = {each.name: getattr(group, each.name) for group in groups for each in fields(group)} | others
-    return {key: value for key, value in values.items() if value not in (None, [])}
+    found = {key: value for key, value in values.items() if value not in (None, [])}
+    if "scheduler" in found:
+        found = {**other_tools.translate("scheduler", found.pop("scheduler")), **found}
+    return found

@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 from sdcli import config
 from sdcli.commands import options
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, SdcliError, UsageError
 from sdcli.making import deliver
 from sdcli.making.request import Request
 from sdcli.models import located
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
+from sdcli.recipe import other_tools
 from sdcli.recipe.paths import paths_of
-from sdcli.recipe.recipe import Layout
+from sdcli.recipe.recipe import Layout, draw_seed
 from sdcli.terminal import streams
+
+MAX_PROMPT_BYTES = 2**20
 
 
 def make(asked: Mapping[str, Any], output: options.Output) -> None:
+    """Do what `_make` does; with --json, a failure is a line on stdout, as in a batch."""
+    try:
+        _make(asked, output)
+    except SdcliError as error:
+        if output.json and not error.reported and output.path != "-":
+            streams.say(streams.to_json(deliver.failed_line(None, error.message)))
+        raise
+
+
+def _make(asked: Mapping[str, Any], output: options.Output) -> None:
     """Make the pictures of `asked` (the given flat keys), or print the plan with `--dry-run`.
 
     Picture i has the first one's seed + i. A `prompt` of `-` is read from stdin. Unless quiet, notes on stderr name
     images that are resized. Raises UsageError without a prompt or a label, and what `resolve.resolve` and
     `deliver.deliver` raise.
     """
+    given = asked
+    asked = _in_own_terms(asked, output)
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a class-conditional model; see --help"
         raise UsageError("PROMPT or --label is missing", hint)
@@ -49,10 +65,51 @@ def make(asked: Mapping[str, Any], output: options.Output) -> None:
         save_latents=output.save_latents,
         warnings=warnings.find(found, recipe, resolved.inputs, count=output.num_images),
     )
+    if output.path and not output.quiet:
+        _note_name(output.path)
     if output.dry_run:
-        deliver.forecast(request)
+        drawn = given.get("seed") == other_tools.RANDOM_SEED
+        known = resolve.settings(found.entry, {"model": model, **given}, None)
+        deliver.forecast(request, any_seed=drawn or "seed" not in known)
     else:
         deliver.deliver(request)
+
+
+def _note_name(path: str) -> None:
+    """Say that a name without a suffix is a file's, since a directory may have been meant."""
+    if path != "-" and not PurePath(path).suffix and not path.endswith("/") and not Path(path).is_dir():
+        streams.note(f"-o {path} is the name of a file; for a directory, use -o {path}/")
+
+
+def _in_own_terms(asked: Mapping[str, Any], output: options.Output) -> Mapping[str, Any]:
+    """`asked` with the options that other tools have: --prompt, --size, and a seed of -1. Raises UsageError."""
+    found = dict(asked)
+    if output.prompt_option is not None:
+        if "prompt" in found:
+            raise UsageError("the prompt is given twice", "give it as PROMPT or with --prompt")
+        found["prompt"] = output.prompt_option
+    if output.size is not None:
+        if {"width", "height"} & found.keys():
+            raise UsageError("the size is given twice", "give --size, or --width and --height")
+        found |= other_tools.size_of(output.size)
+    if found.get("seed") == other_tools.RANDOM_SEED:
+        found["seed"] = draw_seed()
+    _check_order(found)
+    return found
+
+
+def _check_order(asked: Mapping[str, Any]) -> None:
+    """Raise UsageError if IMAGE and PROMPT are swapped."""
+    image, prompt = asked.get("image"), asked.get("prompt")
+    if isinstance(image, str) and isinstance(prompt, str) and not _is_file(image) and _is_file(prompt):
+        raise UsageError(f"{prompt} is a file, and {image!r} is not", "give IMAGE first, then PROMPT")
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _note_sizes(resolved: Resolved) -> None:
@@ -87,10 +144,13 @@ def _prompt(prompt: str | None) -> dict[str, str]:
     if prompt != "-":
         return {} if prompt is None else {"prompt": prompt}
     try:
-        return {"prompt": sys.stdin.buffer.read().decode("utf-8").rstrip("\n")}
+        text = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on stdin is not UTF-8: {error}", "encode it as UTF-8") from error
     except OSError as error:
         raise InputError(
             f"stdin cannot be read: {error.strerror}", "give the prompt as an argument, or pipe it to stdin"
         ) from error
+    if not text.strip():
+        raise InputError("stdin is empty; it is read as the prompt", "pipe a prompt to it, or give one as an argument")
+    return {"prompt": text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")}

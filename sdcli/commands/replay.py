@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from sdcli import config
-from sdcli.commands import options
+from sdcli.commands import completion, options
 from sdcli.errors import PictureDiffers, UsageError
 from sdcli.files import outputs
 from sdcli.files.inputs import NO_INPUTS
@@ -30,6 +30,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
+        autocompletion=completion.model,
         help="Use this model instead of the recorded one.",
         show_default="the picture's",
     ),
@@ -190,5 +191,5 @@ def _verify(
         }
         streams.write_line(out, streams.to_json(line))
     elif error is None:
-        streams.write_line(out, source.path)
+        streams.write_line(out, f"{source.path}: identical" if out.isatty() else source.path)
     return [error] if error else []

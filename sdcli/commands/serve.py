@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sdcli.commands import completion
 from sdcli.errors import UsageError
 
 
@@ -31,7 +32,13 @@ def serve(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Load this model at the start. Can be repeated."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            autocompletion=completion.model,
+            help="Load this model at the start. Can be repeated.",
+        ),
     ] = None,
     keep: Annotated[
         int, typer.Option("--keep", metavar="N", min=1, help="How many models stay in memory, the last used ones.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,12 +10,14 @@ from typing import Annotated
 import typer
 
 from sdcli import config
-from sdcli.commands import options, pictures
+from sdcli.commands import completion, options, pictures
 from sdcli.errors import UsageError
 from sdcli.files.palette import Class
 from sdcli.models import located, registry
 from sdcli.models.addons import controlnet
 from sdcli.recipe.control import Control
+from sdcli.terminal import streams
+from sdcli.terminal.printable import printable
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Mapped(options.Picture):
         typer.Option(
             "--control", metavar="NAME[=IMAGE]", rich_help_panel=options.PICTURE,
             show_default="seg-sd15 with Stable Diffusion 1.x",
-            autocompletion=options.controlnets,
+            autocompletion=completion.control,
             help="Guide the picture by a ControlNet and IMAGE, or the map if no IMAGE is given. NAME:0.8:0-0.5 sets "
             "the scale and the part of the steps. Can be repeated.",
         ),
@@ -123,15 +124,15 @@ def _print(classes: Sequence[Class], *, as_json: bool) -> None:
     """One class a line: index, name and colour, as a swatch too where stdout is a terminal."""
     if as_json:
         for each in classes:
-            typer.echo(json.dumps(asdict(each), ensure_ascii=False))
+            streams.say(streams.to_json(asdict(each)))
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    width = max(len(each.name) for each in classes)
+    width = max(len(printable(each.name)) for each in classes)
     for each in classes:
-        line = Text(f"{each.index:3}  {each.name:{width}}  {each.hex}")
+        line = Text(f"{each.index:3}  {printable(each.name):{width}}  {each.hex}")
         if console.is_terminal and not console.no_color:
             line.append("  ").append("    ", style=f"on {each.hex}")
         console.print(line)

@@ -12,10 +12,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sdcli.commands import options
+from sdcli.commands import completion, options
 from sdcli.commands.plain_help import Commands
 from sdcli.errors import UsageError
 from sdcli.models import registry
+from sdcli.terminal import streams
 from sdcli.training import run_config
 from sdcli.training.settings import (
     AutoencoderTraining,
@@ -56,6 +57,7 @@ World = Annotated[
     str | None,
     typer.Option(
         "--world", metavar="NAME", rich_help_panel=_RUN, show_default="kit",
+        autocompletion=completion.of(*run_config.WORLDS),
         help=f"The synthetic world to train on: {', '.join(run_config.WORLDS)}.",
     ),
 ]  # fmt: skip
@@ -80,7 +82,7 @@ class Run:
 Base = Annotated[
     Path | None,
     typer.Option(
-        "--from", metavar="MODEL", rich_help_panel=_RUN, show_default=False,
+        "--from", metavar="MODEL", rich_help_panel=_RUN, show_default=False, autocompletion=completion.model,
         help="The model to start from: a diffusers folder or a name.",
     ),
 ]  # fmt: skip
@@ -120,12 +122,18 @@ class Execution:
     ] = None  # fmt: skip
     device: Annotated[
         str,
-        typer.Option("--device", metavar="NAME", rich_help_panel=_EXECUTION, help=f"{', '.join(DEVICES)}."),
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            rich_help_panel=_EXECUTION,
+            help=f"{', '.join(DEVICES)}.",
+            autocompletion=completion.of(*DEVICES),
+        ),
     ] = "auto"
     dtype: Annotated[
         str,
         typer.Option(
-            "--dtype", metavar="NAME", rich_help_panel=_EXECUTION,
+            "--dtype", metavar="NAME", rich_help_panel=_EXECUTION, autocompletion=completion.of(*DTYPES),
             help=f"Precision of matrix products: {', '.join(DTYPES)}. Weights stay in float32.",
         ),
     ] = "bfloat16"  # fmt: skip
@@ -280,6 +288,7 @@ class KitPhases:
         list[str] | None,
         typer.Option(
             "--phase", metavar="NAME", rich_help_panel=_SETTINGS, show_default="all",
+            autocompletion=completion.of(*KIT_PHASES),
             help=f"Train only this phase; may be repeated: {', '.join(KIT_PHASES)}.",
         ),
     ] = None  # fmt: skip
@@ -367,7 +376,8 @@ def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapp
 
     if execution.dry_run:
         facts = session.cost(config, session.How(**how))
-        typer.echo(jsonlib.dumps(facts) if execution.json else session.shown(facts))
+        for line in [jsonlib.dumps(facts)] if execution.json else session.shown(facts).splitlines():
+            streams.say(line)
     else:
         raise typer.Exit(session.train_stage(config, session.How(**how)))
 

@@ -8,16 +8,19 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options
+from sdcli.commands import completion, options
 from sdcli.commands.train import prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.files import folders
+from sdcli.terminal import streams
 from sdcli.training import run_config
 
 
 def measure(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="Names from `sdcli models list`, or folders.")
+        list[str], typer.Argument(
+            metavar="MODEL", help="Names from `sdcli models list`, or folders.", autocompletion=completion.model
+        ),
     ],
     judge: Annotated[
         Path, typer.Option("--judge", metavar="FILE", help="The judge: the file judge.pt of a run of train kit.")
@@ -27,7 +30,10 @@ def measure(
     masks: Annotated[int, typer.Option("--masks", metavar="N", min=1, help="Masks for an inpainting model.")] = 100,
     maps: Annotated[int, typer.Option("--maps", metavar="N", min=1, help="Maps for a segmentation model.")] = 100,
     scheduler: Annotated[
-        str | None, typer.Option("--scheduler", metavar="NAME", show_default="the model's", help="Scheduler to use.")
+        str | None, typer.Option(
+            "--scheduler", metavar="NAME", show_default="the model's", help="Scheduler to use.",
+            autocompletion=completion.scheduler,
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, show_default="the model's", help="Denoising steps.")
@@ -36,7 +42,10 @@ def measure(
         float | None, typer.Option("--guidance-scale", metavar="X", show_default="the model's", help="Guidance scale.")
     ] = None,
     world: Annotated[
-        str, typer.Option("--world", metavar="NAME", help=f"{', '.join(run_config.WORLDS)}.")
+        str, typer.Option(
+            "--world", metavar="NAME", help=f"{', '.join(run_config.WORLDS)}.",
+            autocompletion=completion.of(*run_config.WORLDS),
+        ),
     ] = "kit",
     sprites: Annotated[
         Path | None,
@@ -67,8 +76,8 @@ def measure(
     width = max(map(len, ("judge", *models)))
     for index, row in enumerate(session.measure(models, judge, counts, chosen, world, sprites, quiet)):
         if not json and index == 0:
-            typer.echo(session.heading(width))
-        typer.echo(jsonlib.dumps(row) if json else session.line_of(row, width))
+            streams.say(session.heading(width))
+        streams.say(jsonlib.dumps(row) if json else session.line_of(row, width))
 
 
 def export(
@@ -105,4 +114,4 @@ def export(
 
     with folders.written(to, force=force) as folder:
         stages.export_run(config, folder, averaged=averaged, unet_only=unet_only, shard_mb=shard)
-    typer.echo(to)
+    streams.say_path(to)

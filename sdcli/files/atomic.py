@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_NO_SUCH_RENAME = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP})
+_DISK_FAILS = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+_HERE, _NOREPLACE = -100, 1
+"""AT_FDCWD and RENAME_NOREPLACE of Linux."""
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -73,6 +80,60 @@ def sync(path: Path) -> None:
 
 
 def sync_name(directory: Path) -> None:
-    """Make the names in `directory` last. Some file systems cannot; the files are whole all the same."""
-    with suppress(OSError):
+    """Make the names in `directory` last. Raises OSError if the disk fails.
+
+    Some file systems cannot do it, and a directory may be writable but not readable; the files are whole all the same.
+    """
+    try:
         sync(directory)
+    except OSError as error:
+        if error.errno in _DISK_FAILS:
+            raise
+
+
+def make_directories(directory: Path) -> None:
+    """Create `directory` and its parents, so that their names last. Raises OSError."""
+    missing = []
+    while not os.path.lexists(directory):
+        missing.append(directory)
+        directory = directory.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)  # another process may create it too
+        sync_name(each.parent)
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+
+
+def link(temporary: Path, path: Path) -> None:
+    """Give the file at `temporary` the name `path`; raises FileExistsError if that exists, and OSError.
+
+    Without hard links, as on exFAT, it is renamed by the system call that does not overwrite. Where there is none
+    either, an empty file reserves the name for a moment.
+    """
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if not _renamed(temporary, path):
+            path.open("xb").close()
+            try:
+                temporary.replace(path)
+            except BaseException:
+                path.unlink()
+                raise
+
+
+def _renamed(temporary: Path, path: Path) -> bool:
+    """Rename without overwriting by Linux's renameat2; False where it does not exist or the file system lacks it."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_HERE, os.fsencode(temporary), _HERE, os.fsencode(path), _NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_SUCH_RENAME:
+        return False
+    raise OSError(number, os.strerror(number), str(path))

@@ -6,25 +6,18 @@ Names are kept as given (`./fox.png` is printed as `./fox.png`), so they are str
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import re
 import shlex
 import stat
-import string
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from sdcli.errors import OutputError, OutputExists, UsageError
-from sdcli.files import atomic
+from sdcli.files import atomic, names
 from sdcli.recipe.recipe import Recipe
-
-FIELDS = ("seed", "index", "prompt", "model")
-MAX_SLUG_BYTES = 80
-FALLBACK_SLUG = "picture"
 
 
 @dataclass(frozen=True)
@@ -40,8 +33,6 @@ PICTURES, LATENTS = Kind("-o", ".png"), Kind("--save-latents", ".safetensors")
 _OTHER_FORMATS = re.compile(
     r"\.(apng|avif|bmp|gif|hei[cf]|ico|jfif|jp2|jpe|jpe?g|jxl|pdf|ppm|svg|tga|tiff?|webp)", re.IGNORECASE
 )
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-_TEMPLATE_HINT = "the fields are {seed} {index} {prompt} {model}; write {{ and }} for braces"
 
 
 @dataclass(frozen=True)
@@ -59,27 +50,6 @@ class Destination:
         return Path(os.path.realpath(self.path)) if self.force else Path(self.path)
 
 
-def slug(text: str) -> str:
-    """Return the words of `text` in lower case, joined by `-`: a file name that needs no quotes in a shell.
-
-    Accents of Latin letters are removed; letters of other scripts are kept with their marks. The result has at most
-    MAX_SLUG_BYTES bytes of UTF-8, cut between words if possible, and only letters, digits and single hyphens. It is
-    FALLBACK_SLUG if `text` has no letters or digits.
-    """
-    words = "".join(_plain(unicodedata.normalize("NFKC", text).lower())).split() or [FALLBACK_SLUG]
-    kept = words[0].encode()[:MAX_SLUG_BYTES].decode(errors="ignore")
-    for word in words[1:]:
-        if len(f"{kept}-{word}".encode()) > MAX_SLUG_BYTES:
-            break
-        kept = f"{kept}-{word}"
-    return kept
-
-
-def default_name(recipe: Recipe, suffix: str = PICTURES.suffix) -> str:
-    """Return the generated name of a picture or of its latents."""
-    return f"{slug(recipe.condition.words)}-{recipe.seed}{suffix}"
-
-
 def plan(
     output: str | None, recipes: Sequence[Recipe], *, force: bool = False, kind: Kind = PICTURES
 ) -> tuple[Destination, ...]:
@@ -90,19 +60,25 @@ def plan(
     - None: `<slug of the prompt or label>-<seed>.png` in the current directory, with `-2`, `-3` and so on if it exists;
     - an existing directory, or a path that ends in a slash, which is created with its parents: the same name inside it;
     - otherwise a file name, which must not exist unless `force` is given. It can have the fields `{seed}`, `{index}`
-      (from 1), `{prompt}` (the slug) and `{model}`, and numbers can have a width (`{index:03}`).
+      (from 1), `{prompt}` (the slug), `{model}` and any other key of a recipe, and whole numbers can have a width
+      (`{index:03}`). Directories whose names have fields are created.
 
     Raises UsageError for an invalid name, and OutputExists or OutputError if it cannot be written. Creates nothing
-    except directories with a slash.
+    except these directories.
     """
     found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
     _check_distinct(output, found)
     for directory in dict.fromkeys(each.final.parent for each in found):
-        _check_writable(directory, make=output is not None and output.endswith("/"), option=kind.option)
+        _check_writable(directory, make=_makes_directories(output), option=kind.option)
     for each in found:
         if not each.unique:
             _check_free(each)
     return found
+
+
+def _makes_directories(output: str | None) -> bool:
+    """Whether missing directories are created: those of `-o DIR/`, and of a template with fields before a slash."""
+    return output is not None and (output.endswith("/") or "{" in output.rpartition("/")[0])
 
 
 def check(path: str, *, force: bool) -> None:
@@ -119,13 +95,13 @@ def foresee(output: str | None, recipes: Sequence[Recipe], *, force: bool = Fals
     """
     found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
     _check_distinct(output, found)
-    names: list[str] = []
+    foreseen: list[str] = []
     for each in found:
-        check_directory(each.final.parent, make=output is not None and output.endswith("/"), option=kind.option)
+        check_directory(each.final.parent, make=_makes_directories(output), option=kind.option)
         if not each.unique:
             _check_free(each)
-        names.append(_next_name(each.path, names, kind.suffix) if each.unique else each.path)
-    return names
+        foreseen.append(_next_name(each.path, foreseen, kind.suffix) if each.unique else each.path)
+    return foreseen
 
 
 def check_directory(directory: Path, *, make: bool, option: str = PICTURES.option) -> None:
@@ -151,7 +127,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
 
     The data is written to a hidden file in the same directory, synced and renamed, so that a reader, a crash or a full
     disk never leaves a partial file. If two processes write the same name, the second one gets OutputExists or, with
-    `unique`, the next name. On file systems without hard links an empty file reserves the name for a moment. `force`
+    `unique`, the next name. `force`
     follows symbolic links. `staging` is the name of the hidden file, for a caller that deletes the files of a killed
     process. Raises OutputError if writing fails.
     """
@@ -164,7 +140,7 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
                 _check_free(destination)
                 temporary.replace(destination.final)
             else:
-                _link(temporary, destination.final)
+                atomic.link(temporary, destination.final)
         atomic.sync_name(directory)
     except FileExistsError as error:
         raise _exists(path, kind.option) from error
@@ -173,33 +149,14 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
     return path
 
 
-def _plain(text: str) -> Iterator[str]:
-    """Yield `text` letter by letter: ASCII for Latin letters, and a space for anything but letters and digits."""
-    takes_marks = False
-    for letter in text:
-        base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-        if base.isalnum():
-            takes_marks = False
-            yield base
-        elif letter.isalnum():
-            takes_marks = True
-            yield letter
-        elif unicodedata.category(letter) in ("Mn", "Mc"):
-            if takes_marks:  # otherwise it is an accent of an ASCII letter
-                yield letter
-        elif letter not in "'’":  # fox's is one word
-            takes_marks = False
-            yield " "
-
-
 def _destination(output: str | None, recipe: Recipe, index: int, force: bool, kind: Kind) -> Destination:
-    name = default_name(recipe, kind.suffix)
+    name = names.default_name(recipe, kind.suffix)
     if output is None:
         return Destination(name, unique=True, kind=kind)
     if not output or "\0" in output or not _encodable(output):
         hint = f"give a file{kind.suffix}, a directory or a template"
         raise UsageError(f"{kind.option} {output!r} is not a file name", hint)
-    path = output if _is_directory(output) else fill(output, recipe, index, kind.option)
+    path = output if _is_directory(output) else names.fill(output, recipe, index, kind.option)
     if path.endswith("/"):
         return Destination(path + name, unique=True, kind=kind)
     if _is_directory(path):
@@ -239,38 +196,6 @@ def _encodable(output: str) -> bool:
     return True
 
 
-def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
-    """Fill in the fields of `template`; numbers can have a width, as in `{index:03}`.
-
-    Raises UsageError, with `option`, for an invalid template.
-    """
-    values = {
-        "seed": recipe.seed,
-        "index": index,
-        "prompt": slug(recipe.condition.words),
-        "model": slug(PurePath(recipe.model).name.removesuffix(".safetensors")),
-    }
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise UsageError(f"{option} {template}: {str(error).lower()}", _TEMPLATE_HINT) from error
-    filled = []
-    for literal, name, width, conversion in parts:
-        filled.append(literal)
-        if name is None:
-            continue
-        if name not in values:
-            raise UsageError(f"{option} {template}: unknown field {{{name}}}", _TEMPLATE_HINT)
-        value = values[name]
-        if conversion or (width and not (isinstance(value, int) and re.fullmatch(r"0?[0-9]{1,2}", width))):
-            raise UsageError(
-                f"{option} {template}: {{{name}}} has an invalid format",
-                "only {seed} and {index} can have a width, such as {index:03}",
-            )
-        filled.append(format(value, width or ""))
-    return "".join(filled)
-
-
 def _check_distinct(output: str | None, found: Sequence[Destination]) -> None:
     named = [each.path for each in found if not each.unique]
     if len(set(named)) < len(named):
@@ -287,7 +212,7 @@ def _check_writable(directory: Path, *, make: bool, option: str = PICTURES.optio
     """Write a temporary file: permissions do not show whether a file system is read-only, full or virtual."""
     try:
         if make:
-            directory.mkdir(parents=True, exist_ok=True)
+            atomic.make_directories(directory)
         with atomic.staged(directory, b""):
             pass
     except OSError as error:
@@ -310,39 +235,17 @@ def _check_free(destination: Destination) -> None:
         raise OutputExists(f"{path} is not a regular file", "use -o - for stdout, or choose another name")
 
 
-def numbered(path: str, suffix: str) -> Iterator[str]:
-    """Yield `path`, which may end in `suffix`, and then the same with -2, -3 … before the suffix, without end."""
-    yield path
-    stem = path.removesuffix(suffix)
-    yield from (f"{stem}-{number}{suffix}" for number in itertools.count(2))
-
-
 def _first_free(temporary: Path, path: str, suffix: str) -> str:
-    for candidate in numbered(path, suffix):
+    for candidate in names.numbered(path, suffix):
         with suppress(FileExistsError):
-            _link(temporary, Path(candidate))
+            atomic.link(temporary, Path(candidate))
             return candidate
     raise AssertionError("names do not run out")
 
 
 def _next_name(path: str, taken: Sequence[str], suffix: str) -> str:
     """Return the name that `_first_free` will use, unless another process writes it first."""
-    return next(name for name in numbered(path, suffix) if name not in taken and not os.path.lexists(name))
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Rename the file without overwriting; raises FileExistsError if the name exists."""
-    try:
-        path.hardlink_to(temporary)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        path.open("xb").close()
-        try:
-            temporary.replace(path)
-        except BaseException:
-            path.unlink()
-            raise
+    return next(name for name in names.numbered(path, suffix) if name not in taken and not os.path.lexists(name))
 
 
 def _exists(path: str, option: str) -> OutputExists:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sdcli.errors import InvalidRecipe, UsageError
-from sdcli.jobs.read import KEYS, Fault, Job
-from sdcli.recipe import recipe
+from sdcli.jobs.job import KEYS, Fault, Job
+from sdcli.recipe import other_tools, recipe
 from sdcli.terminal.spelling import did_you_mean
 
 MAX_NESTING = 16
-MATRIX_KEYS = tuple(key for key in KEYS if key not in ("prompt", "id", "output"))
+MAX_VALUES = 100_000
+"""Values of one `--matrix`."""
+MAX_JOBS = 1_000_000
+MATRIX_KEYS = (*(key for key in KEYS if key not in ("id", "output", "num_images")), *other_tools.ALIASES, "size")
 
 Draw = Callable[[int], int]
 """`draw(n)` returns a number below n."""
 
+_RANGE = re.compile(r"\s*(\d{1,10})\.\.(\d{1,10})(?:\.\.(\d{1,10}))?\s*", re.ASCII)
 _TOKEN = re.compile(r"\\[{}|]|[{}|]|[^{}|\\]+|\\")
 
 
@@ -90,7 +96,8 @@ def drawing(key: str) -> Draw:
 def parse_matrix(options: Sequence[str]) -> list[tuple[str, list[Any]]]:
     """Parse `--matrix KEY=V1,V2`: each key with its values, converted to the key's type, in order.
 
-    A value that contains a comma must be in double quotes, as in CSV. Raises UsageError.
+    A value that contains a comma must be in double quotes, as in CSV. `1..20` are the whole numbers from 1 to 20, and
+    `0..100..25` every 25th. Raises UsageError.
     """
     axes: dict[str, list[Any]] = {}
     for option in options:
@@ -105,7 +112,7 @@ def parse_matrix(options: Sequence[str]) -> list[tuple[str, list[Any]]]:
             raise UsageError(f"--matrix {key} is given twice", f"give all values at once: --matrix {key}=…,…")
         try:
             (values,) = csv.reader([listed], strict=True)
-            axes[key] = [recipe.parse_value(key, value) for value in values or [""]]
+            axes[key] = [each for value in values or [""] for each in _values(key, value)]
         except InvalidRecipe as error:
             raise UsageError(f"{written}: {error.message}", error.hint) from error
         except (csv.Error, ValueError) as error:
@@ -113,13 +120,42 @@ def parse_matrix(options: Sequence[str]) -> list[tuple[str, list[Any]]]:
     return list(axes.items())
 
 
+def _values(key: str, text: str) -> Iterator[Any]:
+    """The values in `text`: one, or those of a range. Raises InvalidRecipe and ValueError."""
+    found = _RANGE.fullmatch(text) if recipe.is_whole(other_tools.ALIASES.get(key, key)) else None
+    if found is not None:
+        first, last, step = (int(each or 1) for each in found.groups())
+        if last < first or not step:
+            raise ValueError(f"{text} is empty; the first number must not be above the last")
+        numbers = range(first, last + 1, step)
+        if len(numbers) > MAX_VALUES:
+            raise ValueError(f"{text} has {len(numbers):,} values; at most {MAX_VALUES:,} are allowed")
+        yield from (recipe.check_value(key, each) for each in numbers)
+        return
+    if key == "seed" and text.strip() == str(other_tools.RANDOM_SEED):
+        yield other_tools.RANDOM_SEED
+        return
+    written = other_tools.translate(key, text)
+    parsed = {each: recipe.parse_value(each, str(value)) for each, value in written.items()}
+    yield text if len(parsed) > 1 else next(iter(parsed.values()))
+
+
+def check_number(jobs: int, axes: Sequence[tuple[str, list[Any]]]) -> None:
+    """Raise UsageError if `jobs` and the combinations of `axes` are too many."""
+    total = jobs * math.prod(len(values) for _, values in axes)
+    if total > MAX_JOBS:
+        raise UsageError(f"these are {total:,} jobs; at most {MAX_JOBS:,} are allowed", "divide them into batches")
+
+
 def multiply(items: Iterable[Job | Fault], axes: Sequence[tuple[str, list[Any]]]) -> Iterator[Job | Fault]:
     """Yield each job once per combination of `axes`, the last varying fastest; `id` becomes `id-1`, `id-2` and so on.
 
     A job that sets the key of an axis is a fault.
     """
-    keys = [key for key, _ in axes]
-    combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product(*(each for _, each in axes))]
+    named = [[other_tools.translate(key, value) for value in values] for key, values in axes]
+    combinations = [dict(ChainMap(*reversed(each))) for each in itertools.product(*named)]
+    keys = tuple(dict.fromkeys(key for each in combinations for key in each))
+    varies = tuple(key for key in keys if len({repr(each.get(key)) for each in combinations}) > 1)
     for item in items:
         if isinstance(item, Fault) or not axes:
             yield item
@@ -130,12 +166,9 @@ def multiply(items: Iterable[Job | Fault], axes: Sequence[tuple[str, list[Any]]]
             yield Fault(item.line, reason, item.columns.get(twice), twice, item.id)
             continue
         for number, combination in enumerate(combinations, start=1):
-            yield _combined(item, combination, number if len(combinations) > 1 else None)
-
-
-def _combined(job: Job, combination: Mapping[str, Any], number: int | None) -> Job:
-    job_id = job.id if job.id is None or number is None else f"{job.id}-{number}"
-    return replace(job, values={**job.values, **combination}, id=job_id)
+            many = len(combinations) > 1
+            job_id = item.id if item.id is None or not many else f"{item.id}-{number}"
+            yield replace(item, values={**item.values, **combination}, id=job_id, varies=varies)
 
 
 def _closed(options: list[list[str | Choice]]) -> list[str | Choice]:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import OutputExists, SdcliError
-from sdcli.files import outputs
+from sdcli.files import names, outputs
 from sdcli.jobs import ledger
+from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.making import Batch, chunks_of, flatness_fault, groups_of
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, explain
 from sdcli.making import deliver
 from sdcli.models.source import Source
 from sdcli.planning import dry_run
 from sdcli.planning.dry_run import Parts
+from sdcli.recipe.recipe import Recipe
 
 
 @dataclass
@@ -33,6 +34,7 @@ class _Plan:
     book: Ledger
     lines: list[dict[str, Any]] = field(default_factory=list)
     models: dict[Source, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[Any, dict[str, Any]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
 
 
@@ -75,11 +77,12 @@ def _cached(plan: _Plan, job: Planned, name: str, line: Mapping[str, Any]) -> di
 
 
 def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) -> dict[str, Any]:
-    recipe = job.recipe.replace(batch_size=size)
+    same = job.recipe.execution.batch_size == size
+    recipe = job.recipe if same else job.recipe.replace(batch_size=size)
     try:
         if isinstance(parts, SdcliError):
             raise parts
-        cost = dry_run.cost_of(parts, recipe)
+        cost = _cost(plan, parts, recipe)
         name = _name(plan, job)
     except SdcliError as error:
         return failed_line_of(job, explain(error))
@@ -93,6 +96,17 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
     return line_of(job, recorded) | {"tokens": cost["tokens"], "memory": cost["memory"], "recipe": recipe.to_dict()}
 
 
+def _cost(plan: _Plan, parts: Parts, recipe: Recipe) -> dict[str, Any]:
+    """What `dry_run.cost_of` returns; only the number of tokens depends on the words and the seed."""
+    condition = replace(recipe.condition, prompt="", negative_prompt="")
+    alike = parts.weights, replace(recipe, condition=condition, seed=0)
+    if alike not in plan.costs:
+        plan.costs[alike] = dry_run.cost_of(parts, recipe)
+        return plan.costs[alike]
+    is_text = recipe.condition.label is None
+    return {**plan.costs[alike], "tokens": dry_run.count_tokens(parts.weights, recipe) if is_text else None}
+
+
 def _name(plan: _Plan, job: Planned) -> str:
     """Return the name that the picture will get, unless another process writes it first. Raises OutputExists."""
     directory = plan.book.directory
@@ -101,8 +115,8 @@ def _name(plan: _Plan, job: Planned) -> str:
             path = path_in(plan.batch.directory, job.name)
             raise OutputExists(f"{path} already exists", "choose another output, or use --force")
         return job.name
-    names = outputs.numbered(outputs.default_name(job.recipe), ".png")
-    name = next(each for each in names if each not in plan.names and not os.path.lexists(directory / each))
+    free = names.numbered(names.default_name(job.recipe, ".png", job.varies), ".png")
+    name = next(each for each in free if each not in plan.names and not os.path.lexists(directory / each))
     plan.names.add(name)
     return name
 

@@ -3,6 +3,9 @@
 A line is written and synced BEFORE its picture is renamed to its final name, and counts only if that file has the
 recorded SHA-256. A process can therefore be killed at any time: a line without its picture is ignored, and there is
 never a picture without its line.
+
+The directory can be removed or replaced while a batch runs. Nothing is written then, because a new ledger there would
+know nothing of this batch.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 from sdcli.errors import OutputError
+from sdcli.files import atomic
 from sdcli.files.outputs import cannot_write
 
 NAME = ".sdcli-batch.jsonl"
@@ -56,7 +61,7 @@ def opened(directory: Path) -> Iterator[Ledger]:
     """
     path = directory / NAME
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        atomic.make_directories(directory)
         file = path.open("a+b", buffering=0)
     except OSError as error:
         raise cannot_write(str(path), directory, error) from error
@@ -93,14 +98,47 @@ def finished(ledger: Ledger, key: str) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def record(ledger: Ledger, key: str, name: str, line: Mapping[str, Any]) -> None:
-    """Record that `name` will be the picture of the job `key`, with its JSON line. Raises OutputError."""
+    """Record that `name` will be the picture of the job `key`, with its JSON line.
+
+    Raises OutputError, also if the batch's directory is not the one that it began with.
+    """
     assert ledger.file is not None
+    check_in_place(ledger)
     text = json.dumps({"job": key, "name": name, "line": line}, allow_nan=False)
     try:
         _append(ledger.file, text.encode() + b"\n")
     except OSError as error:
         raise cannot_write(str(ledger.directory / NAME), ledger.directory, error) from error
     ledger.entries[key] = name, line
+
+
+def check_in_place(ledger: Ledger) -> None:
+    """Raise OutputError if the batch's directory was removed or replaced since it was opened."""
+    assert ledger.file is not None
+    try:
+        there, ours = (ledger.directory / NAME).stat(), os.fstat(ledger.file.fileno())
+        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            return
+    except OSError:
+        pass
+    raise OutputError(
+        f"{ledger.directory} was removed or replaced while the batch was running",
+        "run the same command again: it makes the pictures that are missing there",
+    )
+
+
+def make_folder(ledger: Ledger, name: str) -> None:
+    """Create the directories of `name` inside the batch's directory, but never that one again.
+
+    Raises OSError, and OutputError for a directory that was removed or replaced.
+    """
+    check_in_place(ledger)
+    folder = ledger.directory
+    for part in PurePath(name).parent.parts:
+        if not (folder / part).is_dir():
+            (folder / part).mkdir()
+            atomic.sync_name(folder)
+        folder /= part
 
 
 def _append(file: BinaryIO, data: bytes) -> None:
@@ -122,7 +160,16 @@ def _entries(data: bytes) -> dict[str, tuple[str, Mapping[str, Any]]]:
 
 
 def _clear(directory: Path, entries: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """Delete the temporary files of a killed batch. The lock is held, so no other process uses them."""
+    """Delete what a killed batch left: temporary files, and empty ones that reserved a name without hard links.
+
+    The lock is held, so no other process uses them.
+    """
     for folder in {directory, *((directory / name).parent for name, _ in entries.values())}:
         with suppress(NotADirectoryError):
             (folder / STAGING).unlink(missing_ok=True)
+    for name, _ in entries.values():
+        with suppress(OSError):
+            path = directory / name
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+                path.unlink()

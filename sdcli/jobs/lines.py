@@ -6,14 +6,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from sdcli.jobs.job import Fault, shorten
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, shorten
 from sdcli.making import deliver
 
 
 def line_of(job: Planned | Fault, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job's line: its id, the keys of a picture's line, and the position of the job."""
+    """Return a job's line: its id, the keys of a picture's line, its position, and what differs in the batch."""
     line = {"id": job.id, **{key: recorded.get(key) for key in deliver.failed_line(None, "")}, "line": job.line}
+    if isinstance(job, Planned):
+        flat = job.recipe.to_dict() if job.differing else {}
+        line["options"] = {key: flat.get(key) for key in job.differing}
+    else:
+        line["options"] = {}
     return line | ({"column": job.column, "field": job.field} if isinstance(job, Fault) else {})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,17 +20,17 @@ from sdcli.errors import (
     SdcliError,
     ServerUnavailable,
 )
-from sdcli.files import outputs
+from sdcli.files import names, outputs
 from sdcli.jobs import ledger
+from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
-from sdcli.jobs.read import Fault, explain
 from sdcli.making.deliver import done_line, prepare_libraries
 from sdcli.making.deliver import maker as choose_maker
 from sdcli.making.maker import Maker, Task
 from sdcli.planning.resolve import read_inputs
-from sdcli.terminal import display, streams
+from sdcli.terminal import display, signals, streams
 
 if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Step
@@ -48,6 +47,8 @@ class Batch:
     quiet: bool = False
     strict: bool = False
     debug: bool = False
+    json: bool = False
+    """Whether lines are JSON on a terminal too."""
 
 
 @dataclass
@@ -84,9 +85,14 @@ def deliver(batch: Batch) -> None:
         if missing:
             prepare_libraries()
             maker = choose_maker()
-            with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
-                for group in groups_of(missing):
-                    _make_group(run, maker, group)
+            try:
+                with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
+                    for group in groups_of(missing):
+                        _make_group(run, maker, group)
+            except KeyboardInterrupt:
+                kept = len(missing) - sum(ledger.finished(book, job.key) is None for job in missing)
+                streams.note(f"{kept} of {len(missing)} pictures were made; the same command makes the others")
+                raise
         if run.failed:
             raise _jobs_failed(run)
 
@@ -130,6 +136,7 @@ def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
     try:
         maker.load(group[0].weights, group[0].recipe)
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
+        signals.raise_again()
         for job in group:
             _fail(run, job, _words(run, error))
         run.done += len(group)
@@ -162,6 +169,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
             _print(run, failed_line_of(job, error.message))
         raise
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
+        signals.raise_again()
         if len(chunk) > 1:
             for job in chunk:
                 _make(run, maker, [job])
@@ -195,7 +203,8 @@ def _save(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None
 def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
     """Write the picture with the requested name, or the first free one, after recording it in the ledger."""
     directory = run.book.directory
-    for name in [job.name] if job.name else outputs.numbered(outputs.default_name(job.recipe), ".png"):
+    default = names.default_name(job.recipe, ".png", job.varies)
+    for name in [job.name] if job.name else names.numbered(default, ".png"):
         path = directory / name
         if os.path.lexists(path) and not (job.name and run.batch.force):
             if job.name:
@@ -204,7 +213,7 @@ def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str
                 )
             continue
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            ledger.make_folder(run.book, name)
         except (FileExistsError, NotADirectoryError) as error:
             raise OutputExists(f"{path.parent} is a file, not a directory", "choose another output") from error
         except OSError as error:
@@ -230,7 +239,12 @@ def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> 
 
 
 def _print(run: _Run, line: Mapping[str, Any]) -> None:
-    streams.write_line(run.out, streams.to_json(line))
+    """Print a job's line: JSON, or its status and path for a person at a terminal, who sees errors on stderr."""
+    if run.batch.json or not run.out.isatty():
+        streams.write_line(run.out, streams.to_json(line))
+    elif line["path"] is not None:
+        display.erase_bar()
+        streams.write_line(run.out, f"{line['status']:<7} {line['path']}")
 
 
 def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
@@ -245,7 +259,7 @@ def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
 
 def _words(run: _Run, error: Exception) -> str:
     if run.batch.debug:
-        traceback.print_exception(error)
+        streams.show_traceback(error)
     if isinstance(error, MemoryError):
         error = OutOfMemory("out of memory", "make a smaller picture, or choose dtype bfloat16")
     if isinstance(error, SdcliError):
@@ -271,7 +285,7 @@ def _interrupts_deferred() -> Iterator[None]:
     def defer(signal_number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            signals.interrupt(signal_number, frame)
         asked = True
         with suppress(OSError):  # stderr is closed: Ctrl-C has ended the reader of the pipe too
             os.write(2, told)  # print could be interrupted

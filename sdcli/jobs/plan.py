@@ -10,17 +10,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
 from sdcli import NUMERICS_VERSION
 from sdcli.errors import InvalidRecipe, SdcliError, UsageError
-from sdcli.files import outputs
+from sdcli.files import names, outputs
 from sdcli.files.reading import is_stream
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
-from sdcli.jobs.read import Fault, Job, explain
+from sdcli.jobs.job import Fault, Job, explain, is_random
 from sdcli.models import addons, located, registry
 from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
@@ -28,9 +28,12 @@ from sdcli.planning import resolve, warnings
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.paths import paths_of
 from sdcli.recipe.recipe import MAX_SEED, Recipe
+from sdcli.recipe.recipe import keys as recipe_keys
 
 MAX_NAME_BYTES = 255
 RESERVED = ".sdcli-"
+IN_LINES = ("model", "width", "height", "seed")
+"""Keys of a recipe that each job's line has."""
 _TEMPLATES = ("prompt", "label", "negative_prompt")
 
 
@@ -50,6 +53,10 @@ class Planned:
     recipe: Recipe
     name: str | None = None
     warnings: tuple[RecipeWarning, ...] = ()
+    varies: tuple[str, ...] = ()
+    """The keys of `--matrix`, which the generated name tells."""
+    differing: tuple[str, ...] = ()
+    """The keys that differ in the batch, which the job's line tells."""
 
 
 @dataclass
@@ -62,12 +69,23 @@ class _Seen:
     names: dict[str, int] = field(default_factory=dict)
     find: Callable[[str], LocatedModel] = field(default_factory=lambda: cache(_find))
     """Locates each model once, so that a later change of its name has no effect."""
+    seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     find_addon: addons.Find = field(default_factory=lambda: cache(addons.find_addon))
 
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seed in the user's settings for the model `name`, or nothing."""
+        if name not in self.seeds:
+            found = resolve.settings(self.find(name).entry, {}, None)
+            self.seeds[name] = (int(found["seed"].value),) if "seed" in found else ()
+        return self.seeds[name]
 
-def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False) -> list[Planned | Fault]:
+
+def plan(
+    items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: bool = False, num_images: int = 1
+) -> list[Planned | Fault]:
     """Plan each of `items` in order; `defaults` are flat keys, including the model, for values that a job does not
-    have.
+    have, and `num_images` is the number of pictures of a job that does not say it. Picture i has the seed + i, and
+    draws its own choices; its id is `id-1`, `id-2` and so on.
 
     Options without effect are warnings of a job, or its fault if `strict`.
 
@@ -77,34 +95,60 @@ def plan(items: Iterable[Job | Fault], defaults: Mapping[str, Any], *, strict: b
     jobs before it.
     """
     seen = _Seen()
-    return [
-        item if isinstance(item, Fault) else _planned(item, index, defaults, seen, strict)
-        for index, item in enumerate(items, start=1)
-    ]
+    planned: list[Planned | Fault] = []
+    for item in items:
+        if isinstance(item, Fault):
+            planned.append(item)
+            continue
+        count = item.num_images or num_images
+        asked = _canonical({"output": item.output, **item.values})
+        seen.asked[asked] += 1
+        key = f"{_hash(asked)} {seen.asked[asked]}"
+        for number in range(count):
+            job = item if count == 1 or item.id is None else replace(item, id=f"{item.id}-{number + 1}")
+            place = _Place(len(planned) + 1, number, count, key)
+            planned.append(_planned(job, place, defaults, seen, strict))
+    return _with_differing(planned)
 
 
-def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, strict: bool) -> Planned | Fault:
+def _with_differing(planned: list[Planned | Fault]) -> list[Planned | Fault]:
+    flats = (each.recipe.to_dict() for each in planned if isinstance(each, Planned))
+    first, differing = next(flats, {}), dict[str, None]()
+    for flat in flats:
+        differing |= dict.fromkeys(key for key in {**first, **flat} if flat.get(key) != first.get(key))
+    keys = tuple(key for key in recipe_keys() if key in differing and key not in IN_LINES)
+    return [each if isinstance(each, Fault) else replace(each, differing=keys) for each in planned]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture stands: its index in the batch from 1, and which of its job's pictures it is, from 0.
+
+    `key` is what its job's seed and choices are drawn from.
+    """
+
+    index: int
+    number: int
+    count: int
+    key: str
+
+
+def _planned(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen, strict: bool) -> Planned | Fault:
     try:
         if job.id is not None and str(job.id) in seen.ids:
             raise InvalidRecipe(
                 f"the job of line {seen.ids[str(job.id)]} has the same id", "give each job its own id", "id"
             )
-        asked = _canonical({"output": job.output, **job.values})
-        seen.asked[asked] += 1
-        draw = drawing(f"{_hash(asked)} {seen.asked[asked]}")
-        seed = draw(MAX_SEED + 1)
-        options = {**defaults, **job.values, **_choices(job, draw)}
+        options = _options(job, place, defaults, seen)
         _check_files(options)
         model = seen.find(options["model"])
-        if "seed" not in resolve.settings(model.entry, options, None):
-            options["seed"] = seed
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe
         # the number of jobs per call is not known yet, so no batch size is too large
         found = warnings.find(model, recipe, resolved.inputs, count=recipe.execution.batch_size)
         if strict:
             warnings.raise_first(found)
-        name = None if job.output is None else _name(job.output, recipe, index, seen)
+        name = None if job.output is None else _name(job.output, recipe, place.index, seen)
         key = _identity(recipe, resolved.weights, job.output, seen)
     except SdcliError as error:
         at = getattr(error, "field", None)
@@ -113,7 +157,23 @@ def _planned(job: Job, index: int, defaults: Mapping[str, Any], seen: _Seen, str
         seen.ids[str(job.id)] = job.line
     if name is not None:
         seen.names[name] = job.line
-    return Planned(job.line, key[:16] if job.id is None else job.id, key, model, resolved.weights, recipe, name, found)
+    job_id = key[:16] if job.id is None else job.id
+    return Planned(job.line, job_id, key, model, resolved.weights, recipe, name, found, job.varies)
+
+
+def _options(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen) -> dict[str, Any]:
+    """The flat keys of a picture: those of its job, with its choices and its seed."""
+    draw = drawing(place.key)
+    drawn = min(draw(MAX_SEED + 1), MAX_SEED + 1 - place.count)
+    if place.number:
+        draw = drawing(f"{place.key} picture {place.number}")
+    options = {**defaults, **job.values, **_choices(job, draw)}
+    if is_random("seed", options.get("seed")) or ("seed" not in options and not seen.seeds_of(options["model"])):
+        options["seed"] = drawn
+    if place.number:
+        base = options["seed"] if "seed" in options else seen.seeds_of(options["model"])[0]
+        options["seed"] = base + place.number
+    return options
 
 
 def _check_files(options: Mapping[str, Any]) -> None:
@@ -147,7 +207,7 @@ def _find(model: str) -> LocatedModel:
 def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:
     """Fill in the template of `output`; the name must be inside the directory."""
     try:
-        name = outputs.fill(output, recipe, index, "output")
+        name = names.fill(output, recipe, index, "output")
         outputs.check_suffix(output, name, "output")
     except UsageError as error:
         raise InvalidRecipe(error.message, error.hint, "output") from error

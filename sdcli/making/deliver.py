@@ -38,11 +38,18 @@ def deliver(request: Request) -> None:
     show_picture = on_terminal and not (request.quiet or request.json or request.to_stdout)
     prepare_libraries()
     with streams.results() as out:
-        for index, picture in enumerate(pictures(request, out, maker())):
-            place = None if request.to_stdout else destinations[index]
-            save(request, out, picture, place, beside[index] if beside else None)
-            if show_picture:
-                display.preview(picture.image)
+        kept = 0
+        try:
+            for index, picture in enumerate(pictures(request, out, maker())):
+                place = None if request.to_stdout else destinations[index]
+                save(request, out, picture, place, beside[index] if beside else None)
+                kept += 1
+                if show_picture:
+                    display.preview(picture.image)
+        except KeyboardInterrupt:
+            if kept:
+                streams.note(f"{kept} of {len(request.recipes)} pictures were made")
+            raise
 
 
 def plan_latents(request: Request) -> tuple[outputs.Destination, ...]:
@@ -67,8 +74,11 @@ def announce(request: Request) -> None:
         streams.warn(each.message)
 
 
-def forecast(request: Request) -> None:
-    """Print what `deliver` would do, or raise its error, without torch and without writing anything."""
+def forecast(request: Request, *, any_seed: bool = False) -> None:
+    """Print what `deliver` would do, or raise its error, without torch and without writing anything.
+
+    With `any_seed` the run draws a seed, so that names have the field instead.
+    """
     check_stdout(request)
     announce(request)
     plan = dry_run.plan(
@@ -79,11 +89,14 @@ def forecast(request: Request) -> None:
         force=request.force,
         save_latents=request.save_latents,
     )
+    if any_seed:
+        plan = dry_run.with_any_seed(plan)
     if request.json:
         warnings = [each.message for each in request.warnings]
-        print(streams.to_json({**plan, "warnings": warnings, "error": None}))
+        streams.say(streams.to_json({**plan, "warnings": warnings, "error": None}))
     else:
-        print("\n".join(dry_run.lines(plan)))
+        for line in dry_run.lines(plan):
+            streams.say(line)
 
 
 def save(
@@ -101,6 +114,7 @@ def save(
         error = InvalidPicture(picture.flat, "try another --seed, prompt or scheduler, or omit --strict")
         if request.json:
             streams.write_line(out, streams.to_json(failed_line(picture.recipe, error.message)))
+            error.reported = True
         raise error
     kept = None if latents is None else outputs.write(latents, picture.latents)
     path = None if destination is None else outputs.write(destination, picture.png)
@@ -136,6 +150,7 @@ def _result(request: Request, out: BinaryIO, task: Task, future: Future[list[Pic
     except SdcliError as error:
         if request.json:
             streams.write_line(out, streams.to_json(failed_line(task.recipes[0], error.message)))
+            error.reported = True
         raise
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
+import struct
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +17,17 @@ from typing import TYPE_CHECKING, Any, Self
 from sdcli.models.addons import embedding, lora
 from sdcli.models.digest import tensors_sha256
 from sdcli.models.weights import Weights
-from sdcli.recipe.recipe import Recipe
+from sdcli.recipe.recipe import MAX_SIDE, Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sdcli.diffusion.pipeline import Result
+
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_PNG_SIDE = 4 * MAX_SIDE
+"""Pixels; an image that is edited keeps its size, which can be larger than the size that is worked at."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Picture:
         """Convert to JSON for `from_wire`."""
         return {
             "png": b64encode(self.png).decode(),
+            "sha256": hashlib.sha256(self.png).hexdigest(),
             "pixels_sha256": self.pixels_sha256,
             "recipe": self.recipe.to_dict(),
             "seconds": self.seconds,
@@ -90,15 +101,42 @@ class Picture:
     @classmethod
     def from_wire(cls, recorded: Mapping[str, Any]) -> Self:
         """Convert from the JSON of `to_wire`. Raises KeyError, TypeError or ValueError for anything else."""
-        return cls(
-            png=b64decode(recorded["png"]),
+        made = cls(
+            png=b64decode(recorded["png"], validate=True),
             pixels_sha256=recorded["pixels_sha256"],
             recipe=Recipe.from_dict(recorded["recipe"]),
             seconds=recorded["seconds"],
             warnings=tuple(recorded["warnings"]),
             flat=recorded["flat"],
-            latents=b64decode(recorded["latents"]),
+            latents=b64decode(recorded["latents"], validate=True),
         )
+        texts = [made.pixels_sha256, *made.warnings, *([] if made.flat is None else [made.flat])]
+        if not all(isinstance(each, str) for each in texts) or not isinstance(made.seconds, int | float):
+            raise TypeError("a value of a picture has another type")
+        if not re.fullmatch(r"[0-9a-f]{64}", made.pixels_sha256) or not 0 <= made.seconds < math.inf:
+            raise ValueError("a value of a picture is out of range")
+        if hashlib.sha256(made.png).hexdigest() != recorded["sha256"]:
+            raise ValueError("the picture has another sha256 than its line says")
+        check_png(made.png)
+        return made
+
+
+def check_png(data: bytes) -> None:
+    """Raise ValueError for anything but a whole PNG: its chunks, their checksums, and pixels of a size that can be."""
+    if not data.startswith(_SIGNATURE):
+        raise ValueError("it is not a PNG")
+    place, kinds = len(_SIGNATURE), []
+    while place < len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8].ljust(8, b"\0"))
+        body, end = data[place + 4 : place + 8 + length], place + 8 + length
+        if len(body) != 4 + length or data[end : end + 4] != struct.pack(">I", zlib.crc32(body)):
+            raise ValueError("a chunk of the PNG is damaged")
+        kinds.append(kind)
+        place += 12 + length
+    if kinds[:1] != [b"IHDR"] or kinds[-1:] != [b"IEND"] or b"IDAT" not in kinds or len(data) < 24:
+        raise ValueError("the PNG lacks a chunk")
+    if not all(1 <= side <= MAX_PNG_SIDE for side in struct.unpack_from(">II", data, 16)):
+        raise ValueError("the PNG has an impossible size")
 
 
 def _hashes(weights: Weights) -> dict[str, dict[str, str]]:

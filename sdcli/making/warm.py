@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, errors
-from sdcli.errors import SdcliError, ServerUnavailable
+from sdcli.errors import InvalidRecipe, SdcliError, ServerUnavailable
 from sdcli.making.maker import OnStep, Task, finished
 from sdcli.making.picture import Picture
 from sdcli.models.weights import Weights
@@ -29,6 +30,7 @@ from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+    from socket import socket
 
 VARIABLE = "SDCLI_SOCKET"
 VERSION_HEADER = "X-Sdcli-Version"
@@ -91,8 +93,10 @@ def to_wire(event: object) -> dict[str, Any]:
 
 
 def _error_from_wire(recorded: Mapping[str, Any], place: str, given: str) -> SdcliError:
-    """Convert an error to JSON, with the model's path as the user gave it."""
+    """Convert JSON to an error, with the model's path as the user gave it. Raises TypeError for something else."""
     kind = getattr(errors, recorded["kind"], SdcliError)
+    if not (isinstance(kind, type) and issubclass(kind, SdcliError)):
+        raise TypeError(f"{recorded['kind']} is no error of sdcli")
     error: SdcliError = kind(*(recorded[key].replace(place, given) for key in ("message", "hint")))
     return error
 
@@ -118,12 +122,43 @@ def _ask(path: str, task: Task, on_step: OnStep, under_way: bool) -> list[Pictur
                     case {"step": step}:
                         on_step(Step(step["index"], step["total"]))
                     case {"pictures": pictures}:
-                        return [Picture.from_wire(each) for each in pictures]
+                        return _pictures_of(pictures, task, path)
                     case {"error": error}:
                         raise _error_from_wire(error, place, given)
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         raise _broken_off(path) from error
     raise _broken_off(path)
+
+
+def _pictures_of(recorded: object, task: Task, path: str) -> list[Picture]:
+    """Convert the pictures of a response. Raises ServerUnavailable if they are not those that were asked for."""
+    try:
+        made = [Picture.from_wire(each) for each in recorded] if isinstance(recorded, list) else []
+        if len(made) != len(task.recipes):
+            raise ValueError(f"{len(made)} pictures came, and {len(task.recipes)} were asked for")
+        for picture, asked in zip(made, task.recipes, strict=True):
+            if picture.recipe != replace(asked, execution=picture.recipe.execution):
+                raise ValueError("its recipe is another one")
+    except (KeyError, TypeError, ValueError, InvalidRecipe) as error:
+        raise ServerUnavailable(
+            f"the process at {path} did not send the picture that was asked for: {error}",
+            f"check who started it, or unset {VARIABLE}",
+        ) from error
+    return made
+
+
+def _check_owner(connection: socket, path: str) -> None:
+    """Raise ServerUnavailable if another user's process has the socket; only Linux tells."""
+    import socket as sockets
+
+    option = getattr(sockets, "SO_PEERCRED", None)
+    if option is None:
+        return
+    _, user, _ = struct.unpack("3i", connection.getsockopt(sockets.SOL_SOCKET, option, struct.calcsize("3i")))
+    if user not in (0, os.getuid()):
+        raise ServerUnavailable(
+            f"the process at {VARIABLE}={path} belongs to another user", f"start one of your own, or unset {VARIABLE}"
+        )
 
 
 @contextmanager
@@ -136,11 +171,15 @@ def _post(path: str, body: bytes) -> Iterator[HTTPResponse]:
         def connect(self) -> None:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.connect(path)
+            _check_owner(self.sock, path)
 
     connection = Connection("localhost")
     headers = {"Content-Type": "application/json", "Connection": "close", VERSION_HEADER: __version__}
     try:
         connection.connect()
+    except ServerUnavailable:
+        connection.close()
+        raise
     except OSError as error:
         connection.close()
         raise ServerUnavailable(

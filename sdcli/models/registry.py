@@ -117,13 +117,17 @@ def shipped() -> Mapping[str, ModelEntry]:
     }
 
 
-def names(kind: str = MODEL) -> tuple[str, ...]:
-    """Return the names of one kind, for completion; only the shipped ones if the user's files are invalid."""
+def known() -> Mapping[str, ModelEntry]:
+    """Return `entries`, for completion and hints; only the shipped ones if the user's files are invalid."""
     try:
-        named = entries()
+        return entries()
     except UsageError:
-        named = shipped()
-    return tuple(name for name, each in named.items() if each.kind == kind)
+        return shipped()
+
+
+def names(kind: str = MODEL) -> tuple[str, ...]:
+    """Return the names of one kind among those `known`."""
+    return tuple(name for name, each in known().items() if each.kind == kind)
 
 
 def find(model: str) -> ModelEntry:

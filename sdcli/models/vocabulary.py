@@ -20,7 +20,7 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -163,9 +163,17 @@ def _key(word: str) -> str:
 @lru_cache(maxsize=4096)
 def _nearest(word: str, phrases: tuple[str, ...]) -> str | None:
     """Short words must be closer: most words of three letters differ from each other in one or two."""
-    alike = [each for each in phrases if each[:_ALIKE].casefold() == word[:_ALIKE]]
+    alike = _by_beginning(phrases).get(word[:_ALIKE], ())
     near = difflib.get_close_matches(word, alike, n=1, cutoff=0.75 if len(word) <= _SHORT else 0.6)
     return near[0] if near else None
+
+
+@lru_cache(maxsize=4)
+def _by_beginning(phrases: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
+    found: dict[str, list[str]] = {}
+    for each in phrases:
+        found.setdefault(each[:_ALIKE].casefold(), []).append(each)
+    return found
 
 
 def _wrong(file: Path, what: str) -> ModelCorrupt:

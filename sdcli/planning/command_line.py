@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -12,6 +11,7 @@ from sdcli import config
 from sdcli.models.located import LocatedModel
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Initial, Recipe
+from sdcli.terminal.printable import is_hidden
 
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
 _NO_OPTIONS = (
@@ -90,7 +90,7 @@ def _option(key: str, value: Any) -> list[str]:
 
 def quote(word: str) -> str:
     """Quote `word` for a shell without control characters."""
-    if all(letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cs") for letter in word):
+    if all(letter == "\n" or not is_hidden(letter) for letter in word):
         return shlex.quote(word)
     return "$'" + "".join(map(_escaped, word)) + "'"
 
@@ -98,6 +98,6 @@ def quote(word: str) -> str:
 def _escaped(letter: str) -> str:
     if letter in "'\\":
         return "\\" + letter
-    if unicodedata.category(letter) in ("Cc", "Cs"):
+    if is_hidden(letter):
         return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "surrogateescape"))
     return letter

@@ -219,6 +219,16 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     }
 
 
+def with_any_seed(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan without the seeds that were drawn for it: the run draws others. Names have `{seed}` instead."""
+    fields = {key: _with_field(plan[key], plan["seeds"]) for key in ("paths", "latents") if key in plan}
+    return {**plan, "recipe": {**plan["recipe"], "seed": None}, "seeds": None, **fields}
+
+
+def _with_field(paths: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    return list(dict.fromkeys(path.replace(str(seed), "{seed}") for path, seed in zip(paths, seeds, strict=True)))
+
+
 def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
     """Format a plan as `key: value` lines."""
     memory = recorded["memory"]
@@ -236,7 +246,7 @@ def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
             for each in recorded.get("addons", ())
         },
         **_tokens(recorded["tokens"]),
-        "seeds": ", ".join(map(str, recorded["seeds"])),
+        "seeds": "random" if recorded["seeds"] is None else ", ".join(map(str, recorded["seeds"])),
         "paths": ", ".join(recorded["paths"]),
         **({"latents": ", ".join(recorded["latents"])} if "latents" in recorded else {}),
         "memory": memory_in_words(memory),

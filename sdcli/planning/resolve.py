@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sdcli import config
@@ -47,7 +48,7 @@ def settings(
     around = config.environment() if user else {}
     native = {} if facts is None else {"width": facts.native_size, "height": facts.native_size}
     layers: list[Mapping[str, Setting]] = [
-        config.at({**recipe.defaults(), **DEFAULTS}, "built-in"),
+        _built_in(),
         config.at(native, "model"),
         config.at(entry.defaults, "models.toml"),
         {key: each for key, each in recorded.items() if key not in config.GENERAL},
@@ -59,6 +60,11 @@ def settings(
     settled = config.settle(layers)
     of_loras = lora.settings(adapters_of({"lora": settled["lora"].value}))
     return config.settle([*layers[:-2], config.at(of_loras, "LoRA"), *layers[-2:]]) if of_loras else settled
+
+
+@cache
+def _built_in() -> Mapping[str, Setting]:
+    return config.at({**recipe.defaults(), **DEFAULTS}, "built-in")
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,9 @@ def _completed(
 ) -> Mapping[str, Any]:
     """Add values from the inputs: working size, strength, sha256."""
     facts = model.facts
+    if found.image is None and layout == Layout():
+        file = str(initial.init_latents)
+        return options if found.latents is None else _with_latents(file, found.latents, options, facts)
     own = _values(model, {}, user=False)
     size = own["width"], own["height"]
     if found.image is not None:

@@ -24,6 +24,8 @@ MAX_SEED = 2**32 - 1
 MAX_SIDE = 16_384
 MAX_HIRES = 8.0
 UPSCALERS = ("latent", "lanczos")
+MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
+"""Characters of a prompt, and weights that are opened in it."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -291,26 +293,47 @@ class Recipe:
 
 def keys() -> Iterable[str]:
     """The flat keys of a recipe in order."""
-    return _keys(Recipe)
+    return _rules_by_key()
 
 
-def _keys(part: type) -> Iterable[str]:
-    return (each.name for each, _ in _rules(part))
+@cache
+def _typed_fields(part: type) -> tuple[tuple[dataclasses.Field[Any], Any, bool], ...]:
+    """The fields of `part`, their types, and whether these are parts themselves.
+
+    Parsing annotations is slow, and a batch has thousands of recipes.
+    """
+    hints = get_type_hints(part)
+    return tuple((each, hints[each.name], is_dataclass(hints[each.name])) for each in fields(part))
 
 
 def _rules(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
     """Yield the field and the type of each flat key."""
-    hints = get_type_hints(part)
-    for each in fields(part):
-        if is_dataclass(hints[each.name]):
-            yield from _rules(hints[each.name])
+    for each, kind, is_part in _typed_fields(part):
+        if is_part:
+            yield from _rules(kind)
         else:
-            yield each, hints[each.name]
+            yield each, kind
 
 
 @cache
+def _rules_by_key() -> Mapping[str, tuple[dataclasses.Field[Any], type]]:
+    return {each.name: (each, kind) for each, kind in _rules(Recipe)}
+
+
 def _rule_of(key: str) -> tuple[dataclasses.Field[Any], type]:
-    return next(rule for rule in _rules(Recipe) if rule[0].name == key)
+    return _rules_by_key()[key]
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """Return the values that a flat key can have, if they are few; `true` and `false` for a switch."""
+    rule, kind = _rule_of(key)
+    return ("true", "false") if kind is bool else rule.metadata.get("choices", ())
+
+
+def is_whole(key: str) -> bool:
+    """Whether the values of a flat key are whole numbers."""
+    kind = _rule_of(key)[1] if key in _rules_by_key() else None
+    return kind is int or int in get_args(kind)
 
 
 def check_value(key: str, value: Any) -> Any:
@@ -331,28 +354,28 @@ def parse_value(key: str, text: str) -> Any:
     return check_value(key, value)
 
 
-def defaults() -> dict[str, Any]:
+@cache
+def defaults() -> Mapping[str, Any]:
     """Return the default values of keys, except WITHOUT_DEFAULTS and `label`."""
     found = {each.name: each.default for each, _ in _rules(Recipe) if each.default is not dataclasses.MISSING}
     return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
 
 
 def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
-    for each in fields(part):
+    kind: Any = type(part)
+    for each, _, is_part in _typed_fields(kind):
         value = getattr(part, each.name)
-        if is_dataclass(value):
+        if is_part:
             yield from _flatten(value)
         else:
             yield each.name, list(value) if isinstance(value, tuple) else value
 
 
-def _build(part: type[Any], flat: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(part)
+def _build(part: Any, flat: Mapping[str, Any]) -> Any:
     values = {}
-    for each in fields(part):
-        kind = hints[each.name]
-        if is_dataclass(kind):
-            values[each.name] = _build(kind, flat)  # type: ignore[arg-type]
+    for each, kind, is_part in _typed_fields(part):
+        if is_part:
+            values[each.name] = _build(kind, flat)
         elif each.name in flat:
             values[each.name] = _checked(each, kind, flat[each.name])
         elif each.default is dataclasses.MISSING:
@@ -377,7 +400,7 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         raise InvalidRecipe(f"{name} is {value!r}", f"{name} must be {words[kind]}", name)
     if "choices" in rule and value not in rule["choices"]:
         choices = f"{name} is one of {', '.join(rule['choices'])}"
-        near = did_you_mean(str(value), rule["choices"], "")
+        near = _USUAL.get((name, str(value).lower())) or did_you_mean(str(value), rule["choices"], "")
         hint = f"{near} {choices}" if near else choices
         raise InvalidRecipe(f"unknown {name} {value!r}", hint, name)
     if "low" in rule and not rule["low"] <= value <= rule["high"]:
@@ -387,17 +410,41 @@ def _checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
 
 
 def check_texts(condition: Condition) -> None:
-    """Raise InvalidRecipe for a prompt or label that is not valid Unicode, and for both together.
+    """Raise InvalidRecipe for a prompt or label that is not valid Unicode or too long, and for both together.
 
     Arguments of a command line can contain bytes that are not UTF-8.
     """
     for key in ("prompt", "negative_prompt", "label"):
         if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key) or ""):
             raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
+    for key in ("prompt", "negative_prompt", "label"):
+        _check_length(key, getattr(condition, key) or "")
     if condition.label is not None and condition.prompt:
         raise InvalidRecipe(
             "there is a prompt and a label", "give one of them: a model takes a text or a class label", "label"
         )
+
+
+def _check_length(key: str, text: str) -> None:
+    if len(text) > MAX_PROMPT:
+        hint = f"shorten it to at most {MAX_PROMPT:,} characters"
+        raise InvalidRecipe(f"{key} is {len(text):,} characters long", hint, key)
+    brackets = text.count("(") + text.count("[")
+    if brackets > MAX_BRACKETS:
+        hint = f"use at most {MAX_BRACKETS:,}"
+        raise InvalidRecipe(f"{key} has {brackets:,} opening brackets", hint, key)
+
+
+_USUAL = {
+    ("device", "gpu"): "use cuda, or mps on a Mac;",
+    ("device", "nvidia"): "use cuda;",
+    ("device", "metal"): "use mps;",
+    ("dtype", "fp16"): "use float16;",
+    ("dtype", "half"): "use float16;",
+    ("dtype", "bf16"): "use bfloat16;",
+    ("dtype", "fp32"): "use float32;",
+}
+"""What other tools call values, with the hint."""
 
 
 def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:

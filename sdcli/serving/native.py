@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from sdcli.models.weights import Weights
 from sdcli.planning.resolve import read_inputs
 from sdcli.recipe.recipe import Recipe
 from sdcli.serving.line import Job, Line
+from sdcli.terminal.streams import show_traceback
 
 _HEADERS = {warm.VERSION_HEADER: __version__}
 
@@ -96,7 +96,7 @@ async def _lines(line: Line, job: Job, debug: bool) -> AsyncIterator[bytes]:
             yield _line(event)
     except Exception as error:  # noqa: BLE001  every exception goes to the client
         if debug and not isinstance(error, SdcliError):
-            traceback.print_exception(error)
+            show_traceback(error)
         yield _line(error)
 
 

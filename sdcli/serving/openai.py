@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import traceback
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -38,6 +37,7 @@ from sdcli.recipe.bounds import MAX_PIXELS, check_area
 from sdcli.serving import edits as edits_form
 from sdcli.serving.line import Line, Work
 from sdcli.terminal.spelling import did_you_mean
+from sdcli.terminal.streams import show_traceback
 
 HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BODY_BYTES = 2**20
@@ -296,7 +296,7 @@ def _add_error_handlers(app: FastAPI, debug: bool) -> None:
     @app.exception_handler(Exception)
     async def admit(_: Request, error: Exception) -> Response:
         if debug:
-            traceback.print_exception(error)
+            show_traceback(error)
         return _error(500, f"{type(error).__name__}: {error}; this is a bug in sdcli", type_="server_error", code="bug")
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from sdcli.terminal.printable import printable
+
 if TYPE_CHECKING:
     from PIL import Image
     from rich.progress import Progress
@@ -108,7 +110,7 @@ def job_progress(
     def show(done: float, activity: str) -> None:
         nonlocal started
         now = time.monotonic()
-        changes: dict[str, Any] = {"description": f"job {min(int(done) + 1, jobs)} of {jobs}, {activity}"}
+        changes: dict[str, Any] = {"description": printable(f"job {min(int(done) + 1, jobs)} of {jobs}, {activity}")}
         if started is None and done > 0:
             started = now, done
         elif started is not None and done > started[1]:
@@ -141,7 +143,8 @@ def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[O
         if activity != phase:
             phase, first, mean = activity, (now, done), loss or 0.0
         mean += 0.05 * ((loss or 0.0) - mean)
-        changes: dict[str, Any] = {"description": activity if loss is None else f"{activity}, loss {mean:.4f}"}
+        told = activity if loss is None else f"{activity}, loss {mean:.4f}"
+        changes: dict[str, Any] = {"description": printable(told)}
         if done > first[1]:
             seconds = (now - first[0]) / (done - first[1])
             changes |= {"rate": format_rate(seconds), "left": f"{format_clock(seconds * (total - done))} left"}
@@ -154,6 +157,13 @@ def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[O
 def before_a_line(stream: TextIO | None = None) -> bytes:
     """Return the bytes that erase a bar, for callers that write to the descriptor directly."""
     return b"\r\x1b[2K" if _can_draw(sys.stderr if stream is None else stream) else b""
+
+
+def erase_bar(stream: TextIO | None = None) -> None:
+    """Erase a bar before a line is written to another descriptor of the same terminal; it is drawn again below."""
+    stream = sys.stderr if stream is None else stream
+    with suppress(OSError, ValueError):
+        os.write(stream.fileno(), before_a_line(stream))
 
 
 def preview(image: Image.Image, *, stream: TextIO | None = None) -> None:
@@ -196,7 +206,7 @@ def transfer(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[C
 
         def on_bytes(name: str, count: int) -> None:
             done[name] = count
-            bar.update(task, completed=sum(done.values()), description=name)
+            bar.update(task, completed=sum(done.values()), description=printable(name))
 
         return on_bytes
 
@@ -237,10 +247,10 @@ def _bar(stream: TextIO) -> Progress:
     if width >= _COLUMNS_FOR_BAR:
         columns.insert(0, BarColumn(bar_width=None))
     if width >= _COLUMNS_FOR_TEXT:
-        columns.insert(0, TextColumn("{task.description}"))
-        columns.append(TextColumn("{task.fields[rate]}"))
+        columns.insert(0, TextColumn("{task.description}", markup=False))
+        columns.append(TextColumn("{task.fields[rate]}", markup=False))
     if width >= _COLUMNS_FOR_TIME:
-        columns.append(TextColumn("{task.fields[left]}"))
+        columns.append(TextColumn("{task.fields[left]}", markup=False))
     return Progress(*columns, console=console, transient=True, expand=width >= _COLUMNS_FOR_BAR)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any, BinaryIO
 
 from sdcli.errors import OutputError
+from sdcli.terminal.printable import json_safe, one_line, printable
 
 
 def prepare() -> None:
@@ -33,8 +35,18 @@ def prepare() -> None:
 
 
 def to_json(value: Any) -> str:
-    """Return `value` as one line of JSON. Bytes that are not UTF-8 are escaped as lone surrogates."""
-    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
+    """Return `value` as one line of JSON. Characters that a terminal would obey, and lone surrogates, are escaped."""
+    return json_safe(json.dumps(value, ensure_ascii=False))
+
+
+def say(line: str = "") -> None:
+    """Print one line for a person on stdout, with escapes for what a terminal would obey."""
+    print(printable(line))
+
+
+def say_path(path: str) -> None:
+    """Print a path on stdout: unchanged for programs, and with escapes on a terminal."""
+    print(printable(path) if sys.stdout.isatty() else path)
 
 
 @contextmanager
@@ -60,7 +72,8 @@ def results() -> Iterator[BinaryIO]:
 
 
 def write_line(out: BinaryIO, line: str) -> None:
-    """Write one line and flush it, so that the reader of a pipe gets it immediately."""
+    """Write one line and flush it, so that the reader of a pipe gets it immediately. A terminal gets escapes."""
+    line = printable(line) if out.isatty() else line
     write_bytes(out, line.encode("utf-8", "surrogateescape") + b"\n")
 
 
@@ -77,17 +90,27 @@ def write_bytes(out: BinaryIO, data: bytes) -> None:
 
 def complain(message: str, hint: str | None = None) -> None:
     """Print the two lines of an error on stderr, or only the first without a hint."""
-    _tell(f"error: {_one_line(message)}" + (f"\nhint: {_one_line(hint)}" if hint else ""))
+    told = f"{_marked('error:', _RED)} {one_line(message)}"
+    _tell(told + (f"\n{_marked('hint:', _CYAN)} {one_line(hint)}" if hint else ""))
 
 
 def warn(message: str) -> None:
     """Print one line of warning on stderr."""
-    _tell(f"warning: {_one_line(message)}")
+    _tell(f"{_marked('warning:', _YELLOW)} {one_line(message)}")
 
 
 def note(message: str) -> None:
     """Print one line on stderr about something that was done implicitly."""
-    _tell(f"note: {_one_line(message)}")
+    _tell(f"note: {one_line(message)}")
+
+
+_RED, _YELLOW, _CYAN = 31, 33, 36
+
+
+def _marked(word: str, colour: int) -> str:
+    """`word` in bold and in a colour, if stderr is a terminal that has colours."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+    return word if plain or not sys.stderr.isatty() else f"\x1b[1;{colour}m{word}\x1b[0m"
 
 
 def _tell(text: str) -> None:
@@ -95,5 +118,6 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def show_traceback(error: BaseException) -> None:
+    """Print the traceback of `error` on stderr."""
+    _tell(printable("".join(traceback.format_exception(error)).rstrip("\n"), keep="\n"))

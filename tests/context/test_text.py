@@ -208,3 +208,11 @@ def test_skipping_more_layers_than_there_are(pair, family, most):
         encode(pair(family), "fox", clip_skip=most + 1)
     assert caught.value.field == "clip_skip"
     assert caught.value.hint == f"clip_skip must be between 1 and {most}"
+
+
+def test_more_chunks_than_memory_is_spent_on_are_refused(pair):
+    tokenizer = pair("sd15").model.text_encoders[0].tokenizer
+    assert len(text.chunks(tokenizer, "a BREAK " * 100)) == 100
+    for prompt in ("a BREAK " * 101, "fox " * (75 * 100 + 1)):
+        with pytest.raises(InvalidRecipe, match="101 chunks"):
+            text.chunks(tokenizer, prompt)

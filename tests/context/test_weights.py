@@ -1,6 +1,7 @@
 """The notation of weights, by hand and by chance."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -132,3 +133,24 @@ def test_every_letter_is_kept(prompt):
     """Parsing takes out marks and nothing else: the letters a and b, which are no marks, stay in order."""
     texts = "".join(stretch.text for part in parse(prompt) for stretch in part)
     assert [letter for letter in texts if letter in "ab"] == [letter for letter in prompt if letter in "ab"]
+
+
+@pytest.mark.parametrize(
+    "piece", ["(", "[", " ", "(a", "b c ", ": ", "a BREAK ", "\n \t", ":1", "((a:1.3) ", "\\", "1", "BREAK"]
+)
+def test_a_long_prompt_is_read_in_little_time(piece):
+    """32,768 characters, the most that a recipe takes; reading them was quadratic in brackets and blanks."""
+    prompt = (piece * 32_768)[:32_768]
+    brackets = prompt.count("(") + prompt.count("[")
+    if brackets > 1000:
+        prompt = prompt[: 1000 * len(piece)]
+    for text in (prompt, f":{prompt}"):
+        begun = time.process_time()
+        parse(text)
+        assert time.process_time() - begun < 0.5
+
+
+def test_blanks_before_a_break_belong_to_it():
+    assert parse("a (b \n BREAK  c) d") == [
+        [Weighted("a ", 1.0), Weighted("b", 1.1)], [Weighted("c", 1.1), Weighted(" d", 1.0)]
+    ]  # fmt: skip

@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import UsageError
-from sdcli.jobs.expand import MAX_NESTING, UnclosedBrace, choose, drawing, multiply, parse_matrix, parse_template
-from sdcli.jobs.read import Fault, Job
+from sdcli.jobs.expand import (
+    MAX_NESTING,
+    UnclosedBrace,
+    check_number,
+    choose,
+    drawing,
+    multiply,
+    parse_matrix,
+    parse_template,
+)
+from sdcli.jobs.job import Fault, Job
 
 
 def chosen(text: str, *draws: int) -> str:
@@ -88,6 +97,24 @@ def test_a_matrix_takes_values_of_the_key_s_type():
     assert parse_matrix([]) == []
 
 
+def test_a_matrix_takes_ranges_prompts_and_names_of_other_tools():
+    assert parse_matrix(["seed=1..4,9"]) == [("seed", [1, 2, 3, 4, 9])]
+    assert parse_matrix(["steps=10..30..10"]) == [("steps", [10, 20, 30])]
+    assert parse_matrix(["prompt=1..3"]) == [("prompt", ["1..3"])]
+    axes = parse_matrix(['prompt=a fox,"a red, red owl"', "sampler=DPM++ 2M Karras,Euler a", "size=64x128,128x64"])
+    made = list(multiply([Job(1, {})], axes))
+    assert [job.values["prompt"] for job in made] == ["a fox"] * 4 + ["a red, red owl"] * 4
+    assert made[0].values == {
+        "prompt": "a fox", "scheduler": "dpm++-2m", "sigmas": "karras", "width": 64, "height": 128,
+    }  # fmt: skip
+    assert made[3].values == {"prompt": "a fox", "scheduler": "euler-a", "width": 128, "height": 64}
+
+
+def test_too_many_jobs_are_refused_before_they_are_made():
+    with pytest.raises(UsageError, match="2,000,000 jobs"):
+        check_number(20, parse_matrix(["seed=1..100000"]))
+
+
 def test_one_value_leaves_the_id_alone():
     (job,) = multiply([Job(1, {"prompt": "a"}, id="x")], parse_matrix(["seed=1"]))
     assert (job.id, job.values["seed"]) == ("x", 1)
@@ -98,10 +125,15 @@ def test_one_value_leaves_the_id_alone():
     [
         ("seed", "has no ="),
         ("sede=1", "unknown key 'sede'"),
-        ("prompt=a,b", "unknown key 'prompt'"),
+        ("output=a,b", "unknown key 'output'"),
+        ("seed=5..1", "5..1 is empty"),
+        ("seed=1..5..0", "is empty"),
+        ("seed=0..4294967295", "at most 100,000"),
+        ("steps=1..2000", "steps is 1001"),
+        ("size=512", "size is '512'"),
         ("seed=1,x", "seed is 'x'"),
         ("seed=", "seed is ''"),
-        ("seed=-1", "seed is -1"),
+        ("seed=-2", "seed is -2"),
         ("guidance_scale=nan", "guidance_scale is nan"),
         ("scheduler=ddmi", "unknown scheduler"),
         ('scheduler="ddim', "cannot be read"),

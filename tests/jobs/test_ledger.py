@@ -126,7 +126,7 @@ def batch(directory: Path) -> list[dict]:
         run = making._Run(making.Batch((), str(directory)), out, book)
         for number in range(JOBS):
             name = "sub/named.png" if number == 2 else None
-            job = SimpleNamespace(line=1, id=str(number), key=f"job {number}", recipe=recipe(7), name=name)
+            job = SimpleNamespace(line=1, id=str(number), key=f"job {number}", recipe=recipe(7), name=name, varies=())
             data = b"picture %d" % number
             if ledger.finished(book, job.key) is None:
                 making._save(run, job, picture(data), data)
@@ -213,7 +213,7 @@ def test_a_name_that_is_taken_meanwhile_is_passed_over(tmp_path, monkeypatch):
 @pytest.mark.parametrize("force", [False, True])
 def test_a_named_picture_that_is_there_is_kept_unless_forced(tmp_path, force):
     (tmp_path / "fox.png").write_bytes(b"mine")
-    job = SimpleNamespace(line=1, id="x", key="job", recipe=recipe(7), name="fox.png")
+    job = SimpleNamespace(line=1, id="x", key="job", recipe=recipe(7), name="fox.png", varies=())
     with ledger.opened(tmp_path) as book:
         run = making._Run(making.Batch((job,), str(tmp_path), force=force), io.BytesIO(), book)
         if force:
@@ -229,3 +229,30 @@ def test_a_file_in_place_of_a_folder_is_the_job_s_failure(tmp_path):
     lines = batch(tmp_path)
     assert [line["status"] for line in lines] == ["done", "done", "failed"]
     assert "is a file" in lines[2]["error"]
+
+
+def test_an_empty_file_of_a_killed_batch_takes_no_name(tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"")
+    with ledger.opened(tmp_path) as book:
+        ledger.record(book, "job", "fox.png", picture(b"fox"))
+        ledger.record(book, "other", "owl.png", picture(b"owl"))
+    (tmp_path / "fox.png").write_bytes(b"")
+    (tmp_path / "owl.png").write_bytes(b"changed")
+    with ledger.opened(tmp_path):
+        assert sorted(path.name for path in tmp_path.glob("*.png")) == ["mine.png", "owl.png"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", [None, "sub/fox.png"])
+def test_a_directory_that_goes_while_a_batch_runs_ends_it(tmp_path, again, name):
+    place = tmp_path / "out"
+    job = SimpleNamespace(line=1, id="x", key="job", recipe=recipe(7), name=name, varies=())
+    with ledger.opened(place) as book:
+        run = making._Run(making.Batch((job,), str(place)), io.BytesIO(), book)
+        place.rename(tmp_path / "moved")
+        if again:
+            place.mkdir()
+        with pytest.raises(OutputError, match="removed or replaced"):
+            making._save(run, job, picture(b"new"), b"new")
+    assert not place.exists() or list(place.iterdir()) == []
+    assert [path.name for path in (tmp_path / "moved").iterdir()] == [ledger.NAME]

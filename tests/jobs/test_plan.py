@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdcli.jobs.plan as planning
+from sdcli.jobs.job import Fault, Job
 from sdcli.jobs.plan import Planned, plan
-from sdcli.jobs.read import Fault, Job, read
+from sdcli.jobs.read import read
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,45 @@ def test_every_part_of_a_recipe_counts(model, change):
     asked = {"prompt": "a", "seed": 1}
     first, second = planned(model, asked, {**asked, **change})
     assert first.key != second.key
+
+
+def test_a_job_of_several_pictures_counts_their_seeds_up(model):
+    job = {"prompt": "a", "seed": 7, "id": "x", "num_images": 3}
+    first, *_ = made = planned(model, job)
+    assert [(each.id, each.recipe.seed) for each in made] == [("x-1", 7), ("x-2", 8), ("x-3", 9)]
+    (alone,) = planned(model, {"prompt": "a", "seed": 7})
+    assert first.key == alone.key
+    assert len({each.key for each in made}) == 3
+    drawn, more = planned(model, {"prompt": "{a|b|c}"}), planned(model, {"prompt": "{a|b|c}", "num_images": 9})
+    assert drawn[0].recipe == more[0].recipe
+    assert [each.recipe.seed - more[0].recipe.seed for each in more] == list(range(9))
+    assert len({each.recipe.condition.prompt for each in more}) > 1
+    (fault,) = planned(model, {"prompt": "a", "seed": 2**32 - 1, "num_images": 2})[1:]
+    assert fault.field == "seed"
+
+
+def test_a_seed_of_minus_one_is_drawn_whatever_the_user_has_set(model, monkeypatch):
+    (drawn,) = planned(model, {"prompt": "a", "seed": -1})
+    monkeypatch.setenv("SDCLI_SEED", "5")
+    (again,), (usual,) = planned(model, {"prompt": "a", "seed": -1}), planned(model, {"prompt": "a"})
+    assert drawn.recipe.seed == again.recipe.seed != usual.recipe.seed == 5
+    assert [each.recipe.seed for each in planned(model, {"prompt": "a", "num_images": 2})] == [5, 6]
+
+
+def test_the_index_of_a_name_counts_pictures(model):
+    made = planned(
+        model, {"prompt": "a", "num_images": 2, "output": "{index}.png"}, {"prompt": "b", "output": "{index}.png"}
+    )
+    assert [each.name for each in made] == ["1.png", "2.png", "3.png"]
+
+
+def test_thousands_of_jobs_are_planned_in_little_time(model):
+    """10,000 take less than 5 s of CPU; the bound here is four times that, for slow machines."""
+    jobs = [{"prompt": f"a fox {number}", "seed": number} for number in range(500)]
+    planned(model, *jobs[:5])
+    begun = time.process_time()
+    assert len(planned(model, *jobs)) == 500
+    assert time.process_time() - begun < 1
 
 
 def test_seeds_do_not_depend_on_the_options(model):

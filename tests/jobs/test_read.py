@@ -1,13 +1,15 @@
 """Reading jobs: the formats, and what is said of lines that cannot be read."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdcli.errors import InputError, InvalidRecipe, UsageError
-from sdcli.jobs.read import KEYS, MAX_LINE, Fault, Job, guess, read
+from sdcli.jobs.job import KEYS, Fault, Job
+from sdcli.jobs.read import MAX_LINE, guess, read
 from sdcli.recipe.recipe import Recipe
 
 
@@ -50,6 +52,101 @@ def test_the_suffix_tells_before_the_first_line_and_an_option_before_both():
     assert isinstance(read(b"a fox\n", "fox.NDJSON")[0], Fault)
     with pytest.raises(UsageError, match="toml"):
         read(b"", "-", "toml")
+
+
+FOX = [{"prompt": "a fox", "seed": 7}, {"prompt": "an owl", "seed": 8}]
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("delimiter", [b",", b"\t", b";", b"|"])
+@pytest.mark.parametrize("source", ["-", "jobs", "jobs.csv", "jobs.tsv", "jobs.txt"])
+def test_a_table_is_one_however_it_is_written(source, delimiter, end, bom):
+    rows = [[b"Prompt", b"", b"SEED", b""], [b"a fox", b"", b"7", b""], [b'"an owl"', b"", b"8"]]
+    assert values_of(bom + b"".join(delimiter.join(row) + end for row in rows), source) == FOX
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"sep=;\r\nprompt;seed\r\na fox;7\r\nan owl;8\r\n", FOX),
+        (b"seed;Prompt;Negative Prompt\n7;a fox;\n8;an owl;", FOX),
+        (b"Label\tseed\nfox\t7\n", [{"label": "fox", "seed": 7}]),
+        (
+            b"prompt,sampler,cfg_scale,size,seed\na,DPM++ 2M Karras,3,64x128,-1\n",
+            [
+                {
+                    "prompt": "a", "scheduler": "dpm++-2m", "sigmas": "karras", "guidance_scale": 3.0,
+                    "width": 64, "height": 128, "seed": -1,
+                }
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_tables_of_spreadsheets_and_other_tools(data, expected):
+    assert values_of(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"a fox\t7\nan owl\t8\n", "line 1 has a tab"),
+        (b"Text\tPrompt (en)\na\tb\n", "line 1 has a tab"),
+        (b"Text;Seed\na fox;7\n", "unknown key 'Text'"),
+        (b"seed\tsteps\n7\t8\n", "no column named prompt"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_and_not_drawn(data, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        read(data, "-")
+    assert all(isinstance(job, Job) for job in read(data, "-", "text"))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"seed, sprout\nrain\n", "looks like the header of a table"),
+        (b"a fox;7\nan owl;8\n", "a table without a header"),
+        (b"a fox\n# an owl\n", "line 2 of - is drawn as a prompt, and starts with #"),
+        (b'a fox\n{"prompt": "x"}\n', "looks like JSON"),
+        (b"a fox, an owl\na cat; a dog\n", None),
+    ],
+)
+def test_prompts_that_look_like_something_else_are_warned_of(data, words):
+    told: list[str] = []
+    assert len(read(data, "-", warn=told.append)) == 2
+    assert (words is None and not told) or words in told[0]
+    told.clear()
+    read(data, "-", "text", warn=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"# cats\na fox\n  # dogs\nan owl\n",
+        b'# cats\n{"prompt": "a fox"}\n{"prompt": "an owl"}\n',
+        b"# cats\nprompt,seed\na fox,\n# x\nan owl,\n",
+    ],
+)
+def test_comments_are_skipped_if_asked(data):
+    assert [job.values["prompt"] for job in read(data, "-", comments=True)] == ["a fox", "an owl"]
+
+
+def test_num_images_is_a_whole_number():
+    (job, *faults) = read(
+        b'{"prompt": "a", "num_images": 3}\n{"prompt": "a", "num_images": 0}\n{"prompt": "a", "num_images": true}', "-"
+    )
+    assert (job.num_images, job.values) == (3, {"prompt": "a"})
+    assert ["num_images is" in fault.message for fault in faults] == [True, True]
+    (job, fault) = read(b"prompt,num_images\na,3\na,x\n", "-")
+    assert (job.num_images, fault.field) == (3, "num_images")
+
+
+def test_what_a_name_of_another_tool_sets_too_is_set_twice():
+    (fault,) = read(b'{"prompt": "a", "width": 64, "size": "64x64"}', "-")
+    assert "set twice" in fault.message
+    assert isinstance(read(b'{"seed": 1}', "-", supplied=["prompt"])[0], Job)
 
 
 def test_one_decision_holds_for_the_whole_stream():
@@ -191,7 +288,8 @@ def test_no_bytes_crash_it(data, format):
         found = read(data, "-", format)
     except InputError:
         return
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    bom = b"\xef\xbb\xbf"
+    lines = [each.removeprefix(bom) for each in data.split(b"\n" if b"\n" in data else b"\r")]
     assert all(1 <= item.line <= len(lines) for item in found)
     if format in ("jsonl", "text"):
         assert [item.line for item in found] == [number for number, line in enumerate(lines, 1) if line.strip()]

@@ -168,8 +168,8 @@ FAULTS = (
     ),
     Fault(
         "a command that is told to end says that it has succeeded",
-        "case Terminated():\n            return ExitStatus.TERMINATED",
-        "case Terminated():\n            return ExitStatus.OK",
+        "if number is None else 128 + number",
+        "if number is None else ExitStatus.OK",
         ("test_generate.py",),
     ),
 )

@@ -1,5 +1,6 @@
 """`sdcli serve` and `sdcli generate` with SDCLI_SOCKET, as a shell sees them: nothing but the time is different."""
 
+import hashlib
 import http.client
 import json
 import os
@@ -7,11 +8,14 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +27,11 @@ from sdcli.errors import InvalidPicture, InvalidRecipe, ServerBusy, ServerUnavai
 from sdcli.files import metadata
 from sdcli.making import warm as client
 from sdcli.making.maker import Task
+from sdcli.making.picture import Picture
 from sdcli.models import registry
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
+from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import clean_environment
 from tests.serving.conftest import ROOT, wait_for
@@ -333,23 +339,93 @@ def test_another_version_is_refused_by_both_ends(ask, sd15, monkeypatch):
 )
 def test_who_is_no_warm_process_or_ends_too_soon_is_told_from_one(ask, sd15, tmp_path, monkeypatch, answer, said):
     monkeypatch.chdir(tmp_path)
+    with answering(answer), pytest.raises(ServerUnavailable, match=said):
+        ask(sd15, path="s.sock")
+
+
+def answered_with(change) -> bytes:
+    """A response with the picture that `ask` wants, after `change` of its JSON."""
+    of = Recipe.from_dict(FOX)
+    made = metadata.png_bytes(Image.new("RGB", (64, 64)), of)
+    line = Picture(png=made, pixels_sha256="0" * 64, recipe=of, seconds=1.0).to_wire()
+    body = json.dumps({"pictures": change(line)}).encode() + b"\n"
+    head = f"HTTP/1.1 200 OK\r\n{client.VERSION_HEADER}: {__version__}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda line: [line | {"png": b64encode(b"GIF89a").decode()}], "sha256"),
+        (lambda line: [line | of_bytes(b"GIF89a")], "not a PNG"),
+        (lambda line: [line | of_bytes(b"\x89PNG\r\n\x1a\n")], "lacks a chunk"),
+        (lambda line: [line | of_bytes(b64decode(line["png"])[:-5])], "damaged"),
+        (lambda line: [line | of_bytes(b64decode(line["png"])[:70] + b"x" + b64decode(line["png"])[71:])], "damaged"),
+        (lambda line: [line | {"recipe": line["recipe"] | {"seed": 2}}], "another one"),
+        (lambda line: [line | {"recipe": "x"}], "did not"),
+        (lambda line: [line | {"seconds": "x"}], "another type"),
+        (lambda line: [line | {"flat": 1}], "another type"),
+        (lambda line: [line | {"pixels_sha256": "\x1b[2J"}], "out of range"),
+        (lambda line: [line, line], "2 pictures came"),
+        (lambda line: [], "0 pictures came"),
+        (lambda line: {"a": 1}, "0 pictures came"),
+        (lambda line: [1], "did not"),
+    ],
+)
+def test_a_process_that_sends_something_else_than_the_picture_is_told(tmp_path, monkeypatch, change, said):
+    monkeypatch.chdir(tmp_path)
+    task = Task(Weights(Source(Path("/nowhere"))), [Recipe.from_dict(FOX)])
+    with answering(answered_with(change)), pytest.raises(ServerUnavailable, match=said) as caught:
+        client.WarmMaker("s.sock").submit(task).result()
+    assert "did not send the picture" in caught.value.message
+    with answering(answered_with(lambda line: [line])):
+        (picture,) = client.WarmMaker("s.sock").submit(task).result()
+    assert picture.recipe == task.recipes[0]
+
+
+def test_a_process_of_another_user_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    monkeypatch.setattr(struct, "unpack", lambda form, data: (1, 54321, 1))
+    task = Task(Weights(Source(Path("/nowhere"))), [Recipe.from_dict(FOX)])
+    with answering(b""), pytest.raises(ServerUnavailable, match="another user"):
+        client.WarmMaker("s.sock").submit(task).result()
+
+
+def test_only_errors_of_sdcli_are_raised():
+    for kind in ("ExitStatus", "IntEnum", "__name__"):
+        with pytest.raises(TypeError):
+            client._error_from_wire({"kind": kind, "message": "a", "hint": "b"}, "/", "/")
+
+
+def of_bytes(data: bytes) -> dict[str, str]:
+    return {"png": b64encode(data).decode(), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[None]:
+    """A process at s.sock that gives one answer."""
+    Path("s.sock").unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("s.sock")
         listener.listen()
+        listener.settimeout(20)
 
         def reply() -> None:
-            client, _ = listener.accept()
-            with client:
-                client.sendall(answer)
-                client.shutdown(socket.SHUT_WR)
-                while client.recv(65536):  # what is unread when it closes would break the connection off
+            connection, _ = listener.accept()
+            connection.settimeout(20)
+            with connection, suppress(OSError):  # a client that refuses leaves at once
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # what is unread when it closes would break the connection off
                     pass
 
         thread = threading.Thread(target=reply)
         thread.start()
-        with pytest.raises(ServerUnavailable, match=said):
-            ask(sd15, path="s.sock")
-        thread.join()
+        try:
+            yield
+        finally:
+            thread.join()
 
 
 def test_steps_come_as_they_are_done(ask, sd15):

@@ -17,13 +17,14 @@ from typing import NamedTuple
 ROUND = 1.1
 SQUARE = 1 / 1.1
 
+# Possessive quantifiers, and blanks before BREAK stripped afterwards: each letter is read once.
 _MARK = re.compile(
     r"""
       \\ (?P<letter> [()\[\]\\] )
     | (?P<open> [(\[] )
-    | : \s* (?P<weight> [+-]? (?: [0-9]+ \.? [0-9]* | \. [0-9]+ ) ) \s* \)
+    | : \s*+ (?P<weight> [+-]? (?: [0-9]++ \.?+ [0-9]*+ | \. [0-9]++ ) ) \s*+ \)
     | (?P<close> [)\]] )
-    | (?P<break> \s* \b BREAK \b \s* )
+    | (?P<break> \b BREAK \b \s*+ )
     """,
     re.VERBOSE,
 )
@@ -46,6 +47,8 @@ def parse(prompt: str) -> list[list[Weighted]]:
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
     def add(text: str | None) -> None:
+        if text == "":
+            return
         texts.append(text)
         weights.append(1.0)
 
@@ -55,8 +58,8 @@ def parse(prompt: str) -> list[list[Weighted]]:
 
     end = 0
     for mark in _MARK.finditer(prompt):
-        add(prompt[end : mark.start()])
-        end = mark.end()
+        before, end = prompt[end : mark.start()], mark.end()
+        add(before.rstrip() if mark["break"] else before)
         if mark["open"]:
             opened[mark["open"]].append(len(texts))
         elif mark["weight"] and opened["("] and math.isfinite(float(mark["weight"])):

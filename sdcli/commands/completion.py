@@ -1,0 +1,116 @@
+"""Completes the values of options in a shell. Functions, because annotations cannot hold lambdas that read names.
+
+bash splits words at `=` and `:`, so that it expects only the rest of a `KEY=VALUE`; zsh and fish expect all of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, MutableMapping
+
+from sdcli.models import registry
+from sdcli.models.addons import embedding, lora
+from sdcli.recipe import recipe, schedulers
+
+_VARIABLE = "_SDCLI_COMPLETE"
+_KEY = "_SDCLI_COMPLETE_KEY"
+"""The `KEY=` before the word that bash completes."""
+_BREAKS = ("=", ":")
+Completer = Callable[[str], list[str]]
+
+
+def of(*choices: str) -> Completer:
+    """Complete fixed `choices`."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [each for each in choices if each.startswith(incomplete)]
+
+    return complete
+
+
+scheduler = of(*schedulers.NAMES)
+sigmas = of(*schedulers.SIGMAS)
+device = of(*recipe.DEVICES)
+dtype = of(*recipe.DTYPES)
+
+
+def model(incomplete: str) -> list[str]:
+    """Complete the names of models that make pictures."""
+    return of(*registry.names())(incomplete)
+
+
+def any_model(incomplete: str) -> list[str]:
+    """Complete the names of models and of add-ons."""
+    return of(*_names(lambda entry: True))(incomplete)
+
+
+def hub_model(incomplete: str) -> list[str]:
+    """Complete the names of models and add-ons in a repository on the hub."""
+    return of(*_names(lambda entry: entry.repo is not None))(incomplete)
+
+
+def removable_model(incomplete: str) -> list[str]:
+    """Complete the names of models and add-ons that are named by the user, or downloaded."""
+    return of(*_names(lambda entry: entry.origin != registry.SHIPPED or entry.repo is not None))(incomplete)
+
+
+def lora_name(incomplete: str) -> list[str]:
+    """Complete the names of LoRAs."""
+    return of(*lora.NAMES.all())(incomplete)
+
+
+def embedding_name(incomplete: str) -> list[str]:
+    """Complete the names of embeddings."""
+    return of(*embedding.NAMES.all())(incomplete)
+
+
+def control(incomplete: str) -> list[str]:
+    """Complete `NAME=` of a ControlNet; the shell completes the image after it."""
+    return of(*(f"{name}=" for name in registry.names(registry.CONTROLNET)))(incomplete)
+
+
+def matrix(incomplete: str) -> list[str]:
+    """Complete the key, or the last value, of `KEY=V1,V2`."""
+    from sdcli.jobs.expand import MATRIX_KEYS
+
+    kept = os.environ.get(_KEY, "")
+    key, equals, listed = f"{kept}{incomplete}".partition("=")
+    if not equals:
+        return of(*(f"{each}=" for each in MATRIX_KEYS))(incomplete)
+    before, comma, _ = listed.rpartition(",")
+    given = f"{key}={before}{comma}".removeprefix(kept)
+    return of(*(f"{given}{each}" for each in _choices(key)))(incomplete)
+
+
+def _names(wanted: Callable[[registry.ModelEntry], bool]) -> list[str]:
+    return [name for name, entry in registry.known().items() if wanted(entry)]
+
+
+def _choices(key: str) -> Iterable[str]:
+    if key == "model":
+        return registry.names()
+    return recipe.choices(key) if key in tuple(recipe.keys()) else ()
+
+
+def join_words(environment: MutableMapping[str, str]) -> None:
+    """Join the words of a command line that bash has split at `=` and `:`, before they are parsed.
+
+    If the last one is `KEY=VALUE`, the value remains, which is what bash replaces.
+    """
+    if environment.get(_VARIABLE) != "complete_bash" or not environment.get("COMP_CWORD", "").isdigit():
+        return
+    words = environment.get("COMP_WORDS", "").split("\n")
+    if len(words) == 1:
+        return
+    joined: list[str] = []
+    last = int(environment["COMP_CWORD"])
+    for index, word in enumerate(words[: last + 1]):
+        glued = index > 0 and (word in _BREAKS or words[index - 1] in _BREAKS)
+        if glued and joined:
+            joined[-1] += word
+        else:
+            joined.append(word)
+    if "=" in joined[-1] and not joined[-1].startswith("-"):
+        key, equals, joined[-1] = joined[-1].partition("=")
+        environment[_KEY] = f"{key}{equals}"
+    environment["COMP_WORDS"], environment["COMP_CWORD"] = "\n".join(joined), str(len(joined) - 1)
