@@ -84,6 +84,8 @@ class Row:
     """Whether its steps draw noise even with eta 0."""
     brownian: bool = False
     """Whether it draws the noise itself, along a Brownian path, instead of using the generators of its steps."""
+    midway: str | None = None
+    """The function of diffusion/midway.py that makes the class start correctly in the middle, if it does not."""
 
 
 _NOISE_OR_V = ("epsilon", "v_prediction")
@@ -102,8 +104,9 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             _options(skip_prk_steps=True),
             predictions=_NOISE_OR_V,
             ends_clean=_with_alpha_of_one_if_told,
+            midway="repeat_second",
         ),
-        "lms": Row("lms_discrete", "LMSDiscreteScheduler", "LMS", sigmas=SIGMAS),
+        "lms": Row("lms_discrete", "LMSDiscreteScheduler", "LMS", sigmas=SIGMAS, midway="order_at_hand"),
         "euler": Row(
             "euler_discrete",
             "EulerDiscreteScheduler",
@@ -222,6 +225,7 @@ def check(
         raise InvalidRecipe(f"the scheduler {name} does not support eta", hint, "eta")
     if scheduler_config is not None:
         _check_model(name, row, scheduler_config)
+        _check_sigmas(sigmas, scheduler_config)
         if steps is not None:
             _check_steps(name, sigmas, scheduler_config, steps)
 
@@ -232,6 +236,17 @@ def _check_model(name: str, row: Row, config: Config) -> None:
         message = f"the scheduler {name} does not support models that predict {_PREDICTIONS.get(predicted, predicted)}"
         able = _names(lambda row: predicted in row.predictions)
         raise InvalidRecipe(message, f"use one of {able}" if able else "use another model", "scheduler")
+
+
+def _check_sigmas(sigmas: str, config: Config) -> None:
+    """Refuse beta sigmas for a noise schedule that starts at pure noise.
+
+    diffusers spaces them between the lowest and the highest σ, which is several thousand there: nearly all steps would
+    be spent on noise levels at which a picture has no shape yet.
+    """
+    if sigmas == "beta" and config.get("rescale_betas_zero_snr"):
+        hint = "use --sigmas default or karras"
+        raise InvalidRecipe("beta sigmas do not suit this model, whose noise schedule has zero SNR", hint, "sigmas")
 
 
 def _check_steps(name: str, sigmas: str, config: Config, steps: int) -> None:
