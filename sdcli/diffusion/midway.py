@@ -1,7 +1,7 @@
 """Lets diffusers' multistep classes start in the middle of the timesteps, as image-to-image does. Imports torch.
 
-A multistep method combines the last predictions. These two classes decide by the place in the list of timesteps how many
-there are, and are wrong when the first ones were skipped. From the first timestep on, nothing changes.
+A multistep method combines the last predictions. These two classes decide by the place in the list of timesteps how
+many there are, and are wrong when the first ones were skipped. From the first timestep on, nothing changes.
 """
 
 from __future__ import annotations

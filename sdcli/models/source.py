@@ -98,13 +98,16 @@ class Source:
     def files(self) -> dict[str, Path]:
         """Return each file that determines pictures, by its name in a diffusers folder.
 
-        A single file has the name `model.safetensors`; its family's configs are not included. Replaced parts are named
-        as if they were in the folder (`unet/config.json`), and so is classes.json. The files of an add-on, which has no
-        model_index.json, are in the folder itself.
+        A single file has the name `model.safetensors`, and a YAML next to it that describes it `model.yaml`; its
+        family's configs are not included. Replaced parts are named as if they were in the folder
+        (`unet/config.json`), and so is classes.json. The files of an add-on, which has no model_index.json, are in the
+        folder itself.
         """
         found = {}
         if self.is_file:
             found["model.safetensors"] = self.path
+            beside = None if self.configs or self.family else families.marks.yaml_beside(self.path)
+            found |= {} if beside is None else {"model.yaml": beside}
         elif (self.path / INDEX).exists():
             found[INDEX] = self.path / INDEX
         else:
@@ -128,7 +131,7 @@ class Source:
         For a single file it is the SHA-256 of the file. For a diffusers folder it is the SHA-256 of the output of
         `sha256sum` for `files()`, sorted; the name of the folder and other files do not matter. A replaced part counts
         as if it were in the folder, so a model has the same digest as a folder with the same files. A single file with
-        replaced parts is one more file in that list.
+        replaced parts or a YAML is one more file in that list.
 
         Raises ModelNotFound if the model is missing, and ModelCorrupt if a file cannot be read.
         """
@@ -140,9 +143,10 @@ class Source:
         self.check()
         try:
             stamps = self._stamps()
-            if self.is_file and not self.parts:
+            files = self.files()
+            if list(files.values()) == [self.path]:
                 return file_sha256(self.path), stamps
-            listing = "".join(f"{file_sha256(file)}  {name}\n" for name, file in sorted(self.files().items()))
+            listing = "".join(f"{file_sha256(file)}  {name}\n" for name, file in sorted(files.items()))
         except OSError as error:
             raise ModelCorrupt(
                 f"{error.filename or self.path} cannot be read: {error.strerror}",
