@@ -18,7 +18,7 @@ from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.files import palette
 from sdcli.files.json_files import load_json
-from sdcli.models import families
+from sdcli.models import configs, families
 from sdcli.models.digest import file_sha256
 
 INDEX = "model_index.json"
@@ -79,6 +79,18 @@ class Source:
         """The part that is f(z, t, y): a `unet`, or a `transformer`."""
         return "transformer" if self.folder("transformer").is_dir() else "unet"
 
+    def config(self, part: str) -> dict[str, Any]:
+        """Read and check the config of a part. Raises ModelCorrupt."""
+        return configs.read(self.folder(part) / "config.json")
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Read and check the scheduler's config. Raises ModelCorrupt, and ModelError for one that is not supported."""
+        recorded = self.index().get("scheduler") if (self.base / INDEX).exists() else None
+        class_name = recorded[1] if isinstance(recorded, list) and len(recorded) == 2 else None
+        if class_name is not None and not isinstance(class_name, str):
+            raise ModelCorrupt(f"{self.base / INDEX} has no valid entry for scheduler", _CHECK)
+        return configs.read_scheduler(self.folder("scheduler") / "scheduler_config.json", class_name)
+
     def is_elsewhere(self, part: str) -> bool:
         """Whether a part is replaced by another folder."""
         return part in dict(self.parts)
@@ -108,7 +120,7 @@ class Source:
             found["model.safetensors"] = self.path
             beside = None if self.configs or self.family else families.marks.yaml_beside(self.path)
             found |= {} if beside is None else {"model.yaml": beside}
-        elif (self.path / INDEX).exists():
+        elif (self.path / INDEX).is_file():
             found[INDEX] = self.path / INDEX
         else:
             found |= {each.name: each for each in self.path.iterdir() if each.suffix in SUFFIXES and each.is_file()}
@@ -178,8 +190,10 @@ class Source:
             if part.startswith("tokenizer"):
                 continue
             config = families.read_json(folder / ("scheduler_config.json" if part == "scheduler" else "config.json"))
-            named = config.get("architectures", [None])[0] if part.startswith("text") else config.get("_class_name")
-            if named is not None:
+            listed = config.get("architectures")
+            first = listed[0] if isinstance(listed, list) and listed else None
+            named = first if part.startswith("text") else config.get("_class_name")
+            if isinstance(named, str):
                 index[part] = ["transformers" if part.startswith("text") else "diffusers", named]
         return index
 
@@ -189,6 +203,9 @@ class Source:
             return error
         elsewhere = ", ".join(f"{part} = {folder}" for part, folder in self.parts)
         return ModelCorrupt(error.message, f"choose parts that fit each other; replaced parts: {elsewhere}")
+
+
+_CHECK = "download the model's folder again; its parts must belong together"
 
 
 def _absolute(path: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 from sdcli.errors import InvalidRecipe
 
 SIGMAS = ("default", "karras", "exponential", "beta")
-_PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity v", "sample": "x_0"}
+PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity v", "sample": "x_0"}
 """What networks predict, by diffusers' `prediction_type`."""
 
 Config = Mapping[str, Any]
@@ -68,7 +68,7 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=_options)
     sigmas: tuple[str, ...] = SIGMAS[:1]
     """The supported spacings of noise levels: its own, Karras et al. 2022, exponential, or a beta distribution."""
-    predictions: tuple[str, ...] = tuple(_PREDICTIONS)
+    predictions: tuple[str, ...] = tuple(PREDICTIONS)
     """The supported predictions, by diffusers' `prediction_type`."""
     least_steps: int = 1
     most_steps: Callable[[Config], int] = _trained_steps
@@ -200,6 +200,11 @@ TABLE: Mapping[str, Row] = MappingProxyType(
 )
 
 NAMES: tuple[str, ...] = tuple(TABLE)
+CLASSES = frozenset(
+    {row.class_name for row in TABLE.values()}
+    | {"DDIMParallelScheduler", "DDPMParallelScheduler", "DDIMInverseScheduler", "SASolverScheduler"}
+)
+"""diffusers' classes whose configs describe what all rows of the table take: steps of ᾱ, and no EDM or flow."""
 
 _AUTOMATIC = ("", "automatic", "uniform", "default")
 
@@ -233,7 +238,7 @@ def check(
 def _check_model(name: str, row: Row, config: Config) -> None:
     predicted = config.get("prediction_type", "epsilon")
     if predicted not in row.predictions:
-        message = f"the scheduler {name} does not support models that predict {_PREDICTIONS.get(predicted, predicted)}"
+        message = f"the scheduler {name} does not support models that predict {PREDICTIONS.get(predicted, predicted)}"
         able = _names(lambda row: predicted in row.predictions)
         raise InvalidRecipe(message, f"use one of {able}" if able else "use another model", "scheduler")
 

@@ -8,12 +8,12 @@ weights, no pickles, and no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
-from sdcli.files.json_files import load_json
+from sdcli.files.json_files import load_json, read_bounded
 from sdcli.models.families import marks
 from sdcli.models.families.header import PICKLES, Entry, Header, read_header, refuse_pickle, what_instead
 
@@ -119,13 +119,19 @@ def read_json(path: Path, hint_if_missing: str = _INCOMPLETE) -> dict[str, Any]:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ModelCorrupt:
     try:
-        with path.open("rb") as file:
-            instead = what_instead(file.read(64))
-    except OSError:
+        instead = what_instead(read_bounded(path)[:64])
+    except (OSError, ValueError):
         instead = None
     if instead is not None and not instead[0].startswith("JSON"):
         return ModelCorrupt(f"{path} is {instead[0]}, not JSON", instead[1])
     return ModelCorrupt(f"{path} cannot be read: {error}", _INCOMPLETE)
+
+
+def check_has_vae(path: Path, tensors: Iterable[str]) -> None:
+    """Raise ModelCorrupt if a single file with these tensors has no VAE."""
+    if not any(name.startswith(VAE) for name in tensors):
+        hint = f"add one from another model's folder: sdcli models add NAME {path} --part vae=FOLDER, then use -m NAME"
+        raise ModelCorrupt(f"{path} has no VAE ({VAE}*)", hint)
 
 
 def keeps_float32(vae: Mapping[str, Any], dtype: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelCorrupt, ModelError
+from sdcli.files.json_files import read_bounded
 from sdcli.models.families.header import Header
 
 MAX_BYTES = 2**18
@@ -136,11 +137,7 @@ def _read(file: Path) -> Any:
     import yaml
 
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
-        return yaml.safe_load(data.decode("utf-8-sig"))
+        return yaml.safe_load(read_bounded(file, MAX_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError, AttributeError, TypeError) as error:
         what = " ".join(str(error).split())
         raise ModelCorrupt(
