@@ -82,13 +82,13 @@ def translate(found: PictureInfo) -> Translation | None:
     """Translate the metadata of a picture by another tool; None if it has none that is known."""
     if found.invokeai is not None:
         return from_invokeai(found.invokeai)
-    if "Steps" in found.fields:
+    if found.writer in ("A1111", "stable-diffusion.cpp"):
         return from_parameters(found.fields)
     return None
 
 
 def from_parameters(fields: Mapping[str, str]) -> Translation:
-    """Translate A1111's fields (`metadata.parse_parameters`), written by A1111 or stable-diffusion.cpp."""
+    """Translate A1111's fields (`infotext.parse`), written by A1111 or stable-diffusion.cpp."""
     is_sdcpp = fields.get("Version", "").startswith("stable-diffusion.cpp")
     recipe: dict[str, Any] = {}
     unhonoured: list[str] = []
