@@ -37,6 +37,12 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def change_json(file: Path, chance: random.Random) -> None:
     content = json.loads(file.read_text())
+    change(content, chance)
+    file.write_text(json.dumps(content))
+
+
+def change(content: Any, chance: random.Random) -> None:
+    """Change, remove or swap one or two values anywhere in `content`."""
     for _ in range(chance.choice((1, 1, 2))):
         listed = places(content)
         if not listed:
@@ -51,7 +57,6 @@ def change_json(file: Path, chance: random.Random) -> None:
             inner[chance.choice(list(inner))] = inner[last]
         else:
             inner[last] = chance.choice(VALUES)
-    file.write_text(json.dumps(content))
 
 
 def change_text(file: Path, chance: random.Random) -> None:
