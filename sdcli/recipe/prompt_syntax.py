@@ -31,7 +31,7 @@ _BRACKET = re.compile(r"\\.|[()\[\]]", re.DOTALL)
 
 
 class Syntax(NamedTuple):
-    """What stands in a prompt, and what it means in another tool."""
+    """A part of a prompt, and what it means in another tool."""
 
     text: str
     meaning: str

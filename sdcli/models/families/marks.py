@@ -32,7 +32,7 @@ _VALUES = ("linear_start", "linear_end", "timesteps", "scale_factor")
 
 @dataclass(frozen=True)
 class Marks:
-    """Whether the file predicts v, None if it does not say so; and whether its schedule has zero terminal SNR.
+    """Whether the file predicts v, None if that is not recorded; and whether its schedule has zero terminal SNR.
 
     `values` are those of the YAML that a family fixes, by the names of CompVis.
     """
