@@ -105,7 +105,7 @@ def read_recorded(
         raise ModelNotFound(error.message, f"{error.hint}; or select the model with -m") from error
     resolved = whole.recipe
     if found.recipe is None:
-        warnings += _of_text(found, resolved, place)
+        warnings += _of_text(found, resolved, place.facts, whole.weights)
     seeds, index = _batch(found, resolved)
     if resolved.execution.batch_size > 1 and len(seeds) == 1:
         warnings.append(
@@ -216,9 +216,9 @@ def _clip_skip(found: PictureInfo, recipe: Mapping[str, Any], facts: ModelFacts)
     return {"clip_skip": foreign.sdxl_clip_skip(found, recipe["clip_skip"])}
 
 
-def _of_text(found: PictureInfo, recipe: Recipe, model: LocatedModel) -> Iterator[RecipeWarning]:
+def _of_text(found: PictureInfo, recipe: Recipe, facts: ModelFacts, used: Weights) -> Iterator[RecipeWarning]:
     """Warn about what other tools do differently with the texts of this recipe."""
-    condition, guided = recipe.condition, Guidance.of(recipe).is_on and not model.facts.guidance_distilled
+    condition, guided = recipe.condition, Guidance.of(recipe).is_on and not facts.guidance_distilled
     if condition.label is not None:
         return
     if condition.clip_skip > 1 and guided:
@@ -233,7 +233,7 @@ def _of_text(found: PictureInfo, recipe: Recipe, model: LocatedModel) -> Iterato
         text = getattr(condition, key)
         alone = recipe.replace(prompt=text, negative_prompt="")
         parts = len(weights.parse(text)) if condition.prompt_weights else 1
-        if dry_run.count_tokens(model.source, alone)["chunks"] > parts:
+        if dry_run.count_tokens(used, alone)["chunks"] > parts:
             yield RecipeWarning(
                 f"{key}: it takes several chunks, and {found.writer} may divide it at other places, such as commas",
                 "it cannot be reproduced",
