@@ -69,14 +69,14 @@ def shards_first(stem: str) -> bool:
 
 
 def _no_weights(folder: Path) -> ModelError:
+    pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        refuse_pickle(pickles[0])
     others = sorted({match[1] for each in folder.glob("*.safetensors") if (match := re.fullmatch(_VARIANT, each.name))})
     if others:
         named = ", ".join(others)
         hint = f'use them with variant = "{others[0]}" in the entry of the model: sdcli models add NAME FOLDER'
         return ModelCorrupt(f"{folder} only has the weights of the variant {named}", hint)
-    pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
-    if pickles:
-        refuse_pickle(pickles[0])
     return ModelCorrupt(f"{folder} has no .safetensors weights", "download the complete folder again")
 
 
