@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sdcli.errors import InputError, InvalidRecipe, ModelError, ModelNotFound
-from sdcli.files import canvas, metadata
+from sdcli.files import canvas, infotext, metadata
 from sdcli.files.canvas import InitialImage
 from sdcli.models import located, registry
 from sdcli.models.addons import controlnet
@@ -293,7 +293,7 @@ def test_what_does_nothing_is_remarked(sd15: Path):
 
 def test_a1111_s_fields_name_the_controlnet():
     made = Recipe.from_dict({**MINIMAL, "control": ["own/canny=x.png:0.5:0-0.5", "b=y.png"]})
-    fields = metadata.parse_parameters(metadata.parameters(made))
+    fields = infotext.parse(metadata.parameters(made))
     assert fields["ControlNet 0"].startswith("Module: none, Model: canny, Weight: 0.5, ")
     assert "Guidance Start: 0, Guidance End: 0.5" in fields["ControlNet 0"]
     assert "Model: b, Weight: 1" in fields["ControlNet 1"]

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from sdcli.diffusion import samplers
 from sdcli.diffusion.architectures import dit, unet
 from sdcli.diffusion.context import Context
-from sdcli.diffusion.denoise import Denoiser, denoise
+from sdcli.diffusion.denoise import Denoiser, denoise, start_at
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.noise import initial_latents
 from sdcli.recipe import schedulers
@@ -375,6 +375,25 @@ def test_a_tail_of_the_timesteps_starts_midway(name):
     assert [(step.index, step.total) for step in seen] == [(1, 2), (2, 2)]
     least = levels(0) if name == "deis" else (1.0, 0.0)
     assert (final - (least[0] * x_0 + least[1] * noise)).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("name", ["lms", "pndm"])
+def test_multistep_methods_start_midway(name, left):
+    """Their first steps combine as many predictions as there are, wherever they start: x_0 is recovered."""
+    x_0 = torch.randn(1, *SHAPE, generator=Generator().manual_seed(1))
+    scheduler = samplers.make(name, "default", CONFIG)
+    scheduler.set_timesteps(20)
+    first = scheduler.timesteps.unique().flip(0)[20 - left]
+    tail = start_at(scheduler, left / 20)
+    assert tail[0] == first
+    noise = torch.randn(1, *SHAPE, generator=Generator().manual_seed(2))
+    latents = scheduler.add_noise(x_0, noise, tail[:1])
+    seen: list[Any] = []
+    options = {"timesteps": tail, "generators": generators_of(3), "on_step": seen.append}
+    final = denoise(bound(Oracle(x_0=x_0), context_of()), scheduler, latents, **options)
+    assert [(step.index, step.total) for step in seen] == [(index + 1, left) for index in range(left)]
+    assert (final - x_0).abs().max() <= 1e-3
 
 
 def test_timesteps_that_occur_twice():

@@ -88,7 +88,7 @@ def test_tokens_are_transformers_own(sd15, prompt):
     _, of = recipe(sd15, prompt=prompt, prompt_weights="(" in prompt or "BREAK" in prompt)
     plain = prompt.replace("(", "").replace(":1.2)", "").replace("BREAK", "")
     theirs = CLIPTokenizer.from_pretrained(sd15 / "tokenizer")(plain, add_special_tokens=False)["input_ids"]
-    said = dry_run.count_tokens(Source(sd15), of)
+    said = dry_run.count_tokens(Weights(Source(sd15)), of)
     assert said["prompt"] == len(theirs)
     assert said["chunks"] == (2 if len(theirs) > 75 or "BREAK" in prompt else 1)
 

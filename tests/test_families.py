@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
 from sdcli.models import families
+from sdcli.models.source import Source
 
 ATTENTION = families.UNET + "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
 CONV_IN = families.UNET + "input_blocks.0.0.weight"
@@ -36,6 +37,10 @@ def write(path, width, block=1, *, extra=None, metadata=None, channels=4):
         (1024, 1, {}, {"modelspec.prediction_type": "v"}, "sd21-v"),
         (2048, 4, {}, {}, "sdxl"),
         (2048, 4, {"v_pred": torch.tensor([])}, {}, "sdxl-v"),
+        (2048, 4, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, {}, "sdxl-v-zsnr"),
+        (1024, 1, {"ztsnr": torch.tensor([]), "v_pred": torch.tensor([])}, {}, "sd21-v-zsnr"),
+        (768, 1, {}, {"modelspec.prediction_type": "v"}, "sd15-v"),
+        (768, 1, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, {}, "sd15-v-zsnr"),
         (2048, 4, {}, {"modelspec.prediction_type": "v"}, "sdxl-v"),
     ],
 )
@@ -88,6 +93,10 @@ def test_an_inpainting_family_is_its_base_but_for_its_channels(family):
         ({"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "ControlNet"),
         ({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "one part of a diffusers folder"),
         ({CONV_IN: torch.zeros(8, 5, 3, 3), ATTENTION.format(1): torch.zeros(8, 768)}, "another kind"),
+        ({"first_stage_model.decoder.conv_in.weight": torch.zeros(1)}, "it is a VAE"),
+        ({"decoder.conv_in.weight": torch.zeros(1)}, "it is a VAE"),
+        ({"model_ema.diffusion_modelout2weight": torch.zeros(1), "cond_stage_model.x": torch.zeros(1)}, "only EMA"),
+        ({"emb_params": torch.zeros(4, 768)}, "textual inversion"),
         ({"something": torch.zeros(1)}, "names are unknown"),
     ],
 )
@@ -98,10 +107,127 @@ def test_what_is_no_model_is_refused_by_what_it_is(tmp_path, tensors, words):
     assert "SD 1.x, SD 2.x or SDXL" in caught.value.hint
 
 
-def test_v_prediction_of_sd1_is_refused_and_not_drawn_wrong(tmp_path):
-    path = write(tmp_path / "model.safetensors", 768, metadata={"modelspec.prediction_type": "v"})
-    with pytest.raises(ModelError, match="predicts v"):
+@pytest.mark.parametrize(
+    ("extra", "metadata", "words"),
+    [
+        ({"edm_mean": torch.zeros(1, 4, 1, 1)}, {}, "edm_mean.*EDM"),
+        ({"edm_vpred.sigma_max": torch.zeros(())}, {}, "edm_vpred.sigma_max.*EDM"),
+        ({"ztsnr": torch.tensor([])}, {}, "zero terminal SNR, but not with v"),
+        ({"v_pred": torch.tensor([])}, {"modelspec.prediction_type": "epsilon"}, "both noise and v"),
+        ({}, {"modelspec.prediction_type": "rectified-flow"}, "'rectified-flow', which is not supported"),
+    ],
+)
+def test_marks_that_cannot_be_followed_are_refused(tmp_path, extra, metadata, words):
+    path = write(tmp_path / "model.safetensors", 2048, 4, extra=extra, metadata=metadata)
+    with pytest.raises(ModelError, match=words):
         families.detect(path)
+
+
+V = 'model:\n  params:\n    parameterization: "v"\n    linear_start: 0.00085\n'
+SGM = "denoiser_config:\n  params:\n    scaling_config:\n      target: sgm.modules.diffusionmodules.denoiser_scaling."
+
+
+@pytest.mark.parametrize(
+    ("content", "family"),
+    [
+        (V, "sd15-v"),
+        (V + "    rescale_betas_zero_snr: true\n", "sd15-v-zsnr"),
+        ("model: {params: {parameterization: eps, timesteps: 1000, scale_factor: 0.18215}}", "sd15"),
+        (SGM + "VScaling", "sd15-v"),
+        ("trigger_words: [fluff]\n", "sd15"),
+        ("# parameterization: v\n", "sd15"),
+    ],
+)
+def test_the_yaml_next_to_a_checkpoint_is_followed(tmp_path, content, family):
+    path = write(tmp_path / "model.safetensors", 768)
+    alone = Source(path).sha256
+    (tmp_path / "model.yaml").write_text(content)
+    assert families.detect(path) == family
+    describes = families.marks.yaml_beside(path) is not None
+    assert (Source(path).sha256 != alone) == describes
+    assert Source(path, family="sd15").sha256 == alone
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("model: {params: {parameterization: x0}}", "'x0', which is not supported"),
+        ("model: {params: {linear_end: 0.02}}", "sets linear_end to 0.02"),
+        ("model: {params: {scale_factor: 0.13}}", "sets scale_factor to 0.13"),
+        (SGM + "EDMScaling", "EDMScaling is not supported"),
+        ("a: [", r"model\.yaml cannot be read"),
+        ("x: !!python/object:os.system {}", r"model\.yaml cannot be read"),
+        ("- " * 5000 + "a", r"model\.yaml cannot be read"),
+        (V + "#" * 300_000, "larger than"),
+    ],
+)
+def test_a_yaml_that_cannot_be_followed_is_refused(tmp_path, content, words):
+    path = write(tmp_path / "model.safetensors", 768)
+    (tmp_path / "model.yaml").write_text(content)
+    with pytest.raises(ModelError, match=words):
+        families.detect(path)
+
+
+def test_aliases_in_a_yaml_are_followed_once(tmp_path):
+    path = write(tmp_path / "model.safetensors", 768)
+    lines = ["a0: &a0 {parameterization: v}"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+    (tmp_path / "model.yaml").write_text("\n".join(lines))
+    assert families.detect(path) == "sd15-v"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><body>Please log in</body></html>", "a web page"),
+        (b'{"error":"Unauthorized", "message": "no"}', "JSON, such as a server's error"),
+        (b"GGUF\3\0\0\0" + bytes(20), "a GGUF file"),
+        (b"PK\3\4" + bytes(30), "a pickle or an archive"),
+        (struct.pack("<Q", 2**25) + b" " * (2**25 + 9), "the limit is 16,777,216"),
+    ],
+)
+def test_other_files_are_named_as_what_they_are(tmp_path, content, words):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelCorrupt, match=words) as caught:
+        families.read_header(tmp_path / "model.safetensors")
+    assert caught.value.hint
+
+
+def test_a_web_page_in_place_of_a_config(tmp_path):
+    (tmp_path / "config.json").write_text("<html>please log in</html>")
+    with pytest.raises(ModelCorrupt, match="is a web page, not JSON"):
+        families.read_json(tmp_path / "config.json")
+
+
+def test_shards_or_the_whole_file_as_the_libraries_choose(tmp_path):
+    for stem, expected in (("diffusion_pytorch_model", "part-1.safetensors"), ("model", "model.safetensors")):
+        folder = tmp_path / stem
+        folder.mkdir()
+        for name in (f"{stem}.safetensors", "part-1.safetensors"):
+            (folder / name).touch()
+        index = {"weight_map": {"x": "part-1.safetensors"}}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+        assert [each.name for each in families.component_files(folder, None)] == [expected]
+
+
+@pytest.mark.parametrize(
+    "listed", [["a.safetensors"], {}, None, {"x": 3}, {"x": "a" * 5000}, {"x": "a\0b"}, {"x": ".."}]
+)
+def test_an_index_without_valid_shards_is_corrupt(tmp_path, listed):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises((ModelCorrupt, ModelUnsafe)):
+        families.component_files(tmp_path, None)
+
+
+def test_weights_of_a_variant_are_used_or_named(tmp_path):
+    other = tmp_path / "diffusion_pytorch_model.non_ema.safetensors"
+    other.touch()
+    with pytest.raises(ModelCorrupt, match="only has the weights of the variant non_ema"):
+        families.component_files(tmp_path, None)
+    assert families.component_files(tmp_path, "non_ema") == [other]
+    precise = tmp_path / "diffusion_pytorch_model.bf16.safetensors"
+    precise.touch()
+    assert families.component_files(tmp_path, None) == [precise]
 
 
 def header(listed):
@@ -167,7 +293,8 @@ def test_every_family_has_its_configs(family):
         if part.startswith(("unet", "vae", "text_encoder")):
             assert families.read_json(folder / part / "config.json")
     schedule = families.read_json(folder / "scheduler" / "scheduler_config.json")
-    assert schedule["prediction_type"] == ("v_prediction" if family.endswith("-v") else "epsilon")
+    assert schedule["prediction_type"] == ("v_prediction" if "-v" in family else "epsilon")
+    assert schedule.get("rescale_betas_zero_snr", False) == family.endswith("-zsnr")
     betas = (0.0015, 0.0195) if family == "ldm-imagenet" else (0.00085, 0.012)
     assert (schedule["beta_start"], schedule["beta_end"]) == betas
 

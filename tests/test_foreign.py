@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdcli.files import foreign, metadata
+from sdcli.files import foreign, infotext, metadata
 from sdcli.models import other_names
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
@@ -48,7 +48,7 @@ INVOKEAI = {
 
 
 def of(text: str) -> foreign.Translation:
-    return foreign.from_parameters(metadata.parse_parameters(text))
+    return foreign.from_parameters(infotext.parse(text))
 
 
 def test_a1111():

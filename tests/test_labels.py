@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from sdcli.errors import InvalidRecipe, ModelNotFound
-from sdcli.files import metadata, names
+from sdcli.files import infotext, metadata, names
 from sdcli.models import families, labels, registry
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
@@ -173,7 +173,7 @@ def test_pictures_are_named_after_their_label():
 
 
 def test_the_a1111_chunk_has_a_label_and_no_prompt():
-    said = metadata.parse_parameters(metadata.parameters(Recipe.from_dict({**MINIMAL, "label": "drake, wild"})))
+    said = infotext.parse(metadata.parameters(Recipe.from_dict({**MINIMAL, "label": "drake, wild"})))
     assert (said["Prompt"], said["Class label"], said["Steps"]) == ("", "drake, wild", "20")
 
 

@@ -277,7 +277,7 @@ def other_text_encoder(folder):
         (remove_weights, "text_encoder"),
         (remove_config, r"vae.config\.json is missing"),
         (break_config, r"unet.config\.json"),
-        (wrong_config, r"unet.config\.json is not a config of a UNet2DConditionModel"),
+        (wrong_config, r"unet.config\.json: block_out_channels is .many., and must be a list of"),
         (remove_index, r"model_index\.json is missing"),
         (remove_tokenizer, "tokenizer"),
         (other_text_encoder, "give 48 features per token, its U-Net takes 32"),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.models import export, families, loading, located, registry
-from sdcli.models.loading import weights
+from sdcli.models.loading import find, weights
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
 from tests import openaimodel, original, tiny
@@ -94,7 +94,7 @@ def test_every_tensor_of_cin256_is_known_at_its_real_size(tmp_path):
     stored, used = weights.read_headers([path]), set()
     for part in ("unet", "vae", "class_embedder"):
         module = loading.build(folder / part, part, families.read_json(folder / "model_index.json")[part][1])
-        found = loading.find_in_file(path, stored, folder, part, module)
+        found = find.find_in_file(path, stored, folder, part, module)
         for name, parameter in module.state_dict().items():
             weights.check_shape(found[name], tuple(parameter.shape))
         used |= {each.key for each in found.values()}

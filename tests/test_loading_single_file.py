@@ -12,7 +12,7 @@ from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError
 from sdcli.files.canvas import InitialImage
 from sdcli.files.inputs import Inputs
 from sdcli.models import families, loading, registry
-from sdcli.models.loading import weights
+from sdcli.models.loading import find, weights
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import Recipe
 from tests import original, tiny
@@ -176,7 +176,7 @@ def test_every_key_of_a_real_file_is_known(real, tmp_path):
     used = set()
     stored = weights.read_headers([path])
     for part, module in parts.items():
-        found = loading.find_in_file(path, stored, families.config_folder(family), part, module)
+        found = find.find_in_file(path, stored, families.config_folder(family), part, module)
         for name, parameter in module.state_dict().items():
             weights.check_shape(found[name], tuple(parameter.shape))
         used |= {each.key for each in found.values()}

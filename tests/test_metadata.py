@@ -6,6 +6,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -15,9 +16,9 @@ from sd_parsers import ParserManager
 
 from sdcli import __version__
 from sdcli.errors import ExitStatus, InputError
-from sdcli.files import metadata, reading
+from sdcli.files import infotext, metadata, reading
 from sdcli.files.images import pixels_sha256
-from sdcli.files.metadata import parameters, parse_parameters, png_bytes, read
+from sdcli.files.metadata import parameters, png_bytes, read
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
 
@@ -103,7 +104,7 @@ def test_what_goes_into_the_line(changes, line):
 def test_every_sampler_comes_back_by_its_a1111_name(name):
     sigmas = schedulers.TABLE[name].sigmas
     for each in sigmas:
-        fields = parse_parameters(parameters(recipe(scheduler=name, sigmas=each)))
+        fields = infotext.parse(parameters(recipe(scheduler=name, sigmas=each)))
         assert schedulers.from_a1111(fields["Sampler"], fields.get("Schedule type", "")) == (name, each)
 
 
@@ -213,7 +214,7 @@ plain_texts = st.lists(plain_lines, min_size=1, max_size=3).map("\n".join).filte
 
 @given(plain_texts, plain_texts)
 def test_prompts_come_back_from_a1111s_text(prompt, negative_prompt):
-    fields = parse_parameters(parameters(recipe(prompt=prompt, negative_prompt=negative_prompt)))
+    fields = infotext.parse(parameters(recipe(prompt=prompt, negative_prompt=negative_prompt)))
     assert (fields["Prompt"], fields["Negative prompt"]) == (prompt, negative_prompt)
 
 
@@ -246,7 +247,7 @@ Hashes: {"model": "6ce0", "lora:a": "1f2e"}, Version: x"""
 
 
 def test_old_files():
-    fields = parse_parameters(OLD)
+    fields = infotext.parse(OLD)
     assert fields["Prompt"] == ("a lighthouse at dusk, ((stormy)), [fog], by an old master\nwaves: high, spray, 35mm")
     assert fields["Negative prompt"] == "lowres, text,\nwatermark: any"
     assert fields["Sampler"] == "DPM++ 2M Karras"
@@ -256,7 +257,7 @@ def test_old_files():
 
 
 def test_quoted_values_with_commas_colons_quotes_and_line_breaks():
-    fields = parse_parameters(NEW)
+    fields = infotext.parse(NEW)
     assert fields["Hires prompt"] == 'castle, "old": walls\nmoss'
     assert fields["Lora hashes"] == "old-stone: 0a1b2c3d4e5f, new: 6a7b"
     assert fields["Version"] == "v1.9.4"
@@ -264,9 +265,85 @@ def test_quoted_values_with_commas_colons_quotes_and_line_breaks():
 
 
 def test_a_json_object_as_a_value():
-    fields = parse_parameters(HASHES)
+    fields = infotext.parse(HASHES)
     assert json.loads(fields["Hashes"]) == {"model": "6ce0", "lora:a": "1f2e"}
     assert fields["Version"] == "x"
+
+
+CIVITAI = """\
+a fox
+Negative prompt: blurry
+Steps: 4, Sampler: Euler a, CFG scale: 7, Seed: 123, Size: 256x256, \
+Civitai resources: [{"modelName": "Big: XL", "versionName": "LCM, Steps: 8, CFG scale: 1.5, Seed: 77, v2"}], \
+Civitai metadata: {"a": {"b": "}, Seed: 1"}}, Seed: 9"""
+
+
+def test_brackets_are_whole_values_and_the_first_of_a_key_counts():
+    fields = infotext.parse(CIVITAI)
+    assert (fields["Steps"], fields["CFG scale"], fields["Seed"]) == ("4", "7", "123")
+    assert json.loads(fields["Civitai resources"])[0]["modelName"] == "Big: XL"
+    assert json.loads(fields["Civitai metadata"]) == {"a": {"b": "}, Seed: 1"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "fox\nSteps: 4, Seed: 5, CFG scale: 7\nTime taken: 3 sec.",
+            {"Prompt": "fox", "Seed": "5", "Time taken": "3 sec."},
+        ),
+        ("fox\nSteps: 4, Seed: 5, CFG scale: 7\n\nsaved by a tool", {"Prompt": "fox", "CFG scale": "7"}),
+        (
+            'fox\nSteps: 4, Seed: 5, Note: "two\nlines, Seed: 9", Size: 8x8',
+            {"Note": "two\nlines, Seed: 9", "Size": "8x8"},
+        ),
+        ("fox\nSteps: 4, Seed: 5, XY: [a, b], Size: 8x8", {"XY": "[a", "Size": "8x8"}),
+        ("a: b, c: d, e: f\nSteps: 4, Seed: 5, Size: 8x8", {"Prompt": "a: b, c: d, e: f", "Seed": "5"}),
+        ("fox\nSeed: 5, Steps: 4, Size: 8x8", {"Prompt": "fox", "Steps": "4"}),
+    ],
+)
+def test_fields_as_wide_as_they_are_written(text, expected):
+    fields = infotext.parse(text)
+    assert {key: fields[key] for key in expected} == expected
+
+
+def comfyui(**changes: Any) -> dict[str, Any]:
+    """A graph in ComfyUI's own form."""
+    sampler = {"seed": 123, "steps": 4, "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}
+    return {
+        "3": {"class_type": "KSampler", "inputs": sampler | changes},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox", "clip": ["4", 1]}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["4", 1]}},
+    }
+
+
+PLAIN = {"Prompt": "a fox", "Negative prompt": "blurry", "Seed": "123", "Size": "512x768"}
+NOVELAI = {"prompt": "a fox", "uc": "blurry", "seed": 123, "width": 512, "height": 768, "steps": 28}
+
+
+@pytest.mark.parametrize(
+    ("texts", "tool", "fields"),
+    [
+        ({"prompt": json.dumps(comfyui()), "workflow": "{}"}, "ComfyUI", PLAIN),
+        ({"prompt": json.dumps(comfyui(positive=[6]))}, "ComfyUI", {k: v for k, v in PLAIN.items() if k != "Prompt"}),
+        ({"prompt": json.dumps({**comfyui(), "9": comfyui()["3"]})}, "ComfyUI", {}),
+        ({"prompt": json.dumps({"3": {"class_type": "KSampler", "inputs": [1]}})}, "ComfyUI", {}),
+        ({"workflow": '{"nodes": []}'}, "ComfyUI", {}),
+        ({"Software": "NovelAI", "Comment": json.dumps(NOVELAI)}, "NovelAI", PLAIN),
+        ({"Software": "NovelAI", "Description": "a fox", "Comment": "[1]"}, "NovelAI", {"Prompt": "a fox"}),
+        ({"sd-metadata": "{}", "Dream": '"a fox" -S 123'}, "InvokeAI before 3.0", {}),
+        ({"prompt": "a fox"}, "other", {}),
+        ({"prompt": json.dumps({"a": 1})}, "other", {}),
+    ],
+)
+def test_other_tools_are_named(tmp_path, texts, tool, fields):
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in texts.items():
+        chunks.add_text(key, value)
+    IMAGE.save(tmp_path / "a.png", pnginfo=chunks)
+    found = read(tmp_path / "a.png")
+    assert (found.writer, found.fields) == (tool, fields)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +357,7 @@ def test_a_json_object_as_a_value():
     ],
 )
 def test_texts_without_some_parts(text, prompt):
-    fields = parse_parameters(text)
+    fields = infotext.parse(text)
     assert fields["Prompt"] == prompt
     assert ("Steps" in fields) == ("Steps: 20" in text)
 
@@ -291,13 +368,13 @@ def test_texts_without_some_parts(text, prompt):
 )
 def test_hostile_texts_take_no_more_than_moments(line):
     started = time.process_time()
-    parse_parameters("fox\n" + line)
+    infotext.parse("fox\n" + line)
     assert time.process_time() - started < 20  # it takes a second or two; without the bounds in the pattern, minutes
 
 
 @given(st.text(alphabet='ab,:"\\{}\n ', max_size=80) | st.text(max_size=80))
 def test_any_text_is_parsed(text):
-    assert all(isinstance(value, str) for value in parse_parameters(text).values())
+    assert all(isinstance(value, str) for value in infotext.parse(text).values())
 
 
 def exif_comment(comment: bytes) -> bytes:
@@ -315,6 +392,10 @@ def exif_comment(comment: bytes) -> bytes:
         b"UNICODE\0" + ("狐, é\n" + OLD).encode("utf-16-le"),
         bytes(8) + ("狐, é\n" + OLD).encode(),
         ("狐, é\n" + OLD).encode(),
+        b"UNICODE\0" + ("狐, é\n" + OLD).encode("utf-16"),
+        b"UNICODE\0\xfe\xff" + ("狐, é\n" + OLD).encode("utf-16-be"),
+        b"UNICODE\0" + ("狐, é\n" + OLD).encode(),
+        bytes(8) + b"\xef\xbb\xbf" + ("狐, é\n" + OLD).encode(),
     ],
 )
 def test_exif_user_comments(tmp_path, name, comment):
@@ -325,6 +406,20 @@ def test_exif_user_comments(tmp_path, name, comment):
     assert info.fields["Seed"] == "965400086"
     assert info.recipe is None
     assert info.intact is None
+
+
+def test_a_user_comment_in_the_main_directory(tmp_path):
+    exif = Image.Exif()
+    exif[0x9286] = b"UNICODE\0" + OLD.encode("utf-16-be")
+    IMAGE.save(tmp_path / "fox.jpg", exif=exif)
+    assert read(tmp_path / "fox.jpg").fields["Seed"] == "965400086"
+
+
+@pytest.mark.parametrize("text", ["a fox", "狐"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-8"])
+def test_short_user_comments(encoding, text):
+    if (encoding, text) != ("utf-16-le", "狐"):  # which is as good as big-endian
+        assert infotext.user_comment(b"UNICODE\0" + text.encode(encoding)) == text
 
 
 def test_a_third_party_agrees_on_a_jpeg(tmp_path):

@@ -93,7 +93,11 @@ def difference(made: pairs.Pair, family: str, task: str, **options: Any) -> floa
     return float((latents - expected).abs().max())
 
 
-@pytest.mark.parametrize("scheduler", schedulers.NAMES)
+# diffusers' pipelines leave noise with the others: see diffusion/midway.py and tests/test_denoise.py.
+FROM_MIDWAY = tuple(name for name, row in schedulers.TABLE.items() if row.midway is None)
+
+
+@pytest.mark.parametrize("scheduler", FROM_MIDWAY)
 def test_image_to_image_with_every_scheduler(pair, scheduler):
     assert difference(pair("sd15"), "sd15", "img2img", scheduler=scheduler, steps=5, strength=0.6) <= TOLERANCE
 
@@ -105,7 +109,11 @@ def test_image_to_image_of_every_strength(pair, family, strength):
         assert difference(pair(family), family, "img2img", scheduler=scheduler, strength=strength, steps=5) <= TOLERANCE
 
 
-@pytest.mark.parametrize("scheduler", schedulers.NAMES)
+# diffusers' pipelines leave noise with the others: see diffusion/midway.py and tests/test_denoise.py.
+FROM_MIDWAY = tuple(name for name, row in schedulers.TABLE.items() if row.midway is None)
+
+
+@pytest.mark.parametrize("scheduler", FROM_MIDWAY)
 def test_inpainting_by_blending_with_every_scheduler(pair, scheduler):
     assert difference(pair("sd15"), "sd15", "inpaint", scheduler=scheduler, steps=5, strength=0.6) <= TOLERANCE
 

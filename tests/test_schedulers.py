@@ -169,6 +169,13 @@ def test_every_scheduler_has_the_betas_of_a_zero_snr_model(name, prediction_type
     assert 0 <= ours[-1] <= 2**-23
 
 
+def test_beta_sigmas_are_not_for_a_schedule_that_starts_at_pure_noise():
+    zero_snr = {**SD15, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    assert refused("euler", "beta", 0.0, zero_snr, 20).field == "sigmas"
+    check("euler", "karras", 0.0, zero_snr, 20)
+    check("euler", "beta", 0.0, {**SD15, "prediction_type": "v_prediction"}, 20)
+
+
 @pytest.mark.parametrize("name", ["pndm", "euler-a", "dpm2", "dpm2-a", "dpm++-sde"])
 def test_a_model_that_predicts_x_0(name):
     error = refused(name, "default", 0.0, {**SD15, "prediction_type": "sample"})

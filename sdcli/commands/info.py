@@ -103,15 +103,16 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
         "size": f"{found.width}x{found.height}",
         "writer": found.writer,
     }
+    content = found.fields if found.recipe is None else found.recipe
+    # what a picture contains never replaces a line of this command
+    pairs |= {f"metadata {key}" if key in _OWN else key: value for key, value in content.items() if value != ""}
     if found.recipe is not None:
-        pairs |= {key: value for key, value in found.recipe.items() if value != ""}
         pairs["software"] = ", ".join(f"{name} {number}" for name, number in found.software.items())
-    else:
-        pairs |= {key: value for key, value in found.fields.items() if value != ""}
     if found.intact is False:
         pairs["pixels"] = "changed since they were written"
-    if found.recipe is None and found.parameters is None:
-        pairs["metadata"] = "none about how it was made"
+    if found.recipe is None and found.parameters is None and found.invokeai is None:
+        of_another = found.writer != "other"
+        pairs["metadata"] = f"{found.writer}'s, read in part" if of_another else "none about how it was made"
     if command is not None:
         pairs["command"] = command
     margin = max(len(printable(key)) for key in pairs) + 2
@@ -120,3 +121,6 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
             (value if isinstance(value, str) else json_format.dumps(value)).replace("\r\n", "\n"), keep="\n"
         )
         yield f"{printable(key) + ':':<{margin}}{text.replace(chr(10), chr(10) + ' ' * margin)}"
+
+
+_OWN = ("file", "format", "size", "writer", "software", "pixels", "metadata", "command")

@@ -40,9 +40,12 @@ class LatentSpace:
         scaling_factor = vae.get("scaling_factor")
         if scaling_factor is None:
             scaling_factor = _SCALING_FACTORS.get(vae.get("_class_name", ""), _SCALING_FACTOR)
-        statistics = vae.get("latents_mean") is not None and vae.get("latents_std") is not None
+        channels, given = vae.get("latent_channels", 4), [vae.get("latents_mean"), vae.get("latents_std")]
+        statistics = given != [None, None]
+        if statistics and any(each is None or len(each) != channels for each in given):
+            raise ValueError(f"latents_mean and latents_std must both have {channels} numbers")
         return cls(
-            channels=int(vae.get("latent_channels", 4)),
+            channels=channels,
             vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
             scaling_factor=scaling_factor,
             shift_factor=0.0 if statistics else vae.get("shift_factor") or 0.0,

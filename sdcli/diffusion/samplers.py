@@ -52,6 +52,10 @@ def _zero_snr_betas(scheduler_config: Mapping[str, Any]) -> list[float]:
 def _class_of(row: schedulers.Row) -> Any:
     module = importlib.import_module(f"diffusers.schedulers.scheduling_{row.module}")
     kind = getattr(module, row.class_name)
+    if row.midway is not None:
+        from sdcli.diffusion import midway  # imports torch
+
+        kind = getattr(midway, row.midway)(kind)
     return _noise_on_cpu(kind, module.BrownianTreeNoiseSampler) if row.brownian else kind
 
 

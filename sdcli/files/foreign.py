@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sdcli.recipe import schedulers
+from sdcli.recipe import prompt_syntax, schedulers
 
 if TYPE_CHECKING:
     from sdcli.files.metadata import PictureInfo
@@ -32,9 +32,16 @@ class Translation:
     """One sentence per key, which starts with the key."""
 
 
+_SDXL_CLIP_SKIP: Mapping[str, int] = {"SD.Next": 0, "stable-diffusion.cpp": -1}
+"""What to add to a recorded clip skip, for SDXL; other tools (A1111, InvokeAI) record it and ignore it there.
+
+stable-diffusion.cpp counts from the last layer, and SDXL was trained with the second to last one, which is 1 here.
+"""
+
 _IGNORED = {
     # keys that do not affect the pixels, or repeat another key
-    "Prompt", "Negative prompt", "Version", "Time", "User", "Created Date", "Model hash", "Model", "Schedule type",
+    "Prompt", "Negative prompt", "Version", "App",
+    "Time", "User", "Created Date", "Model hash", "Model", "Schedule type",
 }  # fmt: skip
 
 # https://github.com/leejet/stable-diffusion.cpp, src/stable-diffusion.cpp: sample_method_to_str, scheduler_to_str.
@@ -82,19 +89,27 @@ def translate(found: PictureInfo) -> Translation | None:
     """Translate the metadata of a picture by another tool; None if it has none that is known."""
     if found.invokeai is not None:
         return from_invokeai(found.invokeai)
-    if "Steps" in found.fields:
+    if found.writer in ("A1111", "stable-diffusion.cpp"):
         return from_parameters(found.fields)
     return None
 
 
+def sdxl_clip_skip(found: PictureInfo, clip_skip: int) -> int:
+    """Return the layer that a recorded clip skip means for a picture of SDXL."""
+    tool = "SD.Next" if found.fields.get("App", "").startswith("SD.Next") else found.writer
+    return max(1, clip_skip + _SDXL_CLIP_SKIP[tool]) if tool in _SDXL_CLIP_SKIP else 1
+
+
 def from_parameters(fields: Mapping[str, str]) -> Translation:
-    """Translate A1111's fields (`metadata.parse_parameters`), written by A1111 or stable-diffusion.cpp."""
+    """Translate A1111's fields (`infotext.parse`), written by A1111 or stable-diffusion.cpp."""
     is_sdcpp = fields.get("Version", "").startswith("stable-diffusion.cpp")
     recipe: dict[str, Any] = {}
     unhonoured: list[str] = []
     for key, name in (("Prompt", "prompt"), ("Negative prompt", "negative_prompt")):
         text = fields.get(key, "")
         unhonoured += [f"{key}: {tag} is ignored; sdcli does not support such networks" for tag in _TAG.findall(text)]
+        if not is_sdcpp:
+            unhonoured += _of_syntax(key, text)
         recipe[name] = _TAG.sub("", text).strip()
     sampler, schedule = fields.get("Sampler", ""), fields.get("Schedule type", "")
     scheduler = _sdcpp_scheduler(sampler) if is_sdcpp else schedulers.from_a1111(sampler, schedule)
@@ -118,8 +133,14 @@ def from_parameters(fields: Mapping[str, str]) -> Translation:
     return Translation(recipe, model, fields.get("Model hash", "").lower(), tuple(unhonoured))
 
 
+def _of_syntax(key: str, text: str) -> list[str]:
+    """Name each schedule, alternation and AND, which A1111 interprets."""
+    found = dict.fromkeys(each for each in prompt_syntax.find(text) if each.meaning in prompt_syntax.IN_BRACKETS)
+    return [f"{key}: {_shortened(each.text)} is {each.meaning} in A1111, and is taken as words here" for each in found]
+
+
 def _whole(key: str, plus: int = 0) -> Callable[[str, Mapping[str, Any]], dict[str, Any] | None]:
-    return lambda text, recipe: {key: int(text) + plus} if re.fullmatch(r"\d{1,12}", text) else None
+    return lambda text, recipe: {key: int(text) + plus} if re.fullmatch(r"\d{1,20}", text) else None
 
 
 def _real(key: str) -> Callable[[str, Mapping[str, Any]], dict[str, Any] | None]:

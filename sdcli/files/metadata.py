@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdcli import __version__
 from sdcli.errors import InputError
-from sdcli.files import png_chunks
+from sdcli.files import infotext, other_tools, png_chunks
 from sdcli.files.images import pixels_sha256
 from sdcli.files.reading import STDIN, check_size, decoding, file_bytes, is_stream_name
 from sdcli.recipe import lora, schedulers
@@ -33,14 +33,6 @@ from sdcli.recipe.recipe import Recipe
 SOFTWARE = ("torch", "diffusers", "transformers")
 MAX_TEXT_CHARACTERS = 1024**2
 
-# AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py: `key: value` pairs separated by commas. A value that
-# contains a comma, colon or line break is a JSON string, and some writers put a JSON object after `Hashes:`.
-# The bounds keep the running time linear in the length of a malicious line.
-_FIELD = re.compile(r'(\w[\w \-/]{1,80}):\s*("(?:\\.|[^\\"])+"|\{[^}]{0,2000}\}|[^,]*)(?:,|$)')
-_LEAST_FIELDS = 3
-# stable-diffusion.cpp (from late 2025) repeats everything at the end, as JSON that includes the prompt.
-_SDCPP = ', SDCPP: {"'
-_NEGATIVE = "Negative prompt:"
 _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -48,7 +40,8 @@ _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
 class PictureInfo:
     """The metadata of a picture file.
 
-    `writer` is "sdcli", "A1111" (or a tool with the same format), "stable-diffusion.cpp", "InvokeAI" or "other".
+    `writer` is "sdcli", "A1111" (or a tool with the same format), "stable-diffusion.cpp", "InvokeAI", the name of a
+    tool whose metadata are only read in part (see other_tools.py), or "other".
     `recipe` has flat keys as `Recipe.from_dict` takes them, unchecked, and `software` versions by name. `parameters` is
     A1111's text, and `fields` its content: `Prompt`, `Negative prompt`, `Steps`, `Sampler` and others, as strings.
     `intact` tells whether the pixels are those that were written, or None if that is not recorded. `chunk` is the whole
@@ -139,8 +132,8 @@ def parameters(recipe: Recipe, hashes: Mapping[str, Mapping[str, str]] = {}) -> 
         "RNG": "CPU",
         "Version": f"sdcli {__version__}",
     }
-    line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items() if value is not None)
-    negative = f"\n{_NEGATIVE} {condition.negative_prompt}" if condition.negative_prompt else ""
+    line = ", ".join(f"{key}: {infotext.quote(str(value))}" for key, value in values.items() if value is not None)
+    negative = f"\n{infotext.NEGATIVE} {condition.negative_prompt}" if condition.negative_prompt else ""
     prompt = " ".join(filter(None, [condition.prompt, *(each.tag for each in recipe.adapters.loras)]))
     return _UNPRINTABLE.sub("\ufffd", f"{prompt}{negative}\n{line}".strip())
 
@@ -166,29 +159,6 @@ def _control(control: Control) -> str:
         f"Module: none, Model: {PurePath(control.name).name}, Weight: {control.scale:g}, Resize Mode: Crop and Resize, "
         f"Guidance Start: {control.start:g}, Guidance End: {control.end:g}, Control Mode: Balanced"
     )
-
-
-def parse_parameters(text: str) -> dict[str, str]:
-    """Parse A1111's text to fields, `Prompt` and `Negative prompt` first; values are unquoted strings.
-
-    Follows A1111's parser: the last line has the fields if there are at least three, and the negative prompt is what
-    comes between a line that starts with `Negative prompt:` and the fields. Everything else is the prompt.
-    """
-    *lines, last = text.strip().split("\n")
-    last = last.partition(_SDCPP)[0]
-    pairs = _FIELD.findall(last)
-    if len(pairs) < _LEAST_FIELDS:
-        lines, pairs = [*lines, last], []
-    prompt: list[str] = []
-    negative: list[str] = []
-    part = prompt
-    for line in map(str.strip, lines):
-        if line.startswith(_NEGATIVE):
-            part = negative
-            line = line.removeprefix(_NEGATIVE).strip()
-        part.append(line)
-    texts = {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)}
-    return texts | {key: _unquote(value.strip()) for key, value in pairs}
 
 
 def read(path: str | Path, data: bytes | None = None) -> PictureInfo:
@@ -221,16 +191,20 @@ def _info(
     skipped: tuple[str, ...],
 ) -> PictureInfo:
     ours = _sdcli_chunk(path, chunk) if chunk is not None else None
-    fields = parse_parameters(text) if text else {}
+    fields = infotext.parse(text) if text else {}
     digest = pixels_sha256(image)
     recorded = ours.get("pixels_sha256") if ours else None
     theirs = _json_object(invokeai) if invokeai else None
+    writer = "sdcli" if ours else "InvokeAI" if theirs else _writer_of(fields)
+    other = other_tools.find(image.info, _json_object) if writer == "other" and image.format == "PNG" else None
+    if other is not None:
+        writer, fields = other
     return PictureInfo(
         format=image.format or "",
         width=image.width,
         height=image.height,
         pixels_sha256=digest,
-        writer="sdcli" if ours else "InvokeAI" if theirs else _writer_of(fields),
+        writer=writer,
         recipe=ours["recipe"] if ours else None,
         software=ours["software"] if ours else {},
         parameters=text,
@@ -264,19 +238,6 @@ def installed_version(name: str) -> str:
         return "unknown"
 
 
-def _quote(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search("[,:\n]", value) else value
-
-
-def _unquote(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            return str(json.loads(value))
-        except ValueError:
-            pass
-    return value
-
-
 def _parameters_of(image: Image.Image) -> tuple[str | None, str | None]:
     """Return A1111's text, from a PNG's chunk or the EXIF user comment of other formats, and what is wrong with it."""
     text = image.info.get("parameters") if image.format == "PNG" else None
@@ -284,32 +245,17 @@ def _parameters_of(image: Image.Image) -> tuple[str | None, str | None]:
         return str(text), None
     try:
         exif: Any = image.getexif()
-        comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        key = ExifTags.Base.UserComment
+        comment = exif.get_ifd(ExifTags.IFD.Exif).get(key) or exif.get(key)  # some tools write it in IFD0
     except Exception as error:  # noqa: BLE001  Pillow raises many for damaged EXIF data
         return None, f"its EXIF data are damaged ({error})"
     if isinstance(comment, bytes):
-        comment = _user_comment(comment)
+        comment = infotext.user_comment(comment)
     if not isinstance(comment, str) or not comment:
         return None, None
     if len(comment) > MAX_TEXT_CHARACTERS:
         return None, f"its EXIF comment is longer than {MAX_TEXT_CHARACTERS:,} characters"
     return comment, None
-
-
-def _user_comment(comment: bytes) -> str:
-    """Decode an EXIF UserComment: the first eight bytes are its encoding (Exif 2.32, §4.6.5), without a byte order.
-
-    UNICODE is big-endian UTF-16, as A1111 writes it, or little-endian if only that gives A1111's fields.
-    """
-    encoding, text = comment[:8], comment[8:]
-    if encoding == b"UNICODE\0":
-        big, little = text.decode("utf-16-be", "replace"), text.decode("utf-16-le", "replace")
-        decoded = little if "Steps: " in little else big
-    elif encoding in (b"ASCII\0\0\0", bytes(8)):
-        decoded = text.decode("utf-8", "replace")
-    else:
-        decoded = comment.decode("utf-8", "replace")
-    return decoded.strip("\0")
 
 
 def _sdcli_chunk(path: str | Path, text: str) -> dict[str, Any]:

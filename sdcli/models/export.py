@@ -34,14 +34,10 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     cannot be read, and OSError if the folder cannot be written.
     """
     source.check()
-    index, find = loading.read_index(source), loading.finder(source)
-    modules = {
-        part: loading.build(source.folder(part), part, index[part][1])
-        for part in loading.COMPONENTS
-        if index.get(part, [None])[0]
-    }
-    for part, module in modules.items():
-        stored = find(part, module)
+    index = loading.read_index(source)
+    parts = loading.check_parts(source, index, [part for part in loading.COMPONENTS if index.get(part, [None])[0]])
+    modules = {part: module for part, (module, _) in parts.items()}
+    for part, (module, stored) in parts.items():
         (folder / part).mkdir()
         _copy_json(source.folder(part), folder / part)
         state = {_name(part, name): tensor for name, tensor in tensors(module, stored)}
@@ -111,7 +107,7 @@ def _index(source: Source, index: Mapping[str, Any], modules: Mapping[str, Any])
         for part in modules
         if part.startswith("text")
     }
-    scheduler = families.read_json(source.folder("scheduler") / "scheduler_config.json").get("_class_name")
+    scheduler = source.scheduler_config().get("_class_name")
     parts["scheduler"] = ["diffusers", scheduler] if scheduler else index["scheduler"]
     header |= {"_diffusers_version": diffusers.__version__}
     if "text_encoder" not in modules:  # a class-conditional model, whose pipeline is unambiguous

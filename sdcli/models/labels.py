@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdcli.errors import ModelCorrupt
-from sdcli.models import families
+from sdcli.models import configs, families
 from sdcli.models.source import INDEX, Source
 from sdcli.recipe.labels import Labels
 
@@ -35,9 +35,9 @@ def _count(source: Source) -> int | None:
     embedder, transformer = (source.folder(part) / "config.json" for part in ("class_embedder", "transformer"))
     try:
         if embedder.exists():
-            return int(families.read_json(embedder)["num_embeddings"]) - 1
+            return int(configs.read(embedder)["num_embeddings"]) - 1
         if transformer.exists():
-            return int(families.read_json(transformer)["num_embeds_ada_norm"])
+            return int(configs.read(transformer)["num_embeds_ada_norm"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(
             f"the configs of {source.path} do not contain the number of classes", _DOWNLOAD_AGAIN

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sdcli.models import families, registry
+from sdcli.models import registry
 from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.source import Source
 
@@ -27,7 +27,7 @@ class LocatedModel:
     @cached_property
     def denoiser_config(self) -> Mapping[str, Any]:
         """The config of the model's U-Net or transformer. Raises ModelCorrupt if it cannot be read."""
-        return families.read_json(self.source.folder(self.source.denoiser) / "config.json")
+        return self.source.config(self.source.denoiser)
 
 
 def find(name: str) -> LocatedModel:

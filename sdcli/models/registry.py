@@ -19,7 +19,7 @@ from sdcli.diffusion import architectures
 from sdcli.diffusion.facts import Facts
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError, ModelNotFound, UsageError
 from sdcli.files import palette
-from sdcli.models import families, labels, vocabulary
+from sdcli.models import configs, families, labels, vocabulary
 from sdcli.models.hub import lock
 from sdcli.models.source import Source
 from sdcli.models.vocabulary import Vocabulary
@@ -238,18 +238,19 @@ def read_facts(source: Source) -> ModelFacts:
     source.check()
     if source.is_controlnet:
         raise _not_a_model(source.path.name)
-    network, vae = (_config(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
+    network, vae = (configs.read(source.folder(part) / "config.json", _WHAT) for part in (source.denoiser, "vae"))
     architecture = architectures.load(architectures.find(source.denoiser, network))
     try:
         return ModelFacts(
             **vars(architecture.facts(network, vae)),
-            scheduler_config=_config(source.folder("scheduler") / "scheduler_config.json"),
+            scheduler_config=source.scheduler_config(),
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
             vocabulary=vocabulary.read(source.path),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelCorrupt(f"the configs of {source.path} lack {error}", "download the model's folder again") from error
+        what = f"lack {error}" if isinstance(error, KeyError) else f"are invalid: {error}"
+        raise ModelCorrupt(f"the configs of {source.path} {what}", "download the model's folder again") from error
 
 
 def labels_of(entry: ModelEntry) -> Labels | None:
@@ -260,6 +261,4 @@ def labels_of(entry: ModelEntry) -> Labels | None:
     return read_facts(locate(entry)).labels
 
 
-def _config(path: Path) -> Mapping[str, Any]:
-    hint = "a model is a diffusers folder (unet/, vae/, text_encoder/ and others) or a .safetensors file"
-    return families.read_json(path, hint_if_missing=hint)
+_WHAT = "a model is a diffusers folder (unet/, vae/, text_encoder/ and others) or a .safetensors file"

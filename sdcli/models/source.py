@@ -18,7 +18,7 @@ from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.files import palette
 from sdcli.files.json_files import load_json
-from sdcli.models import families
+from sdcli.models import configs, families
 from sdcli.models.digest import file_sha256
 
 INDEX = "model_index.json"
@@ -79,6 +79,18 @@ class Source:
         """The part that is f(z, t, y): a `unet`, or a `transformer`."""
         return "transformer" if self.folder("transformer").is_dir() else "unet"
 
+    def config(self, part: str) -> dict[str, Any]:
+        """Read and check the config of a part. Raises ModelCorrupt."""
+        return configs.read(self.folder(part) / "config.json")
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Read and check the scheduler's config. Raises ModelCorrupt, and ModelError for one that is not supported."""
+        recorded = self.index().get("scheduler") if (self.base / INDEX).exists() else None
+        class_name = recorded[1] if isinstance(recorded, list) and len(recorded) == 2 else None
+        if class_name is not None and not isinstance(class_name, str):
+            raise ModelCorrupt(f"{self.base / INDEX} has no valid entry for scheduler", _CHECK)
+        return configs.read_scheduler(self.folder("scheduler") / "scheduler_config.json", class_name)
+
     def is_elsewhere(self, part: str) -> bool:
         """Whether a part is replaced by another folder."""
         return part in dict(self.parts)
@@ -98,14 +110,17 @@ class Source:
     def files(self) -> dict[str, Path]:
         """Return each file that determines pictures, by its name in a diffusers folder.
 
-        A single file has the name `model.safetensors`; its family's configs are not included. Replaced parts are named
-        as if they were in the folder (`unet/config.json`), and so is classes.json. The files of an add-on, which has no
-        model_index.json, are in the folder itself.
+        A single file has the name `model.safetensors`, and a YAML next to it that describes it `model.yaml`; its
+        family's configs are not included. Replaced parts are named as if they were in the folder
+        (`unet/config.json`), and so is classes.json. The files of an add-on, which has no model_index.json, are in the
+        folder itself.
         """
         found = {}
         if self.is_file:
             found["model.safetensors"] = self.path
-        elif (self.path / INDEX).exists():
+            beside = None if self.configs or self.family else families.marks.yaml_beside(self.path)
+            found |= {} if beside is None else {"model.yaml": beside}
+        elif (self.path / INDEX).is_file():
             found[INDEX] = self.path / INDEX
         else:
             found |= {each.name: each for each in self.path.iterdir() if each.suffix in SUFFIXES and each.is_file()}
@@ -128,7 +143,7 @@ class Source:
         For a single file it is the SHA-256 of the file. For a diffusers folder it is the SHA-256 of the output of
         `sha256sum` for `files()`, sorted; the name of the folder and other files do not matter. A replaced part counts
         as if it were in the folder, so a model has the same digest as a folder with the same files. A single file with
-        replaced parts is one more file in that list.
+        replaced parts or a YAML is one more file in that list.
 
         Raises ModelNotFound if the model is missing, and ModelCorrupt if a file cannot be read.
         """
@@ -140,9 +155,10 @@ class Source:
         self.check()
         try:
             stamps = self._stamps()
-            if self.is_file and not self.parts:
+            files = self.files()
+            if list(files.values()) == [self.path]:
                 return file_sha256(self.path), stamps
-            listing = "".join(f"{file_sha256(file)}  {name}\n" for name, file in sorted(self.files().items()))
+            listing = "".join(f"{file_sha256(file)}  {name}\n" for name, file in sorted(files.items()))
         except OSError as error:
             raise ModelCorrupt(
                 f"{error.filename or self.path} cannot be read: {error.strerror}",
@@ -174,8 +190,10 @@ class Source:
             if part.startswith("tokenizer"):
                 continue
             config = families.read_json(folder / ("scheduler_config.json" if part == "scheduler" else "config.json"))
-            named = config.get("architectures", [None])[0] if part.startswith("text") else config.get("_class_name")
-            if named is not None:
+            listed = config.get("architectures")
+            first = listed[0] if isinstance(listed, list) and listed else None
+            named = first if part.startswith("text") else config.get("_class_name")
+            if isinstance(named, str):
                 index[part] = ["transformers" if part.startswith("text") else "diffusers", named]
         return index
 
@@ -185,6 +203,9 @@ class Source:
             return error
         elsewhere = ", ".join(f"{part} = {folder}" for part, folder in self.parts)
         return ModelCorrupt(error.message, f"choose parts that fit each other; replaced parts: {elsewhere}")
+
+
+_CHECK = "download the model's folder again; its parts must belong together"
 
 
 def _absolute(path: Path) -> Path:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as BytePairs
 
 from sdcli.diffusion.model import Tokenizer
 from sdcli.errors import ModelCorrupt
+from sdcli.files.json_files import read_bounded
 from sdcli.models import families
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -40,7 +41,7 @@ def read_tokenizer(folder: Path, *, window: int, vocab_size: int) -> Tokenizer:
         bos_id=vocab[special["bos"]],
         eos_id=vocab[special["eos"]],
         pad_id=vocab[special["pad"]],
-        max_length=min(int(longest), window),
+        max_length=window if longest > window else int(longest),
     )
 
 
@@ -63,13 +64,17 @@ def write(folder: Path, target: Path) -> None:
 
 
 _WINDOW = 77
+_SHORTEST = 3  # the two special tokens, and one of the prompt
 _USUAL = {"bos": BOS, "eos": EOS, "unk": EOS, "pad": EOS}
 
 
 def _read_settings(folder: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Return the settings in the folder's configs, and the special tokens by role."""
     settings = {**_optional(folder / "special_tokens_map.json"), **_optional(folder / "tokenizer_config.json")}
-    return settings, {role: _content(settings.get(f"{role}_token", usual)) for role, usual in _USUAL.items()}
+    longest = settings.get("model_max_length", _WINDOW)
+    if type(longest) not in (int, float) or not longest >= _SHORTEST:
+        raise _wrong(folder, f"model_max_length is {str(longest)[:40]}, and must be a number from {_SHORTEST}")
+    return settings, {role: _content(folder, role, settings) for role in _USUAL}
 
 
 def _byte_pairs(
@@ -96,7 +101,8 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return _checked(folder, families.read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt"))
     if (folder / "tokenizer.json").exists():
-        model = families.read_json(folder / "tokenizer.json").get("model", {})
+        model = families.read_json(folder / "tokenizer.json").get("model")
+        model = model if isinstance(model, dict) else {}
         return _checked(folder, model.get("vocab"), model.get("merges"))
     if folder.is_relative_to(families.HERE):
         merges = _read_merges(families.CLIP_MERGES)
@@ -109,7 +115,8 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
 def _checked(folder: Path, vocab: Any, merges: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
     try:
         pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-        if vocab and all(type(place) is int for place in vocab.values()) and all(len(pair) == 2 for pair in pairs):
+        sound = bool(vocab) and all(type(place) is int and place >= 0 for place in vocab.values())
+        if sound and all(len(pair) == 2 and all(type(half) is str for half in pair) for pair in pairs):
             return vocab, pairs
     except (AttributeError, TypeError):
         pass
@@ -118,7 +125,7 @@ def _checked(folder: Path, vocab: Any, merges: Any) -> tuple[dict[str, int], lis
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bounded(path).decode().split("\n")
     except (OSError, ValueError) as error:
         raise ModelCorrupt(f"{path} cannot be read: {error}", "download the model's folder again") from error
     pairs = (tuple(line.split(" ")) for line in lines if line and not line.startswith("#version"))
@@ -140,8 +147,16 @@ def byte_letters() -> dict[int, str]:
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
 
 
-def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+def _content(folder: Path, role: str, settings: Mapping[str, Any]) -> str:
+    token = settings.get(f"{role}_token", _USUAL[role])
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str) or not content:
+        raise _wrong(folder, f"{role}_token is not a token")
+    return content
+
+
+def _wrong(folder: Path, what: str) -> ModelCorrupt:
+    return ModelCorrupt(f"the tokenizer in {folder} is invalid: {what}", "download the model's folder again")
 
 
 def _optional(path: Path) -> Mapping[str, Any]:

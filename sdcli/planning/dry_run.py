@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion import architectures, hardware
 from sdcli.diffusion.guidance import Guidance
+from sdcli.errors import ModelCorrupt
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
 from sdcli.models.addons import embedding
@@ -126,7 +127,7 @@ def find_parts(weights: Weights) -> Parts:
     listed = [file for found in files.values() for file in found]
     if not source.is_file:
         return Parts(weights, listed, counts, added)
-    return Parts(weights, [source.path, *listed], {**_numbers_by_part(source.path), **counts}, added)
+    return Parts(weights, [source.path, *listed], {**_numbers_by_part(source), **counts}, added)
 
 
 def _described(addon: Addon, files: Sequence[Path]) -> dict[str, Any]:
@@ -137,10 +138,13 @@ def _files(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)} for file in files]
 
 
-def _numbers_by_part(path: Path) -> dict[str, int]:
+def _numbers_by_part(source: Source) -> dict[str, int]:
     """Return the number of parameters of each part of a single file; SDXL's text encoders count as one."""
     counts: Counter[str] = Counter()
-    for name, tensor in families.read_header(path).tensors.items():
+    tensors = families.read_header(source.path).tensors
+    if not source.is_elsewhere("vae"):
+        families.check_has_vae(source.path, tensors)
+    for name, tensor in tensors.items():
         part = {families.UNET: "unet", families.VAE: "vae", families.CLASSES: "class_embedder"}
         prefix = next((prefix for prefix in part if name.startswith(prefix)), None)
         if prefix or name.startswith(("cond_stage_model.", "conditioner.")):
@@ -153,10 +157,14 @@ def _numbers(file: Path) -> int:
 
 
 def _check_clip_skip(source: Source, of: Recipe) -> None:
-    files = (source.folder(part) / "config.json" for part in ("text_encoder", "text_encoder_2"))
-    layers = min(int(families.read_json(file)["num_hidden_layers"]) for file in files if file.exists())
-    penultimate = families.read_json(source.folder("unet") / "config.json").get("addition_embed_type") == "text_time"
+    second = (source.folder("text_encoder_2") / "config.json").exists()
+    encoders = ("text_encoder", "text_encoder_2") if second else ("text_encoder",)
+    layers = min(source.config(part).get("num_hidden_layers", _LAYERS_OF_CLIP) for part in encoders)
+    penultimate = source.config("unet").get("addition_embed_type") == "text_time"
     checks.check_clip_skip(of.condition.clip_skip, layers, penultimate=penultimate)
+
+
+_LAYERS_OF_CLIP = 12  # transformers' default
 
 
 def count_tokens(weights: Weights, of: Recipe) -> dict[str, Any]:
@@ -181,11 +189,11 @@ def count_tokens(weights: Weights, of: Recipe) -> dict[str, Any]:
 def _tokenizer(source: Source) -> Tokenizer:
     from sdcli.models.tokenizer import read_tokenizer
 
-    config = families.read_json(source.folder("text_encoder") / "config.json")
+    config = source.config("text_encoder")
     return read_tokenizer(
         source.folder("tokenizer"),
-        window=int(config.get("max_position_embeddings", 77)),
-        vocab_size=int(config.get("vocab_size", 49408)),
+        window=config.get("max_position_embeddings", 77),
+        vocab_size=config.get("vocab_size", 49408),
     )
 
 
@@ -198,7 +206,7 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     torch itself is not included.
     """
     source = parts.weights.model
-    unet, vae = (families.read_json(source.folder(part) / "config.json") for part in (source.denoiser, "vae"))
+    unet, vae = (source.config(part) for part in (source.denoiser, "vae"))
     size = BYTES[likely["dtype"]]
     vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
     weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
@@ -208,7 +216,11 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     widest = max(vae["block_out_channels"][:2])  # the decoder's last block starts with the width of the one before
     decoding = 6 * widest * pixels * vae_size * batch
     latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
-    kept = architectures.load(architectures.find(source.denoiser, unet)).activations(unet, latents)
+    try:
+        kept = architectures.load(architectures.find(source.denoiser, unet)).activations(unet, latents)
+    except (KeyError, TypeError, ValueError) as error:
+        file = source.folder(source.denoiser) / "config.json"
+        raise ModelCorrupt(f"{file} is invalid: {error}", "download the model's folder again") from error
     beside = max((addons.KINDS[each.kind].activations for each, _ in parts.addons), default=0)
     denoising = round(guided * batch * size * kept * (1 + beside))
     return {

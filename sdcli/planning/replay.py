@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageChops, ImageStat
 
 from sdcli import __version__
+from sdcli.diffusion.context import weights
+from sdcli.diffusion.guidance import Guidance
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
@@ -21,6 +23,7 @@ from sdcli.files.reading import Files, file_bytes, is_stream, is_stream_name
 from sdcli.models import addons, located, other_names, registry
 from sdcli.models.digest import file_sha256
 from sdcli.models.located import LocatedModel
+from sdcli.models.registry import ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.planning.warnings import RecipeWarning
@@ -95,10 +98,14 @@ def read_recorded(
     entry = registry.find(recipe["model"])
     try:
         place = located.locate(entry)
+        if found.recipe is None:
+            recipe |= _clip_skip(found, recipe, place.facts)
         whole = resolve.resolve(place, recipe, user=False, files=files)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or select the model with -m") from error
     resolved = whole.recipe
+    if found.recipe is None:
+        warnings += _of_text(found, resolved, place.facts, whole.weights)
     seeds, index = _batch(found, resolved)
     if resolved.execution.batch_size > 1 and len(seeds) == 1:
         warnings.append(
@@ -179,12 +186,19 @@ def _our_model(path: str, found: PictureInfo) -> str:
 
 def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str, Any], list[RecipeWarning]]:
     content = foreign.translate(found)
+    if content is None and found.writer != "other":
+        hint = f"see what is known of it with: sdcli info {path}"
+        raise InputError(f"{path} was made by {found.writer}, whose metadata cannot be replayed", hint)
     if content is None:
         raise InputError(
             f"{path} has no recipe in its metadata", "only pictures with a recipe in their metadata can be replayed"
         )
-    if "seed" not in content.recipe or content.recipe["seed"] > MAX_SEED:
+    seed = content.recipe.get("seed")
+    if seed is None:
         raise InputError(f"{path} has no seed in its metadata", "it cannot be replayed without its seed")
+    if seed > MAX_SEED:
+        hint = "make another picture of its prompt with sdcli generate"
+        raise InputError(f"{path} has the seed {seed}, and the largest one is {MAX_SEED}", hint)
     chosen = model or other_names.find_model(content.model, content.model_hash, Path(path).parent)
     if chosen is None:
         name = content.model or content.model_hash or "a model that is not recorded"
@@ -193,6 +207,38 @@ def _theirs(path: str, found: PictureInfo, model: str | None) -> tuple[dict[str,
     return recipe, [
         RecipeWarning(each, "it cannot be reproduced", each.partition(":")[0]) for each in content.unhonoured
     ]
+
+
+def _clip_skip(found: PictureInfo, recipe: Mapping[str, Any], facts: ModelFacts) -> dict[str, Any]:
+    """Return the clip skip that the tool used with this model, if that is not what it recorded."""
+    if not facts.knows_sizes or "clip_skip" not in recipe:
+        return {}
+    return {"clip_skip": foreign.sdxl_clip_skip(found, recipe["clip_skip"])}
+
+
+def _of_text(found: PictureInfo, recipe: Recipe, facts: ModelFacts, used: Weights) -> Iterator[RecipeWarning]:
+    """Warn about what other tools do differently with the texts of this recipe."""
+    condition, guided = recipe.condition, Guidance.of(recipe).is_on and not facts.guidance_distilled
+    if condition.label is not None:
+        return
+    if condition.clip_skip > 1 and guided:
+        yield RecipeWarning(
+            f"Clip skip: {found.writer} skips layers for the negative prompt too, and sdcli does not",
+            "it cannot be reproduced",
+            "clip_skip",
+        )
+    from sdcli.planning import dry_run
+
+    for key in ("prompt", "negative_prompt") if guided else ("prompt",):
+        text = getattr(condition, key)
+        alone = recipe.replace(prompt=text, negative_prompt="")
+        parts = len(weights.parse(text)) if condition.prompt_weights else 1
+        if dry_run.count_tokens(used, alone)["chunks"] > parts:
+            yield RecipeWarning(
+                f"{key}: it takes several chunks, and {found.writer} may divide it at other places, such as commas",
+                "it cannot be reproduced",
+                key,
+            )
 
 
 def other_weights(origin: Recorded) -> Iterator[RecipeWarning]:

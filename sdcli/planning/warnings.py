@@ -18,7 +18,7 @@ from sdcli.models.addons import embedding, lora
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.models.vocabulary import Vocabulary
-from sdcli.recipe import schedulers
+from sdcli.recipe import prompt_syntax, schedulers
 from sdcli.recipe.lora import file_stem
 from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
 from sdcli.recipe.warning import RecipeWarning as RecipeWarning
@@ -36,7 +36,9 @@ def find(
 ) -> tuple[RecipeWarning, ...]:
     """Return the warnings for `count` pictures of `recipe`, and those about its `inputs`."""
     words = _unknown_words(model, recipe)
-    return (*inputs.warnings, *_without_effect(model.facts, recipe, count), *words, *_of_size(model, recipe))
+    syntax = () if model.facts.labels is not None else _of_syntax(model.facts, recipe)
+    found = (*_without_effect(model.facts, recipe, count), *words, *syntax, *_of_size(model, recipe))
+    return (*inputs.warnings, *found)
 
 
 def raise_first(warnings: Iterable[RecipeWarning]) -> None:
@@ -124,6 +126,25 @@ def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
                 yield RecipeWarning(f"{each.name} has no effect: this model takes a class label", "omit it", each.name)
     elif not recipe.condition.prompt.strip() and recipe.initial == Initial() and recipe.layout == Layout():
         yield RecipeWarning("the prompt is empty", "give a prompt", "prompt")
+
+
+def _of_syntax(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
+    """Syntax of other tools that is taken as words, one warning for each kind, and unbalanced brackets."""
+    weighted = recipe.condition.prompt_weights  # otherwise brackets are meant as letters
+    for field in ("prompt", "negative_prompt") if _is_guided(facts, recipe) else ("prompt",):
+        text = getattr(recipe.condition, field)
+        found = {each.meaning: each.text for each in reversed(list(prompt_syntax.find(text)))}
+        for meaning, content in found.items():
+            if weighted or meaning not in prompt_syntax.IN_BRACKETS:
+                shown = content if len(content) <= 40 else f"{content[:39]}…"
+                problem = f"{shown!r} in {field} is taken as words; in other tools it is {meaning}"
+                yield RecipeWarning(problem, "write what the picture should show", field)
+        bracket = prompt_syntax.unbalanced(text) if weighted else None
+        if bracket is not None:
+            which = "never closed" if bracket in "([" else "never opened"
+            yield RecipeWarning(
+                f"{field} has a {bracket} that is {which}", f"fix it, or write \\{bracket} for a literal one", field
+            )
 
 
 def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:

@@ -14,7 +14,7 @@ from typing import Any
 from sdcli.errors import InvalidRecipe
 
 SIGMAS = ("default", "karras", "exponential", "beta")
-_PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity v", "sample": "x_0"}
+PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity v", "sample": "x_0"}
 """What networks predict, by diffusers' `prediction_type`."""
 
 Config = Mapping[str, Any]
@@ -68,7 +68,7 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=_options)
     sigmas: tuple[str, ...] = SIGMAS[:1]
     """The supported spacings of noise levels: its own, Karras et al. 2022, exponential, or a beta distribution."""
-    predictions: tuple[str, ...] = tuple(_PREDICTIONS)
+    predictions: tuple[str, ...] = tuple(PREDICTIONS)
     """The supported predictions, by diffusers' `prediction_type`."""
     least_steps: int = 1
     most_steps: Callable[[Config], int] = _trained_steps
@@ -84,6 +84,8 @@ class Row:
     """Whether its steps draw noise even with eta 0."""
     brownian: bool = False
     """Whether it draws the noise itself, along a Brownian path, instead of using the generators of its steps."""
+    midway: str | None = None
+    """The function of diffusion/midway.py that makes the class start correctly in the middle, if it does not."""
 
 
 _NOISE_OR_V = ("epsilon", "v_prediction")
@@ -102,8 +104,9 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             _options(skip_prk_steps=True),
             predictions=_NOISE_OR_V,
             ends_clean=_with_alpha_of_one_if_told,
+            midway="repeat_second",
         ),
-        "lms": Row("lms_discrete", "LMSDiscreteScheduler", "LMS", sigmas=SIGMAS),
+        "lms": Row("lms_discrete", "LMSDiscreteScheduler", "LMS", sigmas=SIGMAS, midway="order_at_hand"),
         "euler": Row(
             "euler_discrete",
             "EulerDiscreteScheduler",
@@ -197,6 +200,11 @@ TABLE: Mapping[str, Row] = MappingProxyType(
 )
 
 NAMES: tuple[str, ...] = tuple(TABLE)
+CLASSES = frozenset(
+    {row.class_name for row in TABLE.values()}
+    | {"DDIMParallelScheduler", "DDPMParallelScheduler", "DDIMInverseScheduler", "SASolverScheduler"}
+)
+"""diffusers' classes whose configs describe what all rows of the table take: steps of ᾱ, and no EDM or flow."""
 
 _AUTOMATIC = ("", "automatic", "uniform", "default")
 
@@ -222,6 +230,7 @@ def check(
         raise InvalidRecipe(f"the scheduler {name} does not support eta", hint, "eta")
     if scheduler_config is not None:
         _check_model(name, row, scheduler_config)
+        _check_sigmas(sigmas, scheduler_config)
         if steps is not None:
             _check_steps(name, sigmas, scheduler_config, steps)
 
@@ -229,9 +238,20 @@ def check(
 def _check_model(name: str, row: Row, config: Config) -> None:
     predicted = config.get("prediction_type", "epsilon")
     if predicted not in row.predictions:
-        message = f"the scheduler {name} does not support models that predict {_PREDICTIONS.get(predicted, predicted)}"
+        message = f"the scheduler {name} does not support models that predict {PREDICTIONS.get(predicted, predicted)}"
         able = _names(lambda row: predicted in row.predictions)
         raise InvalidRecipe(message, f"use one of {able}" if able else "use another model", "scheduler")
+
+
+def _check_sigmas(sigmas: str, config: Config) -> None:
+    """Refuse beta sigmas for a noise schedule that starts at pure noise.
+
+    diffusers spaces them between the lowest and the highest σ, which is several thousand there: nearly all steps would
+    be spent on noise levels at which a picture has no shape yet.
+    """
+    if sigmas == "beta" and config.get("rescale_betas_zero_snr"):
+        hint = "use --sigmas default or karras"
+        raise InvalidRecipe("beta sigmas do not suit this model, whose noise schedule has zero SNR", hint, "sigmas")
 
 
 def _check_steps(name: str, sigmas: str, config: Config, steps: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.errors import InvalidRecipe, ModelError, ModelNotFound
 from sdcli.files import palette
 from sdcli.files.palette import Class
-from sdcli.models import families, located, registry
+from sdcli.models import configs, families, located, registry
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import CONTROLNET, ModelEntry
 from sdcli.models.source import Source
@@ -61,7 +61,7 @@ def find(name: str) -> ModelEntry:
     source.check()
     if not source.is_controlnet:
         raise _no_controlnet(name, named)
-    class_name = families.read_json(source.path / "config.json").get("_class_name")
+    class_name = configs.read(source.path / "config.json").get("_class_name")
     if class_name != CLASS_NAME:
         raise ModelError(f"{name} is a {class_name}, which is not supported", f"use a {CLASS_NAME} for SD 1.x or SDXL")
     return entry
@@ -114,7 +114,7 @@ def for_maps(model: LocatedModel) -> str:
 def check_fit(name: str, source: Source, model: LocatedModel) -> None:
     """Raise InvalidRecipe, with what the model takes in the hint, unless the ControlNet at `source` fits it."""
     unet, facts = model.denoiser_config, model.facts
-    config = families.read_json(source.path / "config.json")
+    config = configs.read(source.path / "config.json")
     if not facts.takes_controlnets:
         hint = "omit --control, or use a model with a U-Net, such as sd15"
         raise InvalidRecipe("this model does not support ControlNets", hint, "control")
@@ -134,7 +134,7 @@ def check_fit(name: str, source: Source, model: LocatedModel) -> None:
 
 def takes(source: Source) -> dict[str, Any]:
     """Return the values of a U-Net's config that the ControlNet at `source` requires."""
-    config = families.read_json(source.path / "config.json")
+    config = configs.read(source.path / "config.json")
     return {key: _plain(config.get(key, default)) for key, (default, _) in _EQUAL.items()}
 
 
@@ -150,7 +150,8 @@ def _taken(unet: Mapping[str, Any]) -> str:
 
 
 def _family(unet: Mapping[str, Any]) -> tuple[str | None, str]:
-    return _FAMILIES.get(unet.get("cross_attention_dim", 0), (None, ""))
+    width = unet.get("cross_attention_dim", 0)
+    return _FAMILIES.get(width, (None, "")) if isinstance(width, int) else (None, "")
 
 
 def _plain(value: Any) -> Any:

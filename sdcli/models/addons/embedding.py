@@ -73,8 +73,8 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _widths(source: Source) -> list[int]:
-    configs = (source.folder(part) / "config.json" for part in ENCODERS)
-    return [int(families.read_json(each)["hidden_size"]) for each in configs if each.exists()]
+    present = (part for part in ENCODERS if (source.folder(part) / "config.json").exists())
+    return [source.config(part).get("hidden_size", 512) for part in present]  # transformers' default
 
 
 def vectors(source: Source) -> dict[str, tuple[int, int]]:

@@ -7,54 +7,32 @@ weights, no pickles, and no torch.
 
 from __future__ import annotations
 
-import math
-import shlex
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
-from sdcli.files.json_files import load_json, parse_json
+from sdcli.files.json_files import load_json, read_bounded
+from sdcli.models.families import marks
+from sdcli.models.families.header import PICKLES, Entry, Header, read_header, refuse_pickle, what_instead
+
+__all__ = ["PICKLES", "Entry", "Header", "read_header", "refuse_pickle"]
 
 HERE = Path(__file__).parent
 NAMES = (
-    *("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo", "sdxl-v"),
+    *("sd15", "sd21-base", "sd21-v", "sd-turbo", "sdxl", "sdxl-turbo"),
     *("sd15-inpaint", "sd2-inpaint", "sdxl-inpaint"),
+    *("sd15-v", "sdxl-v", "sd15-v-zsnr", "sd21-v-zsnr", "sdxl-v-zsnr"),
     "ldm-imagenet",
 )
 CLIP_MERGES = HERE / "clip" / "merges.txt"
 """OpenAI CLIP's byte-pair merges, which all Stable Diffusion models share (MIT licence, in the same folder)."""
 
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call the weights of a component
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLASSES = "cond_stage_model.embedding."
-MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
-
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
-_DOWNLOAD_AGAIN = "download the file again: it is damaged or incomplete"
 _INCOMPLETE = "download the complete folder again: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor of a `.safetensors` file: its dtype in the format's notation, its shape and its offset."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    """The offset of its first byte in the file."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """The header of a `.safetensors` file: its tensors by name, and its metadata."""
-
-    tensors: Mapping[str, Entry]
-    metadata: Mapping[str, str]
 
 
 def config_folder(family: str) -> Path:
@@ -64,87 +42,66 @@ def config_folder(family: str) -> Path:
     return HERE / family
 
 
-def refuse_pickle(path: Path) -> None:
-    """Raise ModelUnsafe for a file with the suffix of a pickle."""
-    if path.suffix.lower() in PICKLES:
-        raise ModelUnsafe(
-            f"{path} is a pickle, and loading one can run code",
-            "use the .safetensors file of the same model, or convert it with: "
-            f"sdcli models convert {shlex.quote(str(path))} {shlex.quote(f'{path.stem}.safetensors')}",
-        )
+VARIANTS = ("fp16", "bf16")
+"""Variants that are loaded if there are no default weights: the same weights in another precision."""
 
 
 def component_files(folder: Path, variant: str | None) -> list[Path]:
-    """Return the `.safetensors` files of a component: those of `variant`, or the default ones, or fp16.
+    """Return the `.safetensors` files of a component: those of `variant`, or the default ones, or those of VARIANTS.
 
-    Raises ModelUnsafe if there are only pickles, and ModelCorrupt if there are no weights or a shard is missing.
+    If there are both shards and a whole file, diffusers takes the shards, and transformers the whole file. Raises
+    ModelUnsafe if there are only pickles, and ModelCorrupt if there are no weights or a shard is missing.
     """
-    for wanted in dict.fromkeys((variant, None, "fp16")):
+    for wanted in dict.fromkeys((variant, None, *VARIANTS)):
         for stem in STEMS:
             whole = folder / (f"{stem}.{wanted}.safetensors" if wanted else f"{stem}.safetensors")
             index = folder / f"{stem}.safetensors.index.{f'{wanted}.' if wanted else ''}json"
+            if index.exists() and (shards_first(stem) or not whole.exists()):
+                return _shards(index)
             if whole.exists():
                 return [whole]
-            if index.exists():
-                return _shards(index)
+    raise _no_weights(folder)
+
+
+def shards_first(stem: str) -> bool:
+    """Whether shards are used if there is a whole file too."""
+    return stem == STEMS[0]
+
+
+def _no_weights(folder: Path) -> ModelError:
     pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         refuse_pickle(pickles[0])
-    raise ModelCorrupt(f"{folder} has no .safetensors weights", "download the complete folder again")
+    others = sorted({match[1] for each in folder.glob("*.safetensors") if (match := re.fullmatch(_VARIANT, each.name))})
+    if others:
+        named = ", ".join(others)
+        hint = f'use them with variant = "{others[0]}" in the entry of the model: sdcli models add NAME FOLDER'
+        return ModelCorrupt(f"{folder} only has the weights of the variant {named}", hint)
+    return ModelCorrupt(f"{folder} has no .safetensors weights", "download the complete folder again")
+
+
+_VARIANT = rf"(?:{'|'.join(STEMS)})\.(\w+)(?:-\d+-of-\d+)?\.safetensors"
 
 
 def _shards(index: Path) -> list[Path]:
-    names = read_json(index).get("weight_map", {})
-    shards = [index.parent / name for name in sorted(set(map(str, names.values())))]
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise ModelCorrupt(f"{index} lists no shards", _INCOMPLETE)
+    shards = [index.parent / name for name in sorted(set(listed.values()))]
     for shard in shards:
-        if shard.parent != index.parent:
+        if shard.parent != index.parent or shard.name in ("", ".."):
             raise ModelUnsafe(f"{index} refers to {shard}, outside its folder", "use a model from a trusted source")
         refuse_pickle(shard)
-        if not shard.exists():
+        if not _is_file(shard):
             raise ModelCorrupt(f"{shard} is missing", f"download it again; it is listed in {index.name}")
     return shards
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of a `.safetensors` file and check it against the size of the file.
-
-    Raises ModelUnsafe for a pickle, ModelNotFound, and ModelCorrupt for an invalid or truncated file.
-    """
-    refuse_pickle(path)
+def _is_file(path: Path) -> bool:
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
-            if length > min(MAX_HEADER, size - 8):
-                raise ModelCorrupt(f"{path} is not a safetensors file, or its header is truncated", _DOWNLOAD_AGAIN)
-            raw = file.read(length)
-    except FileNotFoundError:
-        raise ModelNotFound(f"{path} does not exist", "check the path") from None
-    except OSError as error:
-        raise ModelCorrupt(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
-    try:
-        return _parse(parse_json(raw), 8 + length, size)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelCorrupt(
-            f"{path}: {error}" if str(error) else f"{path} has an invalid header", _DOWNLOAD_AGAIN
-        ) from error
-
-
-def _parse(listed: dict[str, Any], data_start: int, size: int) -> Header:
-    """Parse the header. Raises ValueError unless the tensors fill the file without gaps."""
-    metadata = listed.pop("__metadata__", {})
-    tensors, end = {}, 0
-    for name, facts in sorted(listed.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        dtype, shape, (begin, finish) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
-        if not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError(f"tensor {name} has the shape {list(shape)}")
-        if begin != end or (dtype in _BYTES and finish - begin != _BYTES[dtype] * math.prod(shape)):
-            raise ValueError(f"tensor {name} has wrong offsets")
-        tensors[name], end = Entry(dtype, shape, data_start + begin), finish
-    if data_start + end != size:
-        raise ValueError(f"the file has {size - data_start} bytes of tensors, and its header lists {end}")
-    return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def read_json(path: Path, hint_if_missing: str = _INCOMPLETE) -> dict[str, Any]:
@@ -154,10 +111,27 @@ def read_json(path: Path, hint_if_missing: str = _INCOMPLETE) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelCorrupt(f"{path} is missing", hint_if_missing) from None
     except (OSError, ValueError) as error:
-        raise ModelCorrupt(f"{path} cannot be read: {error}", _INCOMPLETE) from error
+        raise _unreadable(path, error) from error
     if not isinstance(value, dict):
         raise ModelCorrupt(f"{path} is not a JSON object", _INCOMPLETE)
     return value
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ModelCorrupt:
+    try:
+        instead = what_instead(read_bounded(path)[:64])
+    except (OSError, ValueError):
+        instead = None
+    if instead is not None and not instead[0].startswith("JSON"):
+        return ModelCorrupt(f"{path} is {instead[0]}, not JSON", instead[1])
+    return ModelCorrupt(f"{path} cannot be read: {error}", _INCOMPLETE)
+
+
+def check_has_vae(path: Path, tensors: Iterable[str]) -> None:
+    """Raise ModelCorrupt if a single file with these tensors has no VAE."""
+    if not any(name.startswith(VAE) for name in tensors):
+        hint = f"add one from another model's folder: sdcli models add NAME {path} --part vae=FOLDER, then use -m NAME"
+        raise ModelCorrupt(f"{path} has no VAE ({VAE}*)", hint)
 
 
 def keeps_float32(vae: Mapping[str, Any], dtype: str) -> bool:
@@ -172,11 +146,9 @@ def keeps_float32(vae: Mapping[str, Any], dtype: str) -> bool:
 def detect(path: Path) -> str:
     """Detect the family of a single `.safetensors` file in the CompVis/SGM layout from its header.
 
-    v-prediction does not show in names and shapes. It is read from the metadata (`modelspec.prediction_type`) or a
-    `v_pred` tensor. If an SD 2.x file has neither, `global_step` decides, as in diffusers (875,000 is the 2.0 base
-    model, which predicts noise); otherwise the file is assumed to be 2.1 at 768 pixels, which predicts v. SDXL, SD 1.x
-    and inpainting models predict noise by default. A distilled model looks like the model it was distilled from. A
-    family in models.toml takes precedence over detection.
+    How it was trained does not show in names and shapes: see `marks`. An SD 2.x file without marks is assumed to be 2.1
+    at 768 pixels, which predicts v; others predict noise. A distilled model looks like the model it was distilled from.
+    A family in models.toml takes precedence over detection.
 
     The first convolution of an inpainting U-Net has 9 input channels: latents, mask, and the masked image's latents.
     The U-Net of latent diffusion of ImageNet has 3, and attends to 512 features per class.
@@ -192,11 +164,17 @@ def detect(path: Path) -> str:
     known = _BY_CHANNELS.get(channels, {}).get(kind)
     if known is None:
         raise ModelError(f"{path} is not a supported model: {_what(shapes)}", _SUPPORTED)
-    family = known[_predicts_v(path, header)]
+    found = marks.read(path, header)
+    family = known[found.predicts_v]
     if family is None:
         raise ModelError(
             f"{path} predicts v, which is not supported for this kind of model", "use a model that predicts noise"
         )
+    family = f"{family}-zsnr" if found.zero_snr else family
+    if found.values:
+        folder = config_folder(family)
+        scheduler, vae = folder / "scheduler" / "scheduler_config.json", folder / "vae" / "config.json"
+        marks.check_values(path, found.values, read_json(scheduler), read_json(vae))
     return family
 
 
@@ -205,7 +183,7 @@ _KINDS = {512: "ldm-imagenet", 768: "sd15", 1024: "sd21", 2048: "sdxl"}
 _BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]] = {
     3: {"ldm-imagenet": {None: "ldm-imagenet", False: "ldm-imagenet", True: None}},
     4: {
-        "sd15": {None: "sd15", False: "sd15", True: None},
+        "sd15": {None: "sd15", False: "sd15", True: "sd15-v"},
         "sd21": {None: "sd21-v", False: "sd21-base", True: "sd21-v"},
         "sdxl": {None: "sdxl", False: "sdxl", True: "sdxl-v"},
     },
@@ -225,6 +203,10 @@ _SUPPORTED = (
 def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Describe a file that is not a supported model."""
     names = list(shapes)
+    if not any(name.startswith(UNET) for name in names):
+        for words, starts in _WITHOUT_UNET.items():
+            if any(name.startswith(starts) for name in names):
+                return words
     signs = {
         "lora_": "it is a LoRA, which is used with --lora",
         "double_blocks.": "it is a Flux model",
@@ -239,16 +221,10 @@ def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return "its tensor names are unknown"
 
 
-def _predicts_v(path: Path, header: Header) -> bool | None:
-    """Whether the file records v-prediction; None if it records nothing."""
-    recorded = header.metadata.get("modelspec.prediction_type", "").lower()
-    if recorded:
-        return recorded.startswith("v")
-    if "v_pred" in header.tensors:
-        return True
-    step = header.tensors.get("global_step")
-    if step is not None and step.dtype == "I64" and math.prod(step.shape) == 1:
-        with path.open("rb") as file:
-            file.seek(step.start)
-            return False if struct.unpack("<q", file.read(8))[0] == 875_000 else None
-    return None
+_WITHOUT_UNET: Mapping[str, tuple[str, ...]] = {
+    "it has only EMA weights": ("model_ema.",),
+    "it is a VAE, which is only one part of a model": (VAE, "decoder.conv_in.", "decoder.up."),
+    "it is a textual inversion embedding": ("emb_params", "string_to_param", "clip_l", "clip_g"),
+    "it is a text encoder, which is only one part of a model": ("text_model.", "cond_stage_model.", "conditioner."),
+}
+"""What a file without a U-Net in the original layout is, by how some tensor's name starts."""

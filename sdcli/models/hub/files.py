@@ -8,7 +8,7 @@ from collections.abc import Collection
 from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
 from sdcli.files import palette
 from sdcli.models import vocabulary
-from sdcli.models.families import PICKLES, STEMS
+from sdcli.models.families import PICKLES, STEMS, VARIANTS, shards_first
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -38,8 +38,8 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
     """Return the files to download out of all `paths` of a repository, sorted.
 
     These are configs, tokenizers, and one set of weights for each component: those of `variant` if there are any,
-    otherwise the default ones, otherwise fp16, in `.safetensors`, in one file or in shards. Loading makes the same
-    choice. Pickles, other formats, the safety checker and single-file checkpoints are never included.
+    otherwise the default ones, otherwise fp16 or bf16, in `.safetensors`, in one file or in shards. Loading makes the
+    same choice. Pickles, other formats, the safety checker and single-file checkpoints are never included.
 
     Raises ModelError if `paths` are not in diffusers' layout, ModelUnsafe if a component only has pickles, and
     ModelCorrupt if a component has no weights.
@@ -67,12 +67,12 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
 
 def _weights(folder: str, paths: Collection[str], variant: str | None) -> set[str]:
     prefix = f"{folder}/" if folder else ""
-    for wanted in dict.fromkeys((variant, None, "fp16")):
+    for wanted in dict.fromkeys((variant, None, *VARIANTS)):
         for stem in STEMS:
             dotted = f".{wanted}" if wanted else ""
             whole = f"{prefix}{stem}{dotted}.safetensors"
             index = f"{prefix}{stem}.safetensors.index{dotted}.json"
-            if whole in paths:
+            if whole in paths and not (index in paths and shards_first(stem)):
                 return {whole}
             if index in paths:
                 mark = re.escape(dotted)

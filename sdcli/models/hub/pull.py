@@ -6,17 +6,15 @@ file, which a later pull resumes: huggingface_hub itself restarts an interrupted
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_download, hf_hub_url, scan_cache_dir
+from huggingface_hub import constants, get_token, hf_hub_url, scan_cache_dir
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's or httpx2's, whichever it uses
     GatedRepoError,
     HfHubHTTPError,
@@ -32,33 +30,11 @@ from huggingface_hub.utils import build_hf_headers, disable_progress_bars, loggi
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, OutputError, SdcliError, UsageError
 from sdcli.files.user_files import locked
 from sdcli.models.hub import lock
-from sdcli.models.hub.files import CONFIG, INDEX, needed
+from sdcli.models.hub.files import needed
+from sdcli.models.hub.listing import RemoteFile, list_files
 from sdcli.terminal.display import OnBytes, format_size
 
 _AGAIN = "run the same command again; it resumes the download"
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as the hub lists it. `digest` is its blob's name in the cache: a sha256 for LFS files, otherwise git's."""
-
-    path: str
-    size: int
-    digest: str
-
-    @property
-    def in_lfs(self) -> bool:
-        """Whether the file is stored in LFS."""
-        return len(self.digest) == 64
-
-    def is_whole(self, file: Path) -> bool:
-        """Whether `file` has exactly this content."""
-        if not file.is_file() or file.stat().st_size != self.size:
-            return False
-        if self.in_lfs:
-            return lock.sha256(file) == self.digest
-        data = file.read_bytes()  # only small files are stored in git
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == self.digest
 
 
 def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], OnBytes]) -> lock.Pin:
@@ -73,7 +49,7 @@ def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], O
     disable_progress_bars()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with _explained(repo, revision):
-        commit, listed = _list(repo, revision)
+        commit, listed = list_files(repo, revision)
         files = [listed[path] for path in _needed(repo, listed, variant)]
         with locked(lock.cache_folder(repo)):
             _check_space(repo, commit, files)
@@ -84,9 +60,7 @@ def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], O
             got = {**before.files, **got}
         pin = lock.Pin(commit, revision, got)
         lock.write(repo, pin)
-        hf_hub_download(
-            repo, INDEX if INDEX in got else CONFIG, revision=revision
-        )  # records the commit of the branch, as other tools do
+        _record(lock.cache_folder(repo), revision, commit)
     return pin
 
 
@@ -97,19 +71,6 @@ def free(repo: str, revision: str) -> None:
             scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(revision).execute()
         except OSError as error:
             raise OutputError(f"cannot delete {repo} from the cache: {error}", "check its permissions") from error
-
-
-def _list(repo: str, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:
-    """Return the commit of `revision` and its files by path."""
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-    listed = {}
-    for each in info.siblings or ():
-        size = each.lfs.size if each.lfs else each.size
-        digest = each.lfs.sha256 if each.lfs else each.blob_id
-        if size is not None and digest is not None:
-            listed[each.rfilename] = RemoteFile(each.rfilename, size, digest)
-    assert info.sha is not None
-    return info.sha, listed
 
 
 def _needed(repo: str, listed: Mapping[str, RemoteFile], variant: str | None) -> Sequence[str]:
@@ -143,9 +104,26 @@ def _fetch(repo: str, commit: str, file: RemoteFile, on_bytes: OnBytes) -> str:
         if not file.is_whole(blob):
             blob.unlink(missing_ok=True)
             _download(repo, commit, file, blob, on_bytes)
-        hf_hub_download(repo, file.path, revision=commit)  # the blob exists: this links it
+        _link(blob, final)
     on_bytes(file.path, file.size)
     return file.digest if file.in_lfs else lock.sha256(final)
+
+
+def _link(blob: Path, final: Path) -> None:
+    """Put a blob into a snapshot, as huggingface_hub does: as a relative link, or a copy where there are none."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.symlink_to(os.path.relpath(blob, final.parent))
+    except (NotImplementedError, PermissionError):
+        shutil.copyfile(blob, final)
+
+
+def _record(folder: Path, revision: str, commit: str) -> None:
+    """Record the commit of a branch or tag, which other tools read."""
+    if revision != commit and ".." not in Path(revision).parts and not Path(revision).is_absolute():
+        file = folder / "refs" / revision
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(commit, encoding="ascii")
 
 
 def _download(repo: str, commit: str, file: RemoteFile, blob: Path, on_bytes: OnBytes) -> None:
@@ -153,20 +131,27 @@ def _download(repo: str, commit: str, file: RemoteFile, blob: Path, on_bytes: On
     partial.parent.mkdir(parents=True, exist_ok=True)
     if partial.is_file() and partial.stat().st_size > file.size:
         partial.unlink()
-    with _Counted(partial, lambda count: on_bytes(file.path, count)) as out:
-        http_get(
-            hf_hub_url(repo, file.path, revision=commit),
-            out,
-            resume_size=out.tell(),
-            expected_size=file.size,
-            headers={**build_hf_headers(), "Accept-Encoding": "identity"},
-        )
+    with _Counted(partial, file.size, lambda count: on_bytes(file.path, count)) as out:
+        try:
+            http_get(
+                hf_hub_url(repo, file.path, revision=commit),
+                out,
+                resume_size=out.tell(),
+                expected_size=file.size,
+                headers={**build_hf_headers(), "Accept-Encoding": "identity"},
+            )
+        except _TooLong:
+            pass  # the file is not whole
+        except ValueError as error:  # an answer with invalid headers
+            what = " ".join(str(error).split())
+            raise ModelCorrupt(f"{repo}: {file.path} cannot be downloaded: {what}", _AGAIN) from error
         out.flush()
         os.fsync(out.fileno())
-    if not file.is_whole(partial):
+    if out.too_long or not file.is_whole(partial):
         partial.unlink()
+        what = f"is longer than the {file.size:,} bytes that were listed" if out.too_long else "was damaged"
         raise ModelCorrupt(
-            f"{repo}: {file.path} was damaged during the download", "run the same command again to download it again"
+            f"{repo}: {file.path} {what} during the download", "run the same command again to download it again"
         )
     partial.replace(blob)
 
@@ -175,14 +160,22 @@ def _partial(folder: Path, file: RemoteFile) -> Path:
     return folder / "blobs" / f"{file.digest}.sdcli-partial"
 
 
-class _Counted(io.BufferedWriter):
-    """A file to append to, which reports its size after each write."""
+class _TooLong(Exception):
+    """More bytes arrived than were listed."""
 
-    def __init__(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+
+class _Counted(io.BufferedWriter):
+    """A file to append to, up to `size` bytes, which reports its size after each write."""
+
+    def __init__(self, path: Path, size: int, on_bytes: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path, "ab"))
-        self._on_bytes = on_bytes
+        self._size, self._on_bytes = size, on_bytes
+        self.too_long = False
 
     def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._size:
+            self.too_long = True
+            raise _TooLong
         count = super().write(data)
         self._on_bytes(self.tell())
         return count

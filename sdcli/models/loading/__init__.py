@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
-from collections.abc import Callable, Container, Mapping
-from dataclasses import replace
-from functools import partial
+import math
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from sdcli.diffusion import architectures
-from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder
+from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder, Tokenizer
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.files import palette
-from sdcli.models import families, labels
+from sdcli.models import configs, families, labels
 from sdcli.models.imports import lean_imports
-from sdcli.models.loading import single_file
-from sdcli.models.loading.weights import Stored, fill, read_headers
+from sdcli.models.loading.find import Finder
+from sdcli.models.loading.weights import Stored, check_shapes, fill
 from sdcli.models.source import INDEX, Source
 from sdcli.models.tokenizer import read_tokenizer
 
@@ -55,20 +53,8 @@ COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
     "text_encoder_2": _TEXT_ENCODERS,
 }
 """The classes of each part, by the names in model_index.json; networks as `module:class`, imported when needed."""
-TEXT_PREFIXES = {
-    "text_encoder": (
-        "cond_stage_model.transformer.",
-        "cond_stage_model.model.",
-        "conditioner.embedders.0.transformer.",
-    ),
-    "text_encoder_2": ("conditioner.embedders.1.model.",),
-}
 _DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
 _SUPPORTED = "Stable Diffusion 1.x, 2.x, XL, their distilled versions, DiT, and LDM of ImageNet are supported"
-
-
-Find = Callable[[str, nn.Module], Mapping[str, Stored]]
-"""From a component's name and its empty module to the stored tensors by their names in the module."""
 
 
 def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
@@ -80,17 +66,22 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     other, and ModelError for an unsupported kind of model.
     """
     source.check()
-    find = finder(source)
     index = read_index(source)
-    vae_in_float32 = families.keeps_float32(families.read_json(source.folder("vae") / "config.json"), str(dtype)[6:])
-    text_encoders = text_parts(index)
-    part = partial(_component, source, index, find, device=device, dtype=dtype)
+    vae_in_float32 = families.keeps_float32(source.config("vae"), str(dtype)[6:])
+    scheduler_config, known = source.scheduler_config(), labels.read(source)
     needed = PIPELINES[index["_class_name"]]
     network_part = "transformer" if "transformer" in needed else "unet"
     family = architectures.find(network_part, {"_class_name": index[network_part][1]})
     architecture = architectures.load(family)
-    text = tuple(_text_encoder(source, index, find, each, device, dtype) for each in text_encoders)
-    network, vae = part(network_part), part("vae", dtype=torch.float32 if vae_in_float32 else dtype)
+    text_encoders = text_parts(index)
+    parts = check_parts(source, index, dict.fromkeys([*text_encoders, *needed]))
+    tokenizers = [_tokenizer(source, each, parts[each][0]) for each in text_encoders]
+    filled = {
+        each: _filled(*parts[each], device, torch.float32 if each == "vae" and vae_in_float32 else dtype)
+        for each in parts
+    }
+    text = tuple(TextEncoder(tokens, filled[each]) for tokens, each in zip(tokenizers, text_encoders, strict=True))
+    network, vae = filled[network_part], filled["vae"]
     model = LatentDiffusionModel(
         name=name,
         text_encoders=text,
@@ -99,9 +90,9 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
         facts=architecture.facts(network.config, vae.config),
         latent_space=architecture.latent_space(vae),
         vae=vae,
-        labels=labels.read(source),
-        class_embedder=part("class_embedder") if "class_embedder" in needed else None,
-        scheduler_config=families.read_json(source.folder("scheduler") / "scheduler_config.json"),
+        labels=known,
+        class_embedder=filled.get("class_embedder"),
+        scheduler_config=scheduler_config,
         device=device,
         dtype=dtype,
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
@@ -115,55 +106,71 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
 
 def text_parts(index: Mapping[str, Any]) -> list[str]:
     """Return the text encoders in a model_index.json, in the order of `LatentDiffusionModel.text_encoders`."""
-    return [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None])[0]]
-
-
-def finder(source: Source) -> Find:
-    """Return a function that finds the tensors of a component in the single file or in its folder."""
-    stored = read_headers([source.path]) if source.is_file else {}
-
-    def find(part: str, module: nn.Module) -> Mapping[str, Stored]:
-        if source.is_file and not source.is_elsewhere(part):
-            return find_in_file(source.path, stored, source.base, part, module)
-        return find_in_folder(source.folder(part), source.variant, module)
-
-    return find
+    return [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None, None])[1]]
 
 
 def read_index(source: Source) -> Mapping[str, Any]:
     """Read model_index.json. Raises ModelError unless its pipeline and component classes are supported."""
-    configs = source.base
-    file = configs / INDEX
+    folder = source.base
+    file = folder / INDEX
     index = source.index()
     pipeline = str(index.get("_class_name"))
     if pipeline not in PIPELINES:
-        raise ModelError(f"{configs} is a {pipeline}, which is not supported", _SUPPORTED)
+        raise ModelError(f"{folder} is a {pipeline}, which is not supported", _SUPPORTED)
     for part in COMPONENTS:
         library_and_class = index.get(part, [None, None])
         if not isinstance(library_and_class, list) or len(library_and_class) != 2:
             raise ModelCorrupt(f"{file} has no valid entry for {part}", _DOWNLOAD_AGAIN)
+        if not all(each is None or isinstance(each, str) for each in library_and_class):
+            raise ModelCorrupt(f"{file} has no valid entry for {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is None and part in PIPELINES[pipeline]:
+            if index.get("requires_aesthetics_score"):
+                raise ModelError(f"{folder} is a refiner of SDXL, which is not supported", _SUPPORTED)
             raise ModelCorrupt(f"{file} has no {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is not None and library_and_class[1] not in COMPONENTS[part]:
-            where = source.folder(part) if source.is_elsewhere(part) else configs
+            where = source.folder(part) if source.is_elsewhere(part) else folder
             raise ModelError(f"{where} has a {library_and_class[1]} as its {part}", _SUPPORTED)
     return index
 
 
-def build(folder: Path, part: str, class_name: str) -> Any:
-    """Build a component from the config in its `folder` on the meta device, without weights."""
+Parts = Mapping[str, tuple[Any, Mapping[str, Stored]]]
+"""Modules on the meta device by part, and their tensors by name."""
+
+
+def check_parts(source: Source, index: Mapping[str, Any], parts: Iterable[str]) -> Parts:
+    """Build `parts` and find their tensors, with the right shapes, before the first weight is read.
+
+    Raises ModelCorrupt and ModelError for whatever is missing or does not fit.
+    """
+    find = Finder(source)
+    made = {}
+    for part in parts:
+        module = build(source.folder(part), part, index[part][1], find.count(part))
+        made[part] = module, find(part, module)
+        check_shapes(*made[part])
+    return made
+
+
+def build(folder: Path, part: str, class_name: str, count: float = math.inf) -> Any:
+    """Build a component from the config in its `folder` on the meta device, for a file of `count` tensors."""
     made = COMPONENTS[part][class_name]
     if isinstance(made, str):
         module, _, name = made.partition(":")
         with lean_imports():
             made = getattr(importlib.import_module(module), name)
-    return construct(folder, made)
+    return construct(folder, made, count)
 
 
-def construct(folder: Path, made: type[nn.Module]) -> Any:
-    """Build a module of the class `made` from the config in `folder` on the meta device."""
+def construct(folder: Path, made: type[nn.Module], count: float = math.inf) -> Any:
+    """Build a module of the class `made` from the config in `folder` on the meta device.
+
+    Raises ModelCorrupt for an invalid config, and before building for one with more layers than `count` tensors.
+    """
     file = folder / "config.json"
-    config = families.read_json(file)
+    config = configs.read(file)
+    if configs.layers(config) > count:
+        what = f"{file} declares {configs.layers(config):,} layers, and there are only {count:,} tensors"
+        raise ModelCorrupt(what, _DOWNLOAD_AGAIN)
     try:
         with torch.device("meta"):
             if made in _TEXT_ENCODERS.values():
@@ -174,12 +181,9 @@ def construct(folder: Path, made: type[nn.Module]) -> Any:
         raise ModelCorrupt(f"{file} is not a config of a {made.__name__}: {what}", _DOWNLOAD_AGAIN) from error
 
 
-def _component(
-    source: Source, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
-) -> Any:
-    """Build a component and load its weights."""
-    module = build(source.folder(part), part, index[part][1])
-    fill(module, find(part, module), device, dtype)
+def _filled(module: Any, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the weights of a component into its `module`."""
+    fill(module, stored, device, dtype)
     for name, buffer in module.named_buffers():  # buffers that files do not have
         if buffer.is_meta:
             path, _, last = name.rpartition(".")
@@ -202,90 +206,14 @@ _BUFFERS: Mapping[str, Callable[[Any], Tensor]] = {
 }
 
 
-def _text_encoder(
-    source: Source, index: Mapping[str, Any], find: Find, part: str, device: torch.device, dtype: torch.dtype
-) -> TextEncoder:
-    model = _component(source, index, find, part, device, dtype)
-    tokenizer = read_tokenizer(
+def _tokenizer(source: Source, part: str, model: Any) -> Tokenizer:
+    return read_tokenizer(
         source.folder(part.replace("text_encoder", "tokenizer")),
         window=model.config.max_position_embeddings,
         vocab_size=model.config.vocab_size,
     )
-    return TextEncoder(tokenizer, model)
 
 
 def _known(keys: Container[str], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a config that a constructor takes; others, such as versions and paths, are ignored."""
     return {key: value for key, value in config.items() if key in keys}
-
-
-def find_in_folder(folder: Path, variant: str | None, module: nn.Module) -> Mapping[str, Stored]:
-    """Find the tensors of a component in its folder, under current or older names."""
-    files = families.component_files(folder, variant)
-    stored = {_current_name(key): each for key, each in read_headers(files).items()}
-    names = {name: _current_name(name) for name in module.state_dict()}
-    unknown = [each.key for key, each in stored.items() if key not in names.values() and not _UNUSED.search(key)]
-    if unknown:
-        raise ModelCorrupt(f"{files[0]}: its config has no tensor {unknown[0]}", _DOWNLOAD_AGAIN)
-    return {name: _pick(stored, key, files[0]) for name, key in names.items()}
-
-
-def _current_name(key: str) -> str:
-    """Rename a key: transformers 4 has a prefix `text_model.`, and diffusers before 0.17 had other attention names."""
-    key = key.removeprefix("text_model.")
-    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
-        key = key.replace(old, new)
-    return key
-
-
-# Unused tensors in files: buffers, and the other half of CLIP.
-_UNUSED = re.compile(r"position_ids$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
-
-
-def find_in_file(
-    path: Path, stored: Mapping[str, Stored], configs: Path, part: str, module: nn.Module
-) -> Mapping[str, Stored]:
-    """Find the tensors of a component in a single file in the CompVis/SGM layout."""
-    if part.startswith("text"):
-        prefix = next((each for each in TEXT_PREFIXES[part] if any(key.startswith(each) for key in stored)), None)
-        if prefix is None:
-            raise ModelCorrupt(f"{path} has no {part}", "use a file with the complete model")
-        return {
-            name: _find_text(path, stored, prefix, name.removeprefix("text_model.")) for name in module.state_dict()
-        }
-    if part == "class_embedder":
-        return {name: _pick(stored, families.CLASSES + name, path) for name in module.state_dict()}
-    config = families.read_json(configs / part / "config.json")
-    prefix, original = (families.VAE, single_file.vae) if part == "vae" else (families.UNET, single_file.unet)
-    names = {name: prefix + original(name, config) for name in module.state_dict()}
-    unknown = set() if part == "vae" else {key for key in stored if key.startswith(prefix)} - set(names.values())
-    if unknown:
-        raise ModelCorrupt(
-            f"{path}: its family's U-Net has no tensor {min(unknown)}", "check that the file is of this family"
-        )
-    found = {name: _pick(stored, key, path) for name, key in names.items()}
-    return {
-        name: replace(each, view=_as_linear) if ".mid.attn_1." in each.key else each for name, each in found.items()
-    }
-
-
-def _find_text(path: Path, stored: Mapping[str, Stored], prefix: str, name: str) -> Stored:
-    if prefix.endswith("transformer."):
-        full = f"{prefix}text_model.{name}"
-        return stored[prefix + name] if prefix + name in stored else _pick(stored, full, path)
-    key, third = single_file.open_clip(name)
-    found = _pick(stored, prefix + key, path)
-    if key == "text_projection":
-        return replace(found, view=torch.t)
-    return found if third is None else replace(found, view=lambda tensor: tensor.chunk(3)[third])
-
-
-def _as_linear(tensor: Tensor) -> Tensor:
-    """Convert the original VAE's attention, which is stored as 1×1 convolutions."""
-    return tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
-
-
-def _pick(stored: Mapping[str, Stored], key: str, where: Path) -> Stored:
-    if key not in stored:
-        raise ModelCorrupt(f"{where} has no tensor {key}", "download the model again, or use a complete one")
-    return stored[key]

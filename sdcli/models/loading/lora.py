@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.models import loading, lora_file
+from sdcli.models.loading.find import Finder
 from sdcli.models.loading.lora_change import Misfit, changed, changed_vector, scaling
 from sdcli.models.loading.lora_names import places, plain
 from sdcli.models.loading.weights import read, read_headers
@@ -52,7 +53,7 @@ def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) 
     for each in addons:
         _refuse(each, left_out[each])
     files = {each: dict(read(read_headers([each.source.path]))) for each in addons}
-    find, effective = loading.finder(source), set()
+    find, effective = Finder(source), set()
     for part, module in parts.items():
         changes = {**{name: [] for name in model.merged.get(part, ())}, **plan[part]}
         stored = find(part, module) if changes else {}

@@ -54,8 +54,7 @@ def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[s
 
     All shapes are checked before the first tensor is read. Raises what `fill` raises.
     """
-    for name, parameter in module.state_dict().items():
-        check_shape(stored[name], tuple(parameter.shape))
+    check_shapes(module, stored)
     yield from read(stored)
 
 
@@ -65,6 +64,12 @@ def read(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
         readers = {file: stack.enter_context(_open(file)) for file in {each.file for each in stored.values()}}
         for name, each in stored.items():
             yield name, _read(readers[each.file], each)
+
+
+def check_shapes(module: nn.Module, stored: Mapping[str, Stored]) -> None:
+    """Check the shape of each tensor of `module`. Raises what `check_shape` raises."""
+    for name, parameter in module.state_dict().items():
+        check_shape(stored[name], tuple(parameter.shape))
 
 
 def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
