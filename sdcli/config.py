@@ -97,12 +97,22 @@ def recipe_keys() -> tuple[str, ...]:
 def config_path() -> Path:
     """The path of the config file, which need not exist: `SDCLI_CONFIG` (set by `--config`), or in XDG_CONFIG_HOME."""
     asked = os.environ.get("SDCLI_CONFIG")
-    return Path(asked).expanduser() if asked else user_folder("XDG_CONFIG_HOME", ".config") / "config.toml"
+    return Path(asked).expanduser() if asked else _in_user_folder("config.toml", *_places())
 
 
 def models_path() -> Path:
     """The file that `sdcli models add` writes."""
-    return user_folder("XDG_CONFIG_HOME", ".config") / "models.toml"
+    return _in_user_folder("models.toml", *_places())
+
+
+def _places() -> tuple[str | None, ...]:
+    return os.environ.get("XDG_CONFIG_HOME"), os.environ.get("HOME")
+
+
+@lru_cache(maxsize=8)  # each job of a batch asks
+def _in_user_folder(name: str, *places: str | None) -> Path:
+    """Return the path of a file in the folder that `places`, the variables, give."""
+    return user_folder("XDG_CONFIG_HOME", ".config") / name
 
 
 def read() -> Config:
@@ -147,8 +157,9 @@ def general(key: str, given: str | None, otherwise: str | None = None) -> Settin
     """Return one of GENERAL: the given value, or that of the environment, of the config file, or `otherwise`."""
     if given is not None:
         return Setting(given, "option")
-    settings = {**read().defaults, **environment()}
-    return settings.get(key, Setting(otherwise, "built-in"))
+    variable = PREFIX + key.upper()
+    text = os.environ.get(variable)
+    return Setting(text, variable) if text else read().defaults.get(key, Setting(otherwise, "built-in"))
 
 
 def model(given: str | None) -> str:

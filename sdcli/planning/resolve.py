@@ -106,13 +106,16 @@ def resolve(
     if mapped:
         layout = _with_reader(layout, model)
         options = {**options, "control": list(layout.control)}
-    weights = addons.locate(model, _values(model, options, user=user), find_addon)
+    values = _values(model, options, user=user)
+    weights = addons.locate(model, values, find_addon)
     initial = initial_of(options)
     if initial.image is not None:
-        initial = initial_of(_values(model, options, user=user))
+        initial = initial_of(values)
     inputs = read_inputs(initial, layout, facts, weights, files=files, given=given)
-    options = _completed(model, options, initial, layout, inputs, user=user)
-    made = Recipe.from_dict({"seed": draw_seed(), **_values(model, options, user=user)})
+    completed = _completed(model, options, initial, layout, inputs, user=user)
+    if completed is not options:
+        values = _values(model, completed, user=user)
+    made = Recipe.from_dict({"seed": draw_seed(), **values})
     index = check_condition(facts.labels, made.condition)
     if facts.labels is not None and index is not None:
         made = made.replace(label=facts.labels.name(index))

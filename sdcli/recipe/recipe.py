@@ -273,18 +273,21 @@ class Recipe:
         and `resize` if it is false. With a label, the prompt is omitted, and the other keys of prompts if they have
         their defaults.
         """
-        flat = dict(_flatten(self))
-        omitted = [key for key in INITIAL_KEYS if key not in self.initial.used_keys]
+        used = self.initial.used_keys
+        omitted = {key for key in INITIAL_KEYS if key not in used}
         for part in (self.layout, self.adapters, self.hires):
-            omitted += [each.name for each in fields(part) if getattr(part, each.name) == each.default]
+            kind: Any = type(part)
+            omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         if not self.initial.resize:
-            omitted.append("resize")
+            omitted.add("resize")
         if self.condition.label is None:
-            omitted.append("label")
+            omitted.add("label")
         else:
             unset = {each.name: each.default for each in fields(Condition)}
-            omitted += ["prompt", *(key for key in TEXT_KEYS if flat[key] == unset[key])]
-        return {key: value for key, value in flat.items() if key not in omitted}
+            omitted |= {"prompt", *(key for key in TEXT_KEYS if getattr(self.condition, key) == unset[key])}
+        parts: dict[str | None, Any] = {None: self, **vars(self)}
+        flat = {key: getattr(parts[part], key) for part, key in _places() if key not in omitted}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
 
     def replace(self, **flat: Any) -> Self:
         """Return a copy with these flat keys replaced, and validate it."""
@@ -361,14 +364,18 @@ def defaults() -> Mapping[str, Any]:
     return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
 
 
-def _flatten(part: Any) -> Iterable[tuple[str, Any]]:
-    kind: Any = type(part)
-    for each, _, is_part in _typed_fields(kind):
-        value = getattr(part, each.name)
-        if is_part:
-            yield from _flatten(value)
-        else:
-            yield each.name, list(value) if isinstance(value, tuple) else value
+@cache
+def _defaults_of(part: type) -> tuple[tuple[str, Any], ...]:
+    return tuple((each.name, each.default) for each, _, _ in _typed_fields(part))
+
+
+@cache
+def _places() -> tuple[tuple[str | None, str], ...]:
+    """Return each flat key, in order, after the name of its part in a recipe."""
+    found: list[tuple[str | None, str]] = []
+    for each, kind, is_part in _typed_fields(Recipe):
+        found += [(each.name, inner.name) for inner in fields(kind)] if is_part else [(None, each.name)]
+    return tuple(found)
 
 
 def _build(part: Any, flat: Mapping[str, Any]) -> Any:
