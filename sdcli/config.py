@@ -44,7 +44,7 @@ _MAX_STATEMENT = 100
 GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET")
-MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger")
+MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger", "file")
 KINDS = ("model", "controlnet", "lora", "embedding")
 PARTS = (
     *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer"),

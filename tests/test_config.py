@@ -308,7 +308,7 @@ def test_model_and_output(home, monkeypatch):
 
 def test_completion_lives_with_a_broken_config(home):
     (home / "config.toml").write_text("[defaults")
-    assert {*registry.names(), *registry.names(registry.CONTROLNET)} == set(registry.shipped())
+    assert {name for kind in config.KINDS for name in registry.names(kind)} == set(registry.shipped())
 
 
 def test_config_show_says_every_value_and_where_it_comes_from(run, tmp_path):

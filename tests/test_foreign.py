@@ -54,7 +54,7 @@ def of(text: str) -> foreign.Translation:
 def test_a1111():
     said = of(A1111)
     assert said.recipe == {
-        "prompt": "a red fox  in (snow:1.2)",
+        "prompt": "a red fox <lora:fluffy:0.8> in (snow:1.2)",
         "negative_prompt": "owl, blurry",
         "steps": 30,
         "scheduler": "dpm++-2m",
@@ -66,13 +66,33 @@ def test_a1111():
         "clip_skip": 2,
     }
     assert (said.model, said.model_hash) == ("v1-5-pruned-emaonly", "6ce0161689")
-    assert [each.partition(":")[0] for each in said.unhonoured] == ["Prompt"]
-    assert "<lora:fluffy:0.8>" in said.unhonoured[0]
+    assert not said.unhonoured
+
+
+def test_tags_that_are_not_followed_are_named():
+    said = of(A1111.replace("<lora:", "<hypernet:").replace("owl,", "owl <lora:dull:1>,"))
+    assert said.unhonoured == ("Prompt: <hypernet:fluffy:0.8> is ignored", "Negative prompt: <lora:dull:1> is ignored")
+    assert (said.recipe["prompt"], said.recipe["negative_prompt"]) == ("a red fox  in (snow:1.2)", "owl , blurry")
+
+
+def test_a_second_pass_and_embeddings():
+    fields = "Denoising strength: 0.6, Hires resize: 1024x1536, Hires upscaler: Latent, Hires steps: 12"
+    text = A1111.replace("Clip skip: 2", f'{fields}, TI hashes: "bad-hands: c74b4e810b03, ink: 0123456789ab"')
+    said = of(text)
+    assert not said.unhonoured
+    assert said.recipe["embedding"] == ["bad-hands", "ink"]
+    assert {key: value for key, value in said.recipe.items() if key.startswith("hires")} == {
+        "hires": "1024x1536", "hires_upscaler": "latent", "hires_strength": 0.6, "hires_steps": 20,
+    }  # fmt: skip
+    other = of(text.replace("Latent", "4x-UltraSharp"))
+    assert [each.partition(":")[0] for each in other.unhonoured] == [
+        "Denoising strength", "Hires resize", "Hires upscaler", "Hires steps",
+    ]  # fmt: skip
 
 
 def test_noise_from_elsewhere_is_named():
     for text in (A1111.replace("RNG: CPU, ", ""), A1111.replace("CPU", "NV")):
-        assert [each.partition(":")[0] for each in of(text).unhonoured] == ["Prompt", "RNG"]
+        assert [each.partition(":")[0] for each in of(text).unhonoured] == ["RNG"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +102,7 @@ def test_noise_from_elsewhere_is_named():
         ("Hires upscale: 2", "Hires upscale"),
         ("ENSD: 31337", "ENSD"),
         ("VAE: orange.vae.pt", "VAE"),
-        ('Lora hashes: "fluffy: abcdef"', "Lora hashes"),
+        ('Lora hashes: "fluffy: none"', "Lora hashes"),
         ("Eta: 0.5", "Eta"),
         ("Clip skip: many", "Clip skip"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from sdcli import config
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelNotFound
 from sdcli.models import registry
 from sdcli.models.source import Source
@@ -40,7 +41,7 @@ def test_every_entry_is_whole():
 
 def test_controlnets_stand_apart_from_models():
     named = registry.entries()
-    assert set(registry.names()) | set(registry.names(registry.CONTROLNET)) == set(named)
+    assert {name for kind in config.KINDS for name in registry.names(kind)} == set(named)
     beside = [named[name] for name in registry.names(registry.CONTROLNET)]
     assert {each.name for each in beside} >= {"canny-sd15", "depth-sd15", "openpose-sd15", "seg-sd15", "canny-sdxl"}
     assert all(each.family in ("sd15", "sdxl") and not each.defaults and not each.needs for each in beside)

@@ -18,8 +18,8 @@ from sdcli.commands.plain_help import Commands
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
 from sdcli.files import folders, palette
-from sdcli.models import registry, user_models
-from sdcli.models.addons import controlnet
+from sdcli.models import lora_file, registry, user_models
+from sdcli.models.addons import controlnet, embedding, lora
 from sdcli.models.hub import lock
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import INDEX, Source
@@ -132,18 +132,27 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
         pin = _pin(entry)
         if pin is not None:
             described |= {"revision": pin.revision, "asked_revision": pin.asked, "bytes": pin.size}
-        described |= {"path": str(source.path), **_of_configs(source)}
-    if described["kind"] == registry.CONTROLNET:
-        return described
+        described |= {"path": str(source.path), **_of_files(entry, source)}
+    own = {key: each.value for key, each in entry.user_defaults.items()}
+    if described["kind"] != registry.MODEL:
+        defaults = {**entry.defaults, **entry.needs, **own}
+        extra = {"trigger": entry.trigger, "defaults": defaults}
+        return described | {key: value for key, value in extra.items() if value}
     if entry.parts:
         described["parts"] = dict(entry.parts)
-    own = {key: each.value for key, each in entry.user_defaults.items()}
     described["defaults"] = {**resolve.DEFAULTS, **entry.defaults, **entry.needs, **own}
     known = described.pop("vocabulary", None)  # which is long: last
     return described if known is None else {**described, "vocabulary": known}
 
 
-def _of_configs(source: Source) -> dict[str, Any]:
+def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
+    """Return the facts that the files of an entry tell."""
+    if entry.kind == registry.LORA:
+        found = lora_file.read(lora.locate(entry.name).path)
+        return {"made_for": found.made_for or "unknown", "layers": len(found.groups)}
+    if entry.kind == registry.EMBEDDING:
+        shapes = embedding.vectors(embedding.locate(entry.name)).values()
+        return {"vectors": next(iter(shapes))[0], "features": [width for _, width in shapes]}
     if source.is_controlnet:
         return {"kind": registry.CONTROLNET, **controlnet.takes(source)}
     facts = registry.read_facts(source)
@@ -211,7 +220,7 @@ def pull(
     assert entry.repo is not None
     try:
         with display.transfer(quiet=quiet) as start:
-            pin = get(entry.repo, entry.variant, revision, start)
+            pin = get(entry.repo, entry.variant, revision, start, entry.file)
     except KeyboardInterrupt:
         streams.warn("stopped; the same command resumes the download")
         raise
@@ -272,7 +281,7 @@ def add(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Add a name for a model of your own.
+    """Add a name for a model of your own, or for a ControlNet, LoRA or embedding.
 
     The name is written to sdcli/models.toml in XDG_CONFIG_HOME, and the path of that file is printed. You can edit the
     file: an entry can also have a description, license, variant, family, and tables of parts and defaults.

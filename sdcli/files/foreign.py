@@ -9,6 +9,8 @@ None of them records everything that determines a picture. Keys that cannot be r
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -82,7 +84,10 @@ INVOKEAI_SCHEDULERS: Mapping[str, str] = {
     "tcd": "tcd",
 }
 
-_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
+_TAGS = {
+    "Prompt": re.compile(r"<hypernet:[^<>]*>"),  # tags of LoRAs are followed
+    "Negative prompt": re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>"),  # A1111 ignores them there
+}
 
 
 def translate(found: PictureInfo) -> Translation | None:
@@ -107,10 +112,10 @@ def from_parameters(fields: Mapping[str, str]) -> Translation:
     unhonoured: list[str] = []
     for key, name in (("Prompt", "prompt"), ("Negative prompt", "negative_prompt")):
         text = fields.get(key, "")
-        unhonoured += [f"{key}: {tag} is ignored; sdcli does not support such networks" for tag in _TAG.findall(text)]
+        unhonoured += [f"{key}: {tag} is ignored" for tag in _TAGS[key].findall(text)]
         if not is_sdcpp:
             unhonoured += _of_syntax(key, text)
-        recipe[name] = _TAG.sub("", text).strip()
+        recipe[name] = _TAGS[key].sub("", text).strip()
     sampler, schedule = fields.get("Sampler", ""), fields.get("Schedule type", "")
     scheduler = _sdcpp_scheduler(sampler) if is_sdcpp else schedulers.from_a1111(sampler, schedule)
     if scheduler is not None:
@@ -121,8 +126,10 @@ def from_parameters(fields: Mapping[str, str]) -> Translation:
     rng = fields.get("RNG", "not recorded")  # which means the GPU in A1111
     if rng.lower() != "cpu":
         unhonoured.append(f"RNG: {rng}; sdcli generates noise on the CPU, which can give another picture")
+    hires = {} if is_sdcpp else _hires(fields)
+    recipe |= hires
     for key, text in fields.items():
-        if key in _IGNORED or key in ("Sampler", "RNG") or (is_sdcpp and key == "Guidance"):
+        if key in _IGNORED or key in ("Sampler", "RNG", *(_HIRES if hires else ())) or (is_sdcpp and key == "Guidance"):
             continue  # sd.cpp records the guidance that is distilled into Flux as Guidance
         rule = _FIELDS.get(key)
         taken = rule(text, recipe) if rule else None
@@ -162,7 +169,41 @@ def _eta(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _hashes(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {} if re.fullmatch(r'\{"model": "[0-9a-f]*"\}', text) else None
+    """Accept the hashes of the model, of LoRAs and of embeddings, which other fields have too."""
+    try:
+        names = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(names, dict) and all(key == "model" or key.startswith(("lora:", "embed:")) for key in names)
+    return {} if known else None
+
+
+def _embeddings(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {"embedding": list(hashes_of(text))} if hashes_of(text) else None
+
+
+def hashes_of(text: str) -> dict[str, str]:
+    """Parse a field such as `Lora hashes`, "name: hash, name: hash", to hashes by name."""
+    pairs = (each.strip().rpartition(": ") for each in text.split(","))
+    return {name: digest for name, _, digest in pairs if name and re.fullmatch(r"[0-9a-f]{8,64}", digest)}
+
+
+_HIRES = ("Denoising strength", "Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
+
+
+def _hires(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Translate the fields of a second pass; {} if there is none, or with an upscaler that has no counterpart.
+
+    `Hires steps` counts the steps that are run, 0 or absent those of the first pass.
+    """
+    size = fields.get("Hires resize") or fields.get("Hires upscale")
+    upscaler = fields.get("Hires upscaler", "").lower()
+    strength = _real("s")(fields.get("Denoising strength", ""), {})
+    if size is None or strength is None or not 0 < strength["s"] <= 1 or upscaler not in ("latent", "lanczos"):
+        return {}
+    run = fields.get("Hires steps", "0")
+    steps = {"hires_steps": math.ceil(int(run) / strength["s"])} if re.fullmatch(r"[1-9]\d{0,3}", run) else {}
+    return {"hires": size, "hires_upscaler": upscaler, "hires_strength": strength["s"], **steps}
 
 
 # From a field's text and the recipe so far to keys of a recipe; None if it cannot be reproduced.
@@ -175,6 +216,8 @@ _FIELDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any] | None]]
     "Eta": _eta,
     "Eta DDIM": _eta,
     "Hashes": _hashes,
+    "Lora hashes": lambda text, recipe: {} if hashes_of(text) else None,  # compared in a replay
+    "TI hashes": _embeddings,
 }
 
 

@@ -118,6 +118,15 @@ def is_lora(header: families.Header) -> bool:
     return any(name.endswith(ends) for name in header.tensors)
 
 
+def kind_of(path: Path) -> str | None:
+    """Return the kind of add-on that a file is, "lora" or "embedding", or None. Raises what `read_header` raises."""
+    header = families.read_header(path)
+    if is_lora(header):
+        return "lora"
+    shapes = [entry.shape for entry in header.tensors.values()]
+    return "embedding" if 0 < len(shapes) <= 2 and all(len(shape) <= 2 for shape in shapes) else None
+
+
 def read(path: Path) -> LoraFile:
     """Read the header of a LoRA file.
 

@@ -44,6 +44,8 @@ class ModelEntry:
     url: str | None = None
     """The web page of a model that is not on the hub in `.safetensors`; the user downloads it and adds it."""
     variant: str | None = None
+    file: str | None = None
+    """The file of a LoRA or embedding in a repository with several."""
     family: str | None = None
     """For a single file, the family of its configs; for a ControlNet or a LoRA, the family of models it fits."""
     kind: str = MODEL

@@ -11,7 +11,7 @@ from sdcli import config
 from sdcli.config import PARTS
 from sdcli.errors import ModelNotFound, UsageError
 from sdcli.files.user_files import rewrite
-from sdcli.models import registry
+from sdcli.models import lora_file, registry
 from sdcli.models.source import Source
 from sdcli.terminal.spelling import nearest
 
@@ -90,6 +90,10 @@ def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
         whole = Source(path.absolute(), parts=tuple(parts.items()))
         if whole.is_controlnet:
             return {"folder": str(whole.path), "kind": registry.CONTROLNET}
+        if whole.is_file and not parts:
+            kind = lora_file.kind_of(whole.path)
+            if kind is not None:
+                return {"folder": str(whole.path), "kind": kind}
         registry.read_facts(whole)
         whole.index()
         return {"folder": str(whole.path), **extra}

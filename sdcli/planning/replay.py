@@ -21,12 +21,14 @@ from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
 from sdcli.files.reading import Files, file_bytes, is_stream, is_stream_name
 from sdcli.models import addons, located, other_names, registry
-from sdcli.models.digest import file_sha256
+from sdcli.models.addons import lora
+from sdcli.models.digest import file_sha256, tensors_sha256
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.planning.warnings import RecipeWarning
+from sdcli.recipe.lora import file_stem
 from sdcli.recipe.paths import exchange, paths_of
 from sdcli.recipe.recipe import MAX_SEED, Recipe, keys
 
@@ -98,11 +100,11 @@ def read_recorded(
     entry = registry.find(recipe["model"])
     try:
         place = located.locate(entry)
-        if found.recipe is None:
-            recipe |= _clip_skip(found, recipe, place.facts)
-        whole = resolve.resolve(place, recipe, user=False, files=files)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or select the model with -m") from error
+    if found.recipe is None:
+        recipe |= _clip_skip(found, recipe, place.facts)
+    whole = resolve.resolve(place, recipe, user=False, files=files)
     resolved = whole.recipe
     if found.recipe is None:
         warnings += _of_text(found, resolved, place.facts, whole.weights)
@@ -258,6 +260,18 @@ def other_weights(origin: Recorded) -> Iterator[RecipeWarning]:
             yield RecipeWarning(problem, hint, "model")
     for kind, each in _changed_addons(origin.weights, found.chunk.get("addons")):
         yield RecipeWarning(each, "install the original one", kind)
+    if found.recipe is None:
+        yield from _other_loras(found, origin.weights)
+
+
+def _other_loras(found: PictureInfo, weights: Weights) -> Iterator[RecipeWarning]:
+    """Warn about LoRAs that do not have the hash that A1111 recorded."""
+    recorded = foreign.hashes_of(found.fields.get("Lora hashes", ""))
+    for each in weights.of_kind(lora.KIND):
+        then, path = recorded.get(file_stem(each.name)), each.source.path
+        if then is not None and not tensors_sha256(path).startswith(then) and not each.source.sha256.startswith(then):
+            problem = f"Lora hashes: {each.name} is not the file with the hash {then}"
+            yield RecipeWarning(problem, "install the original one", "lora")
 
 
 def _batch(found: PictureInfo, recipe: Recipe) -> tuple[list[int], int]:

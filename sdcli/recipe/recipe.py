@@ -285,7 +285,7 @@ class Recipe:
         else:
             unset = {each.name: each.default for each in fields(Condition)}
             omitted |= {"prompt", *(key for key in TEXT_KEYS if getattr(self.condition, key) == unset[key])}
-        parts: dict[str | None, Any] = {None: self, **vars(self)}
+        parts: dict[Any, Any] = {None: self, **vars(self)}
         flat = {key: getattr(parts[part], key) for part, key in _places() if key not in omitted}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
 

@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 from sdcli.errors import InvalidRecipe
 from sdcli.making.maker import LocalMaker, Task
 from sdcli.models import loading, located
+from sdcli.models.digest import tensors_sha256
 from sdcli.models.source import Source
 from sdcli.planning import resolve
 from sdcli.recipe.lora import Lora, extract
@@ -146,7 +148,7 @@ REFUSED = {
     "numbers that are not finite": (["--lora", "nan.safetensors"], "not finite"),
     "no tensors": (["--lora", "zero.safetensors"], "zero.safetensors is an empty file"),
     "a model": (["--lora", "kit"], "kit is a model, not a LoRA"),
-    "the folder of a model": (["--lora", "./model"], "is a whole model, not a LoRA"),
+    "the folder of a model": (["--lora", "./model"], "./model is a model, not a LoRA"),
     "no file": (["--lora", "nowhere.safetensors"], "no LoRA 'nowhere.safetensors'"),
 }
 
@@ -230,3 +232,39 @@ def test_the_warm_process_takes_loras_and_the_api_by_name_only(run, here, sd15, 
             for path in (str(here / "a.safetensors"), "../a.safetensors"):
                 with pytest.raises(openai.NotFoundError, match="no LoRA"):
                     picture(lora=[path])
+
+
+def test_names_of_ones_own(run, here):
+    assert run("models", "add", "ink", "a.safetensors").status == 0
+    shown = json.loads(run("models", "show", "ink", "--json").stdout)
+    assert (shown["kind"], shown["layers"]) == ("lora", 100)
+    assert made(run, "a fox", "--lora", "ink:0.5") == made(run, "a fox", "--lora", "a.safetensors:0.5")
+    assert "--lora ink" in run("generate", "a fox", "-m", "ink").stderr
+    completed = run(
+        env={"_SDCLI_COMPLETE": "complete_bash", "COMP_WORDS": "sdcli generate x --lora in", "COMP_CWORD": "4"}
+    )
+    assert b"ink" in completed.stdout
+
+
+def test_a_picture_of_automatic1111_is_replayed_with_its_loras(run, here, loras):
+    text = (
+        "a fox <lora:a:0.8>\nSteps: 2, Sampler: DDIM, CFG scale: 7, Seed: 3, Size: 64x64, RNG: CPU, "
+        'Denoising strength: 0.5, Hires upscale: 1.5, Hires steps: 2, Hires upscaler: Lanczos, Lora hashes: "a: {}"'
+    )
+    named = {"SDCLI_LORA_DIR": str(loras)}
+    for name, digest in (("same", tensors_sha256(loras / "a.safetensors")[:12]), ("other", "0123456789ab")):
+        chunks = PngInfo()
+        chunks.add_text("parameters", text.format(digest))
+        Image.new("RGB", (96, 96)).save(here / f"{name}.png", pnginfo=chunks)
+        done = run("replay", f"{name}.png", "-m", "model", "--json", "-o", f"r-{name}.png", env=named)
+        assert done.status == 0, done.stderr
+        assert ("is not the file with the hash" in done.stderr) == (name == "other")
+        recipe = json.loads(run("info", f"r-{name}.png", "--json").stdout)["recipe"]
+        assert (recipe["lora"], recipe["prompt"]) == (["a:0.8"], "a fox")
+        assert [recipe[key] for key in ("hires", "hires_upscaler", "hires_strength", "hires_steps")] == [
+            "96x96", "lanczos", 0.5, 4,
+        ]  # fmt: skip
+    missing = run("replay", "same.png", "-m", "model", "-o", "r.png")
+    assert missing.status == 3
+    assert "no LoRA 'a'" in missing.stderr
+    assert "select the model" not in missing.stderr

@@ -33,7 +33,7 @@ class Names:
         if entry is not None and entry.kind != self.kind:
             raise self._another(name, entry.kind)
         if entry is not None:
-            return self._in(registry.locate(entry).path, name)
+            return self._in(registry.locate(entry).path / (entry.file or ""), name)
         path = Path(name).expanduser()
         if path.exists():
             return self._in(path, name)

@@ -34,8 +34,12 @@ _CLASS_PARTS = (("unet", "vae", "class_embedder", "scheduler"), ("transformer", 
 _OPTIONAL = ("text_encoder_2", "tokenizer_2")  # SDXL's
 
 
-def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
-    """Return the files to download out of all `paths` of a repository, sorted.
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+"""The files of LoRAs in repositories of diffusers and PEFT."""
+
+
+def needed(paths: Collection[str], variant: str | None = None, file: str | None = None) -> list[str]:
+    """Return the files to download out of all `paths` of a repository, sorted: only `file` if that is given.
 
     These are configs, tokenizers, and one set of weights for each component: those of `variant` if there are any,
     otherwise the default ones, otherwise fp16 or bf16, in `.safetensors`, in one file or in shards. Loading makes the
@@ -44,6 +48,11 @@ def needed(paths: Collection[str], variant: str | None = None) -> list[str]:
     Raises ModelError if `paths` are not in diffusers' layout, ModelUnsafe if a component only has pickles, and
     ModelCorrupt if a component has no weights.
     """
+    alone = [file] if file else [each for each in LORA_FILES if each in paths and INDEX not in paths]
+    if alone:
+        if alone[0] not in paths:
+            raise ModelError(f"it has no file {alone[0]}", "check the entry of this name")
+        return sorted({alone[0], *({"adapter_config.json"} & set(paths))})
     is_component = any(path.startswith(STEMS[0]) for path in paths)  # a single component, such as a ControlNet
     if INDEX not in paths and CONFIG in paths and is_component:
         return sorted({CONFIG, *({palette.FILE} & set(paths)), *_weights("", paths, variant)})

@@ -37,8 +37,12 @@ from sdcli.terminal.display import OnBytes, format_size
 _AGAIN = "run the same command again; it resumes the download"
 
 
-def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], OnBytes]) -> lock.Pin:
+def pull(
+    repo: str, variant: str | None, revision: str, start: Callable[[int], OnBytes], file: str | None = None
+) -> lock.Pin:
     """Download the needed files of `repo` at `revision`, and pin the commit and their hashes in the lock file.
+
+    With `file` it is only that file.
 
     Files that are present are verified and kept. `start` is called with the total number of bytes, and returns the
     progress callback.
@@ -50,7 +54,7 @@ def pull(repo: str, variant: str | None, revision: str, start: Callable[[int], O
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with _explained(repo, revision):
         commit, listed = list_files(repo, revision)
-        files = [listed[path] for path in _needed(repo, listed, variant)]
+        files = [listed[path] for path in _needed(repo, listed, variant, file)]
         with locked(lock.cache_folder(repo)):
             _check_space(repo, commit, files)
             on_bytes = start(sum(file.size for file in files))
@@ -73,9 +77,9 @@ def free(repo: str, revision: str) -> None:
             raise OutputError(f"cannot delete {repo} from the cache: {error}", "check its permissions") from error
 
 
-def _needed(repo: str, listed: Mapping[str, RemoteFile], variant: str | None) -> Sequence[str]:
+def _needed(repo: str, listed: Mapping[str, RemoteFile], variant: str | None, file: str | None) -> Sequence[str]:
     try:
-        return needed(listed, variant)
+        return needed(listed, variant, file)
     except ModelError as error:
         raise type(error)(f"{repo} cannot be used: {error.message}", error.hint) from error
 
