@@ -619,7 +619,7 @@ def test_in_the_background_it_returns_when_it_is_ready(run, sd15, tmp_path):
         assert os.getsid(pid) == pid  # no signals of the terminal
         assert run("generate", "x", "-m", sd15, *FAST, env={"SDCLI_SOCKET": "s.sock"}).status == 0
         assert post(url, {"prompt": "x", "steps": 1})[0] == 200
-        assert (tmp_path / "log").read_text().count("POST /") == 2
+        wait_for(lambda: (tmp_path / "log").read_text().count("POST /") == 2)  # written after the reply
     finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
         wait_for(lambda: not (tmp_path / "pid").exists())
