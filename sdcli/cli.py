@@ -31,7 +31,7 @@ from sdcli.commands.serve import serve
 from sdcli.commands.synthesize import synthesize
 from sdcli.commands.train import train
 from sdcli.commands.trained import export, measure
-from sdcli.config import misspelt
+from sdcli.config import misspelt, without_effect
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
 from sdcli.terminal import signals
 from sdcli.terminal.streams import complain, show_traceback, warn
@@ -88,6 +88,8 @@ def _root(
         os.environ["SDCLI_CONFIG"] = config_file
     for name, near in misspelt():
         warn(f"unknown variable {name}; did you mean {near}?")
+    for name in without_effect():
+        warn(f"{name} has no effect: it belongs to a single picture, and can only be given as an option")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -43,7 +43,7 @@ _MAX_STATEMENT = 100
 """Lines of a statement in which the line of a fault is found exactly."""
 GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
-OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET")
+OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger", "file")
 KINDS = ("model", "controlnet", "lora", "embedding")
 PARTS = (
@@ -149,8 +149,16 @@ def misspelt() -> Iterator[tuple[str, str]]:
     """Yield each unknown variable that resembles a known one, with the known one."""
     known = [*OTHER_VARIABLES, *(PREFIX + key.upper() for key in (*GENERAL, *recipe_keys()))]
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in (*known, *without_effect()):
             yield from ((name, near) for near in difflib.get_close_matches(name, known, n=1, cutoff=0.85))
+
+
+def without_effect() -> Iterator[str]:
+    """Yield each variable that is named after a key of a single picture, which cannot have a default."""
+    settable = recipe_keys()
+    for key in _keys():
+        if key not in settable and key not in GENERAL and os.environ.get(PREFIX + key.upper()):
+            yield PREFIX + key.upper()
 
 
 def general(key: str, given: str | None, otherwise: str | None = None) -> Setting:

@@ -297,6 +297,18 @@ def test_variables_that_nobody_reads(monkeypatch):
     assert list(config.misspelt()) == [("SDCLI_STPES", "SDCLI_STEPS")]
 
 
+def test_variables_of_what_belongs_to_a_single_picture(run, monkeypatch):
+    """They look as if they were read, and an option of that name exists."""
+    variables = {f"SDCLI_{key.upper()}": "1" for key in ("strength", "prompt", "mask_image", "padding")}
+    monkeypatch.setenv("SDCLI_IMAGE", "")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert set(config.without_effect()) == set(variables)
+    assert list(config.misspelt()) == []
+    done = run("config", "show", env={"SDCLI_STRENGTH": "0.3"})
+    assert "warning: SDCLI_STRENGTH has no effect" in done.stderr
+
+
 def test_model_and_output(home, monkeypatch):
     assert (config.model(None), config.output(None)) == ("kit", None)
     (home / "config.toml").write_text('[defaults]\nmodel = "sd15"\noutput = "out/"\n')

@@ -49,6 +49,15 @@ def pixels_in(path: Path) -> np.ndarray:
         return np.array(picture)
 
 
+def test_inpaint_without_a_mask_says_what_a_mask_is(run: Run, photo):
+    done = run("inpaint", "photo.png", "a fox")
+    assert done.status == 2
+    error, hint = done.stderr.splitlines()
+    assert error == "error: sdcli inpaint needs --mask"
+    assert "--mask FILE" in hint
+    assert "--mask alpha" in hint
+
+
 def test_inpaint_returns_what_is_not_masked_to_the_bit(run: Run, sd15: Path, photo, tmp_path: Path):
     done = run("inpaint", "photo.png", "a fox", "--mask", "mask.png", "-m", sd15, "-o", "out.png", *FAST)
     assert done.status == 0, done.stderr

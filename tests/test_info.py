@@ -62,6 +62,26 @@ def test_many_files_are_one_line_each_and_one_that_cannot_be_read_hides_no_other
     assert text == run("info", fox).stdout.decode() + "\n" + run("info", other).stdout.decode()
 
 
+def test_the_digests_of_the_model_and_of_its_add_ons_are_shown(capsys, tmp_path):
+    addons = [{"kind": "lora", "name": "ink", "scale": 0.7, "sha256": "cd" * 32}]
+    path = tmp_path / "fox.png"
+    path.write_bytes(png_bytes(IMAGE, recipe(), extra={"model_digest": "ab" * 32, "addons": addons}))
+    lines = dict(line.split(":", 1) for line in shown(capsys, path).splitlines())
+    assert lines["model_digest"].strip() == "ab" * 32
+    assert lines["lora ink"].strip() == f"sha256 {'cd' * 32}"
+    told = json.loads(shown(capsys, path, json=True))
+    assert (told["model_digest"], told["addons"]) == ("ab" * 32, addons)
+
+
+@pytest.mark.parametrize("addons", [None, 3, "x", [1, {}], {"a": 1}])
+def test_digests_of_any_type_are_no_bug(capsys, tmp_path, addons):
+    path = tmp_path / "fox.png"
+    path.write_bytes(png_bytes(IMAGE, recipe(), extra={"model_digest": [1], "addons": addons}))
+    info([str(path)])
+    info([str(path)], json=True)
+    assert "model_digest:" in capsys.readouterr().out
+
+
 def test_json_is_one_line_with_all_there_is(capsys, fox):
     out = shown(capsys, fox, json=True)
     assert out.count("\n") == 1

@@ -90,6 +90,8 @@ def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:
         "writer": found.writer,
         "recipe": found.recipe,
         "software": dict(found.software),
+        "model_digest": found.chunk.get("model_digest"),
+        "addons": found.chunk.get("addons", []),
         "parameters": found.parameters,
         "fields": dict(found.fields),
     }
@@ -107,6 +109,7 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
     # what a picture contains never replaces a line of this command
     pairs |= {f"metadata {key}" if key in _OWN else key: value for key, value in content.items() if value != ""}
     if found.recipe is not None:
+        pairs |= _digests(found)
         pairs["software"] = ", ".join(f"{name} {number}" for name, number in found.software.items())
     if found.intact is False:
         pairs["pixels"] = "changed since they were written"
@@ -124,3 +127,12 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
 
 
 _OWN = ("file", "format", "size", "writer", "software", "pixels", "metadata", "command")
+
+
+def _digests(found: PictureInfo) -> dict[str, Any]:
+    """The digests of the model and of each add-on, where they are recorded."""
+    addons = found.chunk.get("addons")
+    named = [each for each in addons if isinstance(each, dict)] if isinstance(addons, list) else []
+    digests = {f"{each.get('kind')} {each.get('name')}": f"sha256 {each.get('sha256')}" for each in named}
+    model = found.chunk.get("model_digest")
+    return {**({} if model is None else {"model_digest": model}), **digests}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sdcli.commands import options, pictures
+from sdcli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -15,14 +16,15 @@ class Repainting:
     """Options that select the part to repaint."""
 
     mask_image: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--mask",
             metavar="MASK",
             rich_help_panel=options.PICTURE,
-            help="An image that is white where IMAGE is repainted, or 'alpha' for IMAGE's transparent part.",
+            help="An image that is white where IMAGE is repainted, or 'alpha' for IMAGE's transparent part. Required.",
+            show_default=False,
         ),
-    ]
+    ] = None
     invert_mask: Annotated[
         bool | None,
         typer.Option("--invert-mask", rich_help_panel=options.PICTURE, help="Repaint where the mask is black."),
@@ -65,4 +67,9 @@ def inpaint(
 
         sdcli inpaint photo.png "a red door" --mask door.png
     """
+    if repainting.mask_image is None:
+        raise UsageError(
+            "sdcli inpaint needs --mask",
+            "give --mask FILE, an image that is white where to repaint, or --mask alpha for IMAGE's transparent part",
+        )
     pictures.make(options.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)

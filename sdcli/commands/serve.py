@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -57,33 +58,106 @@ def serve(
             show_default="never",
         ),
     ] = None,
+    background: Annotated[
+        bool,
+        typer.Option(
+            "--background", help="Return when it is ready, and continue in the background.", show_default=False
+        ),
+    ] = False,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            "--log",
+            metavar="FILE",
+            help="Append messages to this file, with --background.",
+            show_default="none are kept",
+        ),
+    ] = None,
+    pid_file: Annotated[
+        str | None,
+        typer.Option("--pid-file", metavar="FILE", help="Write the process ID to this file, and remove it at the end."),
+    ] = None,
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            "--max-connections",
+            metavar="N",
+            min=1,
+            max=10_000,
+            help="How many connections an address takes; a further one replaces the one that is idle longest.",
+        ),
+    ] = 128,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            "--request-timeout",
+            metavar="SECONDS",
+            min=0.1,
+            help="Close a connection whose request has not arrived completely after this long.",
+        ),
+    ] = 30,
+    max_upload: Annotated[
+        int, typer.Option("--max-upload", metavar="MIB", min=1, help="The largest form with pictures, in MiB.")
+    ] = 64,
+    max_upload_megapixels: Annotated[
+        float,
+        typer.Option("--max-upload-megapixels", metavar="N", min=0.01, help="The largest picture in a form, by area."),
+    ] = 25,
     max_megapixels: Annotated[
         float,
         typer.Option(
             "--max-megapixels", metavar="N", min=0.01, help="The largest picture that the images API makes, by area."
         ),
     ] = 4.2,
+    max_prompt: Annotated[
+        int,
+        typer.Option("--max-prompt", metavar="CHARACTERS", min=1, help="The longest prompt that the images API takes."),
+    ] = 8000,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print no line for each request.", show_default=False)
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error.", show_default=False)
     ] = False,
 ) -> None:
     """Keep models loaded and make pictures for other commands.
 
-    Commands use the process if SDCLI_SOCKET names its socket. It prints its address when it is ready, and makes one
-    picture at a time. On SIGINT or SIGTERM it finishes the current picture and refuses those that wait; a second signal
-    cancels the current picture.
+    Commands use the process if SDCLI_SOCKET names its socket. It prints its address when it is ready, a line on stderr
+    for each request, and makes one picture at a time. On SIGINT or SIGTERM it finishes the current picture and refuses
+    those that wait; a second signal cancels the current picture.
 
-        sdcli serve --socket sdcli.sock -m kit --idle-exit 600 &
+        sdcli serve --socket sdcli.sock -m kit --idle-exit 600 --background
         SDCLI_SOCKET=sdcli.sock sdcli generate "arctic fox"
         sdcli serve --port 8188
     """
     if socket is None and port is None:
         raise UsageError("sdcli serve needs an address to listen on", "give --socket PATH, --port N or both")
+    if log is not None and not background:
+        raise UsageError("--log has no effect without --background", "add --background, or redirect stderr: 2>> FILE")
+
+    def run(on_ready: Callable[[], None]) -> int:
+        process, limits = _import()
+        bounds = limits.Limits(
+            max_connections, request_timeout, max_upload, max_upload_megapixels, max_megapixels, max_prompt
+        )
+        models, files = tuple(model or ()), pid_file
+        service = process.Service(socket, port, models, keep, queue, idle_exit, bounds, files, quiet, debug, on_ready)
+        status: int = process.run(service)
+        return status
+
+    if background:
+        from sdcli.serving import background as child
+
+        raise typer.Exit(child.start(run, (socket is not None) + (port is not None), log))
+    raise typer.Exit(run(lambda: None))
+
+
+def _import() -> tuple[Any, Any]:
+    """Import what serves; FastAPI and uvicorn are an optional part."""
     try:
-        from sdcli.serving import process
+        from sdcli.serving import limits, process
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("fastapi", "uvicorn", "pydantic", "starlette"):
             raise
         raise UsageError(f"sdcli serve needs the package {error.name}", "pip install 'sdcli[serve]'") from error
-    service = process.Service(socket, port, tuple(model or ()), keep, queue, idle_exit, debug, max_megapixels)
-    raise typer.Exit(process.run(service))
+    return process, limits

@@ -12,8 +12,10 @@ MKL_NUM_THREADS or OMP_NUM_THREADS, and at most its number of processors.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
+import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -22,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, errors
-from sdcli.errors import InvalidRecipe, SdcliError, ServerUnavailable
+from sdcli.errors import InvalidRecipe, SdcliError, ServerBusy, ServerUnavailable, UsageError
 from sdcli.making.maker import OnStep, Task, finished
 from sdcli.making.picture import Picture
 from sdcli.models.weights import Weights
@@ -33,10 +35,15 @@ if TYPE_CHECKING:
     from socket import socket
 
 VARIABLE = "SDCLI_SOCKET"
+WAIT_VARIABLE = "SDCLI_WAIT"
 VERSION_HEADER = "X-Sdcli-Version"
 PATH = "/pictures"
 MAX_LINE_BYTES = 2**30
 BUG_HINT = "this is a bug in sdcli; run again with --debug for the traceback, and report it"
+
+
+_SECONDS_BETWEEN = 0.5
+"""Time between two requests to a process whose queue is full."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,24 @@ def socket_path() -> str | None:
     return os.environ.get(VARIABLE) or None
 
 
+def _seconds_to_wait() -> float:
+    """Return how long to wait for a place in the queue. Raises UsageError for an invalid SDCLI_WAIT."""
+    text = os.environ.get(WAIT_VARIABLE) or "0"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise UsageError(f"{WAIT_VARIABLE} is {text!r}", "give a number of seconds, such as 60")
+    return seconds
+
+
 class WarmMaker:
     """Makes pictures in the process that listens at `path`; see `sdcli.making.maker.Maker`.
 
     A future has the exception of the other process, ServerUnavailable if it does not answer, or ServerBusy if too many
-    requests wait. After its first picture is accepted, the other pictures of a command are never refused.
+    requests wait, and still do after SDCLI_WAIT seconds. After its first picture is accepted, the other pictures of a
+    command are never refused.
     """
 
     capacity = 1
@@ -73,9 +93,19 @@ class WarmMaker:
         return finished(lambda: self._make(task, on_step))
 
     def _make(self, task: Task, on_step: OnStep) -> list[Picture]:
-        pictures = _ask(self.path, task, on_step, self._under_way)
-        self._under_way = True
-        return pictures
+        give_up = time.monotonic() + _seconds_to_wait()
+        while True:
+            try:
+                pictures = _ask(self.path, task, on_step, self._under_way)
+            except ServerBusy as error:
+                left = give_up - time.monotonic()
+                if left <= 0:
+                    hint = f"wait for a place with {WAIT_VARIABLE}=SECONDS, or start it with a larger --queue"
+                    raise ServerBusy(error.message, hint) from error
+                time.sleep(min(left, _SECONDS_BETWEEN))
+            else:
+                self._under_way = True
+                return pictures
 
 
 def to_wire(event: object) -> dict[str, Any]:

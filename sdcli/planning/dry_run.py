@@ -264,7 +264,7 @@ def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
         "memory": memory_in_words(memory),
         "seconds": "unknown: no similar picture was measured"
         if recorded["seconds"] is None
-        else f"about {recorded['seconds']:g}",
+        else f"about {recorded['seconds']:g}, plus loading the model",
     }
     margin = max(map(len, pairs)) + 2
     return (f"{key + ':':<{margin}}{' '.join(str(value).split())}" for key, value in pairs.items())
@@ -278,7 +278,7 @@ def memory_in_words(memory: Mapping[str, Any]) -> str:
     """Format an estimate of memory."""
     return (
         f"about {gib(memory['peak'])} on {memory['device']} in {memory['dtype']}: weights "
-        f"{gib(memory['weights'])}, activations {gib(memory['activations'])}"
+        f"{gib(memory['weights'])}, activations {gib(memory['activations'])}; plus PyTorch itself"
     )
 
 

@@ -7,83 +7,158 @@ image is repainted, or the whole image if it has none.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import replace
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from fastapi import HTTPException, Request
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sdcli.errors import InputError, InvalidRecipe
+from sdcli.errors import InvalidRecipe
 from sdcli.recipe.paths import ALPHA
 from sdcli.recipe.recipe import INPUT_KEYS, Initial, keys, parse_value
+from sdcli.serving.limits import Limits
+from sdcli.serving.refusals import UnfitFile, about
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sdcli.files.canvas import InitialImage
+    from sdcli.files.pictures import Decoded
 
 FILES = ("image", "image[]", "mask")
+MAX_FIELDS = 100
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # otherwise its log goes to stderr
+_REPAINT = "make the part to repaint transparent"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file of a form: the last part of its name, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser, which reads text that is not of the form's charset as Latin-1; this one refuses it."""
+
+    def on_headers_finished(self) -> None:
+        self._check(self._current_part.content_disposition or b"", "a name")
+        super().on_headers_finished()
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            self._check(bytes(self._current_part.data), self._current_part.field_name)
+        super().on_part_end()
+
+    def _check(self, data: bytes, what: str) -> None:
+        try:
+            data.decode(self._charset)
+        except (UnicodeDecodeError, LookupError) as error:
+            raise MultiPartException(f"{what} is not valid {self._charset}; send the form as UTF-8") from error
+
+
+@asynccontextmanager
+async def read_form(request: Request) -> AsyncIterator[FormData]:
+    """Read a form whose text is valid in its charset, and remove its files from disk at the end."""
+    async with aclosing(request.stream()) as stream:
+        try:
+            form = await _Parser(request.headers, stream, max_files=2, max_fields=MAX_FIELDS).parse()
+        except MultiPartException as error:
+            raise HTTPException(400, error.message) from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def fields(form: FormData) -> dict[str, Any]:
-    """Return the form's fields except files, with numbers and booleans converted as in JSON."""
+    """Return the form's fields except files: keys of a recipe by their type, the others as the texts that they are."""
     values: dict[str, Any] = {}
     for key, value in form.items():
         if key in FILES:
             continue
         if not isinstance(value, str):
             raise InvalidRecipe(f"{key} is a file", "send files as image and mask", key)
-        values[key] = value
-        if key in keys() and key not in ("prompt", "model", *INPUT_KEYS):
-            values[key] = parse_value(key, value)
-        elif key not in ("prompt", "model", "size"):
-            with suppress(ValueError):
-                values[key] = json.loads(value)
+        is_option = key in keys() and key not in ("prompt", "model", *INPUT_KEYS)
+        values[key] = parse_value(key, value) if is_option else value
     return values
 
 
-async def initial(form: FormData) -> tuple[dict[str, Any], InitialImage]:
+async def files(form: FormData) -> tuple[Upload, Upload | None]:
+    """Return the image and the mask. Raises InvalidRecipe unless there is one image, and at most one mask, as files."""
+    images = [each for key in ("image", "image[]") for each in form.getlist(key)]
+    masks = form.getlist("mask")
+    if len(images) != 1 or not isinstance(images[0], UploadFile):
+        raise InvalidRecipe(f"the form has {len(images)} files named image", "send one", "image")
+    if len(masks) > 1 or not all(isinstance(each, UploadFile) for each in masks):
+        raise InvalidRecipe("mask is not a file", "send it as a file, or omit it", "mask")
+    mask = await _upload(masks[0], "mask") if masks and isinstance(masks[0], UploadFile) else None
+    return await _upload(images[0], "image"), mask
+
+
+async def _upload(file: UploadFile, otherwise: str) -> Upload:
+    name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
+    return Upload(name or otherwise, await file.read())
+
+
+def initial(image: Upload, mask: Upload | None, limits: Limits) -> tuple[dict[str, Any], InitialImage]:
     """Return the recipe keys of the files, with the names they were sent under, and the decoded pictures.
 
-    Raises InvalidRecipe unless the form has one image, and InputError for a file that is not a picture or does not fit.
+    Raises UnfitFile for a file that is not a picture or does not fit, and InvalidRecipe for one with too many pixels.
     """
-    sent = [each for key in ("image", "image[]") for each in form.getlist(key)]
-    if len(sent) != 1 or not isinstance(sent[0], UploadFile):
-        raise InvalidRecipe(f"the form has {len(sent)} files named image", "send one", "image")
-    mask = form.get("mask")
-    if mask is not None and not isinstance(mask, UploadFile):
-        raise InvalidRecipe("mask is not a file", "send it as a file, or omit it", "mask")
-    named = {"image": sent[0].filename or "image"}
-    image_data = await sent[0].read()
-    mask_data = None
-    if mask is not None:
-        named["mask_image"] = mask.filename or "mask"
-        mask_data = await mask.read()
-    return _decoded(named, image_data, mask_data)
-
-
-def _decoded(
-    named: Mapping[str, str], image_data: bytes, mask_data: bytes | None
-) -> tuple[dict[str, Any], InitialImage]:
     from PIL import ImageChops
 
-    from sdcli.files import canvas, pictures
+    from sdcli.files import canvas
 
-    recorded: dict[str, Any] = dict(named)
-    decoded = pictures.decode(image_data, named["image"])
-    image, warnings = decoded.picture, decoded.warnings
-    mask, mask_sha256 = None, None
-    if mask_data is not None:
-        found = pictures.decode(mask_data, named["mask_image"], "mask_image")
-        picture, warnings = found.picture, (*warnings, *found.warnings)
-        if picture.mode != "RGBA":
-            raise InputError(f"{named['mask_image']} has no transparent part", "make the part to repaint transparent")
-        mask, mask_sha256 = ImageChops.invert(picture.getchannel("A")), hashlib.sha256(mask_data).hexdigest()
-    elif image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 128:  # type: ignore[operator]
-        mask, recorded["mask_image"] = ImageChops.invert(image.getchannel("A")), ALPHA
-    image_sha256 = hashlib.sha256(image_data).hexdigest()
-    prepared = canvas.prepare(image, mask, Initial(**recorded), image_sha256, mask_sha256)
+    recorded: dict[str, Any] = {"image": image.name}
+    decoded = _decode(image, "image", limits)
+    picture, warnings, white, mask_sha256 = decoded.picture, decoded.warnings, None, None
+    if mask is not None:
+        recorded["mask_image"] = mask.name
+        found = _decode(mask, "mask", limits)
+        warnings = (*warnings, *found.warnings)
+        white, mask_sha256 = _white(found.picture, picture), hashlib.sha256(mask.data).hexdigest()
+    elif picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 128:  # type: ignore[operator]
+        white, recorded["mask_image"] = ImageChops.invert(picture.getchannel("A")), ALPHA
+    image_sha256 = hashlib.sha256(image.data).hexdigest()
+    with about("image" if mask is None else "mask", "make more of it transparent"):
+        prepared = canvas.prepare(picture, white, Initial(**recorded), image_sha256, mask_sha256)
     return recorded, replace(prepared, warnings=(*warnings, *prepared.warnings))
+
+
+def _decode(upload: Upload, param: str, limits: Limits) -> Decoded:
+    """Decode a picture, after its size was compared with the limit."""
+    from PIL import Image
+
+    from sdcli.files import pictures
+    from sdcli.files.reading import decoding
+
+    with about(param):
+        if upload.data:
+            with decoding(upload.name), Image.open(BytesIO(upload.data)) as image:
+                size = image.size
+            limits.check_upload(size, param)
+        return pictures.decode(upload.data, upload.name, "image" if param == "image" else "mask_image")
+
+
+def _white(mask: Image.Image, image: Image.Image) -> Image.Image:
+    """Return a mask that is white where `mask` is transparent, of the image's size."""
+    from PIL import ImageChops
+
+    if mask.mode != "RGBA":
+        raise UnfitFile("the mask has no transparent part", _REPAINT, "mask")
+    if mask.size != image.size:
+        sizes = f"the mask is {mask.width}×{mask.height} and the image {image.width}×{image.height}"
+        raise UnfitFile(sizes, "send a mask of the image's size", "mask")
+    if mask.getchannel("A").getextrema()[0] >= 128:  # type: ignore[operator]
+        raise UnfitFile("the mask has nothing to repaint: no part of it is transparent", _REPAINT, "mask")
+    return ImageChops.invert(mask.getchannel("A"))
 
 
 def check_size(size: str | None, given: InitialImage) -> None:
@@ -91,3 +166,16 @@ def check_size(size: str | None, given: InitialImage) -> None:
     own = f"{given.image.width}x{given.image.height}"
     if size not in (None, "auto", own):
         raise InvalidRecipe(f"size is {size!r}, and an edit has the size of its image", f"use {own}", "size")
+
+
+def is_transparent(given: InitialImage, pngs: list[bytes]) -> bool:
+    """Whether any of the pictures has transparent pixels, which only an image with an alpha channel leaves."""
+    from PIL import Image
+
+    if given.image.mode != "RGBA" or given.mask is None:
+        return False
+    for png in pngs:
+        with Image.open(BytesIO(png)) as picture:
+            if picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+                return True
+    return False

@@ -69,18 +69,32 @@ class Line:
         """Whether a job is running or waiting."""
         return bool(self._jobs)
 
-    def join(self, work: Work, *, under_way: bool = False) -> Job:
-        """Add `work` to the queue; a series that is `under_way` is exempt from the limit.
+    @property
+    def is_stopping(self) -> bool:
+        """Whether new jobs are refused."""
+        return self._stopping
 
-        Raises ServerBusy if the queue is full, and ServerUnavailable if it is closed.
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for the current one."""
+        return max(len(self._jobs) - 1, 0)
+
+    def check_room(self, *, under_way: bool = False) -> None:
+        """Raise ServerBusy if the queue is full, and ServerUnavailable if it is closed.
+
+        A series that is `under_way` is exempt from the limit.
         """
         if self._stopping:
             raise _stopping()
         if len(self._jobs) > self.limit and not under_way:
             raise ServerBusy(
-                f"{len(self._jobs) - 1} pictures are waiting, which is the limit of the warm process",
+                f"{self.waiting} pictures are waiting, which is the limit of the warm process",
                 "try again later, or start it with a larger --queue",
             )
+
+    def join(self, work: Work, *, under_way: bool = False) -> Job:
+        """Add `work` to the queue. Raises what `check_room` raises."""
+        self.check_room(under_way=under_way)
         job = Job(work, asyncio.get_running_loop())
         future = self._jobs[job] = self._thread.submit(job.run)
         future.add_done_callback(lambda done: _call(job.loop, self._end, job, done))

@@ -1,8 +1,10 @@
 """The OpenAI images API on a port of 127.0.0.1, for users of this machine.
 
-Follows https://platform.openai.com/docs/api-reference/images as far as sdcli supports it; parameters without effect are
-errors. A request can also have keys of a recipe (`seed`, `steps`, `negative_prompt` and so on). Web pages cannot use
-it: requests must have this host, and no other origin (DNS rebinding).
+Follows https://platform.openai.com/docs/api-reference/images as far as sdcli supports it. Parameters that have no
+effect here are accepted, with a warning in the reply if they ask for something else; other values that are not
+supported, and unknown parameters, are errors. A request can also have keys of a recipe (`seed`, `steps`,
+`negative_prompt` and so on). Web pages cannot use it: requests must have this host, and no other origin (DNS
+rebinding).
 """
 
 from __future__ import annotations
@@ -11,20 +13,20 @@ import asyncio
 import re
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
-from starlette.exceptions import HTTPException as AnyHTTPException
 
-from sdcli.errors import InputError, InvalidRecipe, ModelNotFound, SdcliError, ServerBusy, ServerUnavailable, UsageError
+from sdcli import __version__
+from sdcli.errors import InvalidRecipe, ModelNotFound, UsageError
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models import addons, located, registry
@@ -33,15 +35,12 @@ from sdcli.models.source import Source
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
 from sdcli.recipe import recipe
-from sdcli.recipe.bounds import MAX_PIXELS, check_area
 from sdcli.serving import edits as edits_form
+from sdcli.serving import guard, refusals
+from sdcli.serving.limits import Limits
 from sdcli.serving.line import Line, Work
 from sdcli.terminal.spelling import did_you_mean
-from sdcli.terminal.streams import show_traceback
 
-HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-MAX_BODY_BYTES = 2**20
-MAX_EDIT_BYTES = 64 * 2**20  # two pictures
 MAX_PICTURES = 10
 
 # No keys of images: clients must not read files of this machine.
@@ -49,23 +48,20 @@ _EXTENSIONS = frozenset(recipe.keys()) - {
     *("model", "prompt", "label", "width", "height", "batch_size"),
     *recipe.INPUT_KEYS,
 }
-# Values of these parameters that are the same as sdcli's behaviour.
+# Parameters that change nothing here, with the values that ask for nothing else.
 _NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
-    "quality": ("auto", "standard"),
-    "background": ("auto", "opaque"),
-    "moderation": ("auto",),
-    "output_compression": (100,),
-    "stream": (False,),
-    "partial_images": (0,),
+    "quality": (None, "auto", "standard"),
+    "style": (None,),
+    "input_fidelity": (None, "high"),
+    "moderation": (None, "auto"),
+    "output_compression": (None, 100),
 }
+_INSTEAD = {"quality": "steps sets the quality", "input_fidelity": "what is not masked is kept as it is"}
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
-
-Send = Callable[[Any], Awaitable[None]]
-Receive = Callable[[], Awaitable[Any]]
 
 
 class Generation(BaseModel):
-    """The body of `POST /v1/images/generations`; null means absent."""
+    """The body of `POST /v1/images/generations`; null means absent. Keys of a recipe can be added."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -75,6 +71,14 @@ class Generation(BaseModel):
     size: str | None = None
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    input_fidelity: Literal["low", "high"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    output_compression: int | None = Field(None, ge=0, le=100)
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=3)
     user: str | None = None
 
 
@@ -83,7 +87,7 @@ def _named_addon(kind: str, name: str) -> Source:
     names = {lora.KIND: lora.NAMES, embedding.KIND: embedding.NAMES}[kind]
     if name not in names.all():
         known = did_you_mean(name, names.all(), f"use a name of sdcli models list, or in the server's {names.key}")
-        raise ModelNotFound(f"no {names.title} {name!r}", known)
+        raise InvalidRecipe(f"no {names.title} {name!r}", known, kind)
     return addons.find_addon(kind, name)
 
 
@@ -92,17 +96,77 @@ def make_app(
     maker: LocalMaker,
     served: Mapping[str, registry.ModelEntry],
     *,
-    max_pixels: int = MAX_PIXELS,
+    limits: Limits | None = None,
+    ready: asyncio.Event | None = None,
     debug: bool = False,
 ) -> FastAPI:
     """Make the application. `served` are the available models; the first one is the default.
 
-    Pictures have at most `max_pixels`, because a request cannot be cancelled while the network is evaluated.
+    `/health` has the status 503 until `ready` is set.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_Guard)
-    _add_error_handlers(app, debug)
+    limits = limits or Limits()
+    app = FastAPI(title="sdcli", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(guard.Guard, upload_bytes=limits.upload_mib * 2**20)
+    refusals.add_handlers(app, debug=debug)
+    _add_state(app, line, served, ready)
+    decoding = asyncio.Lock()  # one at a time: pictures are large
+
+    @app.post("/v1/images/generations")
+    async def generations(asked: Generation, request: Request) -> Any:
+        resolved = _resolve(asked, served, limits)
+        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
+        return _answer(resolved.recipe.size, pictures, _warnings(asked, resolved, transparent=False))
+
+    @app.post("/v1/images/edits", openapi_extra={"requestBody": {"content": {"multipart/form-data": _FORM}}})
+    async def edits(request: Request) -> Any:
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            await request.body()  # otherwise the client can see a broken connection instead of a response
+            raise UsageError("an edit is a form", "send it as multipart/form-data, with image, mask and prompt")
+        async with edits_form.read_form(request) as form:
+            asked, uploads = _edit(form), await edits_form.files(form)
+        async with decoding:
+            line.check_room()
+            named, given = await run_in_threadpool(edits_form.initial, *uploads, limits)
+        edits_form.check_size(asked.size, given)
+        resolved = _resolve(asked.model_copy(update={"size": None}), served, limits, given=given, named=named)
+        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
+        transparent = await run_in_threadpool(edits_form.is_transparent, given, [each.png for each in pictures])
+        found = _warnings(asked, resolved, transparent=transparent)
+        return _answer(given.image.size, pictures, found, transparent=transparent)
+
+    return app
+
+
+# The body of an edit in the description of the API: FastAPI does not know forms that are read by hand.
+_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["image", "prompt"],
+        "properties": {
+            "image": {"type": "string", "format": "binary"},
+            "mask": {"type": "string", "format": "binary", "description": "repainted where it is transparent"},
+            **{key: {"type": "string"} for key in Generation.model_fields},
+            "n": {"type": "integer", "minimum": 1, "maximum": MAX_PICTURES},
+        },
+    }
+}
+
+
+def _add_state(
+    app: FastAPI, line: Line, served: Mapping[str, registry.ModelEntry], ready: asyncio.Event | None
+) -> None:
+    """Add the requests about the server itself: what it is, whether it is ready, and its models."""
     listed = {name: {"id": name, "object": "model", "created": 0, "owned_by": "sdcli"} for name in served}
+
+    @app.get("/")
+    async def describe() -> Any:
+        paths = {"api": "/v1", "health": "/health", "description": "/openapi.json"}
+        return {"name": "sdcli", "version": __version__, **paths, "models": list(listed)}
+
+    @app.get("/health")
+    async def health() -> Any:
+        status = "stopping" if line.is_stopping else "loading" if ready is not None and not ready.is_set() else "ok"
+        return JSONResponse({"status": status, "waiting": line.waiting}, 200 if status == "ok" else 503)
 
     @app.get("/v1/models")
     async def list_models() -> Any:
@@ -113,72 +177,15 @@ def make_app(
         _entry(served, name)
         return listed[name]
 
-    @app.post("/v1/images/generations")
-    async def generations(asked: Generation, request: Request) -> Any:
-        name = asked.model or next(iter(served), "kit")
-        model = located.locate(_entry(served, name))
-        resolved = resolve.resolve(model, {**_options(asked), "model": name}, find_addon=_named_addon)
-        check_area(*resolved.recipe.size, max_pixels, field="size")
-        found = warnings.find(model, resolved.recipe, resolved.inputs)
-        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
-        return _answer(resolved.recipe.size, pictures, found)
 
-    @app.post("/v1/images/edits")
-    async def edits(request: Request) -> Any:
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            await request.body()  # otherwise the client can see a broken connection instead of a response
-            raise UsageError("an edit is a form", "send it as multipart/form-data, with image, mask and prompt")
-        async with request.form(max_files=2) as form:
-            asked, (named, given) = _edit(form), await edits_form.initial(form)
-        edits_form.check_size(asked.size, given)
-        name = asked.model or next(iter(served), "kit")
-        model = located.locate(_entry(served, name))
-        recorded = {**_options(asked.model_copy(update={"size": None})), **named, "model": name}
-        resolved = resolve.resolve(model, recorded, given=given, find_addon=_named_addon)
-        check_area(*resolved.recipe.size, max_pixels, field="size")
-        found = warnings.find(model, resolved.recipe, resolved.inputs)
-        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
-        return _answer(given.image.size, pictures, found)
-
-    return app
-
-
-class _Guard:
-    """Rejects requests with another host or origin, and bodies that are too long."""
-
-    def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # no WebSockets
-            return
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if _hostname(f"//{host}") not in HOSTS or (origin is not None and _hostname(origin) not in HOSTS):
-            refusal = _error(
-                403, "requests must have 127.0.0.1 or localhost as their host and origin", code="forbidden"
-            )
-            await refusal(scope, receive, send)
-            return
-        limit = MAX_EDIT_BYTES if scope["path"] == "/v1/images/edits" else MAX_BODY_BYTES
-        read = 0
-
-        async def receive_within_limit() -> Any:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                raise HTTPException(413, f"the body is longer than {limit:,} bytes")
-            return message
-
-        await self.app(scope, receive_within_limit, send)
-
-
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
+def _resolve(asked: Generation, served: Mapping[str, registry.ModelEntry], limits: Limits, **edit: Any) -> Resolved:
+    """Complete the recipe of a request; for an `edit`, `named` and `given` are the keys and pictures of its files."""
+    name = asked.model or next(iter(served), "kit")
+    model = located.locate(_entry(served, name))
+    options = {**_options(asked, limits), **edit.get("named", {}), "model": name}
+    resolved = resolve.resolve(model, options, given=edit.get("given"), find_addon=_named_addon)
+    limits.check_size(*resolved.recipe.size)
+    return resolved
 
 
 def _entry(served: Mapping[str, registry.ModelEntry], name: str) -> registry.ModelEntry:
@@ -187,24 +194,43 @@ def _entry(served: Mapping[str, registry.ModelEntry], name: str) -> registry.Mod
     return served[name]
 
 
-def _options(asked: Generation) -> dict[str, Any]:
+def _options(asked: Generation, limits: Limits) -> dict[str, Any]:
     """Return the flat recipe keys of a request. Raises InvalidRecipe for unsupported parameters."""
     options: dict[str, Any] = {"prompt": asked.prompt}
+    for key in ("stream", "partial_images"):
+        if getattr(asked, key):
+            raise InvalidRecipe(f"{key} is {getattr(asked, key)!r}, which is not supported", "omit it", key)
     for key, value in (asked.model_extra or {}).items():
-        if value is None:
-            continue
-        if key in _EXTENSIONS:
+        if key not in _EXTENSIONS:
+            hint = "use size" if key in ("width", "height") else "omit it"
+            raise refusals.UnknownParameter(f"unknown parameter {key!r}", hint, key)
+        if value is not None:
             options[key] = value
-        elif key not in _NO_EFFECT:
-            raise InvalidRecipe(f"unknown parameter {key!r}", "omit it", key)
-        elif value not in _NO_EFFECT[key]:
-            raise InvalidRecipe(f"{key} is {value!r}, which is not supported", "omit it", key)
+    for key in ("prompt", "negative_prompt"):
+        limits.check_text(str(options.get(key, "")), key)
     if asked.size not in (None, "auto"):
         match = _SIZE.fullmatch(asked.size or "")
         if match is None:
             raise InvalidRecipe(f"size is {asked.size!r}", "size must be WIDTHxHEIGHT, such as 512x512", "size")
         options |= {"width": int(match[1]), "height": int(match[2])}
+        limits.check_size(options["width"], options["height"])
     return options
+
+
+def _warnings(asked: Generation, resolved: Resolved, *, transparent: bool) -> list[str]:
+    """Return the warnings that `sdcli generate` prints, and one for each parameter without effect."""
+    found = warnings.find(resolved.model, resolved.recipe, resolved.inputs)
+    return [*_without_effect(asked, transparent), *(refusals.in_api_terms(each.message) for each in found)]
+
+
+def _without_effect(asked: Generation, transparent: bool) -> Iterator[str]:
+    for key, values in _NO_EFFECT.items():
+        if getattr(asked, key) not in values:
+            yield f"{key} has no effect" + (f": {_INSTEAD[key]}" if key in _INSTEAD else "")
+    if asked.background == "transparent" and not transparent:
+        yield "background has no effect: this model makes opaque pictures"
+    if asked.background == "opaque" and transparent:
+        yield "background has no effect: the transparent pixels of the image that are not repainted are kept"
 
 
 def _works(maker: LocalMaker, resolved: Resolved, count: int) -> list[Work]:
@@ -255,60 +281,15 @@ def _edit(form: FormData) -> Generation:
         raise RequestValidationError(error.errors()) from error
 
 
-def _answer(size: tuple[int, int], pictures: list[Picture], found: Iterable[warnings.RecipeWarning]) -> dict[str, Any]:
-    """The reply; what was `found` before the pictures were made is among the warnings of each, as in sdcli's lines."""
-    data, known = [], [warning.message for warning in found]
+def _answer(
+    size: tuple[int, int], pictures: list[Picture], known: Iterable[str], *, transparent: bool = False
+) -> dict[str, Any]:
+    """The reply; what was `known` before the pictures were made is among the warnings of each, as in sdcli's lines."""
+    data, known = [], list(known)
     for each in pictures:
-        warnings = [*known, *each.warnings]
-        recorded = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": warnings}
+        found = [*known, *map(refusals.in_api_terms, each.warnings)]
+        recorded = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": found}
         data.append({"b64_json": b64encode(each.png).decode(), **recorded})
-    recorded = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": "opaque"}
+    background = "transparent" if transparent else "opaque"
+    recorded = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": background}
     return {"created": int(time.time()), "data": data, **recorded}
-
-
-def _add_error_handlers(app: FastAPI, debug: bool) -> None:
-    @app.exception_handler(SdcliError)
-    async def refuse(_: Request, error: SdcliError) -> Response:
-        message = f"{error.message}; {error.hint}"
-        match error:
-            case ServerBusy():
-                return _error(429, message, type_="rate_limit_error", code="queue_full")
-            case ServerUnavailable():
-                return _error(503, message, type_="server_error", code="stopping")
-            case ModelNotFound():
-                return _error(404, message, param="model", code="model_not_found")
-            case InputError():
-                return _error(400, message, param="image", code="invalid_image")
-            case UsageError():
-                return _error(400, message, param=getattr(error, "field", None), code="invalid_value")
-        return _error(500, message, type_="server_error", code=type(error).__name__)
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = next((str(part) for part in reversed(first["loc"]) if part != "body"), None)
-        return _error(400, f"{field or 'the body'}: {first['msg']}", param=field, code="invalid_value")
-
-    @app.exception_handler(AnyHTTPException)
-    async def refuse_otherwise(_: Request, error: AnyHTTPException) -> Response:
-        return _error(error.status_code, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def admit(_: Request, error: Exception) -> Response:
-        if debug:
-            show_traceback(error)
-        return _error(500, f"{type(error).__name__}: {error}; this is a bug in sdcli", type_="server_error", code="bug")
-
-
-def _error(
-    status: int,
-    message: str,
-    *,
-    type_: str = "invalid_request_error",
-    param: str | None = None,
-    code: str | None = None,
-) -> Response:
-    """Return OpenAI's error object. Clients are told not to retry an internal error."""
-    body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
-    headers = {"x-should-retry": "false"} if status >= 500 and status != 503 else None
-    return JSONResponse(body, status, headers)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import signal
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from sdcli.errors import ExitStatus
+from sdcli.errors import ExitStatus, OutputError
 from sdcli.making import deliver
 from sdcli.making.maker import LocalMaker
 from sdcli.models import located, registry
@@ -22,14 +25,20 @@ from sdcli.models.weights import Weights
 from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
 from sdcli.serving import native, openai, sockets
+from sdcli.serving.connections import Connection
+from sdcli.serving.limits import BACKLOG, Limits
 from sdcli.serving.line import Line
+from sdcli.serving.log import RequestLog
 from sdcli.serving.sockets import Listener
 from sdcli.terminal import streams
+from sdcli.terminal.streams import show_traceback
 
 _SECONDS_TO_READ = 5.0
 """Time for a client to read its response after the last picture."""
 _SECONDS_TO_ASK = 0.1
 """Time for a client to send its request if it has just found the socket of a process that is stopping."""
+_SECONDS_TO_REPEAT = 60.0
+"""Time until the same exception outside of requests is printed again."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,21 @@ class Service:
     keep: int
     queue: int
     idle_exit: float | None
+    limits: Limits
+    pid_file: str | None
+    quiet: bool
     debug: bool
-    max_megapixels: float
+    on_ready: Callable[[], None] = lambda: None
+    """Called when the models are loaded, before the addresses are printed."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """An application and the address that it is served at. `is_open` to every user of this machine, or to its owner."""
+
+    app: FastAPI
+    listener: Listener
+    is_open: bool
 
 
 class _Server(uvicorn.Server):
@@ -55,10 +77,10 @@ class _Server(uvicorn.Server):
 
 
 def run(service: Service) -> ExitStatus:
-    """Serve until the idle time is over (OK), or a signal arrives (INTERRUPTED, TERMINATED).
+    """Serve until the idle time is over or SIGTERM arrives (OK), or SIGINT does (INTERRUPTED).
 
-    Prints its addresses on stdout, one per line, when the models are loaded. Raises what loading raises, and
-    OutputError if it cannot listen.
+    Prints its addresses on stdout, one per line, when the models are loaded; SIGTERM before that is TERMINATED. Raises
+    what loading raises, OutputError if it cannot listen, and UsageError if it may not open enough files.
     """
     entries = {name: registry.find(name) for name in service.models}
     to_load = []
@@ -68,19 +90,49 @@ def run(service: Service) -> ExitStatus:
         to_load.append((Weights(model.source).absolute(), recipe))
     deliver.prepare_libraries()
     with streams.results() as out, ExitStack() as stack:
-        line = Line(service.queue)
+        line, ready = Line(service.queue), asyncio.Event()
         stack.callback(line.end)
         maker = LocalMaker(max(service.keep, len(entries)))
-        doors: list[tuple[FastAPI, Listener]] = []
-        if service.socket is not None:
-            listener = stack.enter_context(sockets.unix_socket(service.socket))
-            doors.append((native.make_app(line, maker, debug=service.debug), listener))
-        if service.port is not None:
-            listener = stack.enter_context(sockets.loopback_port(service.port))
-            pixels = int(service.max_megapixels * 1e6)
-            app = openai.make_app(line, maker, _offered(entries), max_pixels=pixels, debug=service.debug)
-            doors.append((app, listener))
-        return asyncio.run(_serve(doors, line, _live(line, maker, to_load, doors, out, service.idle_exit)))
+        doors = _doors(service, line, maker, entries, ready, stack)
+        service.limits.reserve_files(len(doors))
+        if service.pid_file is not None:
+            stack.enter_context(_pid_file(Path(service.pid_file)))
+        life = _live(service, line, maker, to_load, [door.listener.address for door in doors], ready, out)
+        return asyncio.run(_serve(service, doors, line, ready, life))
+
+
+def _doors(
+    service: Service,
+    line: Line,
+    maker: LocalMaker,
+    entries: Mapping[str, registry.ModelEntry],
+    ready: asyncio.Event,
+    stack: ExitStack,
+) -> list[Door]:
+    """Listen at the addresses until `stack` is closed."""
+    doors = []
+    if service.socket is not None:
+        listener = stack.enter_context(sockets.unix_socket(service.socket))
+        doors.append(Door(native.make_app(line, maker, debug=service.debug), listener, is_open=False))
+    if service.port is not None:
+        listener = stack.enter_context(sockets.loopback_port(service.port))
+        offered = _offered(entries)
+        app = openai.make_app(line, maker, offered, limits=service.limits, ready=ready, debug=service.debug)
+        doors.append(Door(app, listener, is_open=True))
+    return doors
+
+
+@contextmanager
+def _pid_file(path: Path) -> Iterator[None]:
+    """Write the number of this process to `path`, and remove the file at the end."""
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", "choose another --pid-file") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _offered(named: Mapping[str, registry.ModelEntry]) -> Mapping[str, registry.ModelEntry]:
@@ -89,7 +141,9 @@ def _offered(named: Mapping[str, registry.ModelEntry]) -> Mapping[str, registry.
     return {**named, **{name: entry for name, entry in models.items() if registry.is_present(entry)}}
 
 
-async def _serve(doors: Sequence[tuple[FastAPI, Listener]], line: Line, life: Coroutine[Any, Any, None]) -> ExitStatus:
+async def _serve(
+    service: Service, doors: Sequence[Door], line: Line, ready: asyncio.Event, life: Coroutine[Any, Any, None]
+) -> ExitStatus:
     """Serve until `life` ends or a signal arrives."""
     signals: list[ExitStatus] = []
     told = asyncio.Event()
@@ -103,44 +157,72 @@ async def _serve(doors: Sequence[tuple[FastAPI, Listener]], line: Line, life: Co
         told.set()
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(partial(_report, service.debug, {}))
     loop.add_signal_handler(signal.SIGINT, stop, ExitStatus.INTERRUPTED)
     loop.add_signal_handler(signal.SIGTERM, stop, ExitStatus.TERMINATED)
-    servers = [_Server(_config(app)) for app, _ in doors]
+    servers = [_Server(_config(service, door)) for door in doors]
     open_doors = [
-        asyncio.create_task(server.serve(sockets=[listener.socket]))
-        for server, (_, listener) in zip(servers, doors, strict=True)
+        asyncio.create_task(server.serve(sockets=[door.listener.socket]))
+        for server, door in zip(servers, doors, strict=True)
     ]
     living, telling = asyncio.create_task(life), asyncio.create_task(told.wait())
     done, _ = await asyncio.wait({living, telling, *open_doors}, return_when=asyncio.FIRST_COMPLETED)
-    for _, listener in doors:
-        listener.withdraw()
+    for door in doors:
+        door.listener.withdraw()
     await asyncio.sleep(_SECONDS_TO_ASK)
     await _shut(servers, open_doors, line)
     for task in done | set(open_doors):
         task.result()  # raises its exception
-    return signals[0] if signals else ExitStatus.OK
+    if not signals or (signals[0] == ExitStatus.TERMINATED and ready.is_set()):  # how services are stopped
+        return ExitStatus.OK
+    return signals[0]
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(app, lifespan="off", ws="none", log_config=None, log_level="warning", access_log=False)
+def _report(debug: bool, told: dict[str, float], loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Print an exception outside of any request, and the same one only once a minute."""
+    error = context.get("exception")
+    message = f"{context['message']}: {error}" if error else str(context["message"])
+    if loop.time() - told.get(message, -math.inf) > _SECONDS_TO_REPEAT:
+        told[message] = loop.time()
+        streams.complain(message)
+        if debug and error is not None:
+            show_traceback(error)
+
+
+def _config(service: Service, door: Door) -> uvicorn.Config:
+    limits = service.limits
+    connection = partial(Connection, most=limits.connections, seconds=limits.request_seconds, hurried=door.is_open)
+    return uvicorn.Config(
+        RequestLog(door.app, quiet=service.quiet),
+        http=cast(Any, connection),
+        backlog=BACKLOG,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="warning" if service.debug else "critical",
+        access_log=False,
+    )
 
 
 async def _live(
+    service: Service,
     line: Line,
     maker: LocalMaker,
     to_load: Sequence[tuple[Weights, Recipe]],
-    doors: Sequence[tuple[FastAPI, Listener]],
+    addresses: Sequence[str],
+    ready: asyncio.Event,
     out: BinaryIO,
-    idle_exit: float | None,
 ) -> None:
     """Load the models, print the addresses, and wait until `idle_exit` seconds pass without a request."""
     for weights, recipe in to_load:
         job = line.join(partial(_load, maker, weights, recipe), under_way=True)
         async for _ in line.follow(job):
             pass
-    for _, listener in doors:
-        streams.write_line(out, listener.address)
-    line.idle_since = time.monotonic()
+    ready.set()
+    service.on_ready()
+    for address in addresses:
+        streams.write_line(out, address)
+    line.idle_since, idle_exit = time.monotonic(), service.idle_exit
     while idle_exit is None or line.busy or line.idle_since + idle_exit > time.monotonic():
         left = 60.0 if idle_exit is None else line.idle_since + idle_exit - time.monotonic()
         await asyncio.sleep(min(max(left, 0.05), 60.0))

@@ -35,10 +35,11 @@ Serve = Callable[..., AbstractContextManager[Warm]]
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str | Path) -> Iterator[Warm]:
+def serving(folder: Path, *arguments: str | Path, quiet: bool = True) -> Iterator[Warm]:
     socket = os.path.relpath(folder / "warm.sock", Path.cwd())  # temporary directories can be too long for a socket
+    options = [*(["--quiet"] if quiet else []), *map(str, arguments)]
     with subprocess.Popen(
-        [sys.executable, "-m", "sdcli", "serve", "--socket", socket, "--port", "0", *map(str, arguments)],
+        [sys.executable, "-m", "sdcli", "serve", "--socket", socket, "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=clean_environment(folder) | {"PYTHONPATH": str(ROOT)},
@@ -62,7 +63,7 @@ def serving(folder: Path, *arguments: str | Path) -> Iterator[Warm]:
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
     """`with serve("--queue", 0) as warm: …` runs a warm process of its own."""
-    return lambda *arguments: serving(tmp_path, *arguments)
+    return lambda *arguments, **options: serving(tmp_path, *arguments, **options)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """`sdcli serve` and `sdcli generate` with SDCLI_SOCKET, as a shell sees them: nothing but the time is different."""
 
+import asyncio
 import hashlib
 import http.client
 import json
@@ -563,13 +564,124 @@ def test_a_full_line_turns_away_and_the_first_signal_finishes_the_picture_in_han
         assert len(made) == 1
 
 
+def test_a_place_in_a_full_line_can_be_waited_for(ask, sd15, monkeypatch):
+    """The server is real, and refuses the first three requests."""
+    refusals, real = [ServerBusy("full", "later")] * 3, client._ask
+
+    def busy_at_first(*arguments):
+        if refusals:
+            raise refusals.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(client, "_ask", busy_at_first)
+    monkeypatch.setattr(client, "_SECONDS_BETWEEN", 0.01)
+    monkeypatch.setenv("SDCLI_WAIT", "0")
+    with pytest.raises(ServerBusy) as caught:
+        ask(sd15)
+    assert "SDCLI_WAIT=SECONDS" in caught.value.hint
+    assert len(refusals) == 2
+    monkeypatch.setenv("SDCLI_WAIT", "60")
+    assert ask(sd15)
+    assert not refusals
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan"])
+def test_a_time_to_wait_is_a_number_of_seconds(ask, sd15, monkeypatch, text):
+    monkeypatch.setenv("SDCLI_WAIT", text)
+    with pytest.raises(UsageError, match="SDCLI_WAIT is"):
+        ask(sd15)
+
+
+def background(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Start a server in the background, with pipes that end only when nobody has them open any more."""
+    return subprocess.run(
+        [sys.executable, "-m", "sdcli", "serve", "--background", *map(str, arguments)],
+        cwd=folder,
+        env=clean_environment(folder) | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_in_the_background_it_returns_when_it_is_ready(run, sd15, tmp_path):
+    options = ("--port", 0, "--pid-file", "pid", "--log", "log", "-m", sd15)
+    started = background(tmp_path, "--socket", "s.sock", *options)
+    try:
+        assert started.returncode == 0, started.stderr
+        socket_, url = started.stdout.splitlines()
+        pid = int((tmp_path / "pid").read_text())
+        assert (socket_, started.stderr) == (
+            "s.sock",
+            f"note: sdcli serve is process {pid}; stop it with: kill {pid}\n",
+        )
+        assert os.getsid(pid) == pid  # no signals of the terminal
+        assert run("generate", "x", "-m", sd15, *FAST, env={"SDCLI_SOCKET": "s.sock"}).status == 0
+        assert post(url, {"prompt": "x", "steps": 1})[0] == 200
+        wait_for(lambda: (tmp_path / "log").read_text().count("POST /") == 2)  # written after the reply
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+        wait_for(lambda: not (tmp_path / "pid").exists())
+    assert not (tmp_path / "s.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--socket", "s.sock", "-m", "no-such-model"], 3, "no-such-model"),
+        (["--socket", "no/such/s.sock"], 8, "mkdir -p no/such"),
+        (["--port", "0", "--log", "no/such/log"], 8, "cannot write no/such/log"),
+        (["--port", "0", "--pid-file", "no/such/pid"], 8, "cannot write no/such/pid"),
+    ],
+)
+def test_in_the_background_it_fails_as_in_the_foreground(tmp_path, arguments, status, said):
+    started = background(tmp_path, *arguments)
+    assert (started.returncode, started.stdout) == (status, "")
+    assert said in started.stderr
+    assert list(tmp_path.glob("*")) == []
+
+
+@pytest.mark.parametrize(("is_ready", "status"), [(True, 0), (False, 143)])
+def test_sigterm_is_how_a_service_is_stopped_once_it_is_ready(is_ready, status):
+    from sdcli.serving import process
+    from sdcli.serving.limits import Limits
+    from sdcli.serving.line import Line
+
+    line, ready = Line(0), asyncio.Event()
+    service = process.Service(None, None, (), 1, 0, None, Limits(), None, quiet=True, debug=False)
+
+    async def life() -> None:
+        if is_ready:
+            ready.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert asyncio.run(process._serve(service, [], line, ready, life())) == status
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        line.end()
+
+
+def test_a_server_that_is_killed_before_it_is_ready_is_an_error(monkeypatch):
+    from sdcli.serving import background as child
+
+    monkeypatch.setattr(os, "waitpid", lambda *_: (1, signal.SIGKILL))
+    reader, writer = os.pipe()
+    os.close(writer)
+    with pytest.raises(ServerUnavailable, match=r"ended before it was ready \(signal 9\)"):
+        child._await(1, reader, 1)
+
+
 def test_without_a_model_it_starts_at_once_and_torch_waits_for_the_first_picture(serve):
     with serve() as own:
         assert stat.S_IMODE(Path(own.socket).stat().st_mode) == 0o600
         mapped = Path(f"/proc/{own.process.pid}/maps").read_text()
         assert "libtorch" not in mapped
         own.process.terminate()
-        assert own.end() == (143, "")
+        assert own.end() == (0, "")  # a service that was stopped
     assert not Path(own.socket).exists()
 
 
@@ -599,6 +711,7 @@ def test_a_second_server_is_refused(run, warm):
         (["--socket", "s.sock", "-m", "no-such-model"], 3, "no-such-model"),
         (["--socket", "no/such/s.sock"], 8, "mkdir -p no/such"),
         (["--socket", "s.sock", "--keep", "0"], 2, "--keep"),
+        (["--socket", "s.sock", "--log", "x"], 2, "--log has no effect without --background"),
     ],
 )
 def test_what_cannot_be_served_is_refused(run, tmp_path, arguments, status, said):
