@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
+from sdcli import config
 from sdcli.cli import app
 from sdcli.commands import completion
 from sdcli.jobs import read
@@ -44,7 +45,7 @@ CASES: list[tuple[list[str], set[str]]] = [
     (["batch", "--format", ""], set(read.FORMATS)),
     (["batch", "--matrix", "ste"], {"steps="}),
     (["batch", "--matrix", "clip"], {"clip_skip="}),
-    (["models", "show", ""], models(registry.MODEL, registry.CONTROLNET)),
+    (["models", "show", ""], models(*config.KINDS)),
     (["models", "pull", "sdxl-t"], {"sdxl-turbo"}),
     (["models", "pull", "kit"], set()),
     (["models", "rm", "kit"], set()),

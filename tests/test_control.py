@@ -269,7 +269,7 @@ def test_a_name_of_the_user_s_own(run: Run, here: Path, sd15: Path):
     assert run("models", "add", "mine", "edges").status == 0
     listed = [json.loads(line) for line in run("models", "list", "--json").lines]
     assert listed[-1]["kind"] == "controlnet"
-    assert {each["kind"] for each in listed} == {"model", "controlnet"}
+    assert {each["kind"] for each in listed} == {"model", "controlnet", "lora"}
     shown = json.loads(run("models", "show", "mine", "--json").stdout)
     assert (shown["kind"], shown["cross_attention_dim"]) == ("controlnet", 32)
     assert "defaults" not in shown

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,6 @@ def test_a_pickle_that_would_run_code(run, tmp_path, archive):
     [
         ("nowhere.pt", "x.safetensors", 3, "no file"),
         ("text.pt", "x.safetensors", 3, "cannot be converted"),
-        ("plain.pt", "x.safetensors", 3, "cannot be converted"),
         ("none.pt", "x.safetensors", 3, "it has no tensors"),
         ("good.safetensors", "x.safetensors", 2, "is not a pickle"),
         ("none.pt", "x.pt", 2, "does not end in .safetensors"),
@@ -94,7 +92,6 @@ def test_a_pickle_that_would_run_code(run, tmp_path, archive):
 )
 def test_refusals(run, tmp_path: Path, name, target, status, message):
     (tmp_path / "text.pt").write_text("<html>")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
     (tmp_path / "good.safetensors").write_bytes(b"")
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     done = run("models", "convert", name, target)

@@ -9,6 +9,7 @@ from PIL import Image
 from sdcli.diffusion import autoencode, pipeline
 from sdcli.files.canvas import InitialImage
 from sdcli.models import loading
+from sdcli.models.loading.weights import read_headers
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
@@ -76,7 +77,7 @@ def theirs_of_ldm(folder, label, steps, guidance_scale):
     """A loop of diffusers' parts alone, in the words of the paper: (1 + w) ε(z, y) − w ε(z)."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
-    weights = loading.read_headers([folder / "class_embedder" / "diffusion_pytorch_model.safetensors"])
+    weights = read_headers([folder / "class_embedder" / "diffusion_pytorch_model.safetensors"])
     from safetensors.torch import load_file
 
     table = load_file(next(iter(weights.values())).file)["weight"]

@@ -21,6 +21,7 @@ SHELL = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [(document.stem, block) for document in DOCUMENTS for block in SHELL.findall(document.read_text())]
 INSTALL = re.compile(r"^pip install \S+ && ")
 TEST_COMMAND = "python -m pytest -n 2"
+MANY_PICTURES = ("how-it-works",)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,11 @@ def test_the_readme_fits_three_screens():
 
 @pytest.mark.parametrize(
     "block",
-    [pytest.param(block, id=f"{stem} {block[:30]}") for stem, block in BLOCKS if TEST_COMMAND not in block],
+    [
+        pytest.param(block, id=f"{stem} {block[:30]}", marks=[pytest.mark.slow] if stem in MANY_PICTURES else [])
+        for stem, block in BLOCKS
+        if TEST_COMMAND not in block
+    ],
 )
 def test_a_block_runs(block: str, request: pytest.FixtureRequest, tmp_path: Path):
     """The first block and servers start processes of their own."""

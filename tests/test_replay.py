@@ -158,15 +158,15 @@ def test_pictures_go_where_the_user_has_set_and_verify_writes_none(capfd, fox, m
 
 def test_a_picture_of_a1111_is_made_as_far_as_it_says(capfd, fox, sd15):
     chunks = PngInfo()
-    chunks.add_text("parameters", A1111.replace("512x768", "64x64").replace("Steps: 30", "Steps: 2"))
+    chunks.add_text("parameters", A1111.replace("512x768", "64x64").replace("30", "2").replace("lora", "hypernet"))
     Image.new("RGB", (64, 64)).save("theirs.png", pnginfo=chunks)
     status, out, err = ran(capfd, "theirs.png")
     assert (status, out) == (3, "")
     assert "v1-5-pruned-emaonly" in err
     assert "-m" in err.splitlines()[1]
     status, out, err = ran(capfd, "theirs.png", "-m", str(sd15))
-    assert (status, err.count("warning: ")) == (0, 1)
-    assert "<lora:fluffy:0.8>" in err
+    assert (status, err.count("warning: ")) == (0, 2)
+    assert "<hypernet:fluffy:0.8>" in err
     recipe = read(out.strip()).recipe
     assert recipe is not None
     assert (recipe["seed"], recipe["sigmas"], recipe["clip_skip"]) == (4294967295, "karras", 2)

@@ -126,7 +126,7 @@ EXAMPLES = st.builds(
     width=st.integers(200, 1100),
     height=st.integers(200, 1100),
     orientation=st.sampled_from(sorted(TURNS)),
-    mask=st.sampled_from(("white", "inverted", "another size", "colours", "alpha")),
+    mask=st.sampled_from(("white", "inverted", "another size", "cutout", "alpha")),
     mask_blur=st.sampled_from((0.0, 1.5, 4.0, 20.0)),
     padding=st.sampled_from((None, 0, 37)),
     channels=st.sampled_from((4, 9)),
@@ -165,12 +165,12 @@ def write_mask(folder: Path, example: Example, image: np.ndarray) -> tuple[dict[
         pixels[: example.height // 2] = 255
         picture = Image.fromarray(pixels).resize((100, 80), Image.Resampling.NEAREST)
         pixels = np.asarray(picture.resize((example.width, example.height), Image.Resampling.BILINEAR))
-    if example.mask == "colours":  # what is transparent in a mask counts as black
-        opacity = np.random.default_rng(example.seed).choice([0, 255], pixels.shape).astype(np.uint8)
-        picture = Image.merge("RGBA", [*[picture] * 3, Image.fromarray(opacity)])
-        pixels = pixels * (opacity > 0)
+    if example.mask == "cutout":  # white on nothing: what is transparent in a mask counts as black
+        pixels = np.where(np.random.default_rng(example.seed).random(pixels.shape) < 0.5, pixels, 0)
+        pixels = np.where(pixels > 0, 255, 0).astype(np.uint8)
         pixels[0, 0] = 255
-        picture.putpixel((0, 0), (255, 255, 255, 255))
+        white = Image.new("L", picture.size, 255)
+        picture = Image.merge("RGBA", [white, white, white, Image.fromarray(pixels)])
     picture.save(folder / "mask.png", compress_level=1)
     return said, pixels
 

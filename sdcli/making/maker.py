@@ -121,15 +121,17 @@ class LocalMaker:
 
         key, digests = _key(weights, resolved), weights.digests  # computed before the files are read
         model, before = self._kept.pop(key, (None, None))  # kept again when it is complete
-        if model is None or before is None or before.digests[0] != digests[0]:
+        if model is not None and before is not None and (before.addons, before.digests) == (weights.addons, digests):
+            self._kept[key] = model, weights
+            return model
+        if model is not None and before is not None and before.digests[0] == digests[0]:
+            model = assemble.change(model, before, weights, resolved)
+        else:
             model = None  # frees its memory
             while len(self._kept) >= self.keep:
                 del self._kept[next(iter(self._kept))]
             model = assemble.load(weights, resolved)
-            weights.check_unchanged()
-        elif before.digests != digests or before.addons != weights.addons:
-            model = assemble.change(model, before, weights, resolved)
-            weights.check_unchanged()
+        weights.check_unchanged()
         self._kept[key] = model, weights
         return model
 

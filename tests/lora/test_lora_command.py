@@ -230,7 +230,7 @@ def test_the_warm_process_takes_loras_and_the_api_by_name_only(run, here, sd15, 
 
             assert picture(lora=["a:0.5"]) == picture("a fox <lora:a:0.5>") != picture()
             for path in (str(here / "a.safetensors"), "../a.safetensors"):
-                with pytest.raises(openai.NotFoundError, match="no LoRA"):
+                with pytest.raises(openai.BadRequestError, match="no LoRA"):
                     picture(lora=[path])
 
 
