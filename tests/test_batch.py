@@ -488,7 +488,8 @@ def test_what_no_job_could_mend_is_refused_at_once(sdcli, tmp_path, arguments, s
 FORTY = "".join(json.dumps({"prompt": f"a {{red|blue}} fox {number % 8}"}) + "\n" for number in range(40))
 
 
-@pytest.mark.parametrize("model", [None, pytest.param("kit", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/jobs/test_ledger.py kills a batch at each of its steps, in one process
+@pytest.mark.parametrize("model", [None, "kit"])
 def test_forty_jobs_killed_three_times_are_forty_pictures(sd15, tmp_path, model):
     """`kill -9` at random moments after the first picture; then once to the end."""
     (tmp_path / "jobs.jsonl").write_text(FORTY)

@@ -14,7 +14,7 @@ import torch
 from sdcli.diffusion.samplers import make
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe.schedulers import NAMES, SIGMAS, TABLE, a1111_name, check, from_a1111
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 
 CONFIGS = {family: {**tiny.NOISE_SCHEDULE, **config} for family, config in tiny.SCHEDULERS.items()}
 SD15 = CONFIGS["sd15"]
@@ -199,8 +199,7 @@ def test_steps_that_a_scheduler_gets_wrong(name, config, steps, hint):
     assert (error.field, error.hint) == ("steps", hint)
 
 
-@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "spacing"), cases.product(NAMES, ["linspace", "leading", "trailing"], every=3))
 def test_steps_that_pass_give_as_many_timesteps_in_range(name, spacing):
     """What `check` lets through makes whole schedules; the refused 61 and 122 of 1000 are diffusers' own errors."""
     config = {**SD15, "timestep_spacing": spacing}

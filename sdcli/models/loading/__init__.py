@@ -44,6 +44,8 @@ _TEXT_ENCODERS: Mapping[str, type[nn.Module]] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
+_TEXT_SETTINGS = {*CLIPTextConfig.__annotations__, *inspect.signature(CLIPTextConfig.__init__).parameters}
+"""The settings of a text encoder: fields of a dataclass since transformers 5.1, parameters before."""
 COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
     "unet": architectures.networks("unet"),
     "transformer": architectures.networks("transformer"),
@@ -174,7 +176,7 @@ def construct(folder: Path, made: type[nn.Module], count: float = math.inf) -> A
     try:
         with torch.device("meta"):
             if made in _TEXT_ENCODERS.values():
-                return made(CLIPTextConfig(**_known(CLIPTextConfig.__annotations__, config)))
+                return made(CLIPTextConfig(**_known(_TEXT_SETTINGS, config)))
             return made(**_known(inspect.signature(made.__init__).parameters, config))
     except Exception as error:  # the libraries raise anything for a wrong value
         what = " ".join(str(error).split())
