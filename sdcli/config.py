@@ -30,7 +30,7 @@ from typing import Any
 
 from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.files import palette
-from sdcli.files.user_files import user_folder
+from sdcli.files.user_files import home_path, user_folder
 from sdcli.recipe import recipe
 from sdcli.recipe.recipe import keys as _keys
 from sdcli.recipe.schedulers import TABLE
@@ -97,7 +97,7 @@ def recipe_keys() -> tuple[str, ...]:
 def config_path() -> Path:
     """The path of the config file, which need not exist: `SDCLI_CONFIG` (set by `--config`), or in XDG_CONFIG_HOME."""
     asked = os.environ.get("SDCLI_CONFIG")
-    return Path(asked).expanduser() if asked else _in_user_folder("config.toml", *_places())
+    return home_path(asked) if asked else _in_user_folder("config.toml", *_places())
 
 
 def models_path() -> Path:
@@ -265,7 +265,7 @@ def _parts(path: Path, keys: tuple[str, ...], table: Any) -> dict[str, str]:
 
 def _absolute(path: Path, folder: str) -> str:
     """Return a folder, which is relative to `path`, as an absolute path."""
-    return str(path.absolute().parent / Path(folder).expanduser())
+    return str(path.absolute().parent / home_path(folder))
 
 
 def _settings(

@@ -120,3 +120,9 @@ def test_facts_are_the_configs_own(sd15):
     assert facts.native_size == 8 * json.loads((sd15 / "unet" / "config.json").read_text())["sample_size"]
     assert facts.size_multiple == 8
     assert facts.scheduler_config["num_train_timesteps"] == 1000
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/model", "x" * 5000, "a\0b"])
+def test_what_cannot_be_a_path_is_not_found(name):
+    with pytest.raises(ModelNotFound):
+        registry.locate(registry.find(name))

@@ -29,7 +29,8 @@ def make(asked: Mapping[str, Any], output: options.Output) -> None:
         _make(asked, output)
     except SdcliError as error:
         if output.json and not error.reported and output.path != "-":
-            streams.say(streams.to_json(deliver.failed_line(None, error.message)))
+            line = {**deliver.failed_line(None, error.message), "warnings": None}  # which are not known yet
+            streams.say(streams.to_json(line))
         raise
 
 

@@ -18,6 +18,14 @@ def user_folder(variable: str, fallback: str) -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / fallback) / "sdcli"
 
 
+def home_path(path: str) -> Path:
+    """Return a path with `~` replaced; that of an unknown user stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def cache_folder() -> Path:
     """Return sdcli's folder in the user's cache directory."""
     return user_folder("XDG_CACHE_HOME", ".cache")

@@ -193,7 +193,7 @@ def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
         "sha256": None,
         "pixels_sha256": None,
         "seconds": None,
-        "warnings": None if recipe is None else [],
+        "warnings": [],
         "error": message,
     }
 

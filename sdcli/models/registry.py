@@ -19,6 +19,7 @@ from sdcli.diffusion import architectures
 from sdcli.diffusion.facts import Facts
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError, ModelNotFound, UsageError
 from sdcli.files import palette
+from sdcli.files.user_files import home_path
 from sdcli.models import configs, families, labels, vocabulary
 from sdcli.models.hub import lock
 from sdcli.models.source import Source
@@ -154,9 +155,9 @@ def find(model: str) -> ModelEntry:
 def existing(model: str) -> Path | None:
     """Return the path that `model` names, or None if there is nothing, or it cannot be a path."""
     try:
-        path = Path(model).expanduser()
+        path = home_path(model)
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, ValueError):
         return None
 
 
@@ -165,13 +166,13 @@ def locate(entry: ModelEntry) -> Source:
 
     For a repository pinned by `sdcli models pull`, it is the pinned revision.
     """
-    parts = tuple((part, Path(folder).expanduser()) for part, folder in sorted(entry.parts.items()))
+    parts = tuple((part, home_path(folder)) for part, folder in sorted(entry.parts.items()))
     return Source(_path(entry), entry.variant, entry.family, parts)
 
 
 def _path(entry: ModelEntry) -> Path:
     if entry.folder is not None:
-        return Path(entry.folder).expanduser()
+        return home_path(entry.folder)
     if entry.repo is None:
         raise ModelNotFound(
             f"model {entry.name!r} is not on this machine, and not in a repository that sdcli can pull",

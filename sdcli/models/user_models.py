@@ -10,7 +10,7 @@ from typing import Any
 from sdcli import config
 from sdcli.config import PARTS
 from sdcli.errors import ModelNotFound, UsageError
-from sdcli.files.user_files import rewrite
+from sdcli.files.user_files import home_path, rewrite
 from sdcli.models import lora_file, registry
 from sdcli.models.source import Source
 from sdcli.terminal.spelling import nearest
@@ -79,12 +79,12 @@ def _parse_parts(parts: Iterable[str]) -> dict[str, Path]:
             raise UsageError(f"--part {each!r} is not PART=FOLDER", hint)
         if part in found:
             raise UsageError(f"--part gives {part} twice", "give it once")
-        found[part] = Path(folder).expanduser().absolute()
+        found[part] = home_path(folder).absolute()
     return found
 
 
 def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
-    path = Path(source).expanduser()
+    path = home_path(source)
     extra = {"parts": {part: str(folder) for part, folder in parts.items()}} if parts else {}
     if path.exists():
         whole = Source(path.absolute(), parts=tuple(parts.items()))

@@ -150,6 +150,8 @@ REFUSED = {
     "a model": (["--lora", "kit"], "kit is a model, not a LoRA"),
     "the folder of a model": (["--lora", "./model"], "./model is a model, not a LoRA"),
     "no file": (["--lora", "nowhere.safetensors"], "no LoRA 'nowhere.safetensors'"),
+    "the folder of nobody": (["--lora", "~nosuch/x.safetensors"], "no LoRA '~nosuch/x.safetensors'"),
+    "a name that is too long": (["--lora", "x" * 5000], "no LoRA 'xxx"),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdcli import config
 from sdcli.errors import ModelError, ModelNotFound
+from sdcli.files.user_files import home_path
 from sdcli.models import registry
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import INDEX, Source
@@ -14,6 +15,10 @@ from sdcli.terminal.spelling import did_you_mean
 
 _PREFERRED = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors", "adapter_model.safetensors")
 """The files of diffusers and PEFT in a folder or repository."""
+
+
+MAX_NAME = 200
+"""Characters of a file's name."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Names:
             raise self._another(name, entry.kind)
         if entry is not None:
             return self._in(registry.locate(entry).path / (entry.file or ""), name)
-        path = Path(name).expanduser()
-        if path.exists():
+        path = registry.existing(name)
+        if path is not None:
             return self._in(path, name)
         found = self._in_directory(name)
         if found is not None:
@@ -51,7 +56,7 @@ class Names:
     def directory(self) -> Path | None:
         """The directory in which add-ons are found by their file's name, or None."""
         value = config.general(self.key, None).value
-        return None if value is None else Path(str(value)).expanduser()
+        return None if value is None else home_path(str(value))
 
     def all(self) -> tuple[str, ...]:
         """Return the names: of the entries, and of the files in `directory`."""
@@ -66,7 +71,7 @@ class Names:
     def _in_directory(self, name: str) -> Path | None:
         """Return the file with this name, or relative path, in `directory`. Raises ModelError if several have it."""
         where = self.directory
-        if where is None or name.startswith((".", "/", "~")):
+        if where is None or name.startswith((".", "/", "~")) or len(name) > MAX_NAME or "\0" in name:
             return None
         direct = where / (name if name.endswith(".safetensors") else f"{name}.safetensors")
         if direct.is_file():
