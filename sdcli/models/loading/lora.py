@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from sdcli.diffusion.model import LatentDiffusionModel
@@ -66,9 +67,8 @@ def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) 
                     left_out[change.addon].append(f"{change.layer} ({error})")
                     _refuse(change.addon, left_out[change.addon])
                     continue
-                if not weight.isfinite().all():
-                    raise _not_finite(change)
-                effective |= {change.addon} if (weight != before).any() else set()
+                if change.addon not in effective and not torch.equal(weight, before):
+                    effective.add(change.addon)
             _replace(module, name, weight)
     notes = [note for each in addons for note in _notes(each, left_out[each], each in effective)]
     merged = {part: tuple(changes) for part, changes in plan.items()}
@@ -107,6 +107,8 @@ def _applied(weight: Tensor, change: _Change, part: str, tensors: Mapping[str, T
     scale = asked.text_scale if part.startswith("text") else asked.scale
     assert scale is not None
     group = {role: tensors[key].float() for role, key in file.groups[change.layer].items()}
+    if not all(tensor.isfinite().all() for tensor in group.values()):
+        raise _not_finite(change)
     alpha = file.alpha_of(change.layer)
     if change.role is None:
         return changed(weight, group, scale=scale, alpha=alpha, rank_stabilized=file.rank_stabilized)
