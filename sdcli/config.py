@@ -30,7 +30,7 @@ from typing import Any
 
 from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.files import palette
-from sdcli.files.user_files import home_path, user_folder
+from sdcli.files.user_files import home_path, stamp, user_folder
 from sdcli.recipe import recipe
 from sdcli.recipe.recipe import keys as _keys
 from sdcli.recipe.schedulers import TABLE
@@ -120,13 +120,13 @@ def read() -> Config:
     path = config_path()
     if os.environ.get("SDCLI_CONFIG") and not path.exists():
         raise UsageError(f"the config file {path} does not exist", "check --config and SDCLI_CONFIG")
-    return _read(path, _stamp(path), _parse_config)
+    return _read(path, stamp(path), _parse_config)
 
 
 def read_models() -> Mapping[str, UserModel]:
     """Read the models that `sdcli models add` wrote. Raises UsageError if the file is invalid."""
     path = models_path()
-    return _read(path, _stamp(path), _parse_models).models
+    return _read(path, stamp(path), _parse_models).models
 
 
 def environment() -> dict[str, Setting]:
@@ -179,14 +179,6 @@ def output(given: str | None) -> str | None:
     """Return the output path if `-o` is `given`; None means generated names."""
     value = general("output", given).value
     return None if value is None else str(value)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=8)

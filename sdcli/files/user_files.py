@@ -26,6 +26,15 @@ def home_path(path: str) -> Path:
         return Path(path)
 
 
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Return the modification time and size of a file, for caches of what is read from it; None if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
 def cache_folder() -> Path:
     """Return sdcli's folder in the user's cache directory."""
     return user_folder("XDG_CACHE_HOME", ".cache")

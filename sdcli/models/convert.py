@@ -37,8 +37,7 @@ def convert(source: Path, target: Path, *, force: bool = False) -> Converted:
     try:
         found = _run(source, temporary)
         atomic.sync(temporary)
-        if target.exists() and not force:
-            raise OutputExists(f"{target} already exists", "choose another name, or use --force")
+        _check_free(target, force)
         temporary.replace(target)
         atomic.sync_name(target.parent)
     except OSError as error:
@@ -55,10 +54,14 @@ def _check(source: Path, target: Path, force: bool) -> None:
         raise UsageError(f"{source} is not a pickle", f"give a file that ends in {', '.join(families.PICKLES)}")
     if target.suffix != _SUFFIX:
         raise UsageError(f"{target} does not end in {_SUFFIX}", f"write it as {target.with_suffix(_SUFFIX)}")
-    if target.exists() and not force:
-        raise OutputExists(f"{target} already exists", "choose another name, or use --force")
+    _check_free(target, force)
     if not target.parent.is_dir():
         raise OutputError(f"there is no directory {target.parent}", "make it first")
+
+
+def _check_free(target: Path, force: bool) -> None:
+    if target.exists() and not force:
+        raise OutputExists(f"{target} already exists", "choose another name, or use --force")
 
 
 def _run(source: Path, target: Path) -> Any:

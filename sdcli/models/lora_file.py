@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelError
+from sdcli.files.user_files import stamp
 from sdcli.models import families
 
 # The ends of tensors' names, and the tensor's role in its group.
@@ -59,6 +61,7 @@ _ROLES: Mapping[str, str] = {
     ".on_input": "on_input",
     ".weight": "weight",
 }
+_PEFT_CONFIG = "adapter_config.json"
 _ENDS = sorted(_ROLES, key=len, reverse=True)
 _OTHER = re.compile(r"\.(oft_\w+|a[12]\.weight|b[12]\.weight|reshape_weight|bias_(indices|values|size)|set_weight)$")
 """Ends of tensors of kinds that are not supported: OFT, BOFT, GLoRA, sparse biases."""
@@ -71,7 +74,6 @@ TRANSFORMERS = {
     "Qwen-Image": re.compile(r"transformer_blocks[._]\d+[._]img_mlp"),
     "Z-Image": re.compile(r"context_refiner[._]\d|noise_refiner[._]\d"),
 }
-MAGNITUDES = ("dora_scale", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ class LoraFile:
     """Whether the scale is alpha / √rank (Kalajdzievski 2023, "rsLoRA") instead of alpha / rank."""
     alpha: float | None = None
     """Alpha of layers whose own the file does not have; None is the rank."""
-    alphas: Mapping[str, float] = ()  # type: ignore[assignment]
+    alphas: Mapping[str, float] = field(default_factory=dict)
     """Alphas of layers by a pattern of their names, which precede `alpha` (PEFT's alpha_pattern)."""
 
     def alpha_of(self, layer: str) -> float | None:
         """Return the alpha of a layer without a tensor of it."""
-        matches = (value for pattern, value in dict(self.alphas).items() if re.search(rf"(^|\.){pattern}$", layer))
+        matches = (value for pattern, value in self.alphas.items() if re.search(rf"(^|\.){pattern}$", layer))
         return next(matches, self.alpha)
 
     @property
@@ -128,10 +130,16 @@ def kind_of(path: Path) -> str | None:
 
 
 def read(path: Path) -> LoraFile:
-    """Read the header of a LoRA file.
+    """Read the header of a LoRA file, once while it is unchanged: each job of a batch asks.
 
     Raises what `families.read_header` raises, and ModelError for a file that is something else.
     """
+    return _read(path, stamp(path), stamp(path.parent / _PEFT_CONFIG))
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, *stamps: tuple[int, int] | None) -> LoraFile:
+    """Read the header; `stamps` change when the file or PEFT's config does."""
     header = families.read_header(path)
     if not is_lora(header) or any(name.startswith(_MODEL_PREFIXES) and ".lora" not in name for name in header.tensors):
         whole = any(name.startswith(_MODEL_PREFIXES) for name in header.tensors)
@@ -161,7 +169,7 @@ def _scaling(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """
     adapter = _json(metadata.get("lora_adapter_metadata"))
     if not adapter:
-        beside = path.parent / "adapter_config.json"
+        beside = path.parent / _PEFT_CONFIG
         if path.name == "adapter_model.safetensors" and beside.is_file():
             adapter = dict(families.read_json(beside))
     found = {key.rpartition(".")[2]: value for key, value in adapter.items()}

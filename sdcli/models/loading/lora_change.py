@@ -16,6 +16,12 @@ Tensors = Mapping[str, Tensor]
 """The tensors of one layer by their role; see lora_file.py."""
 
 
+_NORMS = {"dora_scale", "magnitude"}
+"""The roles of the norms of DoRA."""
+_COMMON = {"alpha", "up_bias", "diff_b", *_NORMS}
+"""The roles of tensors that come with every kind of change."""
+
+
 class Misfit(ValueError):
     """The tensors of a layer do not belong together, or do not fit its weight."""
 
@@ -26,24 +32,21 @@ def changed(weight: Tensor, tensors: Tensors, *, scale: float, alpha: float | No
     `alpha` is used if the tensors have none. With DoRA the change is interpolated: W + scale · (W_dora − W), as in
     ComfyUI and Automatic1111.
     """
-    if tensors.keys() <= {"down", "up", "alpha", "up_bias", "diff_b"} and weight.ndim == 2 and "up" in tensors:
+    if tensors.keys() - _COMMON == {"down", "up"} and weight.ndim == 2 and not tensors.keys() & _NORMS:
         return _added(weight, tensors, scale, alpha, rank_stabilized)
     difference = _difference(weight, tensors, alpha, rank_stabilized)
-    if "dora_scale" in tensors or "magnitude" in tensors:
+    if tensors.keys() & _NORMS:
         difference = _decomposed(weight + difference, tensors) - weight
     return weight + scale * difference
 
 
 def _added(weight: Tensor, tensors: Tensors, scale: float, alpha: float | None, rank_stabilized: bool) -> Tensor:
     """Return W + scale · ΔW of a LoRA of a linear layer, which is the most frequent, in one operation."""
-    try:
-        up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
-        factor = scale * scaling(down.shape[0], tensors, alpha, rank_stabilized)
-        if (up.shape[0], down.shape[1]) != weight.shape:
-            raise Misfit(f"has {list(up.shape)} and {list(down.shape)}, for a weight of {list(weight.shape)}")
-        return torch.addmm(weight, up, down, alpha=factor)
-    except (KeyError, RuntimeError, IndexError) as error:
-        raise Misfit(f"has only {', '.join(sorted(tensors))}, or of shapes that do not fit") from error
+    up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
+    if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != weight.shape:
+        raise Misfit(f"has {list(up.shape)} and {list(down.shape)}, for a weight of {list(weight.shape)}")
+    factor = scale * scaling(down.shape[0], tensors, alpha, rank_stabilized)
+    return torch.addmm(weight, up, down, alpha=factor)
 
 
 def changed_vector(vector: Tensor, difference: Tensor, *, scale: float) -> Tensor:
@@ -54,7 +57,7 @@ def changed_vector(vector: Tensor, difference: Tensor, *, scale: float) -> Tenso
 
 
 def _difference(weight: Tensor, tensors: Tensors, alpha: float | None, rank_stabilized: bool) -> Tensor:
-    roles = tensors.keys() - {"alpha", "dora_scale", "magnitude", "up_bias", "diff_b"}
+    roles = tensors.keys() - _COMMON
     rank: int | None
     try:
         if {"down", "up"} <= roles <= {"down", "up", "mid"}:
