@@ -47,8 +47,8 @@ OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger", "file")
 KINDS = ("model", "controlnet", "lora", "embedding")
 PARTS = (
-    *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer"),
-    *("unet", "vae"),
+    *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("tokenizer", "tokenizer_2", "tokenizer_3", "transformer", "unet", "vae"),
 )
 """The parts of a model that can come from other folders, by the names of diffusers' folders."""
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}

@@ -21,7 +21,7 @@ def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
     """
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    encoded = model.vae.encode(images.to_pixels(picture).to(model.device, model.vae.dtype))
+    encoded = model.vae.encode(as_input(model, images.to_pixels(picture)))
     mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
     return model.latent_space.normalize(mean.float().cpu())
 
@@ -37,7 +37,13 @@ def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
     """Decode latents to pixels (B, 3, H, W), float32, nominally in −1 … 1; they can be NaN."""
     z = model.latent_space.denormalize(latents)
     pixels: Tensor = model.vae.decode(z.to(model.vae.dtype), return_dict=False)[0].float().cpu()
-    return pixels
+    return pixels.squeeze(2) if model.latent_space.has_frames else pixels
+
+
+def as_input(model: LatentDiffusionModel, pixels: Tensor) -> Tensor:
+    """Return `pixels` (B, 3, H, W) as the encoder takes them: on its device, in its dtype, with frames if it has any."""
+    pixels = pixels.to(model.device, model.vae.dtype)
+    return pixels.unsqueeze(2) if model.latent_space.has_frames else pixels
 
 
 def decode_finite(model: LatentDiffusionModel, latents: Tensor) -> tuple[Tensor, list[int]]:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from sdcli.diffusion.latent_space import LatentSpace
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How a model takes prompts."""
+
+    most_tokens: int | None = None
+    """The number of tokens, including those of a template, at which a prompt is cut; None if any length is used."""
+    syntax: bool = True
+    """Whether weights, BREAK, embeddings and `clip_skip` work, as they do where CLIP alone encodes prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,3 +34,14 @@ class Facts:
     """Whether the network takes the size of the picture as an input (SDXL)."""
     square_only: bool = False
     takes_controlnets: bool = False
+    unguided: bool = False
+    """Whether the model was distilled to make pictures without guidance, and takes no guidance scale."""
+    guided_above: float = 1.0
+    """The guidance scale up to which there is no guidance."""
+    prompts: Prompts = Prompts()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of a recipe that suit every model of the architecture, where models.toml has no entry for it."""
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        """Whether the unconditional prediction, which a negative prompt changes, is used."""
+        return not (self.guidance_distilled or self.unguided) and guidance_scale > self.guided_above

@@ -40,9 +40,13 @@ def guide(noise_pred: Tensor, guidance: Guidance) -> Tensor:
     (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", §3.4, eqs. 15 and 16).
     """
     unconditional, conditional = noise_pred.chunk(2)
-    guided = unconditional + guidance.scale * (conditional - unconditional)
-    if guidance.rescale > 0:
+    return rescale(unconditional + guidance.scale * (conditional - unconditional), conditional, guidance.rescale)
+
+
+def rescale(guided: Tensor, conditional: Tensor, strength: float) -> Tensor:
+    """Draw the standard deviation of a guided prediction back to that of the conditional one; see `guide`."""
+    if strength > 0:
         axes = tuple(range(1, guided.ndim))
         rescaled = guided * (conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
-        guided = guidance.rescale * rescaled + (1 - guidance.rescale) * guided
+        guided = strength * rescaled + (1 - strength) * guided
     return guided

@@ -25,11 +25,15 @@ def make(
     its own noise (`brownian`); the others use the generators of each step. Call `schedulers.check` first.
     """
     row = schedulers.TABLE[name]
-    kind = _class_of(row)
+    if schedulers.predicts_flow(scheduler_config):
+        assert row.flow is not None  # see `schedulers.check`
+        kind, own = _flow_class_of(row.flow), row.flow.options
+    else:
+        kind, own = _class_of(row), row.options
     accepted = set(inspect.signature(kind).parameters)
     defaulted = scheduler_config.get("_use_default_values", ())
     options = {key: value for key, value in scheduler_config.items() if key in accepted and key not in defaulted}
-    options.update(row.options)
+    options.update(own)
     if sigmas != "default":
         options.update({f"use_{each}_sigmas": each == sigmas for each in schedulers.SIGMAS[1:]})
     if scheduler_config.get("rescale_betas_zero_snr") and not row.zero_snr:
@@ -47,6 +51,13 @@ def _zero_snr_betas(scheduler_config: Mapping[str, Any]) -> list[float]:
     alphas_cumprod = make("euler", "default", scheduler_config).alphas_cumprod.double().tolist()
     before = [1.0, *alphas_cumprod[:-1]]
     return [1 - after / each for each, after in zip(before, alphas_cumprod, strict=True)]
+
+
+def _flow_class_of(flow: schedulers.Flow) -> Any:
+    from sdcli.diffusion.flow import with_common_names
+
+    module = importlib.import_module(f"diffusers.schedulers.scheduling_{flow.module}")
+    return with_common_names(getattr(module, flow.class_name))
 
 
 def _class_of(row: schedulers.Row) -> Any:

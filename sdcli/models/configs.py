@@ -7,7 +7,7 @@ checked, and a missing key has the default of its class. Reads JSON only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,8 @@ NETWORK: Mapping[str, Rule] = {
     **dict.fromkeys(("num_embeddings", "num_vq_embeddings", "vocab_size"), _whole(1, 2**24)),
     **dict.fromkeys(("num_hidden_layers", "num_layers"), _LAYERS),
     **dict.fromkeys(("cross_attention_dim", "attention_head_dim", "num_attention_heads"), _optional(_or_list(_COUNT))),
-    **dict.fromkeys(("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels"), _list(_COUNT)),
+    **dict.fromkeys(("block_out_channels", "encoder_block_out_channels"), _list(_COUNT)),
+    "decoder_block_out_channels": _optional(_list(_COUNT)),
     **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), _list(_LAYERS)),
     **dict.fromkeys(("down_block_types", "up_block_types"), _list(_TEXT)),
     **dict.fromkeys(("norm_eps", "layer_norm_eps"), _SMALL),
@@ -85,8 +86,20 @@ NETWORK: Mapping[str, Rule] = {
     **dict.fromkeys(("latents_mean", "latents_std"), _optional(_list(_number(), 2**10))),
     **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), _whole(1, 9)),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _optional(_whole(0, 2**24))),
+    **dict.fromkeys(("joint_attention_dim", "pooled_projection_dim", "caption_projection_dim", "cap_feat_dim"), _COUNT),
+    **dict.fromkeys(("dim", "base_dim", "z_dim", "d_model", "d_ff", "d_kv", "head_dim", "num_heads"), _COUNT),
+    **dict.fromkeys(("n_heads", "n_kv_heads", "num_key_value_heads", "timestep_guidance_channels"), _COUNT),
+    **dict.fromkeys(("n_layers", "n_refiner_layers", "num_single_layers", "num_decoder_layers"), _whole(0, 1024)),
+    **dict.fromkeys(("axes_dims", "axes_dims_rope", "axes_lens", "dim_mult"), _list(_COUNT)),
+    **dict.fromkeys(("all_patch_size", "all_f_patch_size"), _list(_whole(1, 64))),
+    **dict.fromkeys(("rope_theta", "t_scale", "mlp_ratio"), _optional(_POSITIVE)),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "batch_norm_eps", "eps"), _SMALL),
+    **dict.fromkeys(("relative_attention_num_buckets", "relative_attention_max_distance"), _whole(1, 2**16)),
+    **dict.fromkeys(("num_res_blocks", "pos_embed_max_size", "input_channels"), _whole(1, 4096)),
+    **dict.fromkeys(("dual_attention_layers",), Rule("a list of layers", lambda value: isinstance(value, list | tuple))),
+    **dict.fromkeys(("attn_scales", "temperal_downsample"), Rule("a list", lambda value: isinstance(value, list))),
     "sample_size": _whole(1, 4096),
-    "patch_size": _whole(1, 64),
+    "patch_size": _or_list(_whole(1, 64)),
     "time_cond_proj_dim": _optional(_whole(4, 2**16)),
     "max_position_embeddings": _whole(3, 2**16),
     "layers_per_block": _or_list(_LAYERS),
@@ -125,7 +138,11 @@ SCHEDULER: Mapping[str, Rule] = {
     **dict.fromkeys(("algorithm_type", "solver_type", "interpolation_type", "prediction_type"), _TEXT),
     **dict.fromkeys(("timestep_scaling", "clip_sample_range", "sample_max_value"), _POSITIVE),
     **dict.fromkeys(("sigma_min", "sigma_max"), _optional(_POSITIVE)),
-    **dict.fromkeys(("flow_shift", "shift"), _optional(_number())),
+    **dict.fromkeys(("flow_shift", "shift", "shift_terminal"), _optional(_number(0, 1e3, "a number from 0 to 1000"))),
+    **dict.fromkeys(("base_shift", "max_shift"), _optional(_number(-100, 100, "a number from -100 to 100"))),
+    **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), _whole(1, 2**24)),
+    "time_shift_type": _one_of("exponential", "linear"),
+    **dict.fromkeys(("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling"), _FLAG),
     "dynamic_thresholding_ratio": _number(0, 1, "a number from 0 to 1"),
     "lambda_min_clipped": Rule("a number", lambda value: value == -math.inf or _is_number(value)),
     **dict.fromkeys(("clip_sample", "set_alpha_to_one", "skip_prk_steps", "rescale_betas_zero_snr"), _FLAG),
@@ -147,13 +164,17 @@ def read(path: Path, hint_if_missing: str | None = None) -> dict[str, Any]:
 def read_scheduler(path: Path, class_name: Any = None) -> dict[str, Any]:
     """Read the config of a scheduler: the noise schedule that a model was trained with.
 
-    `class_name` is that of model_index.json, if it has one. Raises ModelCorrupt like `read`, and ModelError for a model
-    that was trained in another way than by discrete steps of variance-preserving noise.
+    `class_name` is that of model_index.json, if it has one. A model of flow matching has the `prediction_type` FLOW in
+    the result, whatever its class is. Raises ModelCorrupt like `read`, and ModelError for a model that was trained in
+    another way than by discrete steps of variance-preserving noise, or by flow matching.
     """
     config = families.read_json(path, "a model's folder has scheduler/scheduler_config.json")
     check(path, config, SCHEDULER)
-    for name in (class_name, config.get("_class_name")):
-        if name is not None and name not in schedulers.CLASSES:
+    names = [name for name in (class_name, config.get("_class_name")) if name is not None]
+    if _is_flow(config, names):
+        return _flow_config(path, config)
+    for name in names:
+        if name not in schedulers.CLASSES:
             raise ModelError(f"{path}: the scheduler {name} is not supported", _OTHER)
     for key, value in (("prediction_type", "epsilon"), ("timestep_type", "discrete"), ("use_flow_sigmas", False)):
         allowed = schedulers.PREDICTIONS if key == "prediction_type" else (value, None)
@@ -167,7 +188,22 @@ def read_scheduler(path: Path, class_name: Any = None) -> dict[str, Any]:
     return config
 
 
-_OTHER = "use a model of Stable Diffusion 1.x, 2.x or XL that predicts noise or v"
+def _is_flow(config: Mapping[str, Any], names: Sequence[str]) -> bool:
+    if all(name in schedulers.FLOW_CLASSES for name in names):
+        return any("FlowMatch" in name for name in names) or config.get("prediction_type") == schedulers.FLOW
+    return False
+
+
+def _flow_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with all keys from which any scheduler for flow matching can be made."""
+    for key in ("invert_sigmas", "stochastic_sampling"):
+        if config.get(key):
+            raise ModelError(f"{path}: {key} is {config[key]!r}, which is not supported", _OTHER)
+    shift = config.get("shift") or config.get("flow_shift") or 1.0
+    return {**config, "prediction_type": schedulers.FLOW, "use_flow_sigmas": True, "shift": shift, "flow_shift": shift}
+
+
+_OTHER = "use a model that predicts noise, v, or the flow of flow matching"
 
 
 def check(path: Path, config: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
@@ -187,7 +223,8 @@ def layers(config: Mapping[str, Any]) -> int:
     inside = [_total(each) for each in _each(config.get("transformer_layers_per_block", 1), levels)]
     blocks = sum(a * max(1, b) for a, b in zip(per_level, inside, strict=False)) if levels > 1 else 0
     tiny = sum(sum(config.get(key, ())) for key in ("num_encoder_blocks", "num_decoder_blocks"))
-    return int(blocks + tiny + config.get("num_hidden_layers", 0) + config.get("num_layers", 0))
+    listed = ("num_hidden_layers", "num_layers", "num_single_layers", "n_layers")
+    return int(blocks + tiny + sum(config.get(key, 0) for key in listed))
 
 
 def _each(value: Any, count: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdcli.diffusion import architectures
 from sdcli.errors import ModelCorrupt
 from sdcli.models import configs, families
 from sdcli.models.source import INDEX, Source
@@ -37,7 +38,9 @@ def _count(source: Source) -> int | None:
         if embedder.exists():
             return int(configs.read(embedder)["num_embeddings"]) - 1
         if transformer.exists():
-            return int(configs.read(transformer)["num_embeds_ada_norm"])
+            config = configs.read(transformer)
+            takes_labels = architectures.find("transformer", config) == "dit"
+            return int(config["num_embeds_ada_norm"]) if takes_labels else None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelCorrupt(
             f"the configs of {source.path} do not contain the number of classes", _DOWNLOAD_AGAIN

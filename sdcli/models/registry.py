@@ -242,11 +242,12 @@ def read_facts(source: Source) -> ModelFacts:
     if source.is_controlnet:
         raise _not_a_model(source.path.name)
     network, vae = (configs.read(source.folder(part) / "config.json", _WHAT) for part in (source.denoiser, "vae"))
-    architecture = architectures.load(architectures.find(source.denoiser, network))
+    name, scheduler_config = architectures.find(source.denoiser, network), source.scheduler_config()
+    architectures.check_scheduler(name, scheduler_config)
     try:
         return ModelFacts(
-            **vars(architecture.facts(network, vae)),
-            scheduler_config=source.scheduler_config(),
+            **vars(architectures.load(name).facts(network, vae, source.index_if_any())),
+            scheduler_config=scheduler_config,
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
             vocabulary=vocabulary.read(source.path),

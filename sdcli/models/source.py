@@ -197,6 +197,10 @@ class Source:
                 index[part] = ["transformers" if part.startswith("text") else "diffusers", named]
         return index
 
+    def index_if_any(self) -> dict[str, Any]:
+        """Read model_index.json like `index`, or return nothing if there is none."""
+        return self.index() if (self.base / INDEX).exists() else {}
+
     def explain(self, error: ModelCorrupt) -> ModelCorrupt:
         """Add the folders of replaced parts to an error about parts that do not fit each other."""
         if not self.parts:

@@ -46,7 +46,7 @@ def settings(
     """
     recorded = config.read().defaults if user else {}
     around = config.environment() if user else {}
-    native = {} if facts is None else {"width": facts.native_size, "height": facts.native_size}
+    native = {} if facts is None else {"width": facts.native_size, "height": facts.native_size, **facts.defaults}
     layers: list[Mapping[str, Setting]] = [
         _built_in(),
         config.at(native, "model"),

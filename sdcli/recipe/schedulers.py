@@ -14,7 +14,9 @@ from typing import Any
 from sdcli.errors import InvalidRecipe
 
 SIGMAS = ("default", "karras", "exponential", "beta")
-PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity v", "sample": "x_0"}
+FLOW = "flow_prediction"
+"""The prediction of models trained by flow matching: the velocity from the picture to the noise."""
+PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity v", "sample": "x_0", FLOW: "flow"}
 """What networks predict, by diffusers' `prediction_type`."""
 
 Config = Mapping[str, Any]
@@ -55,6 +57,16 @@ def _with_final_sigma_zero(config: Config) -> bool:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """How a scheduler runs a model that was trained by flow matching: diffusers' class, its options and spacings."""
+
+    module: str
+    class_name: str
+    options: Mapping[str, Any] = field(default_factory=_options)
+    sigmas: tuple[str, ...] = SIGMAS[:1]
+
+
+@dataclass(frozen=True)
 class Row:
     """A scheduler: diffusers' class, its options, and its properties.
 
@@ -68,8 +80,10 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=_options)
     sigmas: tuple[str, ...] = SIGMAS[:1]
     """The supported spacings of noise levels: its own, Karras et al. 2022, exponential, or a beta distribution."""
-    predictions: tuple[str, ...] = tuple(PREDICTIONS)
-    """The supported predictions, by diffusers' `prediction_type`."""
+    predictions: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
+    """The supported predictions, by diffusers' `prediction_type`; see `flow` for flow matching."""
+    flow: Flow | None = None
+    """The class for models of flow matching, None if it does not support them."""
     least_steps: int = 1
     most_steps: Callable[[Config], int] = _trained_steps
     """The maximum number of steps with a model."""
@@ -91,6 +105,7 @@ class Row:
 _NOISE_OR_V = ("epsilon", "v_prediction")
 _MULTISTEP = ("dpmsolver_multistep", "DPMSolverMultistepScheduler")
 _SDE = "sde-dpmsolver++"
+_FLOW_MULTISTEP = Flow(*_MULTISTEP, _options(algorithm_type="dpmsolver++", solver_order=2))
 
 TABLE: Mapping[str, Row] = MappingProxyType(
     {
@@ -112,6 +127,7 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             "EulerDiscreteScheduler",
             "Euler",
             sigmas=SIGMAS,
+            flow=Flow("flow_match_euler_discrete", "FlowMatchEulerDiscreteScheduler", sigmas=SIGMAS),
             ends_clean=_with_final_sigma_zero,
             zero_snr=True,
         ),
@@ -123,7 +139,13 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             zero_snr=True,
             stochastic=True,
         ),
-        "heun": Row("heun_discrete", "HeunDiscreteScheduler", "Heun", sigmas=SIGMAS),
+        "heun": Row(
+            "heun_discrete",
+            "HeunDiscreteScheduler",
+            "Heun",
+            sigmas=SIGMAS,
+            flow=Flow("flow_match_heun_discrete", "FlowMatchHeunDiscreteScheduler"),
+        ),
         "dpm2": Row("k_dpm_2_discrete", "KDPM2DiscreteScheduler", "DPM2", sigmas=SIGMAS, predictions=_NOISE_OR_V),
         "dpm2-a": Row(
             "k_dpm_2_ancestral_discrete",
@@ -136,8 +158,9 @@ TABLE: Mapping[str, Row] = MappingProxyType(
         "dpm++-2m": Row(
             *_MULTISTEP,
             "DPM++ 2M",
-            _options(algorithm_type="dpmsolver++", solver_order=2),
+            _FLOW_MULTISTEP.options,
             sigmas=SIGMAS,
+            flow=_FLOW_MULTISTEP,
             ends_clean=_with_final_sigma_zero,
             zero_snr=True,
         ),
@@ -146,6 +169,7 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             "DPM++ 2M SDE",
             _options(algorithm_type=_SDE, solver_order=2),
             sigmas=SIGMAS,
+            flow=Flow(*_MULTISTEP, _options(algorithm_type=_SDE, solver_order=2)),
             ends_clean=_with_final_sigma_zero,
             zero_snr=True,
             stochastic=True,
@@ -172,6 +196,7 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             "DPM++ 3M SDE",
             _options(algorithm_type=_SDE, solver_order=3),
             sigmas=SIGMAS,
+            flow=Flow(*_MULTISTEP, _options(algorithm_type=_SDE, solver_order=3)),
             ends_clean=_with_final_sigma_zero,
             zero_snr=True,
             stochastic=True,
@@ -181,11 +206,20 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             "UniPCMultistepScheduler",
             "UniPC",
             sigmas=SIGMAS,
+            flow=Flow("unipc_multistep", "UniPCMultistepScheduler"),
             ends_clean=_with_final_sigma_zero,
             zero_snr=True,
         ),
         "deis": Row("deis_multistep", "DEISMultistepScheduler", "DEIS", sigmas=SIGMAS, ends_clean=_never),
-        "lcm": Row("lcm", "LCMScheduler", "LCM", most_steps=_distilled_steps, zero_snr=True, stochastic=True),
+        "lcm": Row(
+            "lcm",
+            "LCMScheduler",
+            "LCM",
+            flow=Flow("flow_match_lcm", "FlowMatchLCMScheduler", sigmas=SIGMAS),
+            most_steps=_distilled_steps,
+            zero_snr=True,
+            stochastic=True,
+        ),
         "tcd": Row(
             "tcd",
             "TCDScheduler",
@@ -205,6 +239,8 @@ CLASSES = frozenset(
     | {"DDIMParallelScheduler", "DDPMParallelScheduler", "DDIMInverseScheduler", "SASolverScheduler"}
 )
 """diffusers' classes whose configs describe what all rows of the table take: steps of ᾱ, and no EDM or flow."""
+FLOW_CLASSES = frozenset({row.flow.class_name for row in TABLE.values() if row.flow is not None})
+"""diffusers' classes whose configs can describe a model of flow matching."""
 
 _AUTOMATIC = ("", "automatic", "uniform", "default")
 
@@ -221,18 +257,35 @@ def check(
     `name` is one of NAMES and `sigmas` one of SIGMAS. `scheduler_config` is the model's, in diffusers' key names;
     without it the model and `steps` are not checked.
     """
-    row = TABLE[name]
-    if sigmas not in row.sigmas:
+    row, is_flow = TABLE[name], predicts_flow(scheduler_config or {})
+    if is_flow:
+        _check_flow(name, row, sigmas)
+    elif sigmas not in row.sigmas:
         hint = f"use --sigmas default, or one of {_names(lambda row: sigmas in row.sigmas)}"
         raise InvalidRecipe(f"the scheduler {name} does not support {sigmas} sigmas", hint, "sigmas")
     if eta and not row.takes_eta:
         hint = f"use --eta 0, or one of {_names(lambda row: row.takes_eta)}"
         raise InvalidRecipe(f"the scheduler {name} does not support eta", hint, "eta")
-    if scheduler_config is not None:
+    if scheduler_config is not None and not is_flow:
         _check_model(name, row, scheduler_config)
         _check_sigmas(sigmas, scheduler_config)
-        if steps is not None:
-            _check_steps(name, sigmas, scheduler_config, steps)
+    if scheduler_config is not None and steps is not None:
+        _check_steps(name, sigmas, scheduler_config, steps)
+
+
+def predicts_flow(config: Config) -> bool:
+    """Whether the model with this scheduler config was trained by flow matching."""
+    return config.get("prediction_type") == FLOW
+
+
+def _check_flow(name: str, row: Row, sigmas: str) -> None:
+    if row.flow is None:
+        message = f"the scheduler {name} does not support models of flow matching, such as this one"
+        raise InvalidRecipe(message, f"use one of {_names(lambda row: row.flow is not None)}", "scheduler")
+    if sigmas not in row.flow.sigmas:
+        able = _names(lambda row: row.flow is not None and sigmas in row.flow.sigmas)
+        message = f"the scheduler {name} does not support {sigmas} sigmas with a model of flow matching"
+        raise InvalidRecipe(message, f"use --sigmas default, or one of {able}", "sigmas")
 
 
 def _check_model(name: str, row: Row, config: Config) -> None:

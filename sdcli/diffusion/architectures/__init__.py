@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from sdcli.diffusion.facts import Facts
 from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.errors import ModelError
+from sdcli.recipe.schedulers import predicts_flow
 
 if TYPE_CHECKING:
     from sdcli.diffusion.context import Context
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 class Architecture(Protocol):
     """The functions of a module. Modules import torch only inside `encode` and `bind`: planning uses `facts`."""
 
-    def facts(self, network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
-        """Read the two configs. Raises KeyError, TypeError or ValueError if they are invalid."""
+    def facts(self, network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> Facts:
+        """Read the two configs and model_index.json. Raises KeyError, TypeError or ValueError if they are invalid."""
 
     def activations(self, network: Mapping[str, Any], latents: int) -> int:
         """About how many numbers the network keeps at once for one picture of `latents` places, by its config."""
@@ -64,12 +65,20 @@ class Row:
 
     `part` is the network's name in model_index.json. `networks` are the class names that it can have there, each with
     the location of diffusers' class, `module:class`. `pipelines` are the possible pipelines, with the parts that they
-    require.
+    require. With `flow`, the models are trained by flow matching.
     """
 
     part: str
     networks: Mapping[str, str]
     pipelines: Mapping[str, tuple[str, ...]]
+    flow: bool = False
+
+
+def _transformer(class_name: str, module: str, *pipelines: str, encoders: int = 1) -> Row:
+    """Return the row of a transformer trained by flow matching, whose models have `encoders` text encoders."""
+    parts = ("transformer", "vae", *("text_encoder", "text_encoder_2", "text_encoder_3")[:encoders])
+    networks = {class_name: f"diffusers.models.transformers.{module}:{class_name}"}
+    return Row("transformer", networks, dict.fromkeys(pipelines, parts), flow=True)
 
 
 _TEXT_TO_IMAGE = ("unet", "vae", "text_encoder")
@@ -98,6 +107,17 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             {"DiTTransformer2DModel": _DIT, "Transformer2DModel": _DIT},
             {"DiTPipeline": ("transformer", "vae")},
         ),
+        "z_image": _transformer(
+            "ZImageTransformer2DModel", "transformer_z_image", "ZImagePipeline", "ZImageImg2ImgPipeline"
+        ),
+        "flux": _transformer(
+            *("FluxTransformer2DModel", "transformer_flux", "FluxPipeline", "FluxImg2ImgPipeline"), encoders=2
+        ),
+        "flux2": _transformer("Flux2Transformer2DModel", "transformer_flux2", "Flux2KleinPipeline"),
+        "sd3": _transformer(
+            *("SD3Transformer2DModel", "transformer_sd3", "StableDiffusion3Pipeline"), encoders=2
+        ),  # T5 may be absent
+        "qwen_image": _transformer("QwenImageTransformer2DModel", "transformer_qwenimage", "QwenImagePipeline"),
     }
 )
 
@@ -114,6 +134,14 @@ def find(part: str, config: Mapping[str, Any]) -> str:
             return name
     known = ", ".join(next(iter(row.networks)) for row in TABLE.values())
     raise ModelError(f"the model's {part} is a {class_name}, which is not supported", f"supported classes are {known}")
+
+
+def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ModelError unless the scheduler config is of the kind that models of the architecture are trained with."""
+    if predicts_flow(config) != TABLE[name].flow:
+        kind = "flow matching" if TABLE[name].flow else "steps of noise"
+        what = f"the model's scheduler is a {config.get('_class_name')}, and models of its class are trained by {kind}"
+        raise ModelError(what, "download the model's folder again; its parts must belong together")
 
 
 def networks(part: str) -> Mapping[str, str]:

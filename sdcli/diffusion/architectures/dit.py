@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
 
 
-def facts(network: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
+def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> Facts:
     """Read the configs of a DiT and its VAE. diffusers' class only makes squares."""
     space = LatentSpace.of(vae)
     return Facts(

@@ -41,6 +41,10 @@ class Context:
     concat_latents: Tensor | None = None
     timestep_cond: Tensor | None = None
     residuals: Residuals | None = None
+    reference_latents: tuple[Tensor, ...] = ()
+    """The latents (1, C, h, w) of each reference image, normalised, which the transformer takes as further tokens."""
+    notes: tuple[str, ...] = ()
+    """Warnings about what was encoded, which belong to the picture."""
 
     @property
     def has_unconditional(self) -> bool:

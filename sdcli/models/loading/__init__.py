@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sdcli.diffusion import architectures
-from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder, Tokenizer
+from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.files import palette
-from sdcli.models import configs, families, labels
+from sdcli.models import configs, families, labels, language_tokenizer
 from sdcli.models.imports import lean_imports
 from sdcli.models.loading.find import Finder
 from sdcli.models.loading.weights import Stored, check_shapes, fill
@@ -40,23 +40,44 @@ PIPELINES: Mapping[str, tuple[str, ...]] = {
     name: parts for row in architectures.TABLE.values() for name, parts in row.pipelines.items()
 }
 """The required parts of each pipeline."""
-_TEXT_ENCODERS: Mapping[str, type[nn.Module]] = {
+_CLIP: Mapping[str, type[nn.Module]] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
+_QWEN3 = "transformers.models.qwen3.modeling_qwen3:Qwen3Model"
+_QWEN_VL = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl:Qwen2_5_VLModel"
+_TEXT_ENCODERS: Mapping[str, type[nn.Module] | str] = {
+    **_CLIP,
+    "T5EncoderModel": "transformers.models.t5.modeling_t5:T5EncoderModel",
+    # without the head that predicts words
+    "Qwen3Model": _QWEN3,
+    "Qwen3ForCausalLM": _QWEN3,
+    "Qwen2_5_VLModel": _QWEN_VL,
+    "Qwen2_5_VLForConditionalGeneration": _QWEN_VL,
 }
 _TEXT_SETTINGS = {*CLIPTextConfig.__annotations__, *inspect.signature(CLIPTextConfig.__init__).parameters}
 """The settings of a text encoder: fields of a dataclass since transformers 5.1, parameters before."""
 COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
     "unet": architectures.networks("unet"),
     "transformer": architectures.networks("transformer"),
-    "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny, "VQModel": VQModel},
+    "vae": {
+        "AutoencoderKL": AutoencoderKL,
+        "AutoencoderTiny": AutoencoderTiny,
+        "VQModel": VQModel,
+        "AutoencoderKLFlux2": "diffusers.models.autoencoders.autoencoder_kl_flux2:AutoencoderKLFlux2",
+        "AutoencoderKLQwenImage": "diffusers.models.autoencoders.autoencoder_kl_qwenimage:AutoencoderKLQwenImage",
+    },
     "class_embedder": {"Embedding": nn.Embedding},
     "text_encoder": _TEXT_ENCODERS,
     "text_encoder_2": _TEXT_ENCODERS,
+    "text_encoder_3": _TEXT_ENCODERS,
 }
-"""The classes of each part, by the names in model_index.json; networks as `module:class`, imported when needed."""
+"""The classes of each part, by the names in model_index.json; most as `module:class`, imported when needed."""
 _DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
-_SUPPORTED = "Stable Diffusion 1.x, 2.x, XL, their distilled versions, DiT, and LDM of ImageNet are supported"
+_SUPPORTED = (
+    "Stable Diffusion 1.x, 2.x, XL, 3.x, their distilled versions, FLUX.1, FLUX.2 [klein], Z-Image, Qwen-Image, DiT, and "
+    "LDM of ImageNet are supported"
+)
 
 
 def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
@@ -74,6 +95,7 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     needed = PIPELINES[index["_class_name"]]
     network_part = "transformer" if "transformer" in needed else "unet"
     family = architectures.find(network_part, {"_class_name": index[network_part][1]})
+    architectures.check_scheduler(family, scheduler_config)
     architecture = architectures.load(family)
     text_encoders = text_parts(index)
     parts = check_parts(source, index, dict.fromkeys([*text_encoders, *needed]))
@@ -89,7 +111,7 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
         text_encoders=text,
         network=network,
         architecture=family,
-        facts=architecture.facts(network.config, vae.config),
+        facts=architecture.facts(network.config, vae.config, index),
         latent_space=architecture.latent_space(vae),
         vae=vae,
         labels=known,
@@ -108,7 +130,8 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
 
 def text_parts(index: Mapping[str, Any]) -> list[str]:
     """Return the text encoders in a model_index.json, in the order of `LatentDiffusionModel.text_encoders`."""
-    return [each for each in ("text_encoder", "text_encoder_2") if index.get(each, [None, None])[1]]
+    named = (each for each in COMPONENTS if each.startswith("text_encoder"))
+    return [each for each in named if index.get(each, [None, None])[1]]
 
 
 def read_index(source: Source) -> Mapping[str, Any]:
@@ -175,8 +198,10 @@ def construct(folder: Path, made: type[nn.Module], count: float = math.inf) -> A
         raise ModelCorrupt(what, _DOWNLOAD_AGAIN)
     try:
         with torch.device("meta"):
-            if made in _TEXT_ENCODERS.values():
+            if made in _CLIP.values():
                 return made(CLIPTextConfig(**_known(_TEXT_SETTINGS, config)))
+            if hasattr(made, "config_class") and made.__module__.startswith("transformers."):
+                return made(made.config_class(**{key: config[key] for key in config if key not in _NOT_OF_THE_NETWORK}))
             return made(**_known(inspect.signature(made.__init__).parameters, config))
     except Exception as error:  # the libraries raise anything for a wrong value
         what = " ".join(str(error).split())
@@ -186,6 +211,11 @@ def construct(folder: Path, made: type[nn.Module], count: float = math.inf) -> A
 def _filled(module: Any, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> Any:
     """Load the weights of a component into its `module`."""
     fill(module, stored, device, dtype)
+    for name, each in list(module.named_modules()):
+        rebuilt = _with_tables(each)
+        if rebuilt is not None:
+            path, _, last = name.rpartition(".")
+            setattr(module.get_submodule(path), last, rebuilt.to(device))
     for name, buffer in module.named_buffers():  # buffers that files do not have
         if buffer.is_meta:
             path, _, last = name.rpartition(".")
@@ -208,9 +238,26 @@ _BUFFERS: Mapping[str, Callable[[Any], Tensor]] = {
 }
 
 
-def _tokenizer(source: Source, part: str, model: Any) -> Tokenizer:
+def _with_tables(module: Any) -> nn.Module | None:
+    """Return a new module for one that computes tables when it is made, which are in no file; None for others."""
+    name = type(module).__name__
+    if name == "QwenEmbedRope":
+        return type(module)(module.theta, module.axes_dim, module.scale_rope)  # type: ignore[no-any-return]
+    if name.endswith("RotaryEmbedding"):
+        config = getattr(module, "config", None)
+        return type(module)(2 * len(module.inv_freq) if config is None else config)  # type: ignore[no-any-return]
+    return None
+
+
+_NOT_OF_THE_NETWORK = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+
+
+def _tokenizer(source: Source, part: str, model: Any) -> Any:
+    folder = source.folder(part.replace("text_encoder", "tokenizer"))
+    if not isinstance(model, tuple(_CLIP.values())):
+        return language_tokenizer.read(folder, is_t5=type(model).__name__.startswith("T5"), model=model)
     return read_tokenizer(
-        source.folder(part.replace("text_encoder", "tokenizer")),
+        folder,
         window=model.config.max_position_embeddings,
         vocab_size=model.config.vocab_size,
     )

@@ -53,7 +53,7 @@ def find_in_folder(folder: Path, variant: str | None, module: nn.Module) -> Mapp
     """Find the tensors of a component in its folder, under current or older names."""
     files = families.component_files(folder, variant)
     stored = {_current_name(key): each for key, each in read_headers(files).items()}
-    names = {name: _current_name(name) for name in module.state_dict()}
+    names = {name: _current_name(name) for name in module.state_dict() if not name.endswith("num_batches_tracked")}
     unknown = [each.key for key, each in stored.items() if key not in names.values() and not _UNUSED.search(key)]
     if unknown:
         raise ModelCorrupt(f"{files[0]}: its config has no tensor {unknown[0]}", _DOWNLOAD_AGAIN)
@@ -61,15 +61,21 @@ def find_in_folder(folder: Path, variant: str | None, module: nn.Module) -> Mapp
 
 
 def _current_name(key: str) -> str:
-    """Rename a key: transformers 4 has a prefix `text_model.`, and diffusers before 0.17 had other attention names."""
-    key = key.removeprefix("text_model.")
+    """Rename a key to a name that all versions share.
+
+    transformers 4 has a prefix `text_model.` for CLIP, `model.` for language models with a head and none inside of
+    Qwen2.5-VL; T5 has one embedding under two names. diffusers before 0.17 had other attention names.
+    """
+    for prefix in ("text_model.", "model.", "language_model."):
+        key = key.removeprefix(prefix)
+    key = key.replace("encoder.embed_tokens.", "shared.")
     for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
         key = key.replace(old, new)
     return key
 
 
-# Unused tensors in files: buffers, and the other half of CLIP.
-_UNUSED = re.compile(r"position_ids$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
+# Unused tensors in files: buffers, the other half of CLIP, and the head of a language model, which predicts words.
+_UNUSED = re.compile(r"position_ids$|^lm_head\.|num_batches_tracked$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
 
 
 def find_in_file(

@@ -44,9 +44,23 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, 
     Raises ModelCorrupt, with the tensor's name, for a wrong shape or an unreadable tensor.
     """
     read = tensors(module, stored)
-    state = {name: tensor.to(device=device, dtype=dtype).contiguous() for name, tensor in read}
+    exact = _kept_in_float32(module) if dtype == torch.float16 else ()
+    state = {}
+    for name, tensor in read:
+        kept = any(part in name.split(".") for part in exact)
+        state[name] = tensor.to(device=device, dtype=torch.float32 if kept else dtype).contiguous()
+    state |= {name: torch.zeros((), dtype=torch.int64) for name in module.state_dict() if name.endswith(_COUNTS)}
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False).eval()
+
+
+_COUNTS = "num_batches_tracked"
+"""The end of the names of batch norms' counts of training steps, which are not read."""
+
+
+def _kept_in_float32(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that overflow in float16, such as those of T5."""
+    return tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
 
 
 def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
@@ -69,6 +83,8 @@ def read(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
 def check_shapes(module: nn.Module, stored: Mapping[str, Stored]) -> None:
     """Check the shape of each tensor of `module`. Raises what `check_shape` raises."""
     for name, parameter in module.state_dict().items():
+        if name.endswith(_COUNTS):
+            continue
         check_shape(stored[name], tuple(parameter.shape))
 
 

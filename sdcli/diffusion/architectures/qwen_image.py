@@ -1,0 +1,122 @@
+"""Qwen-Image: a transformer over text and image tokens, trained by flow matching.
+
+Wu et al. 2025, "Qwen-Image Technical Report". y is the states of Qwen2.5-VL's last layer, without those of its
+template. The autoencoder is one of videos, used for single pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdcli.diffusion import flow, packing
+from sdcli.diffusion.facts import Facts, Prompts
+from sdcli.diffusion.guidance import Guidance, rescale
+from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.recipe import Condition
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdcli.diffusion.context import Context
+    from sdcli.diffusion.denoise import Denoiser, Evaluation
+    from sdcli.diffusion.model import LatentDiffusionModel
+
+MOST_TOKENS = 1024
+
+
+def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> Facts:
+    """Read the configs of a transformer and its VAE. `guidance_scale` is what diffusers calls `true_cfg_scale`."""
+    space = LatentSpace.of(vae)
+    return Facts(
+        native_size=1024,
+        size_multiple=2 * space.vae_scale_factor,
+        in_channels=int(network.get("in_channels", 64)) // 4,
+        latent_space=space,
+        prompts=Prompts(MOST_TOKENS, syntax=False),
+        defaults={"scheduler": "euler", "steps": 50, "guidance_scale": 4.0},
+    )
+
+
+def activations(network: Mapping[str, Any], latents: int) -> int:
+    """What one block keeps: its input, three projections, and the fourfold hidden layer."""
+    width = int(network.get("num_attention_heads", 24)) * int(network.get("attention_head_dim", 128))
+    return 12 * width * (latents // 4 + MOST_TOKENS)
+
+
+def latent_space(vae: Any) -> LatentSpace:
+    """Return the latent space of the VAE's config."""
+    return LatentSpace.of(vae.config)
+
+
+def misfit(model: LatentDiffusionModel) -> str | None:
+    """Compare the text encoder's width and the latents' channels with those of the transformer."""
+    config, text = model.network.config, model.text_encoders[0].model.config
+    width, takes = text.text_config.hidden_size, config["joint_attention_dim"]
+    if width != takes:
+        return f"its text encoder gives {width} features per token, its transformer takes {takes}"
+    if config["in_channels"] != 4 * model.latent_channels:
+        return "its transformer and its VAE disagree about the latents' channels"
+    return None
+
+
+def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+    """Encode the prompt, and the negative prompt if there is guidance; their lengths differ."""
+    from sdcli.diffusion.context import Context, language_model
+
+    prompt, note = _states(model, condition.prompt)
+    if not guidance.is_on:
+        return Context(prompt_embeds=prompt, notes=language_model.listed(note))
+    negative, other = _states(model, condition.negative_prompt)
+    return Context(prompt_embeds=prompt, negative_prompt_embeds=negative, notes=language_model.listed(note, other))
+
+
+def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]:
+    """Return the states (1, L, D) of the tokens of a text in the template of the family, and a note if it was cut."""
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+
+    from sdcli.diffusion.context import language_model
+
+    encoder = model.text_encoders[0]
+    parts = dict.fromkeys(("scheduler", "vae", "transformer"))
+    pipe = QwenImagePipeline(text_encoder=encoder.model, tokenizer=encoder.tokenizer, **parts)
+    skipped = pipe.prompt_template_encode_start_idx
+    framed = pipe.prompt_template_encode.format(text)
+    ids, note = language_model.ids_of(encoder.tokenizer, framed, MOST_TOKENS + skipped)
+    states = language_model.hidden_states(encoder.model, ids)[-1]
+    return states[:, skipped:].to(model.device, model.dtype), note
+
+
+def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
+    """Return f(z, t) with one call of the transformer for each half of guidance. Its time is 0 … 1.
+
+    The guided prediction of each token is scaled to the length of the conditional one.
+    """
+    assert context.prompt_embeds is not None
+    dtype = network.dtype
+    halves = [half for half in (context.prompt_embeds, context.negative_prompt_embeds) if half is not None]
+    embeds = [half.expand(batch, -1, -1).to(dtype) for half in halves]
+
+    def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
+        height, width = latents.shape[2:]
+        arguments = {
+            "hidden_states": packing.pack(latents).to(dtype),
+            "timestep": timestep.expand(batch).to(dtype) / 1000,
+            "img_shapes": [[(1, height // 2, width // 2)]] * batch,
+            "return_dict": False,
+        }
+        predicted = [network(encoder_hidden_states=half, **arguments)[0].float() for half in embeds]
+        velocity = predicted[0]
+        if len(predicted) == 2:
+            combined = predicted[1] + guidance.scale * (velocity - predicted[1])
+            combined = combined * (velocity.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+            velocity = rescale(combined, velocity, guidance.rescale)
+        return packing.unpack(velocity, height, width)
+
+    return denoiser
+
+
+def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
+    """Set evenly spaced timesteps with the config's shift, or one by the number of tokens."""
+    mu = flow.linear_mu(scheduler.config, shape[1] // 2 * (shape[2] // 2))
+    flow.set_timesteps(scheduler, steps, mu, flow.even(steps, 1 / steps))

@@ -1,0 +1,76 @@
+"""A text prompt as context: y is the hidden states of a language model, Qwen or T5, and not of CLIP.
+
+Knows nothing of noise or of the loop. A prompt that is too long is cut, which is noted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdcli.errors import ModelCorrupt
+
+if TYPE_CHECKING:
+    from sdcli.diffusion.model import TextEncoder
+
+
+def as_chat(tokenizer: Any, text: str, **options: Any) -> str:
+    """Return `text` as the message of a user, in the tokenizer's template. Raises ModelCorrupt without a valid one."""
+    messages = [{"role": "user", "content": text}]
+    try:
+        framed: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    except Exception as error:  # the library raises anything for an invalid template
+        what = f"the model's tokenizer has no valid chat template: {' '.join(str(error).split())}"
+        raise ModelCorrupt(what, "download the model's folder again, with its tokenizer") from error
+    return framed
+
+
+def ids_of(tokenizer: Any, text: str, most: int) -> tuple[Tensor, str | None]:
+    """Return the ids (1, L) of at most `most` tokens of `text`, and a note if there are more."""
+    ids = tokenizer(text).input_ids
+    return torch.tensor([ids[:most]]), too_long(len(ids), most)
+
+
+def too_long(count: int, most: int) -> str | None:
+    """Return the note about a prompt of `count` tokens, or None if it is not too long."""
+    if count <= most:
+        return None
+    return f"the prompt has {count} tokens with its template, and the text encoder takes {most}: the rest is not used"
+
+
+@torch.inference_mode()
+def hidden_states(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Return the states (1, L, D) before the first layer and after each layer of a language model."""
+    options = {} if mask is None else {"attention_mask": mask.to(model.device)}
+    states: tuple[Tensor, ...] = model(
+        input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False, **options
+    ).hidden_states
+    return states
+
+
+@torch.inference_mode()
+def t5_states(encoder: TextEncoder, text: str, length: int) -> tuple[Tensor, str | None]:
+    """Return the states (1, length, D) of T5's encoder, of a prompt padded or cut to `length` tokens, and a note.
+
+    T5 is run without a mask, as the models were trained.
+    """
+    whole = encoder.tokenizer(text).input_ids
+    padded = encoder.tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    states: Tensor = encoder.model(padded.input_ids.to(encoder.model.device))[0]
+    return states, too_long(len(whole), length)
+
+
+@torch.inference_mode()
+def clip_output(encoder: TextEncoder, text: str) -> Any:
+    """Return the output of a CLIP text encoder with all hidden states, for one chunk; longer prompts are cut."""
+    tokenizer = encoder.tokenizer
+    ids = [tokenizer.bos_id, *tokenizer.encode(text)[: tokenizer.max_length - 2], tokenizer.eos_id]
+    ids += [tokenizer.pad_id] * (tokenizer.max_length - len(ids))
+    return encoder.model(torch.tensor([ids], device=encoder.model.device), output_hidden_states=True)
+
+
+def listed(*notes: str | None) -> tuple[str, ...]:
+    """Return the notes that are not None, each once."""
+    return tuple(dict.fromkeys(note for note in notes if note is not None))

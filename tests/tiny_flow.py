@@ -1,0 +1,227 @@
+"""Tiny models of today's families: real classes, folders as diffusers' own pipelines write them, random weights.
+
+`make_folder(family, directory)` writes one; diffusers loads it with `DiffusionPipeline.from_pretrained`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+from torch import nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5EncoderModel
+from transformers.models.t5.tokenization_t5 import T5Tokenizer
+
+from sdcli.models.tokenizer import byte_letters
+from tests import tiny
+
+FAMILIES = ("z-image", "flux-dev", "flux-schnell", "flux2-klein", "flux2-base", "sd3", "sd3-without-t5", "qwen-image")
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def write_qwen_tokenizer(directory: Path) -> None:
+    """A tokenizer of Qwen's kind with one token for each byte, in the two files that its class reads."""
+    directory.mkdir(parents=True)
+    vocab = {letter: place for place, letter in enumerate(byte_letters().values())}
+    tiny.write_json(directory / "vocab.json", vocab)
+    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    added = {str(len(vocab) + place): {"content": each, "special": True} for place, each in enumerate(QWEN_SPECIAL)}
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "pad_token": QWEN_SPECIAL[0], "eos_token": QWEN_SPECIAL[2]}
+    settings |= {"added_tokens_decoder": added, "chat_template": CHAT, "unk_token": None, "model_max_length": 4096}
+    tiny.write_json(directory / "tokenizer_config.json", settings)
+
+
+def write_t5_tokenizer(directory: Path) -> None:
+    """A tokenizer of T5's kind with one token for each letter."""
+    letters = [chr(letter) for letter in range(ord("!"), ord("~") + 1)]
+    vocab = [*((each, 0.0) for each in ("<pad>", "</s>", "<unk>")), *((each, -2.0) for each in ("▁", *letters))]
+    T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(directory)
+
+
+def shaken(module: nn.Module, amount: float = 0.05) -> nn.Module:
+    """The module with no two tensors alike, not even fresh norms and biases."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(amount * torch.randn_like(parameter))
+    return module.eval()
+
+
+def make_vae(**settings: Any) -> nn.Module:
+    return shaken(
+        AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=4,
+            layers_per_block=1,
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            **settings,
+        )
+    )
+
+
+def make_flux2_vae() -> nn.Module:
+    made = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=8
+    )
+    with torch.no_grad():
+        made.bn.running_mean.normal_()
+        made.bn.running_var.uniform_(0.5, 2)
+    return shaken(made)
+
+
+def make_qwen_vae() -> nn.Module:
+    statistics = {"latents_mean": torch.randn(4).tolist(), "latents_std": (1 + torch.rand(4)).tolist()}
+    return shaken(AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1, **statistics))
+
+
+def qwen3(kind: Callable[..., nn.Module], layers: int) -> nn.Module:
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    return shaken(kind(Qwen3Config(vocab_size=264, num_hidden_layers=layers, tie_word_embeddings=False, **size)))
+
+
+def qwen_vl() -> nn.Module:
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "vocab_size": 264, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
+    vision |= {"fullatt_block_indexes": [0], "window_size": 28}
+    ids = {"vision_start_token_id": 257, "vision_end_token_id": 258, "image_token_id": 259, "video_token_id": 260}
+    return shaken(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)))
+
+
+def t5() -> nn.Module:
+    size = {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
+    return shaken(T5EncoderModel(T5Config(vocab_size=264, feed_forward_proj="gated-gelu", **size)))
+
+
+def clip(kind: Callable[..., nn.Module], width: int) -> nn.Module:
+    settings = {"vocab_size": len(tiny.vocabulary()), "hidden_size": width, "intermediate_size": 16}
+    settings |= {"num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": width}
+    return shaken(kind(CLIPTextConfig(**settings, bos_token_id=0, eos_token_id=2, pad_token_id=1)))
+
+
+def z_image() -> dict[str, Any]:
+    settings = {"dim": 48, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 16}
+    network = shaken(ZImageTransformer2DModel(**settings, axes_dims=[8, 8, 8], axes_lens=[1024, 64, 64]))
+    return {"transformer": network, "vae": make_vae(), "text_encoder": qwen3(Qwen3Model, 3), "shift": 3.0}
+
+
+def flux(guidance_embeds: bool) -> dict[str, Any]:
+    settings = {"in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 12}
+    settings |= {"num_attention_heads": 2, "joint_attention_dim": 24, "pooled_projection_dim": 8}
+    network = FluxTransformer2DModel(**settings, guidance_embeds=guidance_embeds, axes_dims_rope=(4, 4, 4))
+    parts = {"transformer": shaken(network), "vae": make_vae(), "text_encoder": clip(CLIPTextModel, 8)}
+    flow = {"use_dynamic_shifting": True} if guidance_embeds else {"shift": 1.0}
+    return {**parts, "text_encoder_2": t5(), **flow}
+
+
+def flux2(is_distilled: bool) -> dict[str, Any]:
+    settings = {"in_channels": 32, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16}
+    settings |= {"num_attention_heads": 2, "joint_attention_dim": 48, "axes_dims_rope": (4, 4, 4, 4)}
+    network = shaken(Flux2Transformer2DModel(**settings, guidance_embeds=False))
+    parts = {"transformer": network, "vae": make_flux2_vae(), "text_encoder": qwen3(Qwen3ForCausalLM, 28)}
+    return {**parts, "is_distilled": is_distilled, "use_dynamic_shifting": True}
+
+
+def sd3(with_t5: bool) -> dict[str, Any]:
+    settings = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
+    settings |= {"joint_attention_dim": 24, "pooled_projection_dim": 20, "sample_size": 16, "pos_embed_max_size": 24}
+    network = shaken(SD3Transformer2DModel(**settings, qk_norm="rms_norm", dual_attention_layers=(0,)))
+    clips = {"text_encoder": clip(CLIPTextModelWithProjection, 8), "text_encoder_2": clip(CLIPTextModelWithProjection, 12)}
+    parts = {"transformer": network, "vae": make_vae(), **clips, "text_encoder_3": t5() if with_t5 else None}
+    return {**parts, "shift": 3.0}
+
+
+def qwen_image() -> dict[str, Any]:
+    settings = {"in_channels": 16, "out_channels": 4, "num_layers": 1, "attention_head_dim": 12}
+    settings |= {"num_attention_heads": 2, "joint_attention_dim": 16, "axes_dims_rope": (4, 4, 4)}
+    network = shaken(QwenImageTransformer2DModel(**settings))
+    parts = {"transformer": network, "vae": make_qwen_vae(), "text_encoder": qwen_vl()}
+    flow = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
+    return {**parts, **flow, "max_image_seq_len": 8192}
+
+
+MAKERS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "z-image": ("ZImagePipeline", z_image),
+    "flux-dev": ("FluxPipeline", lambda: flux(True)),
+    "flux-schnell": ("FluxPipeline", lambda: flux(False)),
+    "flux2-klein": ("Flux2KleinPipeline", lambda: flux2(True)),
+    "flux2-base": ("Flux2KleinPipeline", lambda: flux2(False)),
+    "sd3": ("StableDiffusion3Pipeline", lambda: sd3(True)),
+    "sd3-without-t5": ("StableDiffusion3Pipeline", lambda: sd3(False)),
+    "qwen-image": ("QwenImagePipeline", qwen_image),
+}
+_TOKENIZERS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
+    "CLIPTextModel": ("CLIPTokenizer", tiny.write_tokenizer),
+    "CLIPTextModelWithProjection": ("CLIPTokenizer", tiny.write_tokenizer),
+    "T5EncoderModel": ("T5TokenizerFast", write_t5_tokenizer),
+    "Qwen3Model": ("Qwen2Tokenizer", write_qwen_tokenizer),
+    "Qwen3ForCausalLM": ("Qwen2Tokenizer", write_qwen_tokenizer),
+    "Qwen2_5_VLForConditionalGeneration": ("Qwen2Tokenizer", write_qwen_tokenizer),
+}
+
+
+def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
+    """Write a tiny diffusers folder of `family`, one of FAMILIES, to `directory`, and return it."""
+    pipeline, make = MAKERS[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = make()
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
+    if "is_distilled" in parts:
+        index["is_distilled"] = parts["is_distilled"]
+    for part, module in parts.items():
+        if part.startswith("text_encoder"):
+            tokens = part.replace("text_encoder", "tokenizer")
+            index[part] = index[tokens] = [None, None]
+            if module is not None:
+                name, write = _TOKENIZERS[type(module).__name__]
+                write(directory / tokens)
+                index[part], index[tokens] = ["transformers", type(module).__name__], ["transformers", name]
+        if isinstance(module, nn.Module):
+            module.save_pretrained(directory / part)
+            index.setdefault(part, ["diffusers", type(module).__name__])
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    scheduler |= {key: value for key, value in parts.items() if not isinstance(value, nn.Module) and key != "is_distilled"}
+    (directory / "scheduler").mkdir()
+    tiny.write_json(directory / "scheduler" / "scheduler_config.json", {k: v for k, v in scheduler.items() if v is not None})
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return directory
+
+
+@cache
+def pipeline_of(directory: Path) -> Any:
+    """diffusers' own pipeline of a folder, in float32."""
+    from diffusers import DiffusionPipeline
+
+    made = DiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    made.set_progress_bar_config(disable=True)
+    return made
