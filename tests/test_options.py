@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sdcli.cli import app
 from sdcli.commands import options
-from sdcli.recipe import recipe
+from sdcli.recipe import parts, recipe
 
 # what files say of themselves
 NO_OPTIONS = {f"{key}_sha256" for key in ("image", "mask", "init_latents", "segmentation", "control")}
@@ -38,7 +38,7 @@ def test_a_group_of_recipe_keys_holds_nothing_else(group):
 
 
 def test_an_image_s_command_has_all_that_generate_has_but_another_start():
-    others = {"init_latents", *recipe.HIRES_KEYS}
+    others = {"init_latents", *parts.HIRES_KEYS}
     shared = parameters_of("img2img") & parameters_of("inpaint") & parameters_of("outpaint")
     assert parameters_of("generate") - others <= shared
 

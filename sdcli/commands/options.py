@@ -29,7 +29,8 @@ import typer
 from sdcli.commands import completion
 from sdcli.config import DEFAULT_MODEL
 from sdcli.recipe import other_tools, schedulers
-from sdcli.recipe.recipe import DEVICES, DTYPES, MAX_SEED, UPSCALERS
+from sdcli.recipe.parts import DEVICES, DTYPES, UPSCALERS
+from sdcli.recipe.recipe import MAX_SEED
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
