@@ -31,7 +31,7 @@ from typing import Any
 from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.files import palette
 from sdcli.files.user_files import home_path, stamp, user_folder
-from sdcli.recipe import recipe
+from sdcli.recipe import parts, recipe
 from sdcli.recipe.recipe import keys as _keys
 from sdcli.recipe.schedulers import TABLE
 from sdcli.terminal.spelling import did_you_mean
@@ -91,7 +91,7 @@ class Config:
 @cache
 def recipe_keys() -> tuple[str, ...]:
     """The recipe keys that can be set for a model, in order."""
-    return tuple(key for key in _keys() if key not in ("model", "prompt", "label", *recipe.WITHOUT_DEFAULTS))
+    return tuple(key for key in _keys() if key not in ("model", "prompt", "label", *parts.WITHOUT_DEFAULTS))
 
 
 def config_path() -> Path:

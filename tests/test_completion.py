@@ -17,7 +17,7 @@ from sdcli.cli import app
 from sdcli.commands import completion
 from sdcli.jobs import read
 from sdcli.models import registry
-from sdcli.recipe import recipe, schedulers
+from sdcli.recipe import parts, schedulers
 from sdcli.training import run_config
 from tests.shell import ROOT, clean_environment
 
@@ -35,8 +35,8 @@ CASES: list[tuple[list[str], set[str]]] = [
     (["gen"], {"generate"}),
     (["generate", "--scheduler", ""], set(schedulers.NAMES)),
     (["generate", "--sigmas", ""], set(schedulers.SIGMAS)),
-    (["generate", "--device", ""], set(recipe.DEVICES)),
-    (["generate", "--dtype", ""], set(recipe.DTYPES)),
+    (["generate", "--device", ""], set(parts.DEVICES)),
+    (["generate", "--dtype", ""], set(parts.DTYPES)),
     (["generate", "-m", ""], models()),
     (["generate", "--control", ""], {f"{name}=" for name in models(registry.CONTROLNET)}),
     (["synthesize", "map.png", "--control", ""], {f"{name}=" for name in models(registry.CONTROLNET)}),
@@ -106,7 +106,7 @@ def test_values_of_a_matrix_are_completed_too(run, shell, word, expected):
         (["batch", "--matrix", "scheduler", "=", "lms,dd"], {"lms,ddim", "lms,ddpm"}),
         (["batch", "--matrix", "scheduler", "="], set(schedulers.NAMES)),
         (["generate", "--device", "=", "c"], {"cpu", "cuda"}),
-        (["generate", "--device", "="], set(recipe.DEVICES)),
+        (["generate", "--device", "="], set(parts.DEVICES)),
     ],
 )
 def test_bash_splits_words_at_the_equals_sign(run, words, expected):

@@ -15,7 +15,7 @@ from sdcli.errors import OutputError, UsageError
 from sdcli.files import user_files as files
 from sdcli.models import registry
 from sdcli.planning import resolve
-from sdcli.recipe import recipe, schedulers
+from sdcli.recipe import parts, recipe, schedulers
 
 
 @pytest.fixture
@@ -234,12 +234,12 @@ VALUES = {
     "sigmas": st.sampled_from(schedulers.SIGMAS),
     "guidance_rescale": st.floats(0, 1),
     "eta": st.floats(0, 1),
-    "device": st.sampled_from(recipe.DEVICES),
-    "dtype": st.sampled_from(recipe.DTYPES),
+    "device": st.sampled_from(parts.DEVICES),
+    "dtype": st.sampled_from(parts.DTYPES),
     "threads": st.integers(0, 1024),
     "batch_size": st.integers(1, 256),
-    "width": st.integers(64, recipe.MAX_SIDE),
-    "height": st.integers(64, recipe.MAX_SIDE),
+    "width": st.integers(64, parts.MAX_SIDE),
+    "height": st.integers(64, parts.MAX_SIDE),
     "seed": st.integers(0, recipe.MAX_SEED),
     "lora": st.sampled_from([("a",), ("b.safetensors:0.8",)]),
     "strict_lora": st.booleans(),
@@ -248,7 +248,7 @@ VALUES = {
 
 
 def test_every_recipe_key_has_a_variable():
-    others = {"model", "prompt", "label", *recipe.WITHOUT_DEFAULTS}
+    others = {"model", "prompt", "label", *parts.WITHOUT_DEFAULTS}
     assert set(VALUES) == set(config.recipe_keys()) == set(recipe.keys()) - others
 
 

@@ -19,7 +19,7 @@ from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
 from sdcli.planning import warnings
 from sdcli.planning.command_line import command_of
-from sdcli.recipe import recipe
+from sdcli.recipe import parts
 from sdcli.recipe.control import Control
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
@@ -106,7 +106,7 @@ def test_a_recipe_makes_the_round_trip():
     assert Recipe.from_dict({**MINIMAL, "control": "a=x.png"}) == Recipe.from_dict(
         {**MINIMAL, "control": ["a=x.png:1"]}
     )
-    assert not set(Recipe.from_dict(MINIMAL).to_dict()) & set(recipe.LAYOUT_KEYS)
+    assert not set(Recipe.from_dict(MINIMAL).to_dict()) & set(parts.LAYOUT_KEYS)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sdcli.files import canvas
 from sdcli.models import located, registry
 from sdcli.models.registry import ModelEntry
 from sdcli.planning.command_line import command_of
-from sdcli.recipe import checks, recipe
+from sdcli.recipe import checks, parts, recipe
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import Run
@@ -239,7 +239,7 @@ def test_img2img_can_change_the_size(run: Run, sd15: Path, photo, tmp_path: Path
 def test_an_image_is_cropped_and_not_distorted():
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste((0, 0, 255), (100, 0, 200, 100))
-    given = canvas.prepare(wide, None, recipe.Initial(image="x", resize=True))
+    given = canvas.prepare(wide, None, parts.Initial(image="x", resize=True))
     part = canvas.working(given, None, (64, 64))
     assert (part.getpixel((9, 9)), part.getpixel((54, 9))) == ((0, 0, 255), (0, 0, 255))
     picture = Image.new("RGB", (64, 64))

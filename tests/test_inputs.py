@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from sdcli.errors import InputError
 from sdcli.files import canvas, inputs, masks
-from sdcli.recipe.recipe import Initial, Layout
+from sdcli.recipe.parts import Initial, Layout
 
 HOME = (256, 256)
 TAKES: Any = {"latent_channels": 4, "scaling_factor": 0.18215}

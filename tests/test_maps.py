@@ -13,7 +13,7 @@ from sdcli.files import maps, palette
 from sdcli.files.inputs import Inputs
 from sdcli.files.palette import Class
 from sdcli.planning import layouts
-from sdcli.recipe.recipe import Layout
+from sdcli.recipe.parts import Layout
 
 CLASSES = (
     Class(0, "sky", (120, 180, 240)),

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from sdcli.errors import InputError
 from sdcli.files import canvas, masks
-from sdcli.recipe.recipe import Initial
+from sdcli.recipe.parts import Initial
 from tests.conftest import Run
 
 SIZE = (200, 150)

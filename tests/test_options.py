@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from sdcli.cli import app
-from sdcli.commands import options
-from sdcli.recipe import recipe
+from sdcli.commands import groups, options, picture_options
+from sdcli.recipe import parts, recipe
 
 # what files say of themselves
 NO_OPTIONS = {f"{key}_sha256" for key in ("image", "mask", "init_latents", "segmentation", "control")}
@@ -32,13 +32,13 @@ def test_every_key_of_a_recipe_can_be_said_to_some_command():
     assert set(recipe.keys()) - NO_OPTIONS <= said
 
 
-@pytest.mark.parametrize("group", [options.Picture, options.Edited, options.Machine, options.Execution])
+@pytest.mark.parametrize("group", [picture_options.Picture, picture_options.Edited, options.Machine, options.Execution])
 def test_a_group_of_recipe_keys_holds_nothing_else(group):
     assert {each.name for each in fields(group)} <= set(recipe.keys())
 
 
 def test_an_image_s_command_has_all_that_generate_has_but_another_start():
-    others = {"init_latents", *recipe.HIRES_KEYS}
+    others = {"init_latents", *parts.HIRES_KEYS}
     shared = parameters_of("img2img") & parameters_of("inpaint") & parameters_of("outpaint")
     assert parameters_of("generate") - others <= shared
 
@@ -46,7 +46,7 @@ def test_an_image_s_command_has_all_that_generate_has_but_another_start():
 def test_a_group_becomes_options_and_the_options_a_group():
     told = []
 
-    @options.expand
+    @groups.expand
     def draw(name: Annotated[str, typer.Argument()], *, loud: bool = False, animal: Animal) -> None:
         """Draw."""
         told.append((name, loud, animal))
@@ -58,7 +58,7 @@ def test_a_group_becomes_options_and_the_options_a_group():
     assert told == [("x", True, Animal("fox", 4)), ("y", False, Animal("owl"))]
     assert CliRunner().invoke(own, ["z"]).exit_code == 2
     assert CliRunner().invoke(own, ["z", "--kind", "fox", "--legs", "-1"]).exit_code == 2
-    assert options.given(told[1][2], name="y") == {"kind": "owl", "name": "y"}
+    assert groups.given(told[1][2], name="y") == {"kind": "owl", "name": "y"}
 
 
 @pytest.mark.parametrize(

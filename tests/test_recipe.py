@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe.checks import check_size
-from sdcli.recipe.recipe import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, MAX_SEED, Recipe, draw_seed, keys
+from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS
+from sdcli.recipe.recipe import MAX_SEED, Recipe, draw_seed, keys
 from sdcli.recipe.schedulers import NAMES
 
 MINIMAL = {

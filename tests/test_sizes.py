@@ -16,7 +16,8 @@ from sdcli.errors import InputError, InvalidRecipe
 from sdcli.files import canvas, images, maps, pictures
 from sdcli.files.palette import Class
 from sdcli.recipe.bounds import MAX_IMAGE_PIXELS, MAX_PIXELS, check_area
-from sdcli.recipe.recipe import Initial, Recipe
+from sdcli.recipe.parts import Initial
+from sdcli.recipe.recipe import Recipe
 from tests.conftest import Run
 from tests.test_metadata import chunk
 from tests.test_pictures import encoded

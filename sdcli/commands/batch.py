@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import config
-from sdcli.commands import completion, options
+from sdcli.commands import completion, groups, options, picture_options
 from sdcli.errors import InputError, JobsFailed, UsageError
 from sdcli.jobs import expand, forecast, job, making, plan, read
 from sdcli.jobs.job import Fault, Job
@@ -49,7 +49,7 @@ class BatchOutput:
     debug: options.Debug = False
 
 
-@options.expand
+@groups.expand
 def batch(
     jobs: Annotated[
         str | None,
@@ -103,7 +103,7 @@ def batch(
         bool,
         typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at the first failed job.", show_default=False),
     ] = False,
-    picture: options.Picture,
+    picture: picture_options.Picture,
     output: BatchOutput,
     execution: options.Execution,
 ) -> None:
@@ -118,7 +118,7 @@ def batch(
         printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
         sdcli batch prompts.txt --matrix seed=1..4 --matrix scheduler=ddim,euler
     """
-    given = options.given(picture, execution) | {"model": config.model(picture.model)}
+    given = groups.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
         if not job.is_random(key, value):
             recipe.check_value(key, value)

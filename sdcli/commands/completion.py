@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 
 from sdcli.models import registry
 from sdcli.models.addons import embedding, lora
-from sdcli.recipe import recipe, schedulers
+from sdcli.recipe import parts, recipe, schedulers
 
 _VARIABLE = "_SDCLI_COMPLETE"
 _KEY = "_SDCLI_COMPLETE_KEY"
@@ -30,8 +30,8 @@ def of(*choices: str) -> Completer:
 
 scheduler = of(*schedulers.NAMES)
 sigmas = of(*schedulers.SIGMAS)
-device = of(*recipe.DEVICES)
-dtype = of(*recipe.DTYPES)
+device = of(*parts.DEVICES)
+dtype = of(*parts.DTYPES)
 
 
 def model(incomplete: str) -> list[str]:

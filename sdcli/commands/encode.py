@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdcli.commands import autoencoder, options
+from sdcli.commands import autoencoder, groups, options
 from sdcli.files.reading import is_stream_name
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Decoded(autoencoder.Output):
     ] = None  # fmt: skip
 
 
-@options.expand
+@groups.expand
 def encode(
     image: Annotated[
         str, typer.Argument(metavar="IMAGE", help="The image to encode: PNG, JPEG, WebP and others; - reads stdin.")
@@ -86,10 +86,10 @@ def encode(
 
     path = output.path or f"{_stem(image)}.safetensors"
     work = autoencoder.Work(read, make)
-    autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))
+    autoencoder.run(work, groups.given(machine, model=model), replace(output, path=path))
 
 
-@options.expand
+@groups.expand
 def decode(
     latents: Annotated[
         str,
@@ -122,7 +122,7 @@ def decode(
 
     path = output.path or f"{_stem(latents)}.png"
     work = autoencoder.Work(read, make)
-    autoencoder.run(work, options.given(machine, model=model), replace(output, path=path))
+    autoencoder.run(work, groups.given(machine, model=model), replace(output, path=path))
 
 
 def _stem(path: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, pictures
+from sdcli.commands import groups, options, picture_options, pictures
 
 Strength = Annotated[
     float | None,
@@ -17,15 +17,15 @@ Strength = Annotated[
 ]  # fmt: skip
 
 
-@options.expand
+@groups.expand
 def generate(
     prompt: options.Prompt = None,
     *,
     label: options.Label = None,
     init_latents: options.InitLatents = None,
     strength: Strength = None,
-    picture: options.Picture,
-    hires: options.Hires,
+    picture: picture_options.Picture,
+    hires: picture_options.Hires,
     output: options.Output,
     execution: options.Execution,
 ) -> None:
@@ -39,7 +39,7 @@ def generate(
         sdcli generate "arctic fox" -m sd15 --hires 2
         sdcli generate --label "arctic fox" -m dit-256
     """
-    asked = options.given(
+    asked = groups.given(
         picture, hires, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength
     )
     pictures.make(asked, output)

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, pictures
+from sdcli.commands import groups, options, picture_options, pictures
 
 
 @dataclass(frozen=True)
-class Redrawn(options.Edited):
+class Redrawn(picture_options.Edited):
     """Options of a picture that is redrawn from an image."""
 
     width: Annotated[
@@ -30,7 +30,7 @@ class Redrawn(options.Edited):
     ] = None  # fmt: skip
 
 
-@options.expand
+@groups.expand
 def img2img(
     image: options.Image,
     prompt: options.Prompt = None,
@@ -59,7 +59,7 @@ def img2img(
         sdcli img2img sketch.png "a castle at dusk" --strength 0.6
         sdcli img2img sketch.png "a castle at dusk" -W 768 -H 512
     """
-    asked = options.given(picture, execution, image=image, prompt=prompt, label=label, strength=strength)
+    asked = groups.given(picture, execution, image=image, prompt=prompt, label=label, strength=strength)
     if resize if resize is not None else {"width", "height"} & asked.keys():
         asked["resize"] = True
     pictures.make(asked, output)

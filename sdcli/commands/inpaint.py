@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, pictures
+from sdcli.commands import groups, options, picture_options, pictures
 from sdcli.errors import UsageError
 
 
@@ -50,14 +50,14 @@ class Repainting:
     mask_blur: options.MaskBlur = None
 
 
-@options.expand
+@groups.expand
 def inpaint(
     image: options.Image,
     prompt: options.Prompt = None,
     *,
     label: options.Label = None,
     repainting: Repainting,
-    picture: options.Edited,
+    picture: picture_options.Edited,
     output: options.Output,
     execution: options.Execution,
 ) -> None:
@@ -72,4 +72,4 @@ def inpaint(
             "sdcli inpaint needs --mask",
             "give --mask FILE, an image that is white where to repaint, or --mask alpha for IMAGE's transparent part",
         )
-    pictures.make(options.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)
+    pictures.make(groups.given(repainting, picture, execution, image=image, prompt=prompt, label=label), output)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import options, pictures
+from sdcli.commands import groups, options, picture_options, pictures
 from sdcli.errors import UsageError
 
 
@@ -36,14 +36,14 @@ class Borders:
     mask_blur: options.MaskBlur = None
 
 
-@options.expand
+@groups.expand
 def outpaint(
     image: options.Image,
     prompt: options.Prompt = None,
     *,
     label: options.Label = None,
     borders: Borders,
-    picture: options.Edited,
+    picture: picture_options.Edited,
     output: options.Output,
     execution: options.Execution,
 ) -> None:
@@ -55,4 +55,4 @@ def outpaint(
         raise UsageError(
             "outpaint has no border to extend", "give --left, --right, --top or --bottom a number of pixels"
         )
-    pictures.make(options.given(borders, picture, execution, image=image, prompt=prompt, label=label), output)
+    pictures.make(groups.given(borders, picture, execution, image=image, prompt=prompt, label=label), output)

@@ -16,8 +16,9 @@ from sdcli.models import located
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
 from sdcli.recipe import other_tools
+from sdcli.recipe.parts import Layout
 from sdcli.recipe.paths import paths_of
-from sdcli.recipe.recipe import Layout, draw_seed
+from sdcli.recipe.recipe import draw_seed
 from sdcli.terminal import streams
 
 MAX_PROMPT_BYTES = 2**20

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from sdcli import config
-from sdcli.commands import completion, options
+from sdcli.commands import completion, groups, options
 from sdcli.errors import PictureDiffers, UsageError
 from sdcli.files import outputs
 from sdcli.files.inputs import NO_INPUTS
@@ -37,7 +37,7 @@ Model = Annotated[
 ]
 
 
-@options.expand
+@groups.expand
 def replay(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE", help="Pictures with a recipe in their metadata; - reads stdin.")
@@ -74,7 +74,7 @@ def replay(
     from sdcli.planning import replay
     from sdcli.planning.resolve import read_inputs
 
-    execution = options.given(machine)
+    execution = groups.given(machine)
     output = handover.path if verify else config.output(handover.path)
     shared = {key: getattr(handover, key) for key in ("force", "json", "quiet", "strict")}
     jobs = []

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sdcli import config
-from sdcli.commands import completion, options, pictures
+from sdcli.commands import completion, groups, options, picture_options, pictures
 from sdcli.errors import UsageError
 from sdcli.files.palette import Class
 from sdcli.models import located, registry
@@ -21,7 +21,7 @@ from sdcli.terminal.printable import printable
 
 
 @dataclass(frozen=True)
-class Mapped(options.Picture):
+class Mapped(picture_options.Picture):
     """Options of a picture that follows a segmentation map."""
 
     model: Annotated[str | None, options.model_option(registry.for_maps())] = None
@@ -63,7 +63,7 @@ class Mapped(options.Picture):
     ] = None
 
 
-@options.expand
+@groups.expand
 def synthesize(
     segmentation_map: Annotated[
         str | None,
@@ -76,7 +76,7 @@ def synthesize(
     ] = "",
     *,
     picture: Mapped,
-    hires: options.Hires,
+    hires: picture_options.Hires,
     classes: Annotated[
         bool,
         typer.Option(
@@ -103,7 +103,7 @@ def synthesize(
         raise UsageError(
             "MAP is missing", "give a segmentation map; sdcli synthesize --classes lists the classes and their colours"
         )
-    asked = options.given(picture, hires, execution, segmentation_map=segmentation_map, prompt=prompt)
+    asked = groups.given(picture, hires, execution, segmentation_map=segmentation_map, prompt=prompt)
     pictures.make({**asked, "model": model}, output)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sdcli.commands import completion, options
+from sdcli.commands import completion, groups
 from sdcli.commands.plain_help import Commands
 from sdcli.errors import UsageError
 from sdcli.models import registry
@@ -212,7 +212,7 @@ def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
 
 
 @train.command("autoencoder")
-@options.expand
+@groups.expand
 @_with_settings(AutoencoderTraining)
 def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) -> None:
     """Train an autoencoder that maps 8×8 pixels to 8 numbers.
@@ -223,7 +223,7 @@ def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) 
 
 
 @train.command("text-encoder")
-@options.expand
+@groups.expand
 @_with_settings(TextEncoderTraining)
 def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: Any, execution: Once) -> None:
     """Train a model's text encoder on captions of the synthetic world.
@@ -237,7 +237,7 @@ def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: 
 
 
 @train.command("text-to-image")
-@options.expand
+@groups.expand
 @_with_settings(TextToImageTraining)
 def text_to_image(
     *, run: Run, vae: Vae = None, base: Base = None, text: Text = None, settings: Any, execution: Once
@@ -254,7 +254,7 @@ def text_to_image(
 
 
 @train.command("inpaint")
-@options.expand
+@groups.expand
 @_with_settings(InpaintTraining)
 def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
     """Train an inpainting model from a text-to-image model.
@@ -267,7 +267,7 @@ def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, ex
 
 
 @train.command("semantic")
-@options.expand
+@groups.expand
 @_with_settings(SemanticTraining)
 def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
     """Train a model for segmentation maps from a text-to-image model.
@@ -316,7 +316,7 @@ class KitPhases:
 
 
 @train.command("kit")
-@options.expand
+@groups.expand
 def kit(
     *,
     out: Out,
@@ -369,8 +369,8 @@ def kit(
 def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:
     how = _how(execution)
     begin = {key: _folder_of(value) if key == "base" else value for key, value in begin.items()}
-    given = options.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
-    config = run_config.plan(stage, run.out, given, options.given(settings))
+    given = groups.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
+    config = run_config.plan(stage, run.out, given, groups.given(settings))
     prepare_libraries()
     from sdcli.training import session
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import completion, options
+from sdcli.commands import completion, groups
 from sdcli.commands.train import prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.files import folders
@@ -72,7 +72,7 @@ def measure(
     from sdcli.training import session
 
     counts = {"seen": seen, "held_out": held_out, "masks": masks, "maps": maps}
-    chosen = options.given(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
+    chosen = groups.given(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
     width = max(map(len, ("judge", *models)))
     for index, row in enumerate(session.measure(models, judge, counts, chosen, world, sprites, quiet)):
         if not json and index == 0:

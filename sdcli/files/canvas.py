@@ -17,7 +17,7 @@ from sdcli.errors import InputError
 from sdcli.files import masks
 from sdcli.files.images import ROWS
 from sdcli.recipe.bounds import MAX_IMAGE_PIXELS, check_area
-from sdcli.recipe.recipe import Initial
+from sdcli.recipe.parts import Initial
 from sdcli.recipe.warning import RecipeWarning
 
 STRENGTH = 0.6

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from sdcli.errors import InputError
 from sdcli.files.palette import Class
 from sdcli.files.reading import Files
+from sdcli.recipe.parts import Initial, Layout
 from sdcli.recipe.paths import ALPHA
-from sdcli.recipe.recipe import Initial, Layout
 from sdcli.recipe.warning import RecipeWarning
 
 if TYPE_CHECKING:

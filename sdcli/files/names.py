@@ -11,7 +11,8 @@ from pathlib import PurePath
 from typing import Any
 
 from sdcli.errors import UsageError
-from sdcli.recipe.recipe import INPUT_KEYS, Recipe
+from sdcli.recipe.parts import INPUT_KEYS
+from sdcli.recipe.recipe import Recipe
 from sdcli.recipe.recipe import keys as recipe_keys
 from sdcli.terminal.spelling import did_you_mean
 

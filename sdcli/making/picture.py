@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 from sdcli.models.addons import embedding, lora
 from sdcli.models.digest import tensors_sha256
 from sdcli.models.weights import Weights
-from sdcli.recipe.recipe import MAX_SIDE, Recipe
+from sdcli.recipe.parts import MAX_SIDE
+from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,7 +10,8 @@ from typing import Any
 from sdcli import config
 from sdcli.models.located import LocatedModel
 from sdcli.planning import resolve
-from sdcli.recipe.recipe import Initial, Recipe
+from sdcli.recipe.parts import Initial
+from sdcli.recipe.recipe import Recipe
 from sdcli.terminal.printable import is_hidden
 
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdcli.files import canvas
 from sdcli.files.inputs import Inputs
-from sdcli.recipe.recipe import Layout
+from sdcli.recipe.parts import Layout
 
 
 def complete(options: Mapping[str, Any], found: Inputs, native: tuple[int, int], multiple: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from sdcli.recipe import recipe
 from sdcli.recipe.bounds import check_area
 from sdcli.recipe.checks import check_channels, check_condition, check_size
 from sdcli.recipe.lora import extract
-from sdcli.recipe.recipe import Initial, Layout, Recipe, adapters_of, draw_seed, initial_of, layout_of
+from sdcli.recipe.parts import Initial, Layout
+from sdcli.recipe.recipe import Recipe, adapters_of, draw_seed, initial_of, layout_of
 from sdcli.recipe.schedulers import check as check_scheduler
 
 if TYPE_CHECKING:

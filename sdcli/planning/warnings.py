@@ -20,7 +20,8 @@ from sdcli.models.registry import ModelFacts
 from sdcli.models.vocabulary import Vocabulary
 from sdcli.recipe import prompt_syntax, schedulers
 from sdcli.recipe.lora import file_stem
-from sdcli.recipe.recipe import TEXT_KEYS, Condition, Initial, Layout, Recipe
+from sdcli.recipe.parts import TEXT_KEYS, Condition, Initial, Layout
+from sdcli.recipe.recipe import Recipe
 from sdcli.recipe.warning import RecipeWarning as RecipeWarning
 
 MAX_AREA_RATIO = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdcli.errors import InvalidRecipe, ModelCorrupt
 from sdcli.recipe.labels import Labels
-from sdcli.recipe.recipe import Condition
+from sdcli.recipe.parts import Condition
 
 
 def check_size(width: int, height: int, multiple: int, *, square: bool = False) -> None:

@@ -19,8 +19,9 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sdcli.errors import InvalidRecipe
+from sdcli.recipe.parts import INPUT_KEYS, Initial
 from sdcli.recipe.paths import ALPHA
-from sdcli.recipe.recipe import INPUT_KEYS, Initial, keys, parse_value
+from sdcli.recipe.recipe import keys, parse_value
 from sdcli.serving.limits import Limits
 from sdcli.serving.refusals import UnfitFile, about
 

@@ -34,7 +34,7 @@ from sdcli.models.addons import embedding, lora
 from sdcli.models.source import Source
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
-from sdcli.recipe import recipe
+from sdcli.recipe import parts, recipe
 from sdcli.serving import edits as edits_form
 from sdcli.serving import guard, refusals
 from sdcli.serving.limits import Limits
@@ -46,7 +46,7 @@ MAX_PICTURES = 10
 # No keys of images: clients must not read files of this machine.
 _EXTENSIONS = frozenset(recipe.keys()) - {
     *("model", "prompt", "label", "width", "height", "batch_size"),
-    *recipe.INPUT_KEYS,
+    *parts.INPUT_KEYS,
 }
 # Parameters that change nothing here, with the values that ask for nothing else.
 _NO_EFFECT: Mapping[str, tuple[Any, ...]] = {

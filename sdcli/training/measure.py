@@ -28,7 +28,8 @@ from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.planning import resolve
 from sdcli.planning.resolve import Resolved
-from sdcli.recipe.recipe import Initial, Recipe
+from sdcli.recipe.parts import Initial
+from sdcli.recipe.recipe import Recipe
 from sdcli.training.autoencoder import measure_psnr, to_tensor
 from sdcli.training.captions import COUNT_WORDS, PLACE_PHRASES, article, plural
 from sdcli.training.judge import (

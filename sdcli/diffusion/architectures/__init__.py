@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Denoiser
     from sdcli.diffusion.guidance import Guidance
     from sdcli.diffusion.model import LatentDiffusionModel
-    from sdcli.recipe.recipe import Condition
+    from sdcli.recipe.parts import Condition
 
 
 class Architecture(Protocol):

@@ -12,7 +12,7 @@ from sdcli.diffusion.facts import Facts
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.recipe.checks import check_condition
-from sdcli.recipe.recipe import Condition
+from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor

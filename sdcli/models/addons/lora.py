@@ -16,7 +16,8 @@ from sdcli.models.located import LocatedModel
 from sdcli.models.registry import LORA
 from sdcli.models.source import Source
 from sdcli.models.weights import Asked, Weights
-from sdcli.recipe.recipe import Adapters, adapters_of
+from sdcli.recipe.parts import Adapters
+from sdcli.recipe.recipe import adapters_of
 
 if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel

@@ -1,0 +1,224 @@
+"""Groups of options of a picture; all are keys of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from sdcli.commands import completion, options
+from sdcli.recipe import schedulers
+from sdcli.recipe.parts import UPSCALERS
+from sdcli.recipe.recipe import MAX_SEED
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Options of the picture and of sampling; all are keys of a recipe."""
+
+    model: options.Model = None
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-prompt",
+            "-N",
+            metavar="TEXT",
+            rich_help_panel=options.PICTURE,
+            help="What the picture should not show.",
+        ),
+    ] = None
+    width: Annotated[
+        int | None,
+        typer.Option(
+            "--width",
+            "-W",
+            metavar="PIXELS",
+            rich_help_panel=options.PICTURE,
+            help="Width of the picture.",
+            show_default="the model's",
+        ),
+    ] = None
+    height: Annotated[
+        int | None,
+        typer.Option(
+            "--height",
+            "-H",
+            metavar="PIXELS",
+            rich_help_panel=options.PICTURE,
+            help="Height of the picture.",
+            show_default="the model's",
+        ),
+    ] = None
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control", metavar="NAME=IMAGE", rich_help_panel=options.PICTURE, show_default=False,
+            autocompletion=completion.control,
+            help="Guide the picture by a ControlNet and IMAGE. IMAGE:0.8:0-0.5 sets the scale and the part of the "
+            "steps. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", metavar="NAME[:SCALE]", rich_help_panel=options.PICTURE, show_default=False,
+            autocompletion=completion.lora_name,
+            help="Merge a LoRA into the model: a name, a .safetensors file or OWNER/NAME. NAME:0.8,te=0.5 sets another "
+            "scale for the text encoder. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    strict_lora: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict-lora/--no-strict-lora", rich_help_panel=options.PICTURE, show_default="on",
+            help="Refuse LoRAs with tensors that do not fit the model.",
+        ),
+    ] = None  # fmt: skip
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedding", metavar="NAME", rich_help_panel=options.PICTURE, show_default=False,
+            autocompletion=completion.embedding_name,
+            help="Use an embedding (textual inversion) where its name is in a prompt: a name or a .safetensors file. "
+            "Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            "-s",
+            metavar="INTEGER",
+            rich_help_panel=options.PICTURE,
+            help=f"Seed of the noise, from 0 to {MAX_SEED}; -1 draws one.",
+            show_default="random",
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            metavar="N",
+            rich_help_panel=options.SAMPLING,
+            help="Number of denoising steps.",
+            show_default="the model's",
+        ),
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-scale", "--cfg-scale", metavar="SCALE", rich_help_panel=options.SAMPLING,
+            show_default="the model's",
+            help="How closely to follow the prompt; 1 or less disables guidance.",
+        ),
+    ] = None  # fmt: skip
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-rescale",
+            metavar="0…1",
+            rich_help_panel=options.SAMPLING,
+            help="Reduce the overexposure of high guidance scales.",
+        ),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler", "--sampler", metavar="NAME", rich_help_panel=options.SAMPLING,
+            autocompletion=completion.scheduler,
+            help=f"One of {', '.join(schedulers.NAMES)}; or a name of A1111, such as 'DPM++ 2M Karras'.",
+            show_default="the model's",
+        ),
+    ] = None  # fmt: skip
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            "--sigmas", metavar="NAME", rich_help_panel=options.SAMPLING,
+            autocompletion=completion.sigmas,
+            help=f"Spacing of the noise levels: {', '.join(schedulers.SIGMAS)}.",
+        ),
+    ] = None  # fmt: skip
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            "--eta",
+            metavar="0…1",
+            rich_help_panel=options.SAMPLING,
+            help="Noise that DDIM adds in each step; 0 adds none.",
+        ),
+    ] = None
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            "--clip-skip",
+            metavar="N",
+            rich_help_panel=options.SAMPLING,
+            help="Layer of the text encoder to use, counted from the end; 1 is the last.",
+        ),
+    ] = None
+    prompt_weights: Annotated[
+        bool | None,
+        typer.Option(
+            "--prompt-weights/--no-prompt-weights", rich_help_panel=options.SAMPLING, show_default="on",
+            help="Interpret (word:1.3), (word), [word] and BREAK in prompts.",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hires:
+    """Options of a second, larger pass; all are keys of a recipe."""
+
+    hires: Annotated[
+        str | None,
+        typer.Option(
+            "--hires", metavar="FACTOR|WxH", rich_help_panel=options.PICTURE, show_default=False,
+            help="Enlarge the picture by this factor or to this size, and denoise it again in a second pass.",
+        ),
+    ] = None  # fmt: skip
+    hires_upscaler: Annotated[
+        str | None,
+        typer.Option(
+            "--hires-upscaler", metavar="NAME", rich_help_panel=options.PICTURE, show_default="latent",
+            autocompletion=completion.of(*UPSCALERS), help=f"How to enlarge it: {' or '.join(UPSCALERS)}.",
+        ),
+    ] = None  # fmt: skip
+    hires_strength: Annotated[
+        float | None,
+        typer.Option(
+            "--hires-strength", metavar="0…1", rich_help_panel=options.PICTURE, show_default="0.6",
+            help="The share of the second pass's steps to run. A lower value changes less.",
+        ),
+    ] = None  # fmt: skip
+    hires_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--hires-steps", metavar="N", rich_help_panel=options.PICTURE, show_default="as --steps",
+            help="Number of steps of the second pass.",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Edited(Picture):
+    """Options of a picture that is made from an image; the result has the size of the image."""
+
+    width: Annotated[
+        int | None,
+        typer.Option(
+            "--width", "-W", metavar="PIXELS", rich_help_panel=options.PICTURE, show_default="near the image's",
+            help="Width to work at; the result has the size of IMAGE.",
+        ),
+    ] = None  # fmt: skip
+    height: Annotated[
+        int | None,
+        typer.Option(
+            "--height",
+            "-H",
+            metavar="PIXELS",
+            rich_help_panel=options.PICTURE,
+            show_default="near the image's",
+            help="Height to work at.",
+        ),
+    ] = None

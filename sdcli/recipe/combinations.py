@@ -1,0 +1,129 @@
+"""Checks whether the values of a recipe can be combined. Knows nothing of models and of files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+from sdcli.errors import InvalidRecipe
+from sdcli.recipe import control, schedulers
+from sdcli.recipe.bounds import check_area
+from sdcli.recipe.parts import LATENTS_KEYS, MAX_SIDE, Condition, Hires, Initial, Layout, Sampling
+
+MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
+"""Characters of a prompt, and weights that are opened in it."""
+
+
+def check_texts(condition: Condition) -> None:
+    """Raise InvalidRecipe for a prompt or label that is not valid Unicode or too long, and for both together.
+
+    Arguments of a command line can contain bytes that are not UTF-8.
+    """
+    for key in ("prompt", "negative_prompt", "label"):
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key) or ""):
+            raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
+    for key in ("prompt", "negative_prompt", "label"):
+        _check_length(key, getattr(condition, key) or "")
+    if condition.label is not None and condition.prompt:
+        raise InvalidRecipe(
+            "there is a prompt and a label", "give one of them: a model takes a text or a class label", "label"
+        )
+
+
+def _check_length(key: str, text: str) -> None:
+    if len(text) > MAX_PROMPT:
+        hint = f"shorten it to at most {MAX_PROMPT:,} characters"
+        raise InvalidRecipe(f"{key} is {len(text):,} characters long", hint, key)
+    brackets = text.count("(") + text.count("[")
+    if brackets > MAX_BRACKETS:
+        hint = f"use at most {MAX_BRACKETS:,}"
+        raise InvalidRecipe(f"{key} has {brackets:,} opening brackets", hint, key)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise InvalidRecipe for an invalid combination of scheduler, sigmas and eta."""
+    schedulers.check(sampling.scheduler, sampling.sigmas, sampling.eta)
+
+
+def check_initial(initial: Initial, steps: int | None = None) -> None:
+    """Raise InvalidRecipe for an invalid combination in `initial`, or a strength that runs none of `steps`."""
+    if initial.init_latents is not None:
+        for each in fields(Initial):
+            if each.name not in LATENTS_KEYS and getattr(initial, each.name) != each.default:
+                hint = "omit one of them; latents replace an image, and are redrawn completely"
+                raise InvalidRecipe(f"{each.name} cannot be combined with init_latents", hint, each.name)
+    elif initial.init_latents_sha256 is not None:
+        hint = "give init_latents too"
+        raise InvalidRecipe("init_latents_sha256 has no effect without latents", hint, "init_latents_sha256")
+    elif initial.image is None:
+        for each in fields(Initial):
+            if getattr(initial, each.name) != each.default:
+                hint = "give an image (sdcli img2img, inpaint and others)"
+                hint += ", or init_latents" if each.name in LATENTS_KEYS else ""
+                raise InvalidRecipe(f"{each.name} has no effect without an image", hint, each.name)
+    if initial.resize and initial.repaints:
+        hint = "omit it; what is not repainted keeps its size"
+        raise InvalidRecipe("resize cannot be combined with a mask or new borders", hint, "resize")
+    if initial.mask_image is not None and any(initial.borders):
+        raise InvalidRecipe(
+            "new borders cannot be combined with a mask", "extend the image first, then inpaint it", "mask_image"
+        )
+    if steps is not None and initial.strength is not None and int(steps * initial.strength) < 1:
+        least = math.ceil(1000 / steps) / 1000
+        raise InvalidRecipe(
+            f"strength {initial.strength:g} runs none of the {steps} steps",
+            f"strength must be between {least:g} and 1",
+            "strength",
+        )
+
+
+def check_layout(layout: Layout, initial: Initial) -> None:
+    """Raise InvalidRecipe for an invalid combination in `layout`, or with `initial`."""
+    if layout.segmentation_map is None:
+        for key in ("segmentation_sha256", "snap"):
+            if getattr(layout, key):
+                raise InvalidRecipe(f"{key} has no effect without a map", "give segmentation_map too", key)
+        for each in layout.controls:
+            if each.image is None:
+                raise InvalidRecipe(f"control {each} has no image", f"write it as {control.FORM}", "control")
+    elif initial.image is not None:
+        raise InvalidRecipe(
+            "a segmentation map cannot be combined with an image", "omit one of them", "segmentation_map"
+        )
+    elif initial.init_latents is not None:
+        raise InvalidRecipe(
+            "a segmentation map cannot be combined with latents", "omit one of them", "segmentation_map"
+        )
+    if layout.control_sha256 and len(layout.control_sha256) != sum(each.image is not None for each in layout.controls):
+        raise InvalidRecipe(
+            f"control_sha256 has {len(layout.control_sha256)} entries", "it must have one for each image", "control"
+        )
+
+
+def check_hires(hires: Hires, initial: Initial, first: tuple[int, int], steps: int) -> None:
+    """Raise InvalidRecipe for a second pass that is not larger, that runs no step, or that has no first pass.
+
+    `first` is the size of the first pass, and `steps` its number of steps.
+    """
+    if hires.hires is None:
+        for each in fields(Hires):
+            if getattr(hires, each.name) != each.default:
+                raise InvalidRecipe(f"{each.name} has no effect without hires", "give hires too", each.name)
+        return
+    width, height = hires.size(*first)
+    for key, given in (("image", initial.image), ("init_latents", initial.init_latents)):
+        if given is not None:
+            raise InvalidRecipe(f"hires cannot be combined with {key}", "omit one of them", "hires")
+    for name, side, own in zip(("width", "height"), (width, height), first, strict=True):
+        if not own <= side <= MAX_SIDE:
+            hint = f"it must be between {own}, the {name} of the first pass, and {MAX_SIDE}"
+            raise InvalidRecipe(f"hires gives a {name} of {side}", hint, "hires")
+    check_area(width, height, what="the size of the second pass", field="hires")
+    if (width, height) == first:
+        raise InvalidRecipe(f"hires is the size of the first pass, {width}x{height}", "give a larger size", "hires")
+    steps = hires.hires_steps or steps
+    if int(steps * hires.hires_strength) < 1:
+        hint = f"it must be between {math.ceil(1000 / steps) / 1000:g} and 1"
+        raise InvalidRecipe(
+            f"hires_strength {hires.hires_strength:g} runs none of the {steps} steps", hint, "hires_strength"
+        )

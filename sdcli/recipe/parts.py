@@ -1,0 +1,216 @@
+"""The parts of a recipe: what the keys are called, and which values each can have. Knows nothing of files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sdcli.errors import InvalidRecipe
+from sdcli.recipe import control, lora, schedulers
+from sdcli.recipe.control import Control
+from sdcli.recipe.lora import Lora
+
+MAX_SIDE = 16_384
+MAX_HIRES = 8.0
+UPSCALERS = ("latent", "lanczos")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def within(low: float, high: float, *, unit: str = "") -> dict[str, Any]:
+    """The metadata of a field whose values are numbers from `low` to `high`."""
+    return {"low": low, "high": high, "unit": unit}
+
+
+def one_of(choices: Iterable[str]) -> dict[str, Any]:
+    """The metadata of a field whose values are `choices`."""
+    return {"choices": tuple(choices)}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the picture should show: the context y before encoding."""
+
+    prompt: str
+    """A text; empty if there is a `label`."""
+    label: str | None = None
+    """The name or number of a class, for class-conditional models."""
+    negative_prompt: str = ""
+    clip_skip: int = field(default=1, metadata=within(1, 12))
+    """The layer of the text encoder, counted from the end as in A1111: 1 is the last."""
+    prompt_weights: bool = True
+    """Whether `(word:1.3)`, `[word]` and `BREAK` are interpreted."""
+
+    @property
+    def words(self) -> str:
+        """The label, or the prompt if there is none."""
+        return self.prompt if self.label is None else self.label
+
+
+TEXT_KEYS = ("negative_prompt", "clip_skip", "prompt_weights")
+"""Keys that apply to prompts and not to labels."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes latents."""
+
+    steps: int = field(metadata=within(1, 1000))
+    guidance_scale: float = field(metadata=within(0, 100))
+    scheduler: str = field(metadata=one_of(schedulers.NAMES))
+    sigmas: str = field(default="default", metadata=one_of(schedulers.SIGMAS))
+    guidance_rescale: float = field(default=0.0, metadata=within(0, 1))
+    eta: float = field(default=0.0, metadata=within(0, 1))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Device and precision. Pixels can depend on them, so a finished recipe has resolved values."""
+
+    device: str = field(default="auto", metadata=one_of(DEVICES))
+    dtype: str = field(default="auto", metadata=one_of(DTYPES))
+    threads: int = field(default=0, metadata=within(0, 1024))
+    """CPU threads; 0 means torch's default."""
+    batch_size: int = field(default=1, metadata=within(1, 256))
+    """Pictures per U-Net call."""
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The image that a picture starts from, and the part of it to repaint; without an image it starts from pure noise.
+
+    Paths are as given. With a mask or new borders the picture is inpainted. `init_latents` replace the image, and are
+    only combined with `strength`.
+    """
+
+    image: str | None = None
+    image_sha256: str | None = None
+    """SHA-256 of the file in hex, like `mask_sha256`; a file that has changed is an error."""
+    mask_image: str | None = None
+    """An image that is white where to repaint, or `alpha` for the transparent part of the image."""
+    mask_sha256: str | None = None
+    init_latents: str | None = None
+    """A file of latents to start from."""
+    init_latents_sha256: str | None = None
+    strength: float | None = field(default=None, metadata=within(0, 1))
+    """The fraction of the steps to run: 1 starts from pure noise, a lower value keeps more of the image."""
+    resize: bool = False
+    """Whether the picture has the working size, to whose aspect ratio the image is cropped, rather than the image's."""
+    invert_mask: bool = False
+    fit_mask: bool = False
+    """Whether a mask of another size is resized to the image's."""
+    mask_blur: float = field(default=4.0, metadata=within(0, 512, unit=" pixels"))
+    """Standard deviation of the Gaussian blur of the mask, in pixels of the image."""
+    padding: int | None = field(default=None, metadata=within(0, MAX_SIDE, unit=" pixels"))
+    """Crop to the masked area plus this many pixels around it; without it the whole image is used."""
+    left: int = field(default=0, metadata=within(0, MAX_SIDE, unit=" pixels"))
+    right: int = field(default=0, metadata=within(0, MAX_SIDE, unit=" pixels"))
+    top: int = field(default=0, metadata=within(0, MAX_SIDE, unit=" pixels"))
+    bottom: int = field(default=0, metadata=within(0, MAX_SIDE, unit=" pixels"))
+
+    @property
+    def borders(self) -> tuple[int, int, int, int]:
+        """Pixels added to the image: left, top, right, bottom."""
+        return self.left, self.top, self.right, self.bottom
+
+    @property
+    def repaints(self) -> bool:
+        """Whether a part of the image is repainted, rather than the whole image."""
+        return self.mask_image is not None or any(self.borders)
+
+    @property
+    def used_keys(self) -> tuple[str, ...]:
+        """The keys that apply to this start; none for pure noise."""
+        if self.init_latents is not None:
+            return LATENTS_KEYS
+        if self.image is not None:
+            return tuple(key for key in INITIAL_KEYS if key not in ("init_latents", "init_latents_sha256"))
+        return ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Spatial conditions: a segmentation map, and images for ControlNets. Paths are as given."""
+
+    segmentation_map: str | None = None
+    segmentation_sha256: str | None = None
+    """SHA-256 of the file in hex, like `control_sha256`; a file that has changed is an error."""
+    snap: bool = False
+    """Whether a colour that belongs to no class is replaced by the nearest class."""
+    control: tuple[str, ...] = field(default=(), metadata={"each": control.canonical})
+    """ControlNets in the syntax of sdcli/recipe/control.py. One without an image reads the segmentation map."""
+    control_sha256: tuple[str, ...] = ()
+    """SHA-256 of the images in `control`, in order."""
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """`control`, parsed."""
+        return tuple(Control.parse(each) for each in self.control)
+
+    @property
+    def nets(self) -> tuple[str, ...]:
+        """The names of the ControlNets without duplicates."""
+        return tuple(dict.fromkeys(each.name for each in self.controls))
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Additions to the model's weights."""
+
+    lora: tuple[str, ...] = field(default=(), metadata={"each": lora.canonical})
+    """LoRAs in the syntax of sdcli/recipe/lora.py, which are merged in this order."""
+    strict_lora: bool = True
+    """Whether a LoRA with tensors that do not fit the model is an error, or used without them."""
+    embedding: tuple[str, ...] = ()
+    """Names or files of embeddings (textual inversion), which are used where a prompt has their name."""
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """`lora`, parsed."""
+        return tuple(Lora.parse(each) for each in self.lora)
+
+
+@dataclass(frozen=True)
+class Hires:
+    """A second pass at a larger size, which starts from the enlarged result of the first ("hires fix" in A1111)."""
+
+    hires: str | None = None
+    """The size of the picture, `WIDTHxHEIGHT` in pixels, or a factor of the recipe's size."""
+    hires_upscaler: str = field(default="latent", metadata=one_of(UPSCALERS))
+    """How the result of the first pass is enlarged: its latents bilinearly, or its decoded pixels by Lanczos."""
+    hires_strength: float = field(default=0.6, metadata=within(0, 1))
+    """The fraction of the second pass's steps that are run, like `strength`."""
+    hires_steps: int | None = field(default=None, metadata=within(1, 1000))
+    """The number of steps of the second pass; None is that of the first."""
+
+    def size(self, width: int, height: int, multiple: int = 1) -> tuple[int, int]:
+        """Return the width and height of the picture for a first pass of this size.
+
+        A factor gives the nearest multiples of `multiple`. Raises InvalidRecipe.
+        """
+        if self.hires is None:
+            return width, height
+        sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", self.hires)
+        if sides is not None:
+            return int(sides[1]), int(sides[2])
+        try:
+            factor = float(self.hires)
+        except ValueError:
+            hint = "give a factor, or a size such as 1024x768"
+            raise InvalidRecipe(f"hires is {self.hires!r}", hint, "hires") from None
+        if not 1 < factor <= MAX_HIRES:
+            raise InvalidRecipe(f"hires is {factor:g}", f"a factor must be above 1, up to {MAX_HIRES:g}", "hires")
+        return round(width * factor / multiple) * multiple, round(height * factor / multiple) * multiple
+
+
+LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
+"""The keys of `Initial` that apply if a picture starts from latents."""
+INITIAL_KEYS = tuple(each.name for each in fields(Initial))
+LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
+INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS)
+"""Keys of input files."""
+HIRES_KEYS = tuple(each.name for each in fields(Hires))
+WITHOUT_DEFAULTS = (*INPUT_KEYS, *HIRES_KEYS)
+"""Keys that the user's settings cannot have."""
