@@ -88,9 +88,7 @@ def make_vae(**settings: Any) -> nn.Module:
 
 
 def make_flux2_vae() -> nn.Module:
-    made = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=8
-    )
+    made = AutoencoderKLFlux2(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=8)
     with torch.no_grad():
         made.bn.running_mean.normal_()
         made.bn.running_var.uniform_(0.5, 2)
@@ -103,7 +101,13 @@ def make_qwen_vae() -> nn.Module:
 
 
 def qwen3(kind: Callable[..., nn.Module], layers: int) -> nn.Module:
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
     return shaken(kind(Qwen3Config(vocab_size=264, num_hidden_layers=layers, tie_word_embeddings=False, **size)))
 
 
@@ -154,7 +158,10 @@ def sd3(with_t5: bool) -> dict[str, Any]:
     settings = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
     settings |= {"joint_attention_dim": 24, "pooled_projection_dim": 20, "sample_size": 16, "pos_embed_max_size": 24}
     network = shaken(SD3Transformer2DModel(**settings, qk_norm="rms_norm", dual_attention_layers=(0,)))
-    clips = {"text_encoder": clip(CLIPTextModelWithProjection, 8), "text_encoder_2": clip(CLIPTextModelWithProjection, 12)}
+    clips = {
+        "text_encoder": clip(CLIPTextModelWithProjection, 8),
+        "text_encoder_2": clip(CLIPTextModelWithProjection, 12),
+    }
     parts = {"transformer": network, "vae": make_vae(), **clips, "text_encoder_3": t5() if with_t5 else None}
     return {**parts, "shift": 3.0}
 
@@ -209,9 +216,10 @@ def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
             module.save_pretrained(directory / part)
             index.setdefault(part, ["diffusers", type(module).__name__])
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-    scheduler |= {key: value for key, value in parts.items() if not isinstance(value, nn.Module) and key != "is_distilled"}
+    scheduler |= {key: value for key, value in parts.items() if isinstance(value, int | float)}
+    scheduler.pop("is_distilled", None)
     (directory / "scheduler").mkdir()
-    tiny.write_json(directory / "scheduler" / "scheduler_config.json", {k: v for k, v in scheduler.items() if v is not None})
+    tiny.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return directory
@@ -222,6 +230,8 @@ def pipeline_of(directory: Path) -> Any:
     """diffusers' own pipeline of a folder, in float32."""
     from diffusers import DiffusionPipeline
 
-    made = DiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
+    absent = dict.fromkeys(part for part, each in index.items() if each == [None, None])
+    made = DiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32, **absent)
     made.set_progress_bar_config(disable=True)
     return made

@@ -41,7 +41,7 @@ def decode(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
 
 
 def as_input(model: LatentDiffusionModel, pixels: Tensor) -> Tensor:
-    """Return `pixels` (B, 3, H, W) as the encoder takes them: on its device, in its dtype, with frames if it has any."""
+    """Return `pixels` (B, 3, H, W) on the device and in the dtype of the encoder, as one frame if it takes frames."""
     pixels = pixels.to(model.device, model.vae.dtype)
     return pixels.unsqueeze(2) if model.latent_space.has_frames else pixels
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         UNet2DConditionModel,
         VQModel,
     )
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     from sdcli.diffusion.facts import Facts
     from sdcli.diffusion.latent_space import LatentSpace
@@ -70,10 +69,10 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A CLIP text encoder and its tokenizer."""
+    """A text encoder and its tokenizer: a `Tokenizer` for CLIP, that of transformers for T5 and Qwen."""
 
-    tokenizer: Tokenizer
-    model: CLIPTextModel | CLIPTextModelWithProjection
+    tokenizer: Any
+    model: Any
 
 
 @dataclass(frozen=True)

@@ -29,4 +29,5 @@ def flatten(latents: Tensor) -> Tensor:
 
 def unflatten(tokens: Tensor, height: int, width: int) -> Tensor:
     """Convert tokens (B, h · w, C) to latents (B, C, h, w)."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
+    batch, _, channels = tokens.shape
+    return tokens.transpose(1, 2).reshape(batch, channels, height, width)

@@ -61,6 +61,7 @@ def _or_list(rule: Rule) -> Rule:
 
 
 _TEXT = Rule("a text", lambda value: type(value) is str)
+_LIST = Rule("a list", lambda value: isinstance(value, list | tuple))
 _FLAG = Rule("true or false", lambda value: value is None or type(value) is bool)
 _COUNT = _whole(1, 2**16)
 _LAYERS = _whole(1, 1024)
@@ -96,7 +97,9 @@ NETWORK: Mapping[str, Rule] = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "batch_norm_eps", "eps"), _SMALL),
     **dict.fromkeys(("relative_attention_num_buckets", "relative_attention_max_distance"), _whole(1, 2**16)),
     **dict.fromkeys(("num_res_blocks", "pos_embed_max_size", "input_channels"), _whole(1, 4096)),
-    **dict.fromkeys(("dual_attention_layers",), Rule("a list of layers", lambda value: isinstance(value, list | tuple))),
+    **dict.fromkeys(
+        ("dual_attention_layers",), Rule("a list of layers", lambda value: isinstance(value, list | tuple))
+    ),
     **dict.fromkeys(("attn_scales", "temperal_downsample"), Rule("a list", lambda value: isinstance(value, list))),
     "sample_size": _whole(1, 4096),
     "patch_size": _or_list(_whole(1, 64)),
@@ -196,8 +199,8 @@ def _is_flow(config: Mapping[str, Any], names: Sequence[str]) -> bool:
 
 def _flow_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config with all keys from which any scheduler for flow matching can be made."""
-    for key in ("invert_sigmas", "stochastic_sampling"):
-        if config.get(key):
+    for key, value in (("invert_sigmas", False), ("stochastic_sampling", False), ("time_shift_type", "exponential")):
+        if config.get(key, value) not in (value, None):
             raise ModelError(f"{path}: {key} is {config[key]!r}, which is not supported", _OTHER)
     shift = config.get("shift") or config.get("flow_shift") or 1.0
     return {**config, "prediction_type": schedulers.FLOW, "use_flow_sigmas": True, "shift": shift, "flow_shift": shift}

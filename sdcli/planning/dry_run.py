@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion import architectures, hardware
-from sdcli.diffusion.guidance import Guidance
+from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.errors import ModelCorrupt
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import Tokenizer
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "class_embedder")
+_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "class_embedder")
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ def model_of(name: str, parts: Parts) -> dict[str, Any]:
 
 
 def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
-    """Return `tokens` (None for a label), `memory` and `seconds` (None if unknown) of a picture.
+    """Return `tokens` (None for a label, and for a language model), `memory` and `seconds` (None if unknown).
 
     Raises InvalidRecipe like the run.
     """
     likely = dict(zip(("device", "dtype"), hardware.likely(of.execution.device, of.execution.dtype), strict=True))
     is_text = of.condition.label is None
-    if is_text:
+    if is_text and _has_clip_alone(parts.weights.model):
         _check_clip_skip(parts.weights.model, of)
     return {
         "tokens": count_tokens(parts.weights, of) if is_text else None,
@@ -156,6 +156,10 @@ def _numbers(file: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in families.read_header(file).tensors.values())
 
 
+def _has_clip_alone(source: Source) -> bool:
+    return source.denoiser == "unet"
+
+
 def _check_clip_skip(source: Source, of: Recipe) -> None:
     second = (source.folder("text_encoder_2") / "config.json").exists()
     encoders = ("text_encoder", "text_encoder_2") if second else ("text_encoder",)
@@ -167,10 +171,15 @@ def _check_clip_skip(source: Source, of: Recipe) -> None:
 _LAYERS_OF_CLIP = 12  # transformers' default
 
 
-def count_tokens(weights: Weights, of: Recipe) -> dict[str, Any]:
-    """Count the tokens of the prompts in the first text encoder's vocabulary, and the chunks that they take."""
+def count_tokens(weights: Weights, of: Recipe) -> dict[str, Any] | None:
+    """Count the tokens of the prompts in the first text encoder's vocabulary, and the chunks that they take.
+
+    None for a language model, whose tokenizer is not read here.
+    """
     from sdcli.diffusion.context.chunks import chunks
 
+    if not _has_clip_alone(weights.model):
+        return None
     tokenizer = embedding.with_words(_tokenizer(weights.model), 0, weights.of_kind(embedding.KIND))
     condition = of.condition
     divided = [
@@ -211,13 +220,14 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
     weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
     batch = of.execution.batch_size
-    guided = 2 if Guidance.of(of).is_on and unet.get("time_cond_proj_dim") is None else 1
     pixels = math.prod(of.size)
-    widest = max(vae["block_out_channels"][:2])  # the decoder's last block starts with the width of the one before
-    decoding = 6 * widest * pixels * vae_size * batch
-    latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
+    decoding = 6 * _widest(vae) * pixels * vae_size * batch
+    space = LatentSpace.of(vae)
+    latents = pixels // (space.vae_scale_factor // space.patch) ** 2
+    architecture = architectures.load(architectures.find(source.denoiser, unet))
     try:
-        kept = architectures.load(architectures.find(source.denoiser, unet)).activations(unet, latents)
+        kept = architecture.activations(unet, latents)
+        guided = 2 if architecture.facts(unet, vae, source.index_if_any()).is_guided(of.sampling.guidance_scale) else 1
     except (KeyError, TypeError, ValueError) as error:
         file = source.folder(source.denoiser) / "config.json"
         raise ModelCorrupt(f"{file} is invalid: {error}", "download the model's folder again") from error
@@ -229,6 +239,13 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
         "activations": max(decoding, denoising),
         "peak": weights + max(decoding, denoising),
     }
+
+
+def _widest(vae: Mapping[str, Any]) -> int:
+    """Return the channels at the picture's full size: the last block starts with the width of the one before."""
+    if "z_dim" in vae:
+        return max(int(vae.get("base_dim", 96)) * int(factor) for factor in vae.get("dim_mult", (1, 2))[:2])
+    return max(map(int, vae["block_out_channels"][:2]))
 
 
 def with_any_seed(plan: Mapping[str, Any]) -> dict[str, Any]:

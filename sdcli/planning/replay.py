@@ -15,7 +15,6 @@ from PIL import Image, ImageChops, ImageStat
 
 from sdcli import __version__
 from sdcli.diffusion.context import weights
-from sdcli.diffusion.guidance import Guidance
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
@@ -220,8 +219,8 @@ def _clip_skip(found: PictureInfo, recipe: Mapping[str, Any], facts: ModelFacts)
 
 def _of_text(found: PictureInfo, recipe: Recipe, facts: ModelFacts, used: Weights) -> Iterator[RecipeWarning]:
     """Warn about what other tools do differently with the texts of this recipe."""
-    condition, guided = recipe.condition, Guidance.of(recipe).is_on and not facts.guidance_distilled
-    if condition.label is not None:
+    condition, guided = recipe.condition, facts.is_guided(recipe.sampling.guidance_scale)
+    if condition.label is not None or not facts.prompts.syntax:
         return
     if condition.clip_skip > 1 and guided:
         yield RecipeWarning(
@@ -235,7 +234,8 @@ def _of_text(found: PictureInfo, recipe: Recipe, facts: ModelFacts, used: Weight
         text = getattr(condition, key)
         alone = recipe.replace(prompt=text, negative_prompt="")
         parts = len(weights.parse(text)) if condition.prompt_weights else 1
-        if dry_run.count_tokens(used, alone)["chunks"] > parts:
+        tokens = dry_run.count_tokens(used, alone)
+        if tokens is not None and tokens["chunks"] > parts:
             yield RecipeWarning(
                 f"{key}: it takes several chunks, and {found.writer} may divide it at other places, such as commas",
                 "it cannot be reproduced",

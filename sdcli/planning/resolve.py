@@ -23,7 +23,7 @@ from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.recipe import recipe
 from sdcli.recipe.bounds import check_area
-from sdcli.recipe.checks import check_channels, check_condition, check_size
+from sdcli.recipe.checks import check_channels, check_condition, check_prompt_options, check_size
 from sdcli.recipe.lora import extract
 from sdcli.recipe.parts import Initial, Layout
 from sdcli.recipe.recipe import Recipe, adapters_of, draw_seed, initial_of, layout_of
@@ -99,7 +99,7 @@ def resolve(
             recipe.check_value(key, options[key])
     check_area(options.get("width") or 1, options.get("height") or 1)
     facts, options = model.facts, _with_tags(model, options, user=user)
-    if user:
+    if user and facts.prompts.syntax:
         options = _with_embeddings(model, options)
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
     check_channels(facts.in_channels, facts.latent_space.channels, len(facts.classes), masked=masked, mapped=mapped)
@@ -120,6 +120,8 @@ def resolve(
     index = check_condition(facts.labels, made.condition)
     if facts.labels is not None and index is not None:
         made = made.replace(label=facts.labels.name(index))
+    if not facts.prompts.syntax:
+        check_prompt_options(made.condition)
     check_size(made.width, made.height, facts.size_multiple, square=facts.square_only)
     if made.hires.hires is not None:
         made = _with_hires(made, facts)

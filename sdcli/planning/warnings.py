@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from sdcli.diffusion.context import weights
-from sdcli.diffusion.guidance import Guidance
 from sdcli.errors import InvalidRecipe
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.models.addons import embedding, lora
@@ -52,13 +51,17 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
     yield from _of_text(facts, recipe)
     sampling = recipe.sampling
     guided = _is_guided(facts, recipe)
-    why = "guidance is distilled into this model's U-Net" if facts.guidance_distilled else "guidance is disabled"
-    fix = "omit it" if facts.guidance_distilled else "omit it, or set guidance_scale above 1"
+    can_guide = not (facts.guidance_distilled or facts.unguided)
+    why = "guidance is disabled" if can_guide else "guidance is distilled into this model"
+    fix = f"omit it, or set guidance_scale above {facts.guided_above:g}" if can_guide else "omit it"
     if recipe.condition.negative_prompt and not guided and facts.labels is None:
         yield RecipeWarning(f"negative_prompt has no effect: {why}", fix, "negative_prompt")
     if sampling.guidance_rescale and not guided:
         yield RecipeWarning(f"guidance_rescale has no effect: {why}", fix, "guidance_rescale")
-    if 0 < sampling.guidance_scale < 1 and not facts.guidance_distilled:
+    if facts.unguided and sampling.guidance_scale > 1:
+        message = f"guidance_scale {sampling.guidance_scale:g} has no effect: {why}"
+        yield RecipeWarning(message, "use 1", "guidance_scale")
+    if can_guide and 0 < sampling.guidance_scale < facts.guided_above:
         yield RecipeWarning(
             f"guidance_scale {sampling.guidance_scale:g} has no effect: guidance is disabled at 1 and below",
             "use 1, or more than 1 for guidance",
@@ -78,8 +81,8 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
 
 
 def _is_guided(facts: ModelFacts, recipe: Recipe) -> bool:
-    """Return whether the unconditional prediction is used; guidance that is distilled into a U-Net does without."""
-    return Guidance.of(recipe).is_on and not facts.guidance_distilled
+    """Return whether the unconditional prediction is used; guidance that is distilled into a model does without."""
+    return facts.is_guided(recipe.sampling.guidance_scale)
 
 
 def _idle_controls(recipe: Recipe) -> Iterable[RecipeWarning]:
@@ -132,6 +135,9 @@ def _of_text(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
 def _of_syntax(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
     """Syntax of other tools that is taken as words, one warning for each kind, and unbalanced brackets."""
     weighted = recipe.condition.prompt_weights  # otherwise brackets are meant as letters
+    if weighted and not facts.prompts.syntax:
+        yield from _of_idle_weights(facts, recipe)
+        weighted = False
     for field in ("prompt", "negative_prompt") if _is_guided(facts, recipe) else ("prompt",):
         text = getattr(recipe.condition, field)
         found = {each.meaning: each.text for each in reversed(list(prompt_syntax.find(text)))}
@@ -146,6 +152,15 @@ def _of_syntax(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
             yield RecipeWarning(
                 f"{field} has a {bracket} that is {which}", f"fix it, or write \\{bracket} for a literal one", field
             )
+
+
+def _of_idle_weights(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
+    """Weights in prompts for a model that takes none."""
+    for field in ("prompt", "negative_prompt") if _is_guided(facts, recipe) else ("prompt",):
+        parts = weights.parse(getattr(recipe.condition, field))
+        if len(parts) > 1 or any(stretch.weight != 1 for part in parts for stretch in part):
+            problem = f"weights and BREAK in {field} are taken as words: this model does not support them"
+            yield RecipeWarning(problem, "remove them, or disable prompt_weights", field)
 
 
 def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:

@@ -43,6 +43,13 @@ def check_clip_skip(clip_skip: int, layers: int, *, penultimate: bool) -> None:
         )
 
 
+def check_prompt_options(condition: Condition) -> None:
+    """Raise InvalidRecipe for a `clip_skip` with a model that does not encode prompts by CLIP alone."""
+    if condition.clip_skip > 1:
+        message = f"clip_skip is {condition.clip_skip}, and this model has another kind of text encoder"
+        raise InvalidRecipe(message, "omit clip_skip", "clip_skip")
+
+
 def check_condition(known: Labels | None, condition: Condition) -> int | None:
     """Return the index of the class that `condition` names, or None if the model takes a text.
 

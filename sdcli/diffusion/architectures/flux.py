@@ -13,7 +13,7 @@ from sdcli.diffusion import flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.latent_space import LatentSpace
-from sdcli.recipe.recipe import Condition
+from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,8 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
     """Return f(z, t) with one call of the transformer. Its time is 0 … 1."""
     import torch
 
-    assert context.prompt_embeds is not None and context.pooled_prompt_embeds is not None
+    assert context.prompt_embeds is not None
+    assert context.pooled_prompt_embeds is not None
     dtype, device = network.dtype, context.prompt_embeds.device
     embeds = context.prompt_embeds.expand(batch, -1, -1).to(dtype)
     pooled = context.pooled_prompt_embeds.expand(batch, -1).to(dtype)

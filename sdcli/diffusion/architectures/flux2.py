@@ -12,7 +12,7 @@ from sdcli.diffusion import flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
-from sdcli.recipe.recipe import Condition
+from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,13 +88,10 @@ def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]
 
     encoder = model.text_encoders[0]
     framed = language_model.as_chat(encoder.tokenizer, text, enable_thinking=False)
-    whole = encoder.tokenizer(framed).input_ids
-    padded = encoder.tokenizer(
-        framed, padding="max_length", max_length=MOST_TOKENS, truncation=True, return_tensors="pt"
-    )
-    states = language_model.hidden_states(encoder.model, padded.input_ids, padded.attention_mask)
+    ids, mask, note = language_model.padded_ids(encoder.tokenizer, framed, MOST_TOKENS)
+    states = language_model.hidden_states(encoder.model, ids, mask)
     joined = torch.cat([states[layer] for layer in LAYERS], dim=-1)
-    return joined.to(model.device, model.dtype), language_model.too_long(len(whole), MOST_TOKENS)
+    return joined.to(model.device, model.dtype), note
 
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
@@ -121,7 +118,9 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
             "return_dict": False,
         }
         predicted = [network(encoder_hidden_states=half, guidance=None, **arguments)[0] for half in embeds]
-        velocity = torch.cat([packing.unflatten(each[:, : tokens.shape[1]].float(), height, width) for each in predicted])
+        velocity = torch.cat(
+            [packing.unflatten(each[:, : tokens.shape[1]].float(), height, width) for each in predicted]
+        )
         return guide(velocity, guidance) if len(embeds) == 2 else velocity
 
     return denoiser

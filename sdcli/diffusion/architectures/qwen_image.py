@@ -13,7 +13,7 @@ from sdcli.diffusion import flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, rescale
 from sdcli.diffusion.latent_space import LatentSpace
-from sdcli.recipe.recipe import Condition
+from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor

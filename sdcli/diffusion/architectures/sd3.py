@@ -1,7 +1,8 @@
 """Stable Diffusion 3 and 3.5: a transformer over text and image tokens, trained by flow matching.
 
-Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis". y is the states of two CLIP
-encoders, beside each other, then those of T5 as further tokens, which are zeros without T5; and CLIP's pooled states.
+Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis". y is the states of two
+CLIP encoders, beside each other, then those of T5 as further tokens, which are zeros without T5; and CLIP's pooled
+states.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from sdcli.diffusion import flow
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
-from sdcli.recipe.recipe import Condition
+from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,9 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     clips, t5 = model.text_encoders[:2], model.text_encoders[2:]
     takes, pooled = config["joint_attention_dim"], config["pooled_projection_dim"]
     if t5 and t5[0].model.config.d_model != takes:
-        return f"its text encoder T5 gives {t5[0].model.config.d_model} features per token, its transformer takes {takes}"
+        return (
+            f"its text encoder T5 gives {t5[0].model.config.d_model} features per token, its transformer takes {takes}"
+        )
     if sum(each.model.config.hidden_size for each in clips) > takes:
         return f"its text encoders give more features per token than its transformer takes, {takes}"
     given = sum(each.model.config.projection_dim for each in clips)

@@ -30,10 +30,17 @@ def as_chat(tokenizer: Any, text: str, **options: Any) -> str:
 def ids_of(tokenizer: Any, text: str, most: int) -> tuple[Tensor, str | None]:
     """Return the ids (1, L) of at most `most` tokens of `text`, and a note if there are more."""
     ids = tokenizer(text).input_ids
-    return torch.tensor([ids[:most]]), too_long(len(ids), most)
+    return torch.tensor([ids[:most]]), _too_long(len(ids), most)
 
 
-def too_long(count: int, most: int) -> str | None:
+def padded_ids(tokenizer: Any, text: str, length: int) -> tuple[Tensor, Tensor, str | None]:
+    """Return ids (1, length) of `text`, padded or cut, their attention mask, and a note if it was cut."""
+    whole = tokenizer(text).input_ids
+    padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return padded.input_ids, padded.attention_mask, _too_long(len(whole), length)
+
+
+def _too_long(count: int, most: int) -> str | None:
     """Return the note about a prompt of `count` tokens, or None if it is not too long."""
     if count <= most:
         return None
@@ -56,10 +63,9 @@ def t5_states(encoder: TextEncoder, text: str, length: int) -> tuple[Tensor, str
 
     T5 is run without a mask, as the models were trained.
     """
-    whole = encoder.tokenizer(text).input_ids
-    padded = encoder.tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    states: Tensor = encoder.model(padded.input_ids.to(encoder.model.device))[0]
-    return states, too_long(len(whole), length)
+    ids, _, note = padded_ids(encoder.tokenizer, text, length)
+    states: Tensor = encoder.model(ids.to(encoder.model.device))[0]
+    return states, note
 
 
 @torch.inference_mode()

@@ -59,7 +59,7 @@ def word_pattern(words: Sequence[str]) -> re.Pattern[str]:
 def check_fit(name: str, source: Source, model: LocatedModel) -> None:
     """Raise ModelError unless the file at `source` has vectors for each text encoder of `model`."""
     theirs = [shape[1] for shape in vectors(source).values()]
-    ours = _widths(model.source)
+    ours = _widths(model.source) if model.facts.prompts.syntax else []
     if not ours:
         raise ModelError(f"{model.entry.name} has no text encoder that takes embeddings", "omit the embedding")
     if sorted(theirs) != sorted(ours):

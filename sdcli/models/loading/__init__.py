@@ -75,8 +75,8 @@ COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
 """The classes of each part, by the names in model_index.json; most as `module:class`, imported when needed."""
 _DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
 _SUPPORTED = (
-    "Stable Diffusion 1.x, 2.x, XL, 3.x, their distilled versions, FLUX.1, FLUX.2 [klein], Z-Image, Qwen-Image, DiT, and "
-    "LDM of ImageNet are supported"
+    "Stable Diffusion 1.x, 2.x, XL, 3.x, their distilled versions, FLUX.1, FLUX.2 [klein], Z-Image, Qwen-Image, DiT, "
+    "and LDM of ImageNet are supported"
 )
 
 
@@ -254,7 +254,7 @@ _NOT_OF_THE_NETWORK = ("architectures", "dtype", "torch_dtype", "transformers_ve
 
 def _tokenizer(source: Source, part: str, model: Any) -> Any:
     folder = source.folder(part.replace("text_encoder", "tokenizer"))
-    if not isinstance(model, tuple(_CLIP.values())):
+    if type(model) not in _CLIP.values():
         return language_tokenizer.read(folder, is_t5=type(model).__name__.startswith("T5"), model=model)
     return read_tokenizer(
         folder,

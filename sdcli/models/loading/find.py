@@ -75,7 +75,9 @@ def _current_name(key: str) -> str:
 
 
 # Unused tensors in files: buffers, the other half of CLIP, and the head of a language model, which predicts words.
-_UNUSED = re.compile(r"position_ids$|^lm_head\.|num_batches_tracked$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\.")
+_UNUSED = re.compile(
+    r"position_ids$|^lm_head\.|num_batches_tracked$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\."
+)
 
 
 def find_in_file(
