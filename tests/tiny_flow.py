@@ -232,6 +232,6 @@ def pipeline_of(directory: Path) -> Any:
 
     index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
     absent = dict.fromkeys(part for part, each in index.items() if each == [None, None])
-    made = DiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32, **absent)
+    made = DiffusionPipeline.from_pretrained(directory, **absent)
     made.set_progress_bar_config(disable=True)
     return made

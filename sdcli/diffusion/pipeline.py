@@ -66,7 +66,8 @@ def run(
     """
     started = time.perf_counter()
     with memory_of(recipes[0]):
-        latents = sample(model, recipes, on_step, inputs=inputs)
+        contexts = encode_conditions(model, recipes[0])
+        latents = sample(model, recipes, on_step, inputs=inputs, contexts=contexts)
         pixels, broken = autoencode.decode_finite(model, latents)
     pictures = [images.to_image(each) for each in pixels]
     flatness = [images.flatness(each) for each in pictures]
@@ -75,10 +76,11 @@ def run(
     seconds = (time.perf_counter() - started) / len(recipes)
     seeds = [recipe.seed for recipe in recipes]
     scaling, on_cpu = model.latent_space.scaling_factor, latents.cpu()
+    notes = (*model.notes, *dict.fromkeys(note for context in contexts for note in context.notes))
     results = []
     for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
         flat = flatness[index]
-        warnings = (*model.notes, RETRIED) if index in broken else model.notes
+        warnings = (*notes, RETRIED) if index in broken else notes
         batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
         recorded = (*warnings, *filter(None, [flat]))
         z = on_cpu[index : index + 1]
@@ -92,17 +94,20 @@ def sample(
     on_step: Callable[[Step], None] = lambda step: None,
     *,
     inputs: Inputs = NO_INPUTS,
+    contexts: Sequence[Context] | None = None,
 ) -> Tensor:
     """Sample Sample f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their
     seeds.
 
-    Uses the passes of the first recipe. `on_step` counts the steps of all passes together.
+    Uses the passes of the first recipe, and its `contexts`, which are encoded here if they are not given. `on_step`
+    counts the steps of all passes together.
     """
     inputs.check_complete(recipes[0].initial, recipes[0].layout)
     seeds = [each.seed for each in recipes]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     planned = passes(recipes[0])
-    contexts = [encode_condition(model, each.recipe) for each in planned]
+    if contexts is None:
+        contexts = encode_conditions(model, recipes[0])
     total, done = sum(each.steps for each in planned), 0
     latents: Tensor | None = None
     for each, context in zip(planned, contexts, strict=True):
@@ -147,6 +152,11 @@ def _sample_pass(
         constrain=start.constrain,
         on_step=on_step,
     )
+
+
+def encode_conditions(model: LatentDiffusionModel, recipe: Recipe) -> list[Context]:
+    """Encode y, a class label or a text, depending on the model: one context for each pass of `recipe`."""
+    return [encode_condition(model, each.recipe) for each in passes(recipe)]
 
 
 def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:

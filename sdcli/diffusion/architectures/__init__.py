@@ -65,20 +65,40 @@ class Row:
 
     `part` is the network's name in model_index.json. `networks` are the class names that it can have there, each with
     the location of diffusers' class, `module:class`. `pipelines` are the possible pipelines, with the parts that they
-    require. With `flow`, the models are trained by flow matching.
+    require. `components` are the classes that the other parts can have. With `flow`, the models are trained by flow
+    matching.
     """
 
     part: str
     networks: Mapping[str, str]
     pipelines: Mapping[str, tuple[str, ...]]
+    components: Mapping[str, tuple[str, ...]]
     flow: bool = False
 
 
-def _transformer(class_name: str, module: str, *pipelines: str, encoders: int = 1) -> Row:
-    """Return the row of a transformer trained by flow matching, whose models have `encoders` text encoders."""
-    parts = ("transformer", "vae", *("text_encoder", "text_encoder_2", "text_encoder_3")[:encoders])
+_CLIP, _T5 = ("CLIPTextModel", "CLIPTextModelWithProjection"), ("T5EncoderModel",)
+_QWEN3, _QWEN_VL = ("Qwen3Model", "Qwen3ForCausalLM"), ("Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration")
+_VAE = ("AutoencoderKL", "AutoencoderTiny")
+_LDM = {"vae": (*_VAE, "VQModel"), "text_encoder": _CLIP, "text_encoder_2": _CLIP, "class_embedder": ("Embedding",)}
+
+
+def _transformer(
+    class_name: str,
+    module: str,
+    pipelines: tuple[str, ...],
+    encoders: tuple[tuple[str, ...], ...],
+    vae: tuple[str, ...] = _VAE,
+    optional: int = 0,
+) -> Row:
+    """Return the row of a transformer trained by flow matching.
+
+    `encoders` are the classes of each text encoder; the last `optional` ones can be absent.
+    """
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    parts = ("transformer", "vae", *names[: len(encoders) - optional])
     networks = {class_name: f"diffusers.models.transformers.{module}:{class_name}"}
-    return Row("transformer", networks, dict.fromkeys(pipelines, parts), flow=True)
+    components = {"vae": vae, **dict(zip(names, encoders, strict=False))}
+    return Row("transformer", networks, dict.fromkeys(pipelines, parts), components, flow=True)
 
 
 _TEXT_TO_IMAGE = ("unet", "vae", "text_encoder")
@@ -100,24 +120,35 @@ TABLE: Mapping[str, Row] = MappingProxyType(
                 "LatentConsistencyModelImg2ImgPipeline": _TEXT_TO_IMAGE,
                 "LDMClassToImagePipeline": ("unet", "vae", "class_embedder"),  # sdcli's own name
             },
+            _LDM,
         ),
         # before diffusers 0.29 a DiT was a Transformer2DModel
         "dit": Row(
             "transformer",
             {"DiTTransformer2DModel": _DIT, "Transformer2DModel": _DIT},
             {"DiTPipeline": ("transformer", "vae")},
+            _LDM,
         ),
         "z_image": _transformer(
-            "ZImageTransformer2DModel", "transformer_z_image", "ZImagePipeline", "ZImageImg2ImgPipeline"
+            "ZImageTransformer2DModel", "transformer_z_image", ("ZImagePipeline", "ZImageImg2ImgPipeline"), (_QWEN3,)
         ),
         "flux": _transformer(
-            *("FluxTransformer2DModel", "transformer_flux", "FluxPipeline", "FluxImg2ImgPipeline"), encoders=2
+            "FluxTransformer2DModel", "transformer_flux", ("FluxPipeline", "FluxImg2ImgPipeline"), (_CLIP, _T5)
         ),
-        "flux2": _transformer("Flux2Transformer2DModel", "transformer_flux2", "Flux2KleinPipeline"),
+        "flux2": _transformer(
+            *("Flux2Transformer2DModel", "transformer_flux2", ("Flux2KleinPipeline",), (_QWEN3,)),
+            vae=("AutoencoderKLFlux2",),
+        ),
         "sd3": _transformer(
-            *("SD3Transformer2DModel", "transformer_sd3", "StableDiffusion3Pipeline"), encoders=2
-        ),  # T5 may be absent
-        "qwen_image": _transformer("QwenImageTransformer2DModel", "transformer_qwenimage", "QwenImagePipeline"),
+            *("SD3Transformer2DModel", "transformer_sd3"),
+            ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"),
+            (_CLIP[1:], _CLIP[1:], _T5),
+            optional=1,
+        ),
+        "qwen_image": _transformer(
+            *("QwenImageTransformer2DModel", "transformer_qwenimage", ("QwenImagePipeline",), (_QWEN_VL,)),
+            vae=("AutoencoderKLQwenImage",),
+        ),
     }
 )
 

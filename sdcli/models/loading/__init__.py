@@ -96,6 +96,7 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     network_part = "transformer" if "transformer" in needed else "unet"
     family = architectures.find(network_part, {"_class_name": index[network_part][1]})
     architectures.check_scheduler(family, scheduler_config)
+    _check_classes(source, index, family)
     architecture = architectures.load(family)
     text_encoders = text_parts(index)
     parts = check_parts(source, index, dict.fromkeys([*text_encoders, *needed]))
@@ -126,6 +127,15 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     if misfit is not None:
         raise source.explain(ModelCorrupt(f"{source.base}: {misfit}", _DOWNLOAD_AGAIN))
     return model
+
+
+def _check_classes(source: Source, index: Mapping[str, Any], family: str) -> None:
+    """Raise ModelError if a part has a class of another family."""
+    for part, known in architectures.TABLE[family].components.items():
+        found = index.get(part, [None, None])[1]
+        if found not in (None, *known):
+            what = f"{source.folder(part)} has a {found}, and the {part} of this model must be a {known[0]}"
+            raise ModelError(what, "use the part of a model of the same family")
 
 
 def text_parts(index: Mapping[str, Any]) -> list[str]:

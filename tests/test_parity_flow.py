@@ -1,0 +1,228 @@
+"""Models of flow matching against diffusers' own pipelines: latents, pixels, image-to-image and other schedulers."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image
+from PIL import Image
+from torch import Generator, Tensor
+
+from sdcli.diffusion import packing, pipeline, samplers
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.errors import InvalidRecipe, ModelError
+from sdcli.files.canvas import InitialImage
+from sdcli.models import loading, located, registry
+from sdcli.models.source import Source
+from sdcli.planning import resolve
+from sdcli.recipe import schedulers
+from sdcli.recipe.recipe import Recipe
+from tests import tiny, tiny_flow
+
+PROMPT, NEGATIVE = "arctic fox, in the snow", "blue"
+SIZE = {"width": 64, "height": 96}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("flow")
+    return {family: tiny_flow.make_folder(family, root / family) for family in tiny_flow.FAMILIES}
+
+
+def load(folder: Path) -> LatentDiffusionModel:
+    return loading.load(Source(folder), name="", device=CPU, dtype=torch.float32)
+
+
+def recipe_of(folder: Path, initial: InitialImage | None = None, **options: Any) -> Recipe:
+    given = {"model": str(folder), "prompt": PROMPT, "steps": 4, "seed": 7, **SIZE, **options}
+    return tiny.recipe_for(registry.find(str(folder)), given, given=initial)
+
+
+def theirs(pipe: Any, recipe: Recipe, **options: Any) -> Any:
+    """What a pipeline makes of a recipe, with the options that it takes."""
+    taken = inspect.signature(pipe.__call__).parameters
+    scale = recipe.sampling.guidance_scale
+    given = {"negative_prompt": recipe.condition.negative_prompt or None, **SIZE, **options}
+    given |= {"true_cfg_scale": scale} if "true_cfg_scale" in taken and "Qwen" in type(pipe).__name__ else {}
+    given |= {} if "Qwen" in type(pipe).__name__ else {"guidance_scale": scale}
+    given = {key: value for key, value in given.items() if key in taken and value is not None}
+    generator = Generator().manual_seed(recipe.seed)
+    return pipe(prompt=PROMPT, num_inference_steps=recipe.sampling.steps, generator=generator, **given).images
+
+
+def as_theirs(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
+    """Latents as the family's pipeline returns them."""
+    if model.architecture in ("flux", "qwen_image"):
+        return packing.pack(latents)
+    return model.latent_space.denormalize(latents) if model.architecture == "flux2" else latents
+
+
+NEGATIVES = {"sd3": NEGATIVE, "sd3-without-t5": NEGATIVE, "qwen-image": NEGATIVE, "z-image": NEGATIVE}
+
+
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+def test_text_to_image(folders, family):
+    """FLUX.2's pipeline takes no negative prompt, FLUX.1's models here have no use for one."""
+    folder, guided = folders[family], {"guidance_scale": 3.0} if family == "z-image" else {}
+    recipe, model = recipe_of(folder, negative_prompt=NEGATIVES.get(family, ""), **guided), load(folder)
+    ours = pipeline.run(model, [recipe])[0]
+    pipe = tiny_flow.pipeline_of(folder)
+    expected = theirs(pipe, recipe, output_type="latent")
+    assert expected.std() > 0.1
+    assert (as_theirs(model, ours.latents) - expected).abs().max() <= 1e-4
+    pixels = np.asarray(theirs(pipe, recipe, output_type="pil")[0], dtype=np.int16)
+    assert pixels.std() > 3
+    assert np.abs(np.asarray(ours.image, dtype=np.int16) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("family", ["z-image", "flux-dev", "sd3", "qwen-image"])
+def test_image_to_image(folders, family):
+    folder = folders[family]
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 64, 3), dtype=np.uint8))
+    model, given = load(folder), InitialImage(image)
+    recipe = recipe_of(folder, given, negative_prompt=NEGATIVES.get(family, ""), image="given", strength=0.5)
+    ours = pipeline.sample(model, [recipe], inputs=tiny.inputs_of(model, recipe, given))
+    pipe = AutoPipelineForImage2Image.from_pipe(tiny_flow.pipeline_of(folder))
+    pipe.set_progress_bar_config(disable=True)
+    expected = theirs(pipe, recipe, image=image, strength=0.5, output_type="latent")
+    assert (as_theirs(model, ours) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+def test_a_batch_is_its_pictures(folders, family):
+    """Two pictures in one call are those of two calls, with guidance where the family has it."""
+    folder, guided = folders[family], {"guidance_scale": 3.0} if family == "z-image" else {}
+    model, recipe = load(folder), recipe_of(folder, batch_size=2, steps=2, **guided)
+    both = pipeline.sample(model, [recipe, recipe.replace(seed=8)])
+    for seed, latents in zip((7, 8), both, strict=True):
+        alone = pipeline.sample(model, [recipe.replace(seed=seed)])
+        assert (latents - alone[0]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+def test_inpainting_keeps_the_known_part(folders, family, tmp_path):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 64, 3), dtype=np.uint8))
+    mask = Image.new("L", (64, 96))
+    mask.paste(255, (0, 0, 64, 48))
+    image.save(tmp_path / "image.png")
+    mask.save(tmp_path / "mask.png")
+    files = {"image": str(tmp_path / "image.png"), "mask_image": str(tmp_path / "mask.png"), "mask_blur": 0.0}
+    given = {"model": str(folders[family]), "prompt": PROMPT, "steps": 2, "seed": 7, **SIZE, **files}
+    resolved = resolve.resolve(located.find(str(folders[family])), given)
+    made = np.asarray(pipeline.run(load(folders[family]), [resolved.recipe], inputs=resolved.inputs)[0].image)
+    assert (made[48:] == np.asarray(image)[48:]).all()
+    assert (made[:48] != np.asarray(image)[:48]).any()
+
+
+FLOW = [name for name, row in schedulers.TABLE.items() if row.flow is not None and not row.stochastic]
+
+
+@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("family", ["sd3", "flux-dev"])
+def test_every_scheduler_of_flow_matching(folders, family, name):
+    """A static and a dynamic shift. diffusers' Heun has a fixed shift, and takes no sigmas.
+
+    The pipelines give no generator to stochastic schedulers.
+    """
+    folder = folders[family]
+    recipe, model = recipe_of(folder, scheduler=name), load(folder)
+    ours = pipeline.sample(model, [recipe])
+    pipe = tiny_flow.pipeline_of(folder)
+    kept = pipe.scheduler
+    try:
+        row = schedulers.TABLE[name].flow
+        config = dict(kept.config)
+        if "multistep" in row.module or "singlestep" in row.module:
+            config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": kept.config.shift}
+        if name == "heun" and family == "flux-dev":
+            config["shift"] = float(np.exp(pipe_mu(6 * 4)))
+        kind = getattr(__import__(f"diffusers.schedulers.scheduling_{row.module}", fromlist=["x"]), row.class_name)
+        pipe.scheduler = kind.from_config(config, **row.options)
+        if name == "heun":
+            pipe.scheduler = with_any_timesteps(pipe.scheduler)
+        expected = theirs(pipe, recipe, output_type="latent", negative_prompt="" if family == "sd3" else None)
+    finally:
+        pipe.scheduler = kept
+    assert (as_theirs(model, ours) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name, row in schedulers.TABLE.items() if row.flow and row.stochastic])
+def test_stochastic_schedulers_use_the_seed(folders, name):
+    folder = folders["sd3"]
+    model, recipe = load(folder), recipe_of(folder, scheduler=name)
+    first, again, other = (pipeline.sample(model, [recipe.replace(seed=seed)]) for seed in (7, 7, 8))
+    assert first.isfinite().all()
+    assert (first == again).all()
+    assert (first - other).abs().max() > 0.1
+
+
+def pipe_mu(tokens: int) -> float:
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    return float(calculate_shift(tokens))
+
+
+def with_any_timesteps(scheduler: Any) -> Any:
+    """FLUX's pipeline passes sigmas and μ, which Heun's class does not take."""
+    plain = scheduler.set_timesteps
+
+    def set_timesteps(steps: int | None = None, device: Any = None, sigmas: Any = None, mu: Any = None) -> None:
+        plain(steps or len(sigmas), device=device)
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"scheduler": "ddim"}, "scheduler"),
+        ({"scheduler": "unipc", "sigmas": "karras"}, "sigmas"),
+        ({"clip_skip": 2}, "clip_skip"),
+    ],
+)
+def test_what_flow_models_do_not_support_is_refused(folders, options, field):
+    with pytest.raises(InvalidRecipe) as raised:
+        recipe_of(folders["sd3"], **options)
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize("sigmas", schedulers.SIGMAS)
+def test_spacings_of_euler(sigmas):
+    config = {"prediction_type": schedulers.FLOW, "shift": 3.0}
+    made = samplers.make("euler", sigmas, config)
+    made.set_timesteps(5)
+    assert made.sigmas[0] == 1
+    assert made.sigmas[-1] == 0
+    assert (made.sigmas.diff() < 0).all()
+
+
+def test_a_long_prompt_is_cut_with_a_note(folders):
+    model = load(folders["sd3"])
+    recipe = recipe_of(folders["sd3"], prompt="fox " * 100, steps=1)
+    result = pipeline.run(model, [recipe])[0]
+    assert any("takes 256: the rest is not used" in each for each in result.warnings)
+    assert not any("the rest" in each for each in pipeline.run(model, [recipe.replace(prompt="fox")])[0].warnings)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "other"),
+    [
+        ("flux-dev", "vae", "qwen-image"),
+        ("sd3", "text_encoder", "flux-dev"),
+        ("flux2-klein", "vae", "flux-dev"),
+        ("flux2-klein", "text_encoder", "z-image"),
+        ("qwen-image", "vae", "z-image"),
+        ("flux-dev", "transformer", "sd3"),
+        ("flux-dev", "text_encoder_2", "z-image"),
+    ],
+)
+def test_parts_of_another_family_do_not_fit(folders, family, part, other):
+    there = folders[other] / part.removesuffix("_2" if other == "z-image" else " ")
+    with pytest.raises(ModelError) as raised:
+        loading.load(Source(folders[family], parts=((part, there),)), name="", device=CPU, dtype=torch.float32)
+    assert raised.value.hint
