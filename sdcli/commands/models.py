@@ -16,7 +16,7 @@ from sdcli import config
 from sdcli.commands import completion
 from sdcli.commands.plain_help import Commands
 from sdcli.config import PARTS
-from sdcli.errors import ModelCorrupt, ModelNotFound, UsageError
+from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, UsageError
 from sdcli.files import folders, palette
 from sdcli.models import lora_file, registry, user_models
 from sdcli.models.addons import controlnet, embedding, lora
@@ -108,12 +108,13 @@ def show(name: Name, json: Json = False) -> None:
     if json:
         streams.say(streams.to_json(facts))
         return
+    vocabulary = facts.pop("vocabulary", None)
+    facts |= _parts(facts.pop("components", {}))
     width = max(map(len, facts))
     for key, value in facts.items():
-        if key == "vocabulary":
-            _show_groups(value["groups"])
-        else:
-            streams.say(f"{key:{width}}  {_shown(value)}")
+        streams.say(f"{key:{width}}  {_shown(value)}")
+    if vocabulary is not None:
+        _show_groups(vocabulary["groups"])
 
 
 def describe(entry: registry.ModelEntry) -> dict[str, Any]:
@@ -140,9 +141,10 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
         return described | {key: value for key, value in extra.items() if value}
     if entry.parts:
         described["parts"] = dict(entry.parts)
-    described["defaults"] = {**resolve.DEFAULTS, **entry.defaults, **entry.needs, **own}
-    known = described.pop("vocabulary", None)  # which is long: last
-    return described if known is None else {**described, "vocabulary": known}
+    suited = described.pop("suited", {})
+    described["defaults"] = {**resolve.DEFAULTS, **suited, **entry.defaults, **entry.needs, **own}
+    last = {key: described.pop(key) for key in ("components", "vocabulary") if key in described}  # which are long
+    return {**described, **last}
 
 
 def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
@@ -157,6 +159,7 @@ def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
         return {"kind": registry.CONTROLNET, **controlnet.takes(source)}
     facts = registry.read_facts(source)
     return {
+        "suited": facts.defaults,
         "native_size": facts.native_size,
         "size_multiple": facts.size_multiple,
         "takes": "text" if facts.labels is None else "label",
@@ -164,8 +167,39 @@ def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
         "in_channels": facts.in_channels,
         **({"classes": len(facts.classes)} if facts.classes else {}),
         "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),
+        "negative_prompt": not (facts.guidance_distilled or facts.unguided) and facts.labels is None,
+        "controlnets": facts.takes_controlnets,
+        **({"most_tokens": facts.prompts.most_tokens} if facts.prompts.most_tokens else {}),
+        "components": _components(source),
         **({"vocabulary": facts.vocabulary.to_dict()} if facts.vocabulary else {}),
     }
+
+
+def _components(source: Source) -> dict[str, dict[str, Any]]:
+    """Return the class and the number of parameters of each part of a model; nothing if its weights are incomplete."""
+    index = source.index_if_any()
+    try:
+        counts = dry_run.find_parts(Weights(source)).parameters
+    except ModelError:
+        return {}
+    classes = {part: index[part][1] if isinstance(index.get(part), list) else None for part in counts}
+    return {part: {"class": classes[part], "parameters": count} for part, count in counts.items()}
+
+
+def _parts(components: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Describe the parts of a model, one line each."""
+    return {
+        part: ", ".join(filter(None, [each["class"], f"{_rounded(each['parameters'])} parameters"]))
+        for part, each in components.items()
+    }
+
+
+def _rounded(count: int) -> str:
+    scale, name = next(((scale, name) for scale, name in _SCALES if count >= scale), (1, ""))
+    return f"{count / scale:.3g} {name}".strip()
+
+
+_SCALES = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
 
 
 def _show_groups(groups: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
