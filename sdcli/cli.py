@@ -18,6 +18,7 @@ from sdcli.commands import usage
 from sdcli.commands.batch import batch
 from sdcli.commands.completion import join_words
 from sdcli.commands.config import config
+from sdcli.commands.edit import edit
 from sdcli.commands.encode import decode, encode
 from sdcli.commands.generate import generate
 from sdcli.commands.img2img import img2img
@@ -50,7 +51,7 @@ _TRAIN, _SETTINGS = "Train models", "Settings"
 
 for _heading, _commands in {
     _MAKE: (generate, synthesize, batch, serve),
-    _EDIT: (img2img, inpaint, outpaint),
+    _EDIT: (img2img, inpaint, outpaint, edit),
     _FILES: (info, replay, encode, decode),
 }.items():
     for _command in _commands:

@@ -143,8 +143,10 @@ def describe(entry: registry.ModelEntry) -> dict[str, Any]:
         described["parts"] = dict(entry.parts)
     suited = described.pop("suited", {})
     described["defaults"] = {**resolve.DEFAULTS, **suited, **entry.defaults, **entry.needs, **own}
-    last = {key: described.pop(key) for key in ("components", "vocabulary") if key in described}  # which are long
-    return {**described, **last}
+    for key in ("components", "vocabulary"):  # which are long
+        if key in described:
+            described[key] = described.pop(key)
+    return described
 
 
 def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:

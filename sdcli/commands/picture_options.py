@@ -28,6 +28,13 @@ class Picture:
             help="What the picture should not show.",
         ),
     ] = None
+    prompt_2: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-2", metavar="TEXT", rich_help_panel=options.PICTURE, show_default="PROMPT",
+            help="The prompt for the second text encoder of SDXL, SD 3 or FLUX.1.",
+        ),
+    ] = None  # fmt: skip
     width: Annotated[
         int | None,
         typer.Option(
@@ -111,6 +118,20 @@ class Picture:
             "--guidance-scale", "--cfg-scale", metavar="SCALE", rich_help_panel=options.SAMPLING,
             show_default="the model's",
             help="How closely to follow the prompt; 1 or less disables guidance.",
+        ),
+    ] = None  # fmt: skip
+    true_cfg_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--true-cfg-scale", metavar="SCALE", rich_help_panel=options.SAMPLING, show_default="off",
+            help="How far to stay away from the negative prompt, with FLUX.1 only; twice as slow.",
+        ),
+    ] = None  # fmt: skip
+    shift: Annotated[
+        float | None,
+        typer.Option(
+            "--shift", metavar="SHIFT", rich_help_panel=options.SAMPLING, show_default="the model's",
+            help="How far to shift the noise levels of a model of flow matching towards noise.",
         ),
     ] = None  # fmt: skip
     guidance_rescale: Annotated[

@@ -128,6 +128,9 @@ def _note_sizes(resolved: Resolved) -> None:
                 streams.note(note)
         elif own != size:
             streams.note(f"working size {recipe.width}×{recipe.height}, result {own[0]}×{own[1]}")
+    elif recipe.references.match_reference and inputs.references[0].picture.size != size:
+        width, height = inputs.references[0].picture.size
+        streams.note(f"working size {recipe.width}×{recipe.height}, result {width}×{height}")
     elif recipe.layout != Layout():
         from sdcli.planning import layouts
 

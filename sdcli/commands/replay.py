@@ -99,7 +99,9 @@ def replay(
         maker = deliver.maker()
         for (source, asked), destination in zip(jobs, destinations, strict=True):
             recipe, facts = source.recipe, source.model.facts
-            inputs = read_inputs(recipe.initial, recipe.layout, facts, source.weights, files=source.files)
+            inputs = read_inputs(
+                recipe.initial, recipe.layout, recipe.references, facts, source.weights, files=source.files
+            )
             request = _fit_to_machine(replace(asked, inputs=inputs))
             picture = list(deliver.pictures(request, out, maker))[source.index]
             if verify:

@@ -21,9 +21,15 @@ def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
     """
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    encoded = model.vae.encode(as_input(model, images.to_pixels(picture)))
+    return encode_mean(model, images.to_pixels(picture)).cpu()
+
+
+@torch.inference_mode()
+def encode_mean(model: LatentDiffusionModel, pixels: Tensor) -> Tensor:
+    """Encode `pixels` (1, 3, H, W) in −1 … 1 to normalised latents (1, C, h, w), float32: the mean of the Gaussian."""
+    encoded = model.vae.encode(as_input(model, pixels))
     mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-    return model.latent_space.normalize(mean.float().cpu())
+    return model.latent_space.normalize(mean.float())
 
 
 @torch.inference_mode()

@@ -15,6 +15,8 @@ class Prompts:
 
     most_tokens: int | None = None
     """The number of tokens, including those of a template, at which a prompt is cut; None if any length is used."""
+    second: bool = False
+    """Whether a second text encoder can have a text of its own, `prompt_2`."""
     syntax: bool = True
     """Whether weights, BREAK, embeddings and `clip_skip` work, as they do where CLIP alone encodes prompts."""
 
@@ -39,6 +41,13 @@ class Facts:
     guided_above: float = 1.0
     """The guidance scale up to which there is no guidance."""
     prompts: Prompts = Prompts()
+    least_references: int = 0
+    most_references: int = 0
+    """How many reference images the model takes."""
+    true_cfg: bool = False
+    """Whether a negative prompt works through `true_cfg_scale`."""
+    is_flow: bool = False
+    """Whether the model was trained by flow matching."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of a recipe that suit every model of the architecture, where models.toml has no entry for it."""
 

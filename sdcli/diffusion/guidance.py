@@ -13,18 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly a picture is to follow its context: the recipe's `guidance_scale` and `guidance_rescale`.
+    """How strongly a picture is to follow its context: `guidance_scale`, `guidance_rescale`, and `true_cfg_scale`.
 
     An architecture may read the scale in its own way; `is_on` and `guide` are those of U-Nets and DiT.
     """
 
     scale: float
     rescale: float = 0.0
+    true_scale: float = 1.0
 
     @classmethod
     def of(cls, recipe: Recipe) -> Self:
         """Return the guidance of a recipe."""
-        return cls(recipe.sampling.guidance_scale, recipe.sampling.guidance_rescale)
+        return cls(recipe.sampling.guidance_scale, recipe.sampling.guidance_rescale, recipe.flow.true_cfg_scale or 1.0)
 
     @property
     def is_on(self) -> bool:

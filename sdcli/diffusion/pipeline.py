@@ -66,13 +66,16 @@ def run(
     """
     started = time.perf_counter()
     with memory_of(recipes[0]):
-        contexts = encode_conditions(model, recipes[0])
+        contexts = encode_conditions(model, recipes[0], inputs)
         latents = sample(model, recipes, on_step, inputs=inputs, contexts=contexts)
         pixels, broken = autoencode.decode_finite(model, latents)
     pictures = [images.to_image(each) for each in pixels]
     flatness = [images.flatness(each) for each in pictures]
     if inputs.image is not None:
         pictures = [canvas.put_back(each, inputs.image, recipes[0].initial.padding) for each in pictures]
+    if recipes[0].references.match_reference:
+        size = inputs.references[0].picture.size
+        pictures = [each.resize(size, Image.Resampling.LANCZOS) if each.size != size else each for each in pictures]
     seconds = (time.perf_counter() - started) / len(recipes)
     seeds = [recipe.seed for recipe in recipes]
     scaling, on_cpu = model.latent_space.scaling_factor, latents.cpu()
@@ -102,12 +105,12 @@ def sample(
     Uses the passes of the first recipe, and its `contexts`, which are encoded here if they are not given. `on_step`
     counts the steps of all passes together.
     """
-    inputs.check_complete(recipes[0].initial, recipes[0].layout)
+    inputs.check_complete(recipes[0].initial, recipes[0].layout, recipes[0].references)
     seeds = [each.seed for each in recipes]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     planned = passes(recipes[0])
     if contexts is None:
-        contexts = encode_conditions(model, recipes[0])
+        contexts = encode_conditions(model, recipes[0], inputs)
     total, done = sum(each.steps for each in planned), 0
     latents: Tensor | None = None
     for each, context in zip(planned, contexts, strict=True):
@@ -135,13 +138,20 @@ def _sample_pass(
     """Run the loop for one pass and return the latents (B, C, h, w); `previous` are those of the pass before."""
     recipe, architecture = one.recipe, architectures.load(model.architecture)
     sampling = recipe.sampling
-    scheduler = samplers.make(sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds)
+    scheduler = samplers.make(
+        sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds, shift=recipe.flow.shift
+    )
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
     start = _start(model, recipe, scheduler, generators, inputs)
     if previous is not None:
         known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators)
         start = _continue_from(start, known, scheduler, generators, one.strength)
-    context = replace(context, concat_latents=start.concat_latents, residuals=_residuals(model, recipe, inputs))
+    context = replace(
+        context,
+        concat_latents=start.concat_latents,
+        residuals=_residuals(model, recipe, inputs),
+        reference_latents=_reference_latents(model, inputs),
+    )
     return denoise(
         architecture.bind(model.network, context, Guidance.of(recipe), len(seeds)),
         scheduler,
@@ -154,15 +164,15 @@ def _sample_pass(
     )
 
 
-def encode_conditions(model: LatentDiffusionModel, recipe: Recipe) -> list[Context]:
+def encode_conditions(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs = NO_INPUTS) -> list[Context]:
     """Encode y, a class label or a text, depending on the model: one context for each pass of `recipe`."""
-    return [encode_condition(model, each.recipe) for each in passes(recipe)]
+    return [encode_condition(model, each.recipe, inputs) for each in passes(recipe)]
 
 
-def encode_condition(model: LatentDiffusionModel, recipe: Recipe) -> Context:
+def encode_condition(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs = NO_INPUTS) -> Context:
     """Encode y: a class label or a text, depending on the model."""
     architecture, size = architectures.load(model.architecture), (recipe.width, recipe.height)
-    return architecture.encode(model, recipe.condition, size, Guidance.of(recipe))
+    return architecture.encode(model, recipe.condition, size, Guidance.of(recipe), _references(inputs))
 
 
 @dataclass(frozen=True)
@@ -263,6 +273,16 @@ def _map_channels(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -
     indices = maps.fit(inputs.maps[model.classes].indices, (recipe.width, recipe.height))
     channels = segmentation.encode(torch.from_numpy(indices)[None], len(model.classes), model.vae_scale_factor)
     return channels.to(model.device)
+
+
+def _reference_latents(model: LatentDiffusionModel, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return the latents (1, C, h, w) of each reference image."""
+    architecture = architectures.load(model.architecture)
+    return tuple(architecture.reference_latents(model, each) for each in _references(inputs))
+
+
+def _references(inputs: Inputs) -> list[Image.Image]:
+    return [canvas.opaque(each.picture) for each in inputs.references]
 
 
 def _residuals(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Residuals | None:

@@ -17,17 +17,22 @@ def make(
     scheduler_config: Mapping[str, Any],
     *,
     noise_seeds: Sequence[int] | None = None,
+    shift: float | None = None,
 ) -> Any:
     """Make a diffusers scheduler for a model's `scheduler_config`; its timesteps are not set yet.
 
     Uses the same values of the config as the class's `from_config`, which would import every other scheduler. With
     `sigmas` "default" the config decides the spacing. `noise_seeds`, one per picture, are for a scheduler that draws
-    its own noise (`brownian`); the others use the generators of each step. Call `schedulers.check` first.
+    its own noise (`brownian`); the others use the generators of each step. `shift` replaces that of the config of a
+    model of flow matching. Call `schedulers.check` first.
     """
     row = schedulers.TABLE[name]
     if schedulers.predicts_flow(scheduler_config):
         assert row.flow is not None  # see `schedulers.check`
         kind, own = _flow_class_of(row.flow), row.flow.options
+        if shift is not None:
+            fixed = {"shift": shift, "flow_shift": shift, "use_dynamic_shifting": False}
+            scheduler_config = {**scheduler_config, **fixed}
     else:
         kind, own = _class_of(row), row.options
     accepted = set(inspect.signature(kind).parameters)

@@ -134,7 +134,7 @@ def _widened(low: int, high: int, least: int, most: int) -> tuple[int, int]:
 
 def working(given: InitialImage, padding: int | None, size: tuple[int, int]) -> Image.Image:
     """Return the part to work on, RGB, at `size` (width, height); transparent pixels become white."""
-    part = _opaque(given.image.crop(box(given, padding)))
+    part = opaque(given.image.crop(box(given, padding)))
     if part.size == size:
         return part
     if given.resize:
@@ -236,7 +236,7 @@ def guide(picture: Image.Image, given: InitialImage | None, padding: int | None,
 
     It is centred on the image, or on the new picture, scaled without distortion and cropped.
     """
-    picture = _opaque(picture)
+    picture = opaque(picture)
     part = (0, 0, *picture.size) if given is None else box(given, padding)
     if given is not None and part != (0, 0, *given.image.size):
         picture = ImageOps.fit(picture, given.image.size, Image.Resampling.LANCZOS).crop(part)
@@ -252,7 +252,8 @@ def _rounded(side: float, multiple: int) -> int:
     return max(round(side / multiple) * multiple, least)
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
+    """Return `image` as RGB; transparent pixels become white."""
     if image.mode == "RGB":
         return image
     result = Image.new("RGB", image.size)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sdcli.errors import InputError
 from sdcli.files.palette import Class
 from sdcli.files.reading import Files
-from sdcli.recipe.parts import Initial, Layout
+from sdcli.recipe.parts import Initial, Layout, References
 from sdcli.recipe.paths import ALPHA
 from sdcli.recipe.warning import RecipeWarning
 
@@ -24,8 +24,8 @@ Palette = tuple[Class, ...]
 
 
 @dataclass(frozen=True)
-class ControlImage:
-    """An image for a ControlNet, upright 8-bit RGB or RGBA, and the sha256 of its file."""
+class InputImage:
+    """An image for a ControlNet or a reference, upright 8-bit RGB or RGBA, and the sha256 of its file."""
 
     picture: Image.Image
     sha256: str
@@ -33,21 +33,22 @@ class ControlImage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The image, mask, maps, control images and latents of a recipe.
+    """The image, mask, maps, control images, reference images and latents of a recipe.
 
-    `maps` has the segmentation map for each of its readers, by their classes. `controls` are in the order of the
-    recipe. `warnings` are about what was skipped or converted in their files, and `streams`
+    `maps` has the segmentation map for each of its readers, by their classes. `controls` and `references` are in the
+    order of the recipe. `warnings` are about what was skipped or converted in their files, and `streams`
     has the content of those that cannot be read again.
     """
 
     image: InitialImage | None = None
     latents: LatentFile | None = None
     maps: Mapping[Palette, SegmentationMap] = field(default_factory=dict)
-    controls: tuple[ControlImage, ...] = ()
+    controls: tuple[InputImage, ...] = ()
+    references: tuple[InputImage, ...] = ()
     warnings: tuple[RecipeWarning, ...] = ()
     streams: Mapping[str, bytes] = field(default_factory=dict)
 
-    def check_complete(self, initial: Initial, layout: Layout) -> None:
+    def check_complete(self, initial: Initial, layout: Layout, references: References) -> None:
         """Raise ValueError if the recipe names inputs that are missing, which is a bug of the caller."""
         named = sum(each.image is not None for each in layout.controls)
         missing = {
@@ -55,6 +56,7 @@ class Inputs:
             "latents": initial.init_latents is not None and self.latents is None,
             "a segmentation map": layout.segmentation_map is not None and not self.maps,
             f"{named} control images": named != len(self.controls),
+            f"{len(references.reference)} references": len(references.reference) != len(self.references),
         }
         for what, is_missing in missing.items():
             if is_missing:
@@ -62,11 +64,13 @@ class Inputs:
 
 
 NO_INPUTS = Inputs()
+NO_REFERENCES = References()
 
 
 def read(
     initial: Initial,
     layout: Layout,
+    references: References = NO_REFERENCES,
     *,
     palettes: Sequence[Palette] = (),
     latent_channels: int,
@@ -74,7 +78,7 @@ def read(
     files: Files | None = None,
     given: InitialImage | None = None,
 ) -> Inputs:
-    """Read and decode the files of `initial` and `layout`; `files` reads them.
+    """Read and decode the files of `initial`, `layout` and `references`; `files` reads them.
 
     `palettes` are the classes of each reader of the segmentation map. `given` replaces the image and its mask, for
     files that are not on this machine. Latents must have `latent_channels` and `scaling_factor`.
@@ -83,23 +87,36 @@ def read(
     `canvas.prepare` raises.
     """
     files = files or Files()
-    latents, controls, warnings = None, [], list[RecipeWarning]()
+    latents = None
     if initial.init_latents is not None:
         from sdcli.files import latent_files
 
         recorded = initial.init_latents_sha256
         latents = latent_files.read(initial.init_latents, latent_channels, scaling_factor, recorded, files)
     paths = [each.image for each in layout.controls if each.image is not None]
-    for path, sha256 in zip(paths, layout.control_sha256 or [None] * len(paths), strict=True):
-        from sdcli.files import pictures
-
-        opened = pictures.open_picture(path, sha256, files, field="control")
-        controls.append(ControlImage(opened.picture, opened.sha256))
-        warnings += opened.warnings
+    controls, of_controls = _read_images("control", paths, layout.control_sha256, files)
+    shown, of_shown = _read_images("reference", references.reference, references.reference_sha256, files)
     image = given or (None if initial.image is None else _read_image(initial, files))
-    warnings += () if image is None else image.warnings
-    found, told = _read_maps(layout, palettes, files)
-    return Inputs(image, latents, found, tuple(controls), (*warnings, *told), files.streams)
+    of_image = () if image is None else image.warnings
+    found, of_maps = _read_maps(layout, palettes, files)
+    warnings = (*of_controls, *of_shown, *of_image, *of_maps)
+    return Inputs(image, latents, found, controls, shown, warnings, files.streams)
+
+
+def _read_images(
+    key: str, paths: Sequence[str], digests: Sequence[str | None], files: Files
+) -> tuple[tuple[InputImage, ...], tuple[RecipeWarning, ...]]:
+    """Return the images of a key and the warnings about their files."""
+    if not paths:
+        return (), ()
+    from sdcli.files import pictures
+
+    opened = [
+        pictures.open_picture(path, sha256, files, field=key)
+        for path, sha256 in zip(paths, digests or (None,) * len(paths), strict=True)
+    ]
+    images = tuple(InputImage(each.picture, each.sha256) for each in opened)
+    return images, tuple(warning for each in opened for warning in each.warnings)
 
 
 def _read_image(initial: Initial, files: Files) -> InitialImage:

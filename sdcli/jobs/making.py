@@ -150,8 +150,9 @@ def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
 def _task(chunk: Sequence[Planned]) -> Task:
     """Return the task of one call, with the inputs of its recipes, which are read now."""
     first, recipes = chunk[0], [job.recipe.replace(batch_size=len(chunk)) for job in chunk]
-    layout, facts = first.recipe.layout, first.model.facts
-    return Task(first.weights, recipes, read_inputs(first.recipe.initial, layout, facts, first.weights))
+    recipe, facts = first.recipe, first.model.facts
+    inputs = read_inputs(recipe.initial, recipe.layout, recipe.references, facts, first.weights)
+    return Task(first.weights, recipes, inputs)
 
 
 def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
 
     label: str
     negative_prompt: str
+    prompt_2: str
     clip_skip: int
     prompt_weights: bool
     steps: int
@@ -69,6 +70,10 @@ class Options(TypedDict, total=False):
     hires_upscaler: str
     hires_strength: float
     hires_steps: int
+    reference: str | list[str]
+    match_reference: bool
+    shift: float
+    true_cfg_scale: float
 
 
 class Model:

@@ -17,14 +17,15 @@ from sdcli.terminal.printable import is_hidden
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
 _NO_OPTIONS = (
     *("model", "prompt", "label", "image", "image_sha256", "mask_sha256", "init_latents_sha256"),
-    *("segmentation_map", "segmentation_sha256", "control_sha256"),
+    *("segmentation_map", "segmentation_sha256", "control_sha256", "reference", "reference_sha256", "match_reference"),
 )
 
 
 def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     """Return `sdcli generate …`, quoted for a POSIX shell, with the options that are not the model's defaults.
 
-    A recipe with an image gives `sdcli img2img …`, `inpaint` or `outpaint`, and one with a map `synthesize`.
+    A recipe with an image gives `sdcli img2img …`, `inpaint` or `outpaint`, one with a map `synthesize`, and one with
+    reference images `edit`.
 
     `recipes` are for `model`: one, or those of a batch with consecutive seeds; otherwise only the first is used.
     Control characters are written as `$'\\x1b'`, which bash, zsh and POSIX 2024 read.
@@ -37,6 +38,8 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     command = _command(first)
     if command != "generate" or first.layout.control:  # their default sizes come from the image
         del usual["width"], usual["height"]
+    if first.references.match_reference:  # its size is that of the first image
+        del recorded["width"], recorded["height"]
     if command == "img2img":  # its default depends on -W and -H
         recorded["resize"] = first.initial.resize
         del usual["resize"]
@@ -47,7 +50,8 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
             options += _option(key, value)
     if count > 1:
         options += ["-n", str(count)]
-    images = [each for each in (first.initial.image, first.layout.segmentation_map) if each is not None]
+    given = first.initial.image, first.layout.segmentation_map, *first.references.reference
+    images = [each for each in given if each is not None]
     if "label" in recorded:
         return " ".join(map(quote, ["sdcli", command, *images, "--label", recorded["label"], *options]))
     prompt = recorded["prompt"]
@@ -61,6 +65,8 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
 
 def _command(of: Recipe) -> str:
     initial = of.initial
+    if of.references.reference:
+        return "edit"
     if initial.image is None:
         return "generate" if of.layout.segmentation_map is None else "synthesize"
     if any(initial.borders):

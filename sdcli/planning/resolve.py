@@ -23,10 +23,10 @@ from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.recipe import recipe
 from sdcli.recipe.bounds import check_area
-from sdcli.recipe.checks import check_channels, check_condition, check_prompt_options, check_size
+from sdcli.recipe.checks import check_channels, check_condition, check_prompt_options, check_references_fit, check_size
 from sdcli.recipe.lora import extract
-from sdcli.recipe.parts import Initial, Layout
-from sdcli.recipe.recipe import Recipe, adapters_of, draw_seed, initial_of, layout_of
+from sdcli.recipe.parts import Initial, Layout, References
+from sdcli.recipe.recipe import Recipe, adapters_of, draw_seed, initial_of, layout_of, references_of
 from sdcli.recipe.schedulers import check as check_scheduler
 
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ def resolve(
     initial = initial_of(options)
     if initial.image is not None:
         initial = initial_of(values)
-    inputs = read_inputs(initial, layout, facts, weights, files=files, given=given)
+    references = references_of(options)
+    check_references_fit(len(references.reference), facts.least_references, facts.most_references)
+    inputs = read_inputs(initial, layout, references, facts, weights, files=files, given=given)
     completed = _completed(model, options, initial, layout, inputs, user=user)
     if completed is not options:
         values = _values(model, completed, user=user)
@@ -134,6 +136,7 @@ def resolve(
 def read_inputs(
     initial: Initial,
     layout: Layout,
+    references: References,
     facts: ModelFacts,
     weights: Weights,
     *,
@@ -147,6 +150,7 @@ def read_inputs(
     return inputs.read(
         initial,
         layout,
+        references,
         palettes=palettes,
         latent_channels=facts.latent_space.channels,
         scaling_factor=facts.latent_space.scaling_factor,
@@ -203,11 +207,12 @@ def _completed(
 ) -> Mapping[str, Any]:
     """Add values from the inputs: working size, strength, sha256."""
     facts = model.facts
+    if found.references:
+        options = _with_references(found, options, size=_own_size(model), multiple=model.facts.size_multiple)
     if found.image is None and layout == Layout():
         file = str(initial.init_latents)
         return options if found.latents is None else _with_latents(file, found.latents, options, facts)
-    own = _values(model, {}, user=False)
-    size = own["width"], own["height"]
+    size = _own_size(model)
     if found.image is not None:
         from sdcli.files import canvas  # Pillow and numpy are only needed for an image
 
@@ -224,6 +229,24 @@ def _completed(
 
         options = layouts.complete(options, found, size, facts.size_multiple)
     return options
+
+
+def _own_size(model: LocatedModel) -> tuple[int, int]:
+    own = _values(model, {}, user=False)
+    return own["width"], own["height"]
+
+
+def _with_references(
+    found: Inputs, options: Mapping[str, Any], *, size: tuple[int, int], multiple: int
+) -> dict[str, Any]:
+    """Add values from the reference images: sha256, and without a size that of the first one."""
+    from sdcli.files import canvas  # Pillow and numpy are only needed for an image
+
+    given = {key: value for key, value in options.items() if value is not None}
+    sized = canvas.good_size(found.references[0].picture.size, given, size, multiple)
+    matched = "width" not in given and "height" not in given
+    digests = [each.sha256 for each in found.references]
+    return {**sized, "reference_sha256": digests, "match_reference": matched, **given}
 
 
 def _with_latents(file: str, found: LatentFile, options: Mapping[str, Any], facts: ModelFacts) -> dict[str, Any]:

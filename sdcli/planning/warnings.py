@@ -54,6 +54,7 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
     can_guide = not (facts.guidance_distilled or facts.unguided)
     why = "guidance is disabled" if can_guide else "guidance is distilled into this model"
     fix = f"omit it, or set guidance_scale above {facts.guided_above:g}" if can_guide else "omit it"
+    fix = "omit it, or set true_cfg_scale above 1" if facts.true_cfg else fix
     if recipe.condition.negative_prompt and not guided and facts.labels is None:
         yield RecipeWarning(f"negative_prompt has no effect: {why}", fix, "negative_prompt")
     if sampling.guidance_rescale and not guided:
@@ -69,6 +70,14 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
         )
     if sampling.eta and not schedulers.uses_eta(sampling.scheduler, facts.scheduler_config, sampling.steps):
         yield RecipeWarning("eta has no effect: a single step adds no noise", "use more steps, or omit eta", "eta")
+    if recipe.flow.shift is not None and not facts.is_flow:
+        yield RecipeWarning("shift has no effect: this model was not trained by flow matching", "omit it", "shift")
+    if recipe.flow.true_cfg_scale is not None and not facts.true_cfg:
+        why = "this model's guidance_scale uses the negative prompt" if can_guide else "this model does not support it"
+        yield RecipeWarning(f"true_cfg_scale has no effect: {why}", "omit it", "true_cfg_scale")
+    if recipe.condition.prompt_2 is not None and not facts.prompts.second:
+        message = "prompt_2 has no effect: this model has one text encoder"
+        yield RecipeWarning(message, "omit it", "prompt_2")
     yield from _idle_controls(recipe)
     yield from _of_loras(recipe)
     yield from _of_embeddings(recipe)
@@ -82,7 +91,8 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
 
 def _is_guided(facts: ModelFacts, recipe: Recipe) -> bool:
     """Return whether the unconditional prediction is used; guidance that is distilled into a model does without."""
-    return facts.is_guided(recipe.sampling.guidance_scale)
+    by_true_cfg = facts.true_cfg and (recipe.flow.true_cfg_scale or 1) > 1
+    return facts.is_guided(recipe.sampling.guidance_scale) or by_true_cfg
 
 
 def _idle_controls(recipe: Recipe) -> Iterable[RecipeWarning]:

@@ -50,6 +50,16 @@ def check_prompt_options(condition: Condition) -> None:
         raise InvalidRecipe(message, "omit clip_skip", "clip_skip")
 
 
+def check_references_fit(count: int, least: int, most: int) -> None:
+    """Raise InvalidRecipe unless a model that takes `least` to `most` reference images gets `count` of them."""
+    if count > most:
+        takes = f"at most {most} reference images, not {count}" if most else "no reference images"
+        hint = "give fewer images" if most else "use a model that edits, such as -m flux2-klein, or sdcli img2img"
+        raise InvalidRecipe(f"this model takes {takes}", hint, "reference")
+    if count < least:
+        raise InvalidRecipe("this model edits images, and there is none", "use sdcli edit IMAGE PROMPT", "reference")
+
+
 def check_condition(known: Labels | None, condition: Condition) -> int | None:
     """Return the index of the class that `condition` names, or None if the model takes a text.
 

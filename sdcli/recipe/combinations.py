@@ -8,7 +8,7 @@ from dataclasses import fields
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import control, schedulers
 from sdcli.recipe.bounds import check_area
-from sdcli.recipe.parts import LATENTS_KEYS, MAX_SIDE, Condition, Hires, Initial, Layout, Sampling
+from sdcli.recipe.parts import LATENTS_KEYS, MAX_SIDE, Condition, Hires, Initial, Layout, References, Sampling
 
 MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
 """Characters of a prompt, and weights that are opened in it."""
@@ -19,10 +19,10 @@ def check_texts(condition: Condition) -> None:
 
     Arguments of a command line can contain bytes that are not UTF-8.
     """
-    for key in ("prompt", "negative_prompt", "label"):
+    for key in ("prompt", "negative_prompt", "prompt_2", "label"):
         if any("\ud800" <= letter <= "\udfff" for letter in getattr(condition, key) or ""):
             raise InvalidRecipe(f"{key} is not valid Unicode", "give it as UTF-8", key)
-    for key in ("prompt", "negative_prompt", "label"):
+    for key in ("prompt", "negative_prompt", "prompt_2", "label"):
         _check_length(key, getattr(condition, key) or "")
     if condition.label is not None and condition.prompt:
         raise InvalidRecipe(
@@ -98,6 +98,22 @@ def check_layout(layout: Layout, initial: Initial) -> None:
         raise InvalidRecipe(
             f"control_sha256 has {len(layout.control_sha256)} entries", "it must have one for each image", "control"
         )
+
+
+def check_references(references: References, initial: Initial, layout: Layout) -> None:
+    """Raise InvalidRecipe for keys that need reference images without any, or inputs that exclude each other."""
+    if not references.reference:
+        for each in fields(References):
+            if getattr(references, each.name) != each.default:
+                raise InvalidRecipe(f"{each.name} has no effect without a reference", "give reference too", each.name)
+        return
+    given = {"image": initial.image, "init_latents": initial.init_latents, "segmentation_map": layout.segmentation_map}
+    for key, value in given.items():
+        if value is not None:
+            raise InvalidRecipe(f"reference images cannot be combined with {key}", "omit one of them", "reference")
+    if references.reference_sha256 and len(references.reference_sha256) != len(references.reference):
+        count = len(references.reference_sha256)
+        raise InvalidRecipe(f"reference_sha256 has {count} entries", "it must have one for each image", "reference")
 
 
 def check_hires(hires: Hires, initial: Initial, first: tuple[int, int], steps: int) -> None:

@@ -37,6 +37,8 @@ class Condition:
     """A text; empty if there is a `label`."""
     label: str | None = None
     """The name or number of a class, for class-conditional models."""
+    prompt_2: str | None = None
+    """The text for the second text encoder, if it differs from the prompt."""
     negative_prompt: str = ""
     clip_skip: int = field(default=1, metadata=within(1, 12))
     """The layer of the text encoder, counted from the end as in A1111: 1 is the last."""
@@ -49,7 +51,7 @@ class Condition:
         return self.prompt if self.label is None else self.label
 
 
-TEXT_KEYS = ("negative_prompt", "clip_skip", "prompt_weights")
+TEXT_KEYS = ("negative_prompt", "prompt_2", "clip_skip", "prompt_weights")
 """Keys that apply to prompts and not to labels."""
 
 
@@ -205,11 +207,32 @@ class Hires:
         return round(width * factor / multiple) * multiple, round(height * factor / multiple) * multiple
 
 
+@dataclass(frozen=True)
+class References:
+    """Images that a model takes as references, such as the one to edit; the picture shows them changed or combined."""
+
+    reference: tuple[str, ...] = ()
+    """The paths of the images, in order."""
+    reference_sha256: tuple[str, ...] = ()
+    match_reference: bool = False
+    """Whether the picture, which is made at `width` × `height`, is resized to the size of the first image."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Sampling of models that were trained by flow matching."""
+
+    shift: float | None = field(default=None, metadata=within(0.01, 100))
+    """How far the noise levels are shifted towards noise; None is the model's own shift, which can depend on size."""
+    true_cfg_scale: float | None = field(default=None, metadata=within(1, 100))
+    """Guidance by a negative prompt, besides a guidance scale that is distilled into the model (FLUX.1 [dev])."""
+
+
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
 """The keys of `Initial` that apply if a picture starts from latents."""
 INITIAL_KEYS = tuple(each.name for each in fields(Initial))
 LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
-INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS)
+INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS, *(each.name for each in fields(References)))
 """Keys of input files."""
 HIRES_KEYS = tuple(each.name for each in fields(Hires))
 WITHOUT_DEFAULTS = (*INPUT_KEYS, *HIRES_KEYS)

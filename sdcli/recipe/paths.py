@@ -34,13 +34,25 @@ def exchange(flat: Mapping[str, Any], change: Callable[[str, str, Any], str]) ->
         path = flat.get(key)
         if isinstance(path, str) and (key, path) != ("mask_image", ALPHA):
             changed[key] = change(key, path, flat.get(digest))
+    references = flat.get("reference")
+    if isinstance(references, str):
+        references = [references]
+    if isinstance(references, list | tuple) and references:
+        recorded = _recorded(flat.get("reference_sha256"))
+        changed["reference"] = [
+            change("reference", each, next(recorded, None)) if isinstance(each, str) else each for each in references
+        ]
     controls, digests = flat.get("control"), flat.get("control_sha256")
     if isinstance(controls, str):
         controls = [controls]
     if isinstance(controls, list | tuple) and controls:
-        left = iter(digests if isinstance(digests, list | tuple) else ())
+        left = _recorded(digests)
         changed["control"] = [_exchanged(each, left, change) for each in controls]
     return changed
+
+
+def _recorded(digests: Any) -> Iterator[Any]:
+    return iter(digests if isinstance(digests, list | tuple) else ())
 
 
 def _exchanged(text: Any, digests: Iterator[Any], change: Callable[[str, str, Any], str]) -> Any:

@@ -13,7 +13,14 @@ from typing import Any, Self, get_args
 
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe.bounds import check_area
-from sdcli.recipe.combinations import check_hires, check_initial, check_layout, check_sampling, check_texts
+from sdcli.recipe.combinations import (
+    check_hires,
+    check_initial,
+    check_layout,
+    check_references,
+    check_sampling,
+    check_texts,
+)
 from sdcli.recipe.parts import (
     INITIAL_KEYS,
     MAX_SIDE,
@@ -22,9 +29,11 @@ from sdcli.recipe.parts import (
     Adapters,
     Condition,
     Execution,
+    Flow,
     Hires,
     Initial,
     Layout,
+    References,
     Sampling,
     within,
 )
@@ -49,6 +58,8 @@ class Recipe:
     layout: Layout = field(default=Layout())
     adapters: Adapters = field(default=Adapters())
     hires: Hires = field(default=Hires())
+    references: References = field(default=References())
+    flow: Flow = field(default=Flow())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,23 +83,26 @@ class Recipe:
         check_sampling(recipe.sampling)
         check_initial(recipe.initial, recipe.sampling.steps)
         check_layout(recipe.layout, recipe.initial)
+        check_references(recipe.references, recipe.initial, recipe.layout)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters` and `hires` that do not apply are omitted, as are a missing `label`
-        and `resize` if it is false. With a label, the prompt is omitted, and the other keys of prompts if they have
-        their defaults.
+        Keys of `initial`, `layout`, `adapters`, `hires`, `references` and `flow` that do not apply are omitted, as are
+        a missing `label` or `prompt_2`, and `resize` if it is false. With a label, the prompt is omitted, and the other
+        keys of prompts if they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
-        for part in (self.layout, self.adapters, self.hires):
+        for part in (self.layout, self.adapters, self.hires, self.references, self.flow):
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         if not self.initial.resize:
             omitted.add("resize")
+        if self.condition.prompt_2 is None:
+            omitted.add("prompt_2")
         if self.condition.label is None:
             omitted.add("label")
         else:
@@ -151,7 +165,7 @@ def parse_value(key: str, text: str) -> Any:
 def defaults() -> Mapping[str, Any]:
     """Return the default values of keys, except WITHOUT_DEFAULTS and `label`."""
     found = {each.name: each.default for each, _ in rules(Recipe) if each.default is not dataclasses.MISSING}
-    return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
+    return {key: value for key, value in found.items() if key not in ("label", "prompt_2", *WITHOUT_DEFAULTS)}
 
 
 @cache
@@ -179,6 +193,12 @@ def adapters_of(flat: Mapping[str, Any]) -> Adapters:
     """Make only the part `Adapters` of flat keys. Raises InvalidRecipe."""
     adapters: Adapters = build(Adapters, flat)
     return adapters
+
+
+def references_of(flat: Mapping[str, Any]) -> References:
+    """Make only the part `References` of flat keys. Raises InvalidRecipe."""
+    references: References = build(References, flat)
+    return references
 
 
 def layout_of(flat: Mapping[str, Any]) -> Layout:

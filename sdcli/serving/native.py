@@ -77,7 +77,7 @@ def _make(
     """Make the pictures of a request, on the worker thread; relative paths are relative to the client's directory."""
     facts, first = read_facts(weights.model), recipes[0]
     files = Files(asked.directory, {path: b64decode(data) for path, data in asked.streams.items()})
-    inputs = read_inputs(first.initial, first.layout, facts, weights, files=files)
+    inputs = read_inputs(first.initial, first.layout, first.references, facts, weights, files=files)
     return tuple(maker.make(Task(weights, recipes, inputs, asked.processors), on_step))
 
 

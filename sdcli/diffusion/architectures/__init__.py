@@ -7,7 +7,7 @@ latents, the schedulers and the autoencoder do not change.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -18,6 +18,9 @@ from sdcli.errors import ModelError
 from sdcli.recipe.schedulers import predicts_flow
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+    from torch import Tensor
+
     from sdcli.diffusion.context import Context
     from sdcli.diffusion.denoise import Denoiser
     from sdcli.diffusion.guidance import Guidance
@@ -41,11 +44,23 @@ class Architecture(Protocol):
         """Return how the parts of the model do not fit each other, or None."""
 
     def encode(
-        self, model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance
+        self,
+        model: LatentDiffusionModel,
+        condition: Condition,
+        size: tuple[int, int],
+        guidance: Guidance,
+        pictures: Sequence[Picture] = (),
     ) -> Context:
         """Encode y for one picture (B = 1) of `size` (width, height) pixels, without channels to concatenate.
 
-        Raises InvalidRecipe for a condition that the model does not take.
+        `pictures` are reference images, RGB, for text encoders that see them. Raises InvalidRecipe for a condition that
+        the model does not take.
+        """
+
+    def reference_latents(self, model: LatentDiffusionModel, picture: Picture) -> Tensor:
+        """Encode a reference image, RGB, at a size that the model takes, to latents (1, C, h, w).
+
+        Only in modules whose facts have `most_references`.
         """
 
     def bind(self, network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
@@ -133,7 +148,10 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             "ZImageTransformer2DModel", "transformer_z_image", ("ZImagePipeline", "ZImageImg2ImgPipeline"), (_QWEN3,)
         ),
         "flux": _transformer(
-            "FluxTransformer2DModel", "transformer_flux", ("FluxPipeline", "FluxImg2ImgPipeline"), (_CLIP, _T5)
+            "FluxTransformer2DModel",
+            "transformer_flux",
+            ("FluxPipeline", "FluxImg2ImgPipeline", "FluxKontextPipeline"),
+            (_CLIP, _T5),
         ),
         "flux2": _transformer(
             *("Flux2Transformer2DModel", "transformer_flux2", ("Flux2KleinPipeline",), (_QWEN3,)),

@@ -5,7 +5,7 @@ y is a class, which shifts and scales normalised features (adaLN-Zero, §3.2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion.facts import Facts
@@ -15,6 +15,7 @@ from sdcli.recipe.checks import check_condition
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
@@ -57,7 +58,13 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     return None
 
 
-def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+def encode(
+    model: LatentDiffusionModel,
+    condition: Condition,
+    size: tuple[int, int],
+    guidance: Guidance,
+    pictures: Sequence[Picture] = (),
+) -> Context:
     """Encode a class label."""
     from sdcli.diffusion.context import label
 

@@ -6,7 +6,7 @@ as an input; [schnell] takes none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion import flow, packing
@@ -16,6 +16,7 @@ from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
@@ -28,6 +29,7 @@ MOST_TOKENS = 512
 def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> Facts:
     """Read the configs of a transformer and its VAE."""
     space, takes_scale = LatentSpace.of(vae), bool(network.get("guidance_embeds", False))
+    edits = index.get("_class_name") == "FluxKontextPipeline"
     return Facts(
         native_size=1024,
         size_multiple=2 * space.vae_scale_factor,
@@ -35,11 +37,14 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         latent_space=space,
         guidance_distilled=takes_scale,
         unguided=not takes_scale,
-        prompts=Prompts(MOST_TOKENS, syntax=False),
+        true_cfg=True,
+        most_references=1 if edits else 0,
+        prompts=Prompts(MOST_TOKENS, second=True, syntax=False),
+        is_flow=True,
         defaults={
             "scheduler": "euler",
             "steps": 28 if takes_scale else 4,
-            "guidance_scale": 3.5 if takes_scale else 0.0,
+            "guidance_scale": (2.5 if edits else 3.5) if takes_scale else 0.0,
         },
     )
 
@@ -70,54 +75,100 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     return None
 
 
-def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
-    """Encode the prompt with both encoders. There is no unconditional half."""
+def encode(
+    model: LatentDiffusionModel,
+    condition: Condition,
+    size: tuple[int, int],
+    guidance: Guidance,
+    pictures: Sequence[Picture] = (),
+) -> Context:
+    """Encode the prompt, and the negative prompt with `true_cfg_scale`. `prompt_2` is for T5."""
     from sdcli.diffusion.context import Context, language_model
 
-    clip, t5 = model.text_encoders
-    pooled = language_model.clip_output(clip, condition.prompt).pooler_output
-    embeds, note = language_model.t5_states(t5, condition.prompt, MOST_TOKENS)
+    embeds, pooled, note = _states(model, condition.prompt, condition.prompt_2)
+    if guidance.true_scale <= 1:
+        return Context(prompt_embeds=embeds, pooled_prompt_embeds=pooled, notes=language_model.listed(note))
+    negative, negative_pooled, other = _states(model, condition.negative_prompt)
     return Context(
-        prompt_embeds=embeds.to(model.device, model.dtype),
-        pooled_prompt_embeds=pooled.to(model.device, model.dtype),
-        notes=language_model.listed(note),
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        pooled_prompt_embeds=pooled,
+        negative_pooled_prompt_embeds=negative_pooled,
+        notes=language_model.listed(note, other),
     )
 
 
+def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -> tuple[Tensor, Tensor, str | None]:
+    """Return T5's states (1, 512, D), CLIP's pooled state (1, P) of a text, and a note if it was cut for T5."""
+    from sdcli.diffusion.context import language_model
+
+    clip, t5 = model.text_encoders
+    pooled = language_model.clip_output(clip, text).pooler_output
+    embeds, note = language_model.t5_states(t5, text if second is None else second, MOST_TOKENS)
+    return embeds.to(model.device, model.dtype), pooled.to(model.device, model.dtype), note
+
+
+def reference_latents(model: LatentDiffusionModel, picture: Picture) -> Tensor:
+    """Encode a reference image at the size, of those that [Kontext] was trained on, with the nearest aspect ratio."""
+    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+    from sdcli.diffusion import autoencode
+
+    multiple, aspect = 2 * model.vae_scale_factor, picture.width / picture.height
+    _, width, height = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    width, height = width // multiple * multiple, height // multiple * multiple
+    processor = VaeImageProcessor(vae_scale_factor=multiple)
+    resized = processor.resize(picture, height, width)
+    return autoencode.encode_mean(model, processor.preprocess(resized, height, width))
+
+
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
-    """Return f(z, t) with one call of the transformer. Its time is 0 … 1."""
+    """Return f(z, t) with one call of the transformer for each half of guidance. Its time is 0 … 1."""
     import torch
 
     assert context.prompt_embeds is not None
-    assert context.pooled_prompt_embeds is not None
     dtype, device = network.dtype, context.prompt_embeds.device
-    embeds = context.prompt_embeds.expand(batch, -1, -1).to(dtype)
-    pooled = context.pooled_prompt_embeds.expand(batch, -1).to(dtype)
-    text_ids = torch.zeros(embeds.shape[1], 3, device=device, dtype=dtype)
+    halves = [(context.negative_prompt_embeds, context.negative_pooled_prompt_embeds)]
+    halves += [(context.prompt_embeds, context.pooled_prompt_embeds)]
+    texts = [
+        {
+            "encoder_hidden_states": embeds.expand(batch, -1, -1).to(dtype),
+            "pooled_projections": pooled.expand(batch, -1).to(dtype),
+        }
+        for embeds, pooled in halves
+        if embeds is not None and pooled is not None
+    ]
+    text_ids = torch.zeros(context.prompt_embeds.shape[1], 3, device=device, dtype=dtype)
     scale = torch.full([batch], guidance.scale, device=device) if network.config["guidance_embeds"] else None
+    references = [packing.pack(each).expand(batch, -1, -1) for each in context.reference_latents]
+    reference_ids = [_positions(each.shape[2] // 2, each.shape[3] // 2, 1.0) for each in context.reference_latents]
 
     def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
         height, width = latents.shape[2:]
-        velocity = network(
-            hidden_states=packing.pack(latents).to(dtype),
-            timestep=timestep.expand(batch).to(dtype) / 1000,
-            guidance=scale,
-            pooled_projections=pooled,
-            encoder_hidden_states=embeds,
-            txt_ids=text_ids,
-            img_ids=_positions(height // 2, width // 2).to(device, dtype),
-            return_dict=False,
-        )[0]
-        return packing.unpack(velocity.float(), height, width)
+        tokens = packing.pack(latents)
+        arguments = {
+            "hidden_states": torch.cat([tokens, *references], dim=1).to(dtype),
+            "timestep": timestep.expand(batch).to(dtype) / 1000,
+            "guidance": scale,
+            "txt_ids": text_ids,
+            "img_ids": torch.cat([_positions(height // 2, width // 2), *reference_ids]).to(device, dtype),
+            "return_dict": False,
+        }
+        predicted = [network(**text, **arguments)[0][:, : tokens.shape[1]].float() for text in texts]
+        velocity = predicted[-1]
+        if len(predicted) == 2:
+            velocity = predicted[0] + guidance.true_scale * (velocity - predicted[0])
+        return packing.unpack(velocity, height, width)
 
     return denoiser
 
 
-def _positions(height: int, width: int) -> Tensor:
-    """Return the positions (h · w, 3) of image tokens: 0, row, column."""
+def _positions(height: int, width: int, place: float = 0.0) -> Tensor:
+    """Return the positions (h · w, 3) of an image's tokens: its place among the images, row, column."""
     import torch
 
-    return torch.cartesian_prod(torch.zeros(1), torch.arange(float(height)), torch.arange(float(width)))
+    return torch.cartesian_prod(torch.tensor([place]), torch.arange(float(height)), torch.arange(float(width)))
 
 
 def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:

@@ -15,6 +15,7 @@ from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
 
 MOST_TOKENS = 512
+MOST_REFERENCES, MOST_REFERENCE_PIXELS = 10, 1024**2
 LAYERS = (9, 18, 27)
 """The layers of the language model whose states are used."""
 
@@ -35,7 +37,9 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         in_channels=int(network.get("in_channels", 128)),
         latent_space=space,
         unguided=distilled,
+        most_references=MOST_REFERENCES,
         prompts=Prompts(MOST_TOKENS, syntax=False),
+        is_flow=True,
         defaults={
             "scheduler": "euler",
             "steps": 4 if distilled else 50,
@@ -69,7 +73,13 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     return None
 
 
-def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+def encode(
+    model: LatentDiffusionModel,
+    condition: Condition,
+    size: tuple[int, int],
+    guidance: Guidance,
+    pictures: Sequence[Picture] = (),
+) -> Context:
     """Encode the prompt, and the negative prompt if there is guidance and the model is not distilled."""
     from sdcli.diffusion.context import Context, language_model
 
@@ -92,6 +102,21 @@ def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]
     states = language_model.hidden_states(encoder.model, ids, mask)
     joined = torch.cat([states[layer] for layer in LAYERS], dim=-1)
     return joined.to(model.device, model.dtype), note
+
+
+def reference_latents(model: LatentDiffusionModel, picture: Picture) -> Tensor:
+    """Encode a reference image of at most 1024² pixels, cropped to the multiples that the model takes."""
+    from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
+
+    from sdcli.diffusion import autoencode
+
+    multiple = model.vae_scale_factor
+    processor = Flux2ImageProcessor(vae_scale_factor=multiple)
+    if picture.width * picture.height > MOST_REFERENCE_PIXELS:
+        picture = processor._resize_to_target_area(picture, MOST_REFERENCE_PIXELS)
+    width, height = (max(side // multiple, 1) * multiple for side in picture.size)
+    pixels = processor.preprocess(picture, height=height, width=width, resize_mode="crop")
+    return autoencode.encode_mean(model, pixels)
 
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:

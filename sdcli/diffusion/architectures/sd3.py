@@ -7,7 +7,7 @@ states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion import flow
@@ -17,6 +17,7 @@ from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
@@ -34,7 +35,8 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         size_multiple=patch * space.vae_scale_factor,
         in_channels=int(network.get("in_channels", 16)),
         latent_space=space,
-        prompts=Prompts(MOST_TOKENS, syntax=False),
+        prompts=Prompts(MOST_TOKENS, second=True, syntax=False),
+        is_flow=True,
         defaults={"scheduler": "euler", "steps": 28, "guidance_scale": 7.0},
     )
 
@@ -69,11 +71,17 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     return None
 
 
-def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+def encode(
+    model: LatentDiffusionModel,
+    condition: Condition,
+    size: tuple[int, int],
+    guidance: Guidance,
+    pictures: Sequence[Picture] = (),
+) -> Context:
     """Encode the prompt with all encoders, and the negative prompt if there is guidance."""
     from sdcli.diffusion.context import Context, language_model
 
-    embeds, pooled, note = _states(model, condition.prompt)
+    embeds, pooled, note = _states(model, condition.prompt, condition.prompt_2)
     if not guidance.is_on:
         return Context(prompt_embeds=embeds, pooled_prompt_embeds=pooled, notes=language_model.listed(note))
     negative, negative_pooled, other = _states(model, condition.negative_prompt)
@@ -86,13 +94,17 @@ def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, i
     )
 
 
-def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, Tensor, str | None]:
-    """Return the states (1, 77 + 256, D) and the pooled states (1, P) of a text, and a note if it was cut."""
+def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -> tuple[Tensor, Tensor, str | None]:
+    """Return the states (1, 77 + 256, D) and the pooled states (1, P) of a text, and a note if it was cut.
+
+    `second` is for the second CLIP encoder.
+    """
     import torch
 
     from sdcli.diffusion.context import language_model
 
-    clips = [language_model.clip_output(each, text) for each in model.text_encoders[:2]]
+    texts = (text, text if second is None else second)
+    clips = [language_model.clip_output(*each) for each in zip(model.text_encoders[:2], texts, strict=True)]
     states = torch.cat([each.hidden_states[-2] for each in clips], dim=-1)
     pooled = torch.cat([each.text_embeds for each in clips], dim=-1)
     width, note = model.network.config["joint_attention_dim"], None

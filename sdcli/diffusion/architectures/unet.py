@@ -6,10 +6,10 @@ y enters by cross-attention (text, or a class as one token), and for SDXL with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion.facts import Facts
+from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.recipe.checks import check_condition
@@ -17,6 +17,7 @@ from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
@@ -35,6 +36,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         guidance_distilled=network.get("time_cond_proj_dim") is not None,
         knows_sizes=network.get("addition_embed_type") == "text_time",
         takes_controlnets=True,
+        prompts=Prompts(second=network.get("addition_embed_type") == "text_time"),
     )
 
 
@@ -69,7 +71,13 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     return None
 
 
-def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+def encode(
+    model: LatentDiffusionModel,
+    condition: Condition,
+    size: tuple[int, int],
+    guidance: Guidance,
+    pictures: Sequence[Picture] = (),
+) -> Context:
     """Encode a class label or a text, depending on the model."""
     from sdcli.diffusion.context import label, text
 
@@ -81,6 +89,7 @@ def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, i
         condition.prompt,
         condition.negative_prompt,
         guidance=guidance.is_on,
+        prompt_2=condition.prompt_2,
         clip_skip=condition.clip_skip,
         prompt_weights=condition.prompt_weights,
         width=size[0],

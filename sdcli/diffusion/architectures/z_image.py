@@ -6,7 +6,7 @@ The text encoder is a Qwen3 language model: y is the states of its second to las
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion import flow
@@ -16,6 +16,7 @@ from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
@@ -35,6 +36,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         latent_space=space,
         guided_above=0.0,
         prompts=Prompts(MOST_TOKENS, syntax=False),
+        is_flow=True,
         defaults={"scheduler": "euler", "steps": 9, "guidance_scale": 0.0},
     )
 
@@ -59,7 +61,13 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     return None
 
 
-def encode(model: LatentDiffusionModel, condition: Condition, size: tuple[int, int], guidance: Guidance) -> Context:
+def encode(
+    model: LatentDiffusionModel,
+    condition: Condition,
+    size: tuple[int, int],
+    guidance: Guidance,
+    pictures: Sequence[Picture] = (),
+) -> Context:
     """Encode the prompt, and the negative prompt if there is guidance; their lengths differ."""
     from sdcli.diffusion.context import Context, language_model
 

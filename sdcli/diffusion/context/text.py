@@ -24,6 +24,7 @@ def encode(
     negative_prompt: str,
     *,
     guidance: bool,
+    prompt_2: str | None = None,
     clip_skip: int,
     prompt_weights: bool,
     width: int,
@@ -32,9 +33,10 @@ def encode(
 ) -> Context:
     """Encode a prompt for one picture (B = 1).
 
-    `guidance` adds the unconditional half, from `negative_prompt`. A U-Net that embeds its guidance scale (LCM) gets
-    `timestep_cond` instead. SDXL is trained with zeros for an empty prompt (`force_zeros_for_empty_prompt`), and gets
-    pooled embeddings and time ids: original size, crop at 0, 0, and target size, of `width` × `height` pixels.
+    `guidance` adds the unconditional half, from `negative_prompt`. `prompt_2` is the text for a second encoder. A U-Net
+    that embeds its guidance scale (LCM) gets `timestep_cond` instead. SDXL is trained with zeros for an empty prompt
+    (`force_zeros_for_empty_prompt`), and gets pooled embeddings and time ids: original size, crop at 0, 0, and target
+    size, of `width` × `height` pixels.
 
     `clip_skip` counts like Automatic1111, 1 … number of layers: 1 is the layer that the model was trained with (the
     last one; for SDXL the second to last), 2 the layer before. diffusers counts clip_skip − 1, and None for 1. As in
@@ -51,8 +53,12 @@ def encode(
     check_clip_skip(clip_skip, layers, penultimate=facts.knows_sizes)
     with_negative = guidance and not facts.guidance_distilled
     zeros = with_negative and model.force_zeros_for_empty_prompt and not negative_prompt
-    prompts = [prompt] if zeros or not with_negative else [prompt, negative_prompt]
-    tokens = [[chunks(each.tokenizer, text, prompt_weights) for each in model.text_encoders] for text in prompts]
+    second = prompt if prompt_2 is None else prompt_2
+    prompts = [(prompt, second)] if zeros or not with_negative else [(prompt, second), (negative_prompt,) * 2]
+    tokens = [
+        [chunks(each.tokenizer, text, prompt_weights) for each, text in zip(model.text_encoders, texts, strict=False)]
+        for texts in prompts
+    ]
     count = max(len(each) for of_prompt in tokens for each in of_prompt)
 
     prompt_embeds, pooled = _embed(model, tokens[0], count, clip_skip)
