@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -30,17 +28,17 @@ from typing import Any
 
 from sdcli.errors import InvalidRecipe, UsageError
 from sdcli.files import palette
+from sdcli.files.toml_files import line_of, parse_toml
 from sdcli.files.user_files import home_path, stamp, user_folder
 from sdcli.recipe import parts, recipe
 from sdcli.recipe.recipe import keys as _keys
 from sdcli.recipe.schedulers import TABLE
+from sdcli.terminal.printable import shown
 from sdcli.terminal.spelling import did_you_mean
 
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
 MAX_BYTES = 2**20
-_MAX_STATEMENT = 100
-"""Lines of a statement in which the line of a fault is found exactly."""
 GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
@@ -65,7 +63,8 @@ class Setting:
     @property
     def place(self) -> str:
         """`source`, with the line if it is a file of the user."""
-        return f"{self.source}:{_line(Path(self.source), self.keys)}" if self.keys else self.source
+        line = line_of(Path(self.source), self.keys) if self.keys else None
+        return self.source if line is None else f"{self.source}:{line}"
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def _read(path: Path, stamp: tuple[int, int] | None, parse: Callable[[Path, Mapp
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes", "check that it is a config file")
-        tables = tomllib.loads(data.decode())
+        tables = parse_toml(data.decode())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
     except RecursionError as error:
@@ -232,9 +231,9 @@ def _user_model(path: Path, keys: tuple[str, ...], table: Any) -> UserModel:
         elif key == "parts":
             parts = _parts(path, here, value)
         elif type(value) is not str or not value:
-            raise _wrong(path, here, f"{key} is {value!r}", f"{key} must be text")
+            raise _wrong(path, here, f"{key} is {shown(value)}", f"{key} must be text")
         elif value not in _CHOICES.get(key, (value,)):
-            raise _wrong(path, here, f"{key} is {value!r}", f"{key} is one of {', '.join(_CHOICES[key])}")
+            raise _wrong(path, here, f"{key} is {shown(value)}", f"{key} is one of {', '.join(_CHOICES[key])}")
         else:
             fields[key] = value
     if "folder" in fields and "repo" in fields:
@@ -251,7 +250,7 @@ def _parts(path: Path, keys: tuple[str, ...], table: Any) -> dict[str, str]:
         here = (*keys, part)
         _check_known(path, here, PARTS, "part")
         if type(folder) is not str or not folder:
-            raise _wrong(path, here, f"{part} is {folder!r}", f"{part} must be text: the path of its folder")
+            raise _wrong(path, here, f"{part} is {shown(folder)}", f"{part} must be text: the path of its folder")
     return {part: _absolute(path, folder) for part, folder in table.items()}
 
 
@@ -271,7 +270,7 @@ def _settings(
         _check_known(path, here, tuple(known), "key")
         try:
             if key in GENERAL and (type(value) is not str or not value):
-                raise InvalidRecipe(f"{key} is {value!r}", f"{key} must be text", key)
+                raise InvalidRecipe(f"{key} is {shown(value)}", f"{key} must be text", key)
             found[key] = Setting(value if key in GENERAL else recipe.check_value(key, value), str(path), here)
         except InvalidRecipe as error:
             raise _wrong(path, here, error.message, error.hint) from error
@@ -281,46 +280,18 @@ def _settings(
 def _check_known(path: Path, keys: tuple[str, ...], known: tuple[str, ...], what: str) -> None:
     if keys[-1] not in known:
         hint = did_you_mean(keys[-1], known, f"the {what}s here are {', '.join(known)}")
-        raise _wrong(path, keys, f"unknown {what} {'.'.join(keys)!r}", hint)
+        raise _wrong(path, keys, f"unknown {what} {shown('.'.join(keys))}", hint)
 
 
 def _check_table(path: Path, keys: tuple[str, ...], table: Any) -> None:
     if not isinstance(table, dict):
-        raise _wrong(path, keys, f"{'.'.join(keys)} is {table!r}", f"it must be a table: a line [{'.'.join(keys)}]")
+        name = ".".join(keys)
+        raise _wrong(path, keys, f"{name} is {shown(table)}", f"it must be a table: a line [{name}]")
 
 
 def _wrong(path: Path, keys: tuple[str, ...], message: str, hint: str) -> UsageError:
-    return UsageError(f"{path}, line {_line(path, keys)}: {message}", hint)
-
-
-def _line(path: Path, keys: tuple[str, ...]) -> int:
-    """Return the line of the statement that defines `keys`, by bisection: lines before it do not define them."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    low, high = 1, len(lines)  # numbers of lines to read
-    while low < high:
-        middle = (low + high) // 2
-        end, tables = _whole_statements(lines, range(middle, min(len(lines), middle + _MAX_STATEMENT) + 1))
-        if tables is not None and _has(tables, keys):
-            high = middle
-        else:
-            low = max(middle, end) + 1
-    return low
-
-
-def _whole_statements(lines: list[str], ends: range) -> tuple[int, Any]:
-    """The first of `ends` at which a statement ends, and what the lines up to it define; (0, None) if there is none."""
-    for end in ends:
-        with suppress(tomllib.TOMLDecodeError, RecursionError):  # inside a statement of several lines
-            return end, tomllib.loads("\n".join(lines[:end]))
-    return 0, None
-
-
-def _has(tables: Any, keys: tuple[str, ...]) -> bool:
-    for key in keys:
-        if not isinstance(tables, dict) or key not in tables:
-            return False
-        tables = tables[key]
-    return True
+    line = line_of(path, keys)
+    return UsageError(f"{path}: {message}" if line is None else f"{path}, line {line}: {message}", hint)
 
 
 def settle(layers: list[Mapping[str, Setting]]) -> dict[str, Setting]:

@@ -90,6 +90,16 @@ def test_each_job_is_a_line_and_the_picture_that_generate_makes(batch, sdcli, sd
     assert hashlib.sha256((tmp_path / "a-fox-7.png").read_bytes()).hexdigest() == first["sha256"]
 
 
+def test_json_in_full_has_the_recipe_of_each_job(batch, sdcli):
+    jobs = [{"prompt": "a fox", "seed": 7}, {"seed": 8}]
+    for status in ("done", "cached"):
+        fault, line = lines_of(batch(jobs, "--json=full"))
+        assert (fault["status"], fault["recipe"], line["status"]) == ("failed", None, status)
+        assert line["recipe"] == json.loads(sdcli("info", line["path"], "--json").stdout)["recipe"]
+    plan = json.loads(batch(jobs, "--json=full", "--dry-run").stdout)
+    assert plan["jobs"][1]["recipe"] == line["recipe"]
+
+
 def test_run_again_everything_is_cached_but_what_is_gone_or_changed(batch, tmp_path, monkeypatch):
     jobs = [{"prompt": f"a {{red|blue}} fox {number}", "id": number} for number in range(4)]
     first = {line["id"]: line for line in lines_of(batch(jobs))}

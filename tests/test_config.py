@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sdcli import config
 from sdcli.errors import OutputError, UsageError
+from sdcli.files import toml_files
 from sdcli.files import user_files as files
 from sdcli.models import registry
 from sdcli.planning import resolve
@@ -201,6 +202,37 @@ def test_a_config_file_without_bounds_is_refused(home):
         config.read()
     (home / "config.toml").write_text("[defaults]\nsteps = " + "[" * 50_000)
     with pytest.raises(UsageError, match=r"nested too deeply|is not TOML"):
+        config.read()
+    for key in (".".join("a" * 50_000), "[" + ' . "a"' * 50_000 + "]"):
+        (home / "config.toml").write_text(f"{key} = 1")
+        with pytest.raises(UsageError, match="nested too deeply"):
+            config.read()
+    (home / "config.toml").write_text('[defaults]\nnegative_prompt = "a.b. a, " # 1.2.3')
+    assert config.read().defaults["negative_prompt"].value == "a.b. a, "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[defaults]\nsteps = " + "9" * 5000, "a number has too many digits"),
+        ("[defaults]\nsteps = 0x" + "f" * 5000, "line 2: steps is a very large number"),
+        ("[defaults]\nsteps = '" + "f" * 5000 + "'", "line 2: steps is 'fff"),
+        ("[defaults]\n" + "f" * 5000 + " = 1", "line 2: unknown key 'defaults.fff"),
+        ("[models]\nmine = " + "[" * 100 + "]" * 100, "line 2: models.mine is [["),
+    ],
+)
+def test_a_long_value_is_told_in_few_words(home, text, message):
+    (home / "config.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        config.read()
+    assert message in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+def test_the_line_of_a_fault_is_omitted_where_finding_it_takes_long(home, monkeypatch):
+    (home / "config.toml").write_text("[defaults]\nsteps = [\n" + "  1,\n" * 1000 + "]\n")
+    monkeypatch.setattr(toml_files, "_MAX_PARSED", 10_000)
+    with pytest.raises(UsageError, match=r"config\.toml: steps is \[1, 1"):
         config.read()
 
 

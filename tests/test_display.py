@@ -63,8 +63,8 @@ def clock(monkeypatch, *times: float) -> None:
 
 
 def frames(stream_text: str) -> list[str]:
-    """What stood on the bar's line, one after the other, without colours."""
-    lines = (ANSI.sub("", each).strip() for each in re.split(r"[\r\n]+", stream_text))
+    """What stood on the bar's line, one after the other, without colours and the spinner."""
+    lines = (re.sub(r"^[-\\|/] ", "", ANSI.sub("", each).strip()) for each in re.split(r"[\r\n]+", stream_text))
     return list(dict.fromkeys(line for line in lines if line))
 
 
@@ -105,6 +105,22 @@ def test_before_the_first_step_it_says_that_it_starts(terminal):
     with display.progress(4, stream=terminal.stream):
         time.sleep(0.15)
     assert re.fullmatch(r"starting [━╸╺]+ 0/4", frames(terminal.screen())[-1])
+
+
+@pytest.mark.parametrize(("columns", "text"), [("100", r"starting [━╸╺]+ 0/4"), ("40", r"starting 0/4")])
+def test_a_spinner_moves_until_the_first_step_and_while_decoding(terminal, monkeypatch, columns, text):
+    monkeypatch.setenv("COLUMNS", columns)
+    with display.progress(4, stream=terminal.stream) as on_step:
+        time.sleep(0.5)
+        shown = re.findall(rf"([-\\|/]) {text}", ANSI.sub("", terminal.screen()))
+        on_step(step(2))
+        time.sleep(0.15)
+        between = terminal.screen()
+        on_step(step(4))
+        time.sleep(0.15)
+    assert len(set(shown)) > 1
+    assert not re.search(r"[-\\|/] [^\r]*2/4", ANSI.sub("", between))
+    assert re.search(r"[-\\|/] decoding[^\r]* 4/4", ANSI.sub("", terminal.screen()))
 
 
 @pytest.mark.parametrize("failure", [None, KeyboardInterrupt, ValueError])

@@ -232,6 +232,29 @@ def test_a_device_that_is_not_here(run, sd15):
     assert "cpu" in two_lines(done)[1]
 
 
+def test_json_in_full_has_the_recipe_that_info_prints(run, sd15):
+    done = run("generate", "a fox", "-s", 7, "-m", sd15, *FAST, "--json=full")
+    line = json.loads(done.stdout)
+    assert line["recipe"] == json.loads(run("info", line["path"], "--json").stdout)["recipe"]
+    plain = json.loads(run("generate", "a fox", "-s", 7, "-m", sd15, *FAST, "--json").stdout)
+    assert list(line) == [*plain, "recipe"]
+    assert json.loads(run("generate", "", "-m", "./none", "--json=full").stdout)["recipe"] is None
+
+
+def test_json_in_full_is_a_prompt_after_two_dashes(run, sd15):
+    assert run("generate", "-s", 7, "-m", sd15, *FAST, "--", "--json=full").lines == ["json-full-7.png"]
+
+
+@pytest.mark.parametrize("words", [("generate", "x", "--json=all"), ("info", "x.png", "--json=full")])
+def test_another_value_of_json(run, words):
+    done = run(*words)
+    assert done.status == 2
+    assert two_lines(done) == (
+        "error: --json takes no such value",
+        "hint: use --json, or --json=full where pictures are made",
+    )
+
+
 def test_force_replaces_a_file(run, sd15, tmp_path):
     (tmp_path / "taken.png").write_bytes(b"mine")
     assert run("generate", "x", "-m", sd15, *FAST, "-o", "taken.png", "--force").status == 0

@@ -92,6 +92,35 @@ def test_without_verify_it_is_made_again_under_the_next_name(capfd, fox):
     assert Path("a-fox-7.png").read_bytes() == Path(fox).read_bytes()
 
 
+def test_a_dry_run_tells_what_would_be_made(capfd, fox, made, sd15):
+    status, out, err = ran(capfd, fox, str(made / "pair-8.png"), "--dry-run", "--json", "-o", "again/")
+    plans = [json.loads(line) for line in out.splitlines()]
+    assert (status, err) == (0, "")
+    assert [(plan["paths"], plan["seeds"]) for plan in plans] == [
+        (["again/a-fox-7.png"], [7]),
+        (["again/a-fox-8.png"], [8]),
+    ]
+    assert plans[0]["model"]["path"] == str(sd15)
+    status, out, err = ran(capfd, fox, fox, "--dry-run")
+    assert (status, err) == (0, "")
+    assert out.count("seeds:  ") == 2
+    assert sorted(path.name for path in Path().iterdir()) == ["fox.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--verify"], 2, "--verify compares pixels, and --dry-run makes none"),
+        (["-o", "nowhere/fox.png"], 8, "nowhere"),
+        (["-m", "./none"], 3, "there is no file or folder ./none"),
+        (["-o", "-", "--json"], 2, "-o - and --json both write to stdout"),
+    ],
+)
+def test_a_dry_run_fails_as_the_run_does(capfd, fox, words, status, message):
+    assert ran(capfd, fox, "--dry-run", *words)[:2] == (status, "")
+    assert ran(capfd, fox, *words)[0] in (status, 0)
+
+
 def test_one_of_a_batch_is_made_again_with_the_others(capfd, made):
     for name in ("pair-7.png", "pair-8.png"):
         assert ran(capfd, "--verify", str(made / name)) == (0, f"{made / name}\n", "")

@@ -35,14 +35,13 @@ class BatchOutput:
     ] = None  # fmt: skip
     force: options.Force = False
     json: Annotated[
-        bool,
+        int,
         typer.Option(
-            "--json",
-            rich_help_panel=options.OUTPUT,
-            help="Print JSON on a terminal too; the result of --dry-run is one object.",
-            show_default=False,
+            "--json", count=True, metavar="[=full]", rich_help_panel=options.OUTPUT, show_default=False,
+            help="Print JSON on a terminal too, with =full the whole recipe of each job; the result of --dry-run is "
+            "one object.",
         ),
-    ] = False
+    ] = 0  # fmt: skip
     quiet: options.Quiet = False
     strict: options.Strict = False
     dry_run: options.DryRun = False
@@ -132,7 +131,7 @@ def batch(
         output.json,
     )  # fmt: skip
     if output.dry_run:
-        _say_forecast(order, json=output.json)
+        _say_forecast(order, json=bool(output.json))
     else:
         making.deliver(order)
 

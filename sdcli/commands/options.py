@@ -164,14 +164,12 @@ class Handover:
     ] = None  # fmt: skip
     force: Force = False
     json: Annotated[
-        bool,
+        int,
         typer.Option(
-            "--json",
-            rich_help_panel=OUTPUT,
-            help="Print one JSON object per picture instead of its path.",
-            show_default=False,
+            "--json", count=True, metavar="[=full]", rich_help_panel=OUTPUT, show_default=False,
+            help="Print one JSON object per picture instead of its path; with =full, it has the whole recipe.",
         ),
-    ] = False
+    ] = 0  # fmt: skip
     quiet: Quiet = False
     strict: Strict = False
 

@@ -31,7 +31,7 @@ def make(asked: Mapping[str, Any], output: options.Output) -> None:
     except SdcliError as error:
         if output.json and not error.reported and output.path != "-":
             line = {**deliver.failed_line(None, error.message), "warnings": None}  # which are not known yet
-            streams.say(streams.to_json(line))
+            streams.say(streams.to_json(deliver.with_recipe(line, None, output.json)))
         raise
 
 

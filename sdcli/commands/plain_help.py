@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 _WIDEST = 100
 """Columns that help takes at most, however wide the terminal is."""
 
 _INDENT, _NAMES = 2, 26
 """Columns before a name, and columns for the name; a longer name has its description on the next line."""
+
+_WRITTEN_OUT = {"--json=full": ["--json", "--json"]}
 
 _HARD_SPACE = "\u00a0"
 
@@ -31,6 +33,13 @@ class Commands(typer.Typer):
 
 
 class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words, of which `--json=full` means `--json` twice: typer has no options with optional values."""
+        if any(isinstance(each, TyperOption) and each.count and "--json" in each.opts for each in self.params):
+            end = args.index("--") if "--" in args else len(args)
+            args = [each for word in args[:end] for each in _WRITTEN_OUT.get(word, [word])] + args[end:]
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_help_of(self, ctx, {}))
 
@@ -89,6 +98,7 @@ def _names(parameter: Any) -> str:
     for yes, no in zip(tuple(long), parameter.secondary_opts, strict=False):
         long = [f"--[no-]{yes[2:]}" if no == f"--no-{yes[2:]}" else f"{yes} | {no}"]
     value = "" if parameter.is_flag else f" {parameter.metavar or parameter.type_descriptor}"
+    value = value.lstrip() if value.startswith(" [=") else value  # as in --json[=full]
     return ("".join(f"{each}, " for each in short) or " " * 4) + ", ".join(long) + value
 
 

@@ -59,6 +59,7 @@ def replay(
     ] = None,
     handover: options.Handover,
     machine: options.Machine,
+    dry_run: options.DryRun = False,
     debug: options.Debug = False,
 ) -> None:
     """Make pictures again from their metadata.
@@ -90,6 +91,9 @@ def replay(
             **shared,
         )
         jobs.append((source, request))
+    if dry_run:
+        _forecast(jobs, output, verify)
+        return
     destinations = _plan(jobs, output, verify)
     for _, request in jobs:
         deliver.announce(request)
@@ -112,6 +116,18 @@ def replay(
         streams.complain(error.message, error.hint)
     if differing:
         raise differing[-1]
+
+
+def _forecast(jobs: Sequence[tuple[Recorded, Request]], output: str | None, verify: bool) -> None:
+    """Print what would be made, for each picture."""
+    if verify:
+        raise UsageError("--verify compares pixels, and --dry-run makes none", "omit one of them")
+    if output != "-":
+        outputs.foresee(output, [source.recipe for source, _ in jobs], force=jobs[0][1].force)
+    for index, (source, request) in enumerate(jobs):
+        if index and not request.json:
+            streams.say()
+        deliver.forecast(replace(request, recipes=(source.recipe,)))
 
 
 def _plan(
@@ -191,7 +207,7 @@ def _verify(
             "difference": asdict(difference) if difference else None,
             "reasons": why,
         }
-        streams.write_line(out, streams.to_json(line))
+        streams.write_line(out, streams.to_json(deliver.with_recipe(line, picture.recipe, request.json)))
     elif error is None:
         streams.write_line(out, f"{source.path}: identical" if out.isatty() else source.path)
     return [error] if error else []

@@ -97,7 +97,7 @@ def synthesize(
     """
     model = str(config.general("model", picture.model, registry.for_maps()).value)
     if classes:
-        _print(_classes(model, picture.control or []), as_json=output.json)
+        _print(_classes(model, picture.control or []), as_json=bool(output.json))
         return
     if segmentation_map is None:
         raise UsageError(

@@ -52,6 +52,10 @@ def explain(error: TyperException, arguments: Sequence[str]) -> tuple[str, str]:
     option = re.match(r"No such option: (\S+)", message)
     if option is not None:
         return _of_option(option[1], message, arguments, command, see)
+    valued = re.match(r"Option '(.*?)' does not take a value", message)
+    if valued is not None:
+        of_json = "use --json, or --json=full where pictures are made"
+        return f"{valued[1]} takes no such value", of_json if valued[1] == "--json" else f"omit the value; {see}"
     if "unexpected extra argument" in message:
         return message, f'quote a prompt of several words, as in "arctic fox"; {see}'
     return message, see

@@ -50,7 +50,7 @@ def forecast(batch: Batch) -> dict[str, Any]:
     missing = []
     for job in batch.jobs:
         if isinstance(job, Fault):
-            plan.lines.append(failed_line_of(job, job.message))
+            plan.lines.append(failed_line_of(job, job.message, batch.json))
     for job in batch.jobs:
         found = None if isinstance(job, Fault) else ledger.finished(plan.book, job.key)
         if isinstance(job, Planned) and found is None:
@@ -72,8 +72,9 @@ def forecast(batch: Batch) -> dict[str, Any]:
 def _cached(plan: _Plan, job: Planned, name: str, line: Mapping[str, Any]) -> dict[str, Any]:
     fault = flatness_fault(line) if plan.batch.strict else None
     if fault is not None:
-        return failed_line_of(job, explain(fault))
-    return line_of(job, {**line, "status": "cached", "path": path_in(plan.batch.directory, name)})
+        return failed_line_of(job, explain(fault), plan.batch.json)
+    recorded = {**line, "status": "cached", "path": path_in(plan.batch.directory, name)}
+    return line_of(job, recorded, plan.batch.json)
 
 
 def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _planned(plan: _Plan, job: Planned, parts: Parts | SdcliError, size: int) ->
         cost = _cost(plan, parts, recipe)
         name = _name(plan, job)
     except SdcliError as error:
-        return failed_line_of(job, explain(error))
+        return failed_line_of(job, explain(error), plan.batch.json)
     recorded = deliver.failed_line(recipe, "") | {
         "status": "planned",
         "path": path_in(plan.batch.directory, name),

@@ -47,8 +47,8 @@ class Batch:
     quiet: bool = False
     strict: bool = False
     debug: bool = False
-    json: bool = False
-    """Whether lines are JSON on a terminal too."""
+    json: int = 0
+    """Whether lines are JSON on a terminal too, and whether they have whole recipes; see `request.FULL`."""
 
 
 @dataclass
@@ -167,7 +167,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
         pictures = maker.submit(_task(chunk), on_step).result()
     except ServerUnavailable as error:  # affects all jobs
         for job in chunk:
-            _print(run, failed_line_of(job, error.message))
+            _print(run, failed_line_of(job, error.message, run.batch.json))
         raise
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
         signals.raise_again()
@@ -178,7 +178,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
             _fail(run, chunk[0], _words(run, error))
         return
     for job, picture in zip(chunk, pictures, strict=True):
-        line = done_line(picture, "", job.warnings) | {"flat": picture.flat}
+        line = done_line(picture, "", job.warnings) | {"flat": picture.flat, "recipe": picture.recipe.to_dict()}
         fault = flatness_fault(line) if run.batch.strict else None
         if fault is not None:
             _fail(run, job, explain(fault))
@@ -194,11 +194,11 @@ def _save(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None
         _fail(run, job, _words(run, error))
         return
     except OutputError as error:
-        _print(run, failed_line_of(job, error.message))
+        _print(run, failed_line_of(job, error.message, run.batch.json))
         raise
     for warning in line["warnings"]:
         streams.warn(f"line {job.line}: {warning}")
-    _print(run, line_of(job, {**line, "path": path_in(run.batch.directory, name)}))
+    _print(run, line_of(job, {**line, "path": path_in(run.batch.directory, name)}, run.batch.json))
 
 
 def _write(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> str:
@@ -236,7 +236,8 @@ def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> 
     if fault is not None:
         _fail(run, job, explain(fault))
     else:
-        _print(run, line_of(job, {**line, "status": "cached", "path": path_in(run.batch.directory, name)}))
+        recorded = {**line, "status": "cached", "path": path_in(run.batch.directory, name)}
+        _print(run, line_of(job, recorded, run.batch.json))
 
 
 def _print(run: _Run, line: Mapping[str, Any]) -> None:
@@ -250,7 +251,7 @@ def _print(run: _Run, line: Mapping[str, Any]) -> None:
 
 def _fail(run: _Run, job: Planned | Fault, message: str) -> None:
     """Print a failed line, and the error on stderr; raises JobsFailed with `fail_fast`."""
-    line = failed_line_of(job, message)
+    line = failed_line_of(job, message, run.batch.json)
     streams.complain(line["error"])
     _print(run, line)
     run.failed += 1

@@ -202,7 +202,14 @@ def _finite(text: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:  # Python refuses to convert very long ones
+        raise ValueError(f"a number has {len(text):,} digits") from error
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_finite)
 
 
 def _skip(text: str, place: int) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ from sdcli.files import outputs
 from sdcli.making import warm
 from sdcli.making.maker import LocalMaker, Maker, Task
 from sdcli.making.picture import Picture
-from sdcli.making.request import Request
+from sdcli.making.request import FULL, Request
 from sdcli.making.warm import WarmMaker
 from sdcli.planning import dry_run, warnings
 from sdcli.planning.warnings import RecipeWarning
@@ -113,7 +113,8 @@ def save(
     if request.strict and picture.flat:
         error = InvalidPicture(picture.flat, "try another --seed, prompt or scheduler, or omit --strict")
         if request.json:
-            streams.write_line(out, streams.to_json(failed_line(picture.recipe, error.message)))
+            line = with_recipe(failed_line(picture.recipe, error.message), picture.recipe, request.json)
+            streams.write_line(out, streams.to_json(line))
             error.reported = True
         raise error
     kept = None if latents is None else outputs.write(latents, picture.latents)
@@ -123,7 +124,7 @@ def save(
     if path is None:
         streams.write_bytes(out, picture.png)
     elif request.json:
-        line = done_line(picture, path, request.warnings)
+        line = with_recipe(done_line(picture, path, request.warnings), picture.recipe, request.json)
         streams.write_line(out, streams.to_json(line if kept is None else {**line, "latents": kept}))
     else:
         streams.write_line(out, path)
@@ -149,7 +150,9 @@ def _result(request: Request, out: BinaryIO, task: Task, future: Future[list[Pic
         return future.result()
     except SdcliError as error:
         if request.json:
-            streams.write_line(out, streams.to_json(failed_line(task.recipes[0], error.message)))
+            first = task.recipes[0]
+            line = with_recipe(failed_line(first, error.message), first, request.json)
+            streams.write_line(out, streams.to_json(line))
             error.reported = True
         raise
 
@@ -196,6 +199,11 @@ def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
         "warnings": [],
         "error": message,
     }
+
+
+def with_recipe(line: Mapping[str, Any], recipe: Recipe | None, json: int) -> dict[str, Any]:
+    """Return a JSON line, with the whole recipe if `json` asks for it."""
+    return {**line, **({"recipe": recipe and recipe.to_dict()} if json >= FULL else {})}
 
 
 def check_stdout(request: Request) -> None:

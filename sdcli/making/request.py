@@ -12,6 +12,9 @@ from sdcli.models.weights import Weights
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.recipe import Recipe
 
+FULL = 2
+"""The `json` of a request whose lines have the whole recipe; with 1, they do not."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -23,7 +26,7 @@ class Request:
     recipes: Sequence[Recipe]
     output: str | None
     force: bool
-    json: bool
+    json: int
     quiet: bool
     strict: bool = False
     warnings: tuple[RecipeWarning, ...] = ()

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from sdcli.errors import InvalidRecipe
+from sdcli.terminal.printable import shown
 from sdcli.terminal.spelling import did_you_mean
 
 _USUAL = {
@@ -74,15 +75,15 @@ def checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
             value = float(value)
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise InvalidRecipe(f"{name} is {value!r}", f"{name} must be {words[kind]}", name)
+        raise InvalidRecipe(f"{name} is {shown(value)}", f"{name} must be {words[kind]}", name)
     if "choices" in rule and value not in rule["choices"]:
         choices = f"{name} is one of {', '.join(rule['choices'])}"
         near = _USUAL.get((name, str(value).lower())) or did_you_mean(str(value), rule["choices"], "")
         hint = f"{near} {choices}" if near else choices
-        raise InvalidRecipe(f"unknown {name} {value!r}", hint, name)
+        raise InvalidRecipe(f"unknown {name} {shown(value)}", hint, name)
     if "low" in rule and not rule["low"] <= value <= rule["high"]:
         low, high, unit = rule["low"], rule["high"], rule["unit"]
-        raise InvalidRecipe(f"{name} is {value}", f"{name} must be between {low} and {high}{unit}", name)
+        raise InvalidRecipe(f"{name} is {shown(value)}", f"{name} must be between {low} and {high}{unit}", name)
     return value
 
 
@@ -90,5 +91,5 @@ def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
     """Validate a list of texts, or a single text, and convert them to the field's canonical form."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(type(text) is str for text in texts):
-        raise InvalidRecipe(f"{each.name} is {value!r}", f"{each.name} must be text, or a list of texts", each.name)
+        raise InvalidRecipe(f"{each.name} is {shown(value)}", f"{each.name} must be text, or a list of texts", each.name)
     return tuple(map(each.metadata.get("each", str), texts))

@@ -22,7 +22,7 @@ from sdcli.terminal.printable import printable
 
 if TYPE_CHECKING:
     from PIL import Image
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 
 class Step(Protocol):
@@ -59,8 +59,9 @@ def progress(
     """Show a bar for one run of the loop, which makes `batch_size` of `pictures`, starting at number `picture`.
 
     Yields a function to call after each step. The bar shows the step, the rate, and the time left for this run and all
-    later ones, and "decoding" after the last step. It uses one line of `stream` (stderr if None) and is erased at the
-    end. Nothing is drawn if `stream` is not a terminal, or `quiet` is set.
+    later ones, and "decoding" after the last step; a spinner moves where no steps do, as in loading. It uses one line
+    of `stream` (stderr if None) and is erased at the end. Nothing is drawn if `stream` is not a terminal, or `quiet` is
+    set.
     """
     stream = sys.stderr if stream is None else stream
     if quiet or not _can_draw(stream):
@@ -71,7 +72,7 @@ def progress(
     which = f"picture {picture}" if last == picture else f"pictures {picture}-{last}"
     label = f"{which} of {pictures}, " if pictures > 1 else ""
     bar = _bar(stream)
-    task = bar.add_task(f"{label}starting", total=steps, rate="", left="")
+    task = bar.add_task(f"{label}starting", total=steps, rate="", left="", waiting="starting")
     first_done: float | None = None
 
     def on_step(step: Step) -> None:
@@ -79,7 +80,9 @@ def progress(
         now = time.monotonic()
         if first_done is None:
             first_done = now
-        changes: dict[str, Any] = {"description": label + ("decoding" if step.index == step.total else "denoising")}
+        decoding = step.index == step.total
+        changes: dict[str, Any] = {"description": label + ("decoding" if decoding else "denoising")}
+        changes["waiting"] = "decoding" if decoding else ""
         if step.index > 1:  # the first step includes the encoding of the context
             seconds = (now - first_done) / (step.index - 1)
             to_do = step.total - step.index + step.total * later_runs
@@ -104,13 +107,14 @@ def job_progress(
         yield lambda done, activity: None
         return
     bar = _bar(stream)
-    task = bar.add_task("starting", total=jobs, rate="", left="")
+    task = bar.add_task("starting", total=jobs, rate="", left="", waiting="starting")
     started: tuple[float, float] | None = None  # when the first picture started, and its progress then
 
     def show(done: float, activity: str) -> None:
         nonlocal started
         now = time.monotonic()
         changes: dict[str, Any] = {"description": printable(f"job {min(int(done) + 1, jobs)} of {jobs}, {activity}")}
+        changes["waiting"] = "" if activity == "denoising" else activity.partition(" ")[0]
         if started is None and done > 0:
             started = now, done
         elif started is not None and done > started[1]:
@@ -239,7 +243,7 @@ def format_size(count: int) -> str:
 def _bar(stream: TextIO) -> Progress:
     """A bar that fits the terminal: on a narrow one the bar itself is omitted first, then the text."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     width = Console(file=stream).width - _COLUMNS_FOR_ECHO
     console = Console(file=stream, highlight=False, width=width if width > 0 else None)
@@ -250,8 +254,23 @@ def _bar(stream: TextIO) -> Progress:
         columns.insert(0, TextColumn("{task.description}", markup=False))
         columns.append(TextColumn("{task.fields[rate]}", markup=False))
     if width >= _COLUMNS_FOR_TIME:
+        columns.insert(0, _spinner(with_text=width < _COLUMNS_FOR_TEXT))
         columns.append(TextColumn("{task.fields[left]}", markup=False))
     return Progress(*columns, console=console, transient=True, expand=width >= _COLUMNS_FOR_BAR)
+
+
+def _spinner(*, with_text: bool) -> ProgressColumn:
+    """A column that moves while a task has the field `waiting`, the activity, which is its text where there is room."""
+    from rich.progress import SpinnerColumn
+    from rich.text import Text
+
+    class Spinner(SpinnerColumn):
+        def render(self, task: Any) -> Any:
+            waiting = task.fields.get("waiting", "")
+            turning = self.spinner.render(task.get_time()) if waiting else ""
+            return Text.assemble(turning, f" {waiting}" if waiting and with_text else "")  # type: ignore[arg-type]
+
+    return Spinner("line")
 
 
 def _draw(image: Image.Image, stream: TextIO) -> None:

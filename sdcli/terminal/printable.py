@@ -39,6 +39,15 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return the repr of a value of any origin for an error, at most `most` characters long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to format very large integers
+        return "a very large number"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _json_escape(letter: str) -> str:
     units = letter.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
