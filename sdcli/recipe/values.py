@@ -91,5 +91,6 @@ def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
     """Validate a list of texts, or a single text, and convert them to the field's canonical form."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(type(text) is str for text in texts):
-        raise InvalidRecipe(f"{each.name} is {shown(value)}", f"{each.name} must be text, or a list of texts", each.name)
+        hint = f"{each.name} must be text, or a list of texts"
+        raise InvalidRecipe(f"{each.name} is {shown(value)}", hint, each.name)
     return tuple(map(each.metadata.get("each", str), texts))
