@@ -265,6 +265,8 @@ VALUES = {
     "scheduler": st.sampled_from(schedulers.NAMES),
     "sigmas": st.sampled_from(schedulers.SIGMAS),
     "guidance_rescale": st.floats(0, 1),
+    "shift": st.floats(0.01, 100),
+    "true_cfg_scale": st.floats(1, 100),
     "eta": st.floats(0, 1),
     "device": st.sampled_from(parts.DEVICES),
     "dtype": st.sampled_from(parts.DTYPES),

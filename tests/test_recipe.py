@@ -46,6 +46,10 @@ recipes = st.fixed_dictionaries(
         "batch_size": st.integers(1, 256),
         "lora": st.lists(st.sampled_from(["a", "b.safetensors:0.8", "c:1,te=-0.5"]), min_size=1),
         "strict_lora": st.just(False),
+        "shift": st.floats(0.01, 100),
+        "true_cfg_scale": st.floats(1, 100),
+        "prompt_2": st.text(),
+        "reference": st.lists(st.sampled_from(["a.png", "b.png"]), min_size=1),
     },
 )
 
@@ -69,6 +73,7 @@ def test_keys_are_flat_and_the_fields_own():
         "embedding",
         *LAYOUT_KEYS,
         *HIRES_KEYS,
+        *("prompt_2", "reference", "reference_sha256", "match_reference", "shift", "true_cfg_scale"),
     )
     flat = [key for key in keys() if key not in omitted]
     assert list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict()) == flat

@@ -61,9 +61,9 @@ def copies(studio: Studio, monkeypatch: pytest.MonkeyPatch, name: str, **options
     nets = {key: replace(each, net=copy.deepcopy(each.net).to(meta)) for key, each in on_cpu.controlnets.items()}
     model = replace(on_cpu, **parts, controlnets=nets, device=meta)
 
-    def encode(model: LatentDiffusionModel, recipe: Recipe) -> Context:
-        context = encode_condition(on_cpu, recipe)
-        return Context(**{key: None if each is None else each.to(meta) for key, each in vars(context).items()})
+    def encode(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Context:
+        encoded = vars(encode_condition(on_cpu, recipe, inputs))
+        return Context(**{key: each.to(meta) for key, each in encoded.items() if isinstance(each, torch.Tensor)})
 
     def listen(*args, **kwargs) -> torch.Tensor:
         with ExitStack() as stack:

@@ -235,5 +235,5 @@ LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
 INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS, *(each.name for each in fields(References)))
 """Keys of input files."""
 HIRES_KEYS = tuple(each.name for each in fields(Hires))
-WITHOUT_DEFAULTS = (*INPUT_KEYS, *HIRES_KEYS)
+WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS)
 """Keys that the user's settings cannot have."""

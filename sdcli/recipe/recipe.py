@@ -165,7 +165,7 @@ def parse_value(key: str, text: str) -> Any:
 def defaults() -> Mapping[str, Any]:
     """Return the default values of keys, except WITHOUT_DEFAULTS and `label`."""
     found = {each.name: each.default for each, _ in rules(Recipe) if each.default is not dataclasses.MISSING}
-    return {key: value for key, value in found.items() if key not in ("label", "prompt_2", *WITHOUT_DEFAULTS)}
+    return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
 
 
 @cache

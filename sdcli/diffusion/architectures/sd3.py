@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5: a transformer over text and image tokens, trained by flow matching.
 
 Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis". y is the states of two
-CLIP encoders, beside each other, then those of T5 as further tokens, which are zeros without T5; and CLIP's pooled
+CLIP encoders, concatenated, then those of T5 as further tokens, which are zeros without T5; and CLIP's pooled
 states.
 """
 
