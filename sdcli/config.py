@@ -46,7 +46,7 @@ MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family",
 KINDS = ("model", "controlnet", "lora", "embedding")
 PARTS = (
     *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3"),
-    *("tokenizer", "tokenizer_2", "tokenizer_3", "transformer", "unet", "vae"),
+    *("tokenizer", "tokenizer_2", "tokenizer_3", "processor", "transformer", "unet", "vae"),
 )
 """The parts of a model that can come from other folders, by the names of diffusers' folders."""
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}

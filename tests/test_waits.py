@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sdcli.diffusion import pipeline
 from sdcli.diffusion.context import Context
 from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.files.inputs import Inputs
 from sdcli.recipe.recipe import Recipe
 from tests import cases, tiny
 from tests.device.making import Studio

@@ -32,6 +32,7 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 from sdcli.models.tokenizer import byte_letters
 from tests import tiny
 
+EDITORS = ("flux2-klein", "flux2-base", "flux-kontext", "qwen-image-edit")
 FAMILIES = ("z-image", "flux-dev", "flux-schnell", "flux2-klein", "flux2-base", "sd3", "sd3-without-t5", "qwen-image")
 
 CHAT = (
@@ -40,6 +41,7 @@ CHAT = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 )
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QWEN_SPECIAL += ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
 def write_qwen_tokenizer(directory: Path) -> None:
@@ -59,6 +61,14 @@ def write_t5_tokenizer(directory: Path) -> None:
     letters = [chr(letter) for letter in range(ord("!"), ord("~") + 1)]
     vocab = [*((each, 0.0) for each in ("<pad>", "</s>", "<unk>")), *((each, -2.0) for each in ("▁", *letters))]
     T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(directory)
+
+
+def write_image_processor(directory: Path) -> None:
+    """The settings of the image processor of Qwen2.5-VL."""
+    directory.mkdir(parents=True)
+    settings = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "temporal_patch_size": 2}
+    settings |= {"merge_size": 2, "size": {"shortest_edge": 3136, "longest_edge": 12845056}}
+    tiny.write_json(directory / "preprocessor_config.json", settings)
 
 
 def shaken(module: nn.Module, amount: float = 0.05) -> nn.Module:
@@ -116,7 +126,7 @@ def qwen_vl() -> nn.Module:
     text |= {"num_key_value_heads": 1, "vocab_size": 264, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
     vision |= {"fullatt_block_indexes": [0], "window_size": 28}
-    ids = {"vision_start_token_id": 257, "vision_end_token_id": 258, "image_token_id": 259, "video_token_id": 260}
+    ids = {"vision_start_token_id": 259, "vision_end_token_id": 260, "image_token_id": 261, "video_token_id": 262}
     return shaken(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)))
 
 
@@ -178,12 +188,14 @@ def qwen_image() -> dict[str, Any]:
 MAKERS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "z-image": ("ZImagePipeline", z_image),
     "flux-dev": ("FluxPipeline", lambda: flux(True)),
+    "flux-kontext": ("FluxKontextPipeline", lambda: flux(True)),
     "flux-schnell": ("FluxPipeline", lambda: flux(False)),
     "flux2-klein": ("Flux2KleinPipeline", lambda: flux2(True)),
     "flux2-base": ("Flux2KleinPipeline", lambda: flux2(False)),
     "sd3": ("StableDiffusion3Pipeline", lambda: sd3(True)),
     "sd3-without-t5": ("StableDiffusion3Pipeline", lambda: sd3(False)),
     "qwen-image": ("QwenImagePipeline", qwen_image),
+    "qwen-image-edit": ("QwenImageEditPlusPipeline", qwen_image),
 }
 _TOKENIZERS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "CLIPTextModel": ("CLIPTokenizer", tiny.write_tokenizer),
@@ -196,7 +208,7 @@ _TOKENIZERS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
 
 
 def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
-    """Write a tiny diffusers folder of `family`, one of FAMILIES, to `directory`, and return it."""
+    """Write a tiny diffusers folder of `family`, one of FAMILIES or EDITORS, to `directory`, and return it."""
     pipeline, make = MAKERS[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -204,6 +216,9 @@ def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
     if "is_distilled" in parts:
         index["is_distilled"] = parts["is_distilled"]
+    if family == "qwen-image-edit":
+        write_image_processor(directory / "processor")
+        index["processor"] = ["transformers", "Qwen2VLProcessor"]
     for part, module in parts.items():
         if part.startswith("text_encoder"):
             tokens = part.replace("text_encoder", "tokenizer")

@@ -69,10 +69,14 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder and its tokenizer: a `Tokenizer` for CLIP, that of transformers for T5 and Qwen."""
+    """A text encoder and its tokenizer: a `Tokenizer` for CLIP, that of transformers for T5 and Qwen.
+
+    `image_processor` prepares the reference images that an encoder of texts and images sees (Qwen-Image-Edit).
+    """
 
     tokenizer: Any
     model: Any
+    image_processor: Any = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Loads the tokenizer of a language model, T5 or Qwen, with transformers. Imports transformers when one is read."""
+"""Loads the tokenizer of a language model, T5 or Qwen, and the image processor of Qwen-VL, with transformers.
+
+Imports transformers when one is read.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +38,19 @@ def read(folder: Path, *, is_t5: bool, model: Any) -> Any:
             "download the model's folder again",
         )
     return tokenizer
+
+
+def read_image_processor(folder: Path) -> Any:
+    """Load the image processor of Qwen-VL in `folder`. Raises ModelCorrupt for files that are missing or invalid."""
+    with lean_imports():
+        try:
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as Kind
+        except ImportError:  # transformers before 5.10 has one class
+            from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as Kind
+    try:
+        return Kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the library raises anything for invalid files
+        what = " ".join(str(error).split())
+        raise ModelCorrupt(
+            f"the image processor in {folder} cannot be used: {what}", "download the model's folder again"
+        ) from error

@@ -94,6 +94,7 @@ class Row:
 _CLIP, _T5 = ("CLIPTextModel", "CLIPTextModelWithProjection"), ("T5EncoderModel",)
 _QWEN3, _QWEN_VL = ("Qwen3Model", "Qwen3ForCausalLM"), ("Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration")
 _VAE = ("AutoencoderKL", "AutoencoderTiny")
+_QWEN_PIPELINES = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPlusPipeline")
 _LDM = {"vae": (*_VAE, "VQModel"), "text_encoder": _CLIP, "text_encoder_2": _CLIP, "class_embedder": ("Embedding",)}
 
 
@@ -164,7 +165,7 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             optional=1,
         ),
         "qwen_image": _transformer(
-            *("QwenImageTransformer2DModel", "transformer_qwenimage", ("QwenImagePipeline",), (_QWEN_VL,)),
+            *("QwenImageTransformer2DModel", "transformer_qwenimage", _QWEN_PIPELINES, (_QWEN_VL,)),
             vae=("AutoencoderKLQwenImage",),
         ),
     }

@@ -28,15 +28,17 @@ MOST_TOKENS = 1024
 
 def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> Facts:
     """Read the configs of a transformer and its VAE. `guidance_scale` is what diffusers calls `true_cfg_scale`."""
-    space = LatentSpace.of(vae)
+    space, edits = LatentSpace.of(vae), index.get("_class_name") == "QwenImageEditPlusPipeline"
     return Facts(
         native_size=1024,
         size_multiple=2 * space.vae_scale_factor,
         in_channels=int(network.get("in_channels", 64)) // 4,
         latent_space=space,
         prompts=Prompts(MOST_TOKENS, syntax=False),
+        least_references=1 if edits else 0,
+        most_references=3 if edits else 0,
         is_flow=True,
-        defaults={"scheduler": "euler", "steps": 50, "guidance_scale": 4.0},
+        defaults={"scheduler": "euler", "steps": 40 if edits else 50, "guidance_scale": 4.0},
     )
 
 
@@ -69,13 +71,19 @@ def encode(
     guidance: Guidance,
     pictures: Sequence[Picture] = (),
 ) -> Context:
-    """Encode the prompt, and the negative prompt if there is guidance; their lengths differ."""
+    """Encode the prompt, and the negative prompt if there is guidance; their lengths differ.
+
+    The text encoder sees the reference images with both.
+    """
     from sdcli.diffusion.context import Context, language_model
 
-    prompt, note = _states(model, condition.prompt)
+    def states(text: str) -> tuple[Tensor, str | None]:
+        return _seen_states(model, text, pictures) if pictures else _states(model, text)
+
+    prompt, note = states(condition.prompt)
     if not guidance.is_on:
         return Context(prompt_embeds=prompt, notes=language_model.listed(note))
-    negative, other = _states(model, condition.negative_prompt)
+    negative, other = states(condition.negative_prompt)
     return Context(prompt_embeds=prompt, negative_prompt_embeds=negative, notes=language_model.listed(note, other))
 
 
@@ -95,25 +103,78 @@ def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]
     return states[:, skipped:].to(model.device, model.dtype), note
 
 
+def _seen_states(model: LatentDiffusionModel, text: str, pictures: Sequence[Picture]) -> tuple[Tensor, str | None]:
+    """Return the states (1, L, D) of the tokens of images and a text, in the template for editing; nothing is cut.
+
+    Each image has as many tokens as its patches, which the image processor counts.
+    """
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import QwenImageEditPlusPipeline as Pipeline
+
+    from sdcli.diffusion.context import language_model
+
+    encoder = model.text_encoders[0]
+    parts = dict.fromkeys(("scheduler", "vae", "transformer", "processor"))
+    pipe = Pipeline(text_encoder=encoder.model, tokenizer=encoder.tokenizer, **parts)
+    resized = [_resized(pipe.image_processor, each, CONDITION_IMAGE_SIZE) for each in pictures]
+    prepared = encoder.image_processor(images=resized, return_tensors="pt")
+    counts = (prepared.image_grid_thw.prod(-1) // encoder.image_processor.merge_size**2).tolist()
+    shown = "".join(_SHOWN.format(place, _IMAGE * count) for place, count in enumerate(counts, start=1))
+    ids = encoder.tokenizer(pipe.prompt_template_encode.format(shown + text), return_tensors="pt").input_ids
+    images = {key: prepared[key].to(encoder.model.device) for key in ("pixel_values", "image_grid_thw")}
+    states = language_model.hidden_states(encoder.model, ids, **images)[-1]
+    return states[:, pipe.prompt_template_encode_start_idx :].to(model.device, model.dtype), None
+
+
+_IMAGE = "<|image_pad|>"
+_SHOWN = "Picture {}: <|vision_start|>{}<|vision_end|>"
+
+
+def _resized(processor: Any, picture: Picture, area: int) -> Picture:
+    """Resize a picture to about `area` pixels, in multiples of 32."""
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
+
+    width, height = calculate_dimensions(area, picture.width / picture.height)
+    resized: Picture = processor.resize(picture, height, width)
+    return resized
+
+
+def reference_latents(model: LatentDiffusionModel, picture: Picture) -> Tensor:
+    """Encode a reference image of about 1024² pixels."""
+    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import VAE_IMAGE_SIZE
+
+    from sdcli.diffusion import autoencode
+
+    processor = VaeImageProcessor(vae_scale_factor=2 * model.vae_scale_factor)
+    return autoencode.encode_mean(model, processor.preprocess(_resized(processor, picture, VAE_IMAGE_SIZE)))
+
+
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
     """Return f(z, t) with one call of the transformer for each half of guidance. Its time is 0 … 1.
 
     The guided prediction of each token is scaled to the length of the conditional one.
     """
+    import torch
+
     assert context.prompt_embeds is not None
     dtype = network.dtype
     halves = [half for half in (context.prompt_embeds, context.negative_prompt_embeds) if half is not None]
     embeds = [half.expand(batch, -1, -1).to(dtype) for half in halves]
+    references = [packing.pack(each).expand(batch, -1, -1) for each in context.reference_latents]
+    shapes = [(1, each.shape[2] // 2, each.shape[3] // 2) for each in context.reference_latents]
 
     def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
         height, width = latents.shape[2:]
+        tokens = packing.pack(latents)
         arguments = {
-            "hidden_states": packing.pack(latents).to(dtype),
+            "hidden_states": torch.cat([tokens, *references], dim=1).to(dtype),
             "timestep": timestep.expand(batch).to(dtype) / 1000,
-            "img_shapes": [[(1, height // 2, width // 2)]] * batch,
+            "img_shapes": [[(1, height // 2, width // 2), *shapes]] * batch,
             "return_dict": False,
         }
-        predicted = [network(encoder_hidden_states=half, **arguments)[0].float() for half in embeds]
+        whole = [network(encoder_hidden_states=half, **arguments)[0] for half in embeds]
+        predicted = [each[:, : tokens.shape[1]].float() for each in whole]
         velocity = predicted[0]
         if len(predicted) == 2:
             combined = predicted[1] + guidance.scale * (velocity - predicted[1])

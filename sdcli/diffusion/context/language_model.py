@@ -48,9 +48,10 @@ def _too_long(count: int, most: int) -> str | None:
 
 
 @torch.inference_mode()
-def hidden_states(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+def hidden_states(model: Any, ids: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, ...]:
     """Return the states (1, L, D) before the first layer and after each layer of a language model."""
-    options = {} if mask is None else {"attention_mask": mask.to(model.device)}
+    if mask is not None:
+        options["attention_mask"] = mask.to(model.device)
     states: tuple[Tensor, ...] = model(
         input_ids=ids.to(model.device), output_hidden_states=True, use_cache=False, **options
     ).hidden_states

@@ -105,7 +105,11 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
         each: _filled(*parts[each], device, torch.float32 if each == "vae" and vae_in_float32 else dtype)
         for each in parts
     }
-    text = tuple(TextEncoder(tokens, filled[each]) for tokens, each in zip(tokenizers, text_encoders, strict=True))
+    seeing = index.get("processor", [None, None])[1] is not None
+    processor = language_tokenizer.read_image_processor(source.folder("processor")) if seeing else None
+    text = tuple(
+        TextEncoder(tokens, filled[each], processor) for tokens, each in zip(tokenizers, text_encoders, strict=True)
+    )
     network, vae = filled[network_part], filled["vae"]
     model = LatentDiffusionModel(
         name=name,
