@@ -63,13 +63,19 @@ _ROLES: Mapping[str, str] = {
 }
 _PEFT_CONFIG = "adapter_config.json"
 _ENDS = sorted(_ROLES, key=len, reverse=True)
+_XLABS = re.compile(r"_lora[12](\.(down|up)\.weight)$")
+"""XLabs' names, whose number tells image and text apart."""
 _OTHER = re.compile(r"\.(oft_\w+|a[12]\.weight|b[12]\.weight|reshape_weight|bias_(indices|values|size)|set_weight)$")
 """Ends of tensors of kinds that are not supported: OFT, BOFT, GLoRA, sparse biases."""
 _MODEL_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
 _CROSS = re.compile(r"(attn2[._]to_k|attn2[._]processor[._]to_k)$")
+ARCHITECTURES = {"flux": ("FLUX.1",), "flux2": ("FLUX.2", "FLUX.1"), "sd3": ("SD 3", "FLUX.1", "Qwen-Image")}
+ARCHITECTURES |= {"qwen_image": ("Qwen-Image",), "z_image": ("Z-Image",)}
+"""What the names in a LoRA for each architecture can look like; the first is its name."""
 MADE_FOR = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 TRANSFORMERS = {
     "FLUX.1": re.compile(r"(double_blocks|single_blocks)[._]\d|single_transformer_blocks[._]\d"),
+    "FLUX.2": re.compile(r"to_qkv_mlp_proj|single_stream_modulation"),
     "SD 3": re.compile(r"joint_blocks[._]\d"),
     "Qwen-Image": re.compile(r"transformer_blocks[._]\d+[._]img_mlp"),
     "Z-Image": re.compile(r"context_refiner[._]\d|noise_refiner[._]\d"),
@@ -100,7 +106,7 @@ class LoraFile:
     @property
     def made_for(self) -> str | None:
         """The family of models that it is made for, as far as its names and shapes tell."""
-        for name, pattern in TRANSFORMERS.items():
+        for name, pattern in sorted(TRANSFORMERS.items(), reverse=True):  # FLUX.2 has all names of FLUX.1
             if any(pattern.search(layer) for layer in self.groups):
                 return name
         return None if self.token_features is None else MADE_FOR.get(self.token_features)
@@ -117,7 +123,7 @@ class LoraFile:
 def is_lora(header: families.Header) -> bool:
     """Whether the tensors of a file are those of a LoRA."""
     ends = tuple(end for end in _ENDS if _ROLES[end] not in ("weight", "alpha", "up_bias"))
-    return any(name.endswith(ends) for name in header.tensors)
+    return any(name.endswith(ends) or _XLABS.search(name) for name in header.tensors)
 
 
 def kind_of(path: Path) -> str | None:
@@ -149,17 +155,26 @@ def _read(path: Path, *stamps: tuple[int, int] | None) -> LoraFile:
     groups: dict[str, dict[str, str]] = {}
     unknown = []
     for name in header.tensors:
-        end = next((end for end in _ENDS if name.endswith(end)), None)
-        if end is None or _OTHER.search(name):
+        layer, role = _split(name)
+        if role is None or _OTHER.search(name):
             unknown.append(name)
         else:
-            groups.setdefault(name.removesuffix(end), {})[_ROLES[end]] = name
+            groups.setdefault(layer, {})[role] = name
     for layer in [layer for layer, tensors in groups.items() if "weight" in tensors and "on_input" not in tensors]:
         unknown.append(groups[layer].pop("weight"))  # `weight` alone has no role: only (IA)³ has it, with on_input
         if not groups[layer]:
             del groups[layer]
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     return LoraFile(path, groups, tuple(unknown), shapes, **_scaling(path, header.metadata))
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """Return the layer that a tensor belongs to, and its role, or None if it has no known one."""
+    numbered = _XLABS.search(name)
+    if numbered is not None:
+        return name[: numbered.start(1)], numbered[2]
+    end = next((end for end in _ENDS if name.endswith(end)), "")
+    return name.removesuffix(end), _ROLES.get(end)
 
 
 def _scaling(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

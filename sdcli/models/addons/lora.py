@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdcli.diffusion import architectures
 from sdcli.errors import ModelError
 from sdcli.models import lora_file
 from sdcli.models.addons import files_by_name
@@ -55,16 +56,27 @@ def check_fit(name: str, source: Source, model: LocatedModel) -> None:
     Names and shapes only tell the family. Whether each tensor fits is checked when they are merged.
     """
     found = lora_file.read(source.path)
-    if model.source.denoiser != "unet":
-        raise ModelError(f"{model.entry.name} does not support LoRAs", "use a model with a U-Net, such as sd15")
-    takes = model.denoiser_config.get("cross_attention_dim")
+    architecture = architectures.find(model.source.denoiser, model.denoiser_config)
     made_for = found.made_for
+    if architecture in lora_file.ARCHITECTURES:
+        _check_transformer(name, made_for, architecture, model.entry.name)
+        return
+    if architecture != "unet":
+        raise ModelError(f"{model.entry.name} does not support LoRAs", "use another model, such as sd15")
+    takes = model.denoiser_config.get("cross_attention_dim")
     if made_for not in lora_file.TRANSFORMERS and found.token_features in (None, takes):
         return
     made_for = made_for or f"models whose text has {found.token_features} features per token"
     ours = lora_file.MADE_FOR.get(takes or 0)
     hint = f"use a LoRA for {ours}" if ours else f"use a LoRA that was trained on {model.entry.name}"
     raise ModelError(f"the LoRA {name} is made for {made_for}, and {model.entry.name} is not one of them", hint)
+
+
+def _check_transformer(name: str, made_for: str | None, architecture: str, model: str) -> None:
+    fitting = lora_file.ARCHITECTURES[architecture]
+    if made_for not in (None, *fitting):
+        what = f"the LoRA {name} is made for {made_for}, and {model} is not one of them"
+        raise ModelError(what, f"use a LoRA for {fitting[0]}")
 
 
 def files(source: Source) -> list[Path]:

@@ -16,8 +16,8 @@ from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.models import loading, lora_file
 from sdcli.models.loading.find import Finder
-from sdcli.models.loading.lora_change import Misfit, changed, changed_vector, scaling
-from sdcli.models.loading.lora_names import places, plain
+from sdcli.models.loading.lora_change import Misfit, changed, changed_vector, of_rows, scaling
+from sdcli.models.loading.lora_names import Place, places, plain
 from sdcli.models.loading.weights import read, read_headers
 from sdcli.models.lora_file import LoraFile
 from sdcli.models.source import Source
@@ -37,6 +37,8 @@ class _Change:
     file: LoraFile
     layer: str
     role: str | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
+    """The rows of the file's layer that belong to the parameter; None is all of them."""
 
 
 _Plan = dict[str, dict[str, list[_Change]]]
@@ -50,7 +52,8 @@ def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) 
     tensors that do not fit, unless it is `partial`, or without effect.
     """
     parts = dict(zip((source.denoiser, *loading.text_parts(source.index())), _modules(model), strict=True))
-    plan, left_out = _plan(parts, [(each, lora_file.read(each.source.path)) for each in addons])
+    known = places(parts, model.architecture)
+    plan, left_out = _plan(parts, known, [(each, lora_file.read(each.source.path)) for each in addons])
     for each in addons:
         _refuse(each, left_out[each])
     files = {each: dict(read(read_headers([each.source.path]))) for each in addons}
@@ -80,23 +83,26 @@ def _modules(model: LatentDiffusionModel) -> list[nn.Module]:
 
 
 def _plan(
-    parts: Mapping[str, nn.Module], files: Sequence[tuple[Addon, LoraFile]]
+    parts: Mapping[str, nn.Module],
+    known: Mapping[str, tuple[Place, ...]],
+    files: Sequence[tuple[Addon, LoraFile]],
 ) -> tuple[_Plan, dict[Addon, list[str]]]:
     """Return the changes of each parameter, and the tensors of each file for which the model has none."""
-    known = places(parts)
     names = {part: set(module.state_dict()) for part, module in parts.items()}
     plan: _Plan = {part: {} for part in parts}
     left_out: dict[Addon, list[str]] = {}
     for addon, file in files:
         unused = left_out.setdefault(addon, list(file.unknown))
         for layer, tensors in file.groups.items():
-            place = known.get(plain(layer))
+            found = known.get(plain(layer), ())
             vectors = [role for role in tensors if role in _VECTORS]
             for role in [*vectors, *([None] if len(tensors) > len(vectors) else [])]:
-                parameter = "" if place is None else f"{place.module}.{_VECTORS.get(role or '', 'weight')}"
-                if place is not None and parameter in names[place.part]:
-                    plan[place.part].setdefault(parameter, []).append(_Change(addon, file, layer, role))
-                else:
+                leaf = _VECTORS.get(role or "", "weight")
+                fitting = [each for each in found if f"{each.module}.{leaf}" in names[each.part]]
+                for place in fitting:
+                    change = _Change(addon, file, layer, role, place.rows)
+                    plan[place.part].setdefault(f"{place.module}.{leaf}", []).append(change)
+                if not found or len(fitting) != len(found):
                     unused += [tensors[role]] if role else [tensors[each] for each in tensors if each not in vectors]
     return plan, left_out
 
@@ -110,6 +116,8 @@ def _applied(weight: Tensor, change: _Change, part: str, tensors: Mapping[str, T
     if not all(tensor.isfinite().all() for tensor in group.values()):
         raise _not_finite(change)
     alpha = file.alpha_of(change.layer)
+    if change.rows is not None:
+        group = dict(of_rows(group, change.rows))
     if change.role is None:
         return changed(weight, group, scale=scale, alpha=alpha, rank_stabilized=file.rank_stabilized)
     difference = group[change.role]

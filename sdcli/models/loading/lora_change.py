@@ -7,7 +7,7 @@ difference ΔW of W's shape, which is added: W + scale · ΔW. All in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,39 @@ def changed(weight: Tensor, tensors: Tensors, *, scale: float, alpha: float | No
     if tensors.keys() & _NORMS:
         difference = _decomposed(weight + difference, tensors) - weight
     return weight + scale * difference
+
+
+def of_rows(tensors: Tensors, rows: Sequence[tuple[int, int]]) -> Tensors:
+    """Return the tensors of the layer that has only `rows` of the layer of `tensors`, one range after the other.
+
+    Raises Misfit for rows that the layer does not have, and for norms of columns, which depend on all rows.
+    """
+    by_row = {"up", "hada_w1_a", "hada_w2_a", "diff", "diff_b", "up_bias", "magnitude"}
+    whole = max((tensors[role].shape[0] for role in by_row & tensors.keys()), default=0)
+    if any(role.startswith("lokr") for role in tensors):
+        product = _kronecker(tensors).flatten(1)
+        tensors = {role: each for role, each in tensors.items() if not role.startswith("lokr") and role != "alpha"} | {
+            "diff": product * _kronecker_scaling(tensors)
+        }
+        whole = product.shape[0]
+    if "weight" in tensors and not bool(tensors["on_input"].reshape(-1)[0]):
+        by_row, whole = by_row | {"weight"}, tensors["weight"].numel()
+    if "dora_scale" in tensors:
+        norms = tensors["dora_scale"]
+        if norms.shape[0] != norms.numel() or norms.numel() != whole:
+            raise Misfit("has norms of columns, which cannot be divided among several layers")
+        by_row.add("dora_scale")
+    if "on_input" not in tensors and max(end for _, end in rows) > whole:
+        raise Misfit(f"has {whole} rows, of which {max(end for _, end in rows)} are needed")
+    return {
+        role: torch.cat([each[start:end] for start, end in rows]) if role in by_row else each
+        for role, each in tensors.items()
+    }
+
+
+def _kronecker_scaling(tensors: Tensors) -> float:
+    factors = [tensors[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in tensors]
+    return scaling(factors[0].shape[0], tensors, None, False) if factors else 1.0
 
 
 def _added(weight: Tensor, tensors: Tensors, scale: float, alpha: float | None, rank_stabilized: bool) -> Tensor:
