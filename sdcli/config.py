@@ -50,7 +50,7 @@ PARTS = (
     *("tokenizer", "tokenizer_2", "tokenizer_3", "processor", "transformer", "unet", "vae"),
 )
 """The parts of a model that can come from other folders, by the names of diffusers' folders."""
-_REPO = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_REPO = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}
 
 

@@ -140,6 +140,7 @@ def test_a_shipped_entry_is_changed_key_by_key(home):
         ("models.sd15 = 3\n", 1, "models.sd15 is 3", "table"),
         ("[models.sd15]\nlicense = ''\n", 2, "license is ''", "text"),
         ('[models.x]\nrepo = "\\u0000"\n', 2, r"repo is '\x00'", "text"),
+        (f"[models.x]\nrepo = '{'a' * 200}'\n", 2, "repo is 'aaa", "OWNER/NAME"),
         ("[models.x]\nrepo = '../../x'\n", 2, "repo is '../../x'", "OWNER/NAME"),
         ('[models.x.parts]\nvae = "a\\u0000"\n', 2, r"vae is 'a\x00'", "text"),
         ('[defaults]\nlora_dir = "\\u0000"\n', 2, r"lora_dir is '\x00'", "text"),
