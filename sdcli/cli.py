@@ -14,9 +14,8 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
-from sdcli.commands import usage
+from sdcli.commands import completion, usage
 from sdcli.commands.batch import batch
-from sdcli.commands.completion import join_words
 from sdcli.commands.config import config
 from sdcli.commands.edit import edit
 from sdcli.commands.encode import decode, encode
@@ -96,7 +95,7 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run `sdcli ARGUMENTS…` and return its exit status; errors are two lines on stderr."""
     debug = "--debug" in arguments
-    join_words(os.environ)
+    completion.prepare(os.environ, arguments)
     try:
         signals.watch()
         status = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)

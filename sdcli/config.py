@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -49,6 +50,7 @@ PARTS = (
     *("tokenizer", "tokenizer_2", "tokenizer_3", "processor", "transformer", "unet", "vae"),
 )
 """The parts of a model that can come from other folders, by the names of diffusers' folders."""
+_REPO = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}
 
 
@@ -230,8 +232,10 @@ def _user_model(path: Path, keys: tuple[str, ...], table: Any) -> UserModel:
             _check_table(path, here, value)
         elif key == "parts":
             parts = _parts(path, here, value)
-        elif type(value) is not str or not value:
+        elif not _is_text(value):
             raise _wrong(path, here, f"{key} is {shown(value)}", f"{key} must be text")
+        elif key == "repo" and not _REPO.fullmatch(value):
+            raise _wrong(path, here, f"{key} is {shown(value)}", "a repository on the hub is OWNER/NAME")
         elif value not in _CHOICES.get(key, (value,)):
             raise _wrong(path, here, f"{key} is {shown(value)}", f"{key} is one of {', '.join(_CHOICES[key])}")
         else:
@@ -249,9 +253,13 @@ def _parts(path: Path, keys: tuple[str, ...], table: Any) -> dict[str, str]:
     for part, folder in table.items():
         here = (*keys, part)
         _check_known(path, here, PARTS, "part")
-        if type(folder) is not str or not folder:
+        if not _is_text(folder):
             raise _wrong(path, here, f"{part} is {shown(folder)}", f"{part} must be text: the path of its folder")
     return {part: _absolute(path, folder) for part, folder in table.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and value != "" and "\0" not in value  # no path has NUL
 
 
 def _absolute(path: Path, folder: str) -> str:
@@ -269,7 +277,7 @@ def _settings(
             raise _wrong(path, here, f"{key} cannot have a default", "give it on the command line")
         _check_known(path, here, tuple(known), "key")
         try:
-            if key in GENERAL and (type(value) is not str or not value):
+            if key in GENERAL and not _is_text(value):
                 raise InvalidRecipe(f"{key} is {shown(value)}", f"{key} must be text", key)
             found[key] = Setting(value if key in GENERAL else recipe.check_value(key, value), str(path), here)
         except InvalidRecipe as error:

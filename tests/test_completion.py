@@ -174,6 +174,31 @@ def test_in_bash(at_home):
     assert (done.stdout.decode().split(), done.stderr) == (["euler", "euler-a"], b"")
 
 
+@needs("bash")
+def test_in_bash_no_space_follows_a_key(at_home, tmp_path):
+    shown = subprocess.run(
+        ["sdcli", "--show-completion", "bash"],
+        env=at_home | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True,
+        check=True,
+    )
+    assert shown.stdout.decode().strip() == script_of("bash", at_home).strip()
+    (tmp_path / "rc").write_text(f"PS1='> '\n{script_of('bash', at_home)}\n")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe("bash", ["bash", "--rcfile", str(tmp_path / "rc"), "-i"], at_home)
+    try:
+        reading(terminal, b"> ")
+        os.write(terminal, b"sdcli batch --matrix clip\t")
+        seen = reading(terminal, b"clip_skip=")
+        os.write(terminal, b"2\r")
+        seen += reading(terminal, b"clip_skip=2")
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
+    assert b"clip_skip=2" in seen
+
+
 @needs("fish")
 def test_in_fish(at_home):
     script = script_of("fish", at_home) + "\ncomplete -C 'sdcli generate x --sigmas k'"

@@ -139,6 +139,11 @@ def test_a_shipped_entry_is_changed_key_by_key(home):
         ("[models.x]\nrepo = 'a/b'\nfolder = 'c'\n", 2, "a folder and a repo", "one of the two"),
         ("models.sd15 = 3\n", 1, "models.sd15 is 3", "table"),
         ("[models.sd15]\nlicense = ''\n", 2, "license is ''", "text"),
+        ('[models.x]\nrepo = "\\u0000"\n', 2, r"repo is '\x00'", "text"),
+        (f"[models.x]\nrepo = '{'a' * 200}'\n", 2, "repo is 'aaa", "OWNER/NAME"),
+        ("[models.x]\nrepo = '../../x'\n", 2, "repo is '../../x'", "OWNER/NAME"),
+        ('[models.x.parts]\nvae = "a\\u0000"\n', 2, r"vae is 'a\x00'", "text"),
+        ('[defaults]\nlora_dir = "\\u0000"\n', 2, r"lora_dir is '\x00'", "text"),
     ],
 )
 def test_what_is_wrong_in_a_config_file_is_named_with_its_line(home, text, line, message, hint):

@@ -137,6 +137,32 @@ def test_a_model_that_cannot_be_loaded_leaves_no_trace(sd15, tmp_path):
     assert len(maker.make(task(place))) == 1
 
 
+@pytest.mark.parametrize("part", ["network", "text encoder", "vae", "scheduler"])
+def test_what_a_network_or_a_scheduler_raises_is_of_the_model(sd15, monkeypatch, part):
+    maker, asked = LocalMaker(), task(sd15)
+    model = maker.load(asked.weights, asked.recipes[0])
+    modules = {"network": model.network, "text encoder": model.text_encoders[0].model, "vae": model.vae.decoder}
+
+    def fail(*args: object, **options: object) -> None:
+        raise KeyError("odd \x1b" + "x" * 1000)
+
+    if part == "scheduler":
+        monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor", fail)
+        asked = task(sd15, scheduler="dpm++-2m-sde")
+        maker.load(asked.weights, asked.recipes[0])
+    else:
+        monkeypatch.setattr(modules[part], "forward", fail)
+    with pytest.raises(ModelCorrupt, match=r"can be loaded, but not run: .*odd") as caught:
+        maker.make(asked)
+    assert len(caught.value.message) < 600
+
+
+def test_what_sdcli_raises_is_a_bug(sd15, monkeypatch):
+    monkeypatch.setattr(pipeline, "run", lambda *args, **options: {}["mine"])
+    with pytest.raises(KeyError, match="mine"):
+        LocalMaker().make(task(sd15))
+
+
 def test_files_that_change_while_they_are_loaded_give_no_picture(sd15, tmp_path, monkeypatch):
     place = shutil.copytree(sd15, tmp_path / "model")
     load = assemble.load

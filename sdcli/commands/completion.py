@@ -6,7 +6,8 @@ bash splits words at `=` and `:`, so that it expects only the rest of a `KEY=VAL
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from contextlib import suppress
 
 from sdcli.models import registry
 from sdcli.models.addons import embedding, lora
@@ -90,6 +91,25 @@ def _choices(key: str) -> Iterable[str]:
     if key == "model":
         return registry.names()
     return recipe.choices(key) if key in tuple(recipe.keys()) else ()
+
+
+_RETURN = "    return 0\n"
+_NO_SPACE = "    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null\n"
+"""After a `KEY=` alone bash would add a space."""
+
+
+def prepare(environment: MutableMapping[str, str], arguments: Sequence[str]) -> None:
+    """Prepare a run that completes words for a shell, or prints or installs its script; does nothing in other runs."""
+    join_words(environment)
+    if _VARIABLE in environment or {"--install-completion", "--show-completion"} & {*arguments}:
+        with suppress(ImportError, AttributeError, KeyError):  # typer has no public way to change its script
+            from typer import _completion_classes, _completion_shared
+
+            script = _completion_shared._completion_scripts["bash"]
+            if _NO_SPACE not in script:
+                script = script.replace(_RETURN, f"{_NO_SPACE}{_RETURN}")
+            _completion_shared._completion_scripts["bash"] = script
+            _completion_classes.BashComplete.source_template = script
 
 
 def join_words(environment: MutableMapping[str, str]) -> None:

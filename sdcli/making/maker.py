@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdcli.errors import OutOfMemory
+from sdcli.errors import ModelCorrupt, OutOfMemory, SdcliError
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.making.picture import Picture
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
 from sdcli.planning import timings
 from sdcli.recipe.recipe import Recipe
+from sdcli.terminal.printable import one_line
 
 if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
@@ -111,7 +115,8 @@ class LocalMaker:
         model = self._loaded(task.weights, resolved)
         execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
         recipes = [recipe.replace(**execution) for recipe in task.recipes]
-        results = pipeline.run(model, recipes, on_step, inputs=task.inputs)
+        with _of_the_model(task.weights.model):
+            results = pipeline.run(model, recipes, on_step, inputs=task.inputs)
         for result in results:
             timings.record(result.recipe, task.weights, result.seconds)
         return [Picture.of(result, task.weights) for result in results]
@@ -142,6 +147,29 @@ class LocalMaker:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+_MAX_REASON = 300  # characters
+_OF_LIBRARIES = ("torch/nn/modules/module.py", "diffusers/models/", "diffusers/schedulers/", "transformers/models/")
+"""What runs a network and a scheduler, whose configs are the model's."""
+
+
+@contextmanager
+def _of_the_model(source: Source) -> Iterator[None]:
+    """Convert what a network or a scheduler raises to ModelCorrupt: not every config that can be loaded can be run."""
+    try:
+        yield
+    except (SdcliError, MemoryError):
+        raise
+    except Exception as error:
+        frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+        if not any(part in Path(name).as_posix() for name in frames for part in _OF_LIBRARIES):
+            raise
+        reason = one_line(str(error))[:_MAX_REASON] or type(error).__name__
+        raise ModelCorrupt(
+            f"{source.path} can be loaded, but not run: {reason}",
+            "a config does not fit the weights; download the model again, or see which one with --debug",
+        ) from error
 
 
 def _key(weights: Weights, resolved: Recipe) -> _Key:

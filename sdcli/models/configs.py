@@ -63,6 +63,7 @@ def _or_list(rule: Rule) -> Rule:
 _TEXT = Rule("a text", lambda value: type(value) is str)
 _LIST = Rule("a list", lambda value: isinstance(value, list | tuple))
 _FLAG = Rule("true or false", lambda value: value is None or type(value) is bool)
+_CHOICE = Rule("true or false", lambda value: type(value) is bool)
 _COUNT = _whole(1, 2**16)
 _LAYERS = _whole(1, 1024)
 _SMALL = _number(1e-30, 1, "a number above 0, up to 1")
@@ -153,7 +154,7 @@ SCHEDULER: Mapping[str, Rule] = {
     "lambda_min_clipped": Rule("a number", lambda value: value == -math.inf or _is_number(value)),
     **dict.fromkeys(("clip_sample", "set_alpha_to_one", "skip_prk_steps", "rescale_betas_zero_snr"), _FLAG),
     **dict.fromkeys(("thresholding", "lower_order_final", "euler_at_final", "use_lu_lambdas", "predict_x0"), _FLAG),
-    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), _FLAG),
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), _CHOICE),
 }
 
 

@@ -210,7 +210,14 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             ends_clean=_with_final_sigma_zero,
             zero_snr=True,
         ),
-        "deis": Row("deis_multistep", "DEISMultistepScheduler", "DEIS", sigmas=SIGMAS, ends_clean=_never),
+        "deis": Row(
+            "deis_multistep",
+            "DEISMultistepScheduler",
+            "DEIS",
+            _options(algorithm_type="deis"),
+            sigmas=SIGMAS,
+            ends_clean=_never,
+        ),
         "lcm": Row(
             "lcm",
             "LCMScheduler",
