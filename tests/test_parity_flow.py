@@ -15,7 +15,7 @@ from sdcli.diffusion import packing, pipeline, samplers
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import InvalidRecipe, ModelError
 from sdcli.files.canvas import InitialImage
-from sdcli.models import loading, located, registry
+from sdcli.models import export, loading, located, registry
 from sdcli.models.source import Source
 from sdcli.planning import resolve
 from sdcli.recipe import schedulers
@@ -226,3 +226,12 @@ def test_parts_of_another_family_do_not_fit(folders, family, part, other):
     with pytest.raises(ModelError) as raised:
         loading.load(Source(folders[family], parts=((part, there),)), name="", device=CPU, dtype=torch.float32)
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "sd3-without-t5", "qwen-image"])
+def test_an_export_is_the_model(folders, family, tmp_path):
+    name = export.export(Source(folders[family]), tmp_path, lambda part, count: None)
+    assert name == tiny_flow.MAKERS[family][0]
+    recipe = recipe_of(folders[family], steps=1)
+    assert (pipeline.sample(load(tmp_path), [recipe]) == pipeline.sample(load(folders[family]), [recipe])).all()
+    assert tiny_flow.pipeline_of(tmp_path).transformer is not None

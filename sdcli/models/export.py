@@ -17,11 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sdcli.diffusion import architectures
+from sdcli.errors import ModelError
 from sdcli.files import folders, palette
 from sdcli.files.json_files import load_json
 from sdcli.models import families, loading, tokenizer, vocabulary
 from sdcli.models.loading.weights import tensors
-from sdcli.models.source import INDEX, Source
+from sdcli.models.source import INDEX, SUFFIXES, Source
 from sdcli.terminal.display import OnBytes
 
 _NOT_EXPORTED = ("feature_extractor", "image_encoder", "safety_checker")
@@ -36,6 +38,8 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     source.check()
     index = loading.read_index(source)
     parts = loading.check_parts(source, index, [part for part in loading.COMPONENTS if index.get(part, [None])[0]])
+    if _is_flow(index):
+        return _copied(source, folder, index, on_bytes)
     modules = {part: module for part, (module, _) in parts.items()}
     for part, (module, stored) in parts.items():
         (folder / part).mkdir()
@@ -59,6 +63,30 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     written = _index(source, index, modules)
     write_json(folder / INDEX, written)
     return str(written["_class_name"])
+
+
+def _is_flow(index: Mapping[str, Any]) -> bool:
+    """Whether the model is one of flow matching, whose folders have been in one layout since they exist."""
+    rows = (row for row in architectures.TABLE.values() if row.flow)
+    return any(index["_class_name"] in row.pipelines for row in rows)
+
+
+def _copied(source: Source, folder: Path, index: Mapping[str, Any], on_bytes: OnBytes) -> str:
+    """Copy the folders of the parts of a model. Raises ModelError for a model in single files."""
+    parts = [part for part, each in index.items() if isinstance(each, list) and each[0] is not None]
+    if not all(source.folder(part).is_dir() for part in parts) or source.is_file:
+        hint = "download the model's folder from the hub: sdcli models pull"
+        raise ModelError("a model of this family in single files cannot be exported", hint)
+    for part in parts:
+        place = source.folder(part)
+        files = {each for each in place.iterdir() if each.suffix in (*SUFFIXES, ".model", ".jinja") and each.is_file()}
+        weights = set(families.component_files(place, source.variant)) if part in loading.COMPONENTS else set()
+        (folder / part).mkdir()
+        for file in sorted(weights | {each for each in files if each.suffix != ".safetensors"}):
+            shutil.copyfile(file, folder / part / file.name)
+            on_bytes(part, file.stat().st_size)
+    write_json(folder / INDEX, dict(index))
+    return str(index["_class_name"])
 
 
 def _name(part: str, name: str) -> str:
