@@ -183,12 +183,18 @@ def with_any_timesteps(scheduler: Any) -> Any:
         ({"scheduler": "ddim"}, "scheduler"),
         ({"scheduler": "unipc", "sigmas": "karras"}, "sigmas"),
         ({"clip_skip": 2}, "clip_skip"),
+        ({"steps": 999}, "steps"),
     ],
 )
 def test_what_flow_models_do_not_support_is_refused(folders, options, field):
     with pytest.raises(InvalidRecipe) as raised:
         recipe_of(folders["sd3"], **options)
     assert raised.value.field == field
+
+
+def test_one_step_cannot_be_stretched(folders):
+    with pytest.raises(InvalidRecipe, match="cannot use 1 steps"):
+        recipe_of(folders["qwen-image"], steps=1)
 
 
 @pytest.mark.parametrize("sigmas", schedulers.SIGMAS)
@@ -232,6 +238,6 @@ def test_parts_of_another_family_do_not_fit(folders, family, part, other):
 def test_an_export_is_the_model(folders, family, tmp_path):
     name = export.export(Source(folders[family]), tmp_path, lambda part, count: None)
     assert name == tiny_flow.MAKERS[family][0]
-    recipe = recipe_of(folders[family], steps=1)
+    recipe = recipe_of(folders[family], steps=2)
     assert (pipeline.sample(load(tmp_path), [recipe]) == pipeline.sample(load(folders[family]), [recipe])).all()
     assert tiny_flow.pipeline_of(tmp_path).transformer is not None

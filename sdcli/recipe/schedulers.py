@@ -322,6 +322,8 @@ def _check_steps(name: str, sigmas: str, config: Config, steps: int) -> None:
     """
     row, trained = TABLE[name], int(config.get("num_train_timesteps", 1000))
     least, most = row.least_steps, row.most_steps(config)
+    if predicts_flow(config) and config.get("shift_terminal"):
+        least = max(least, 2)  # diffusers stretches the noise levels between the first and the last
     if not least <= steps <= most:
         message = f"the scheduler {name} cannot use {steps} steps with this model"
         raise InvalidRecipe(message, f"steps must be between {least} and {most}", "steps")
