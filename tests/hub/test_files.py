@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sdcli.errors import ModelCorrupt, ModelError, ModelUnsafe
 from sdcli.models.families import component_files
 from sdcli.models.hub.files import needed
+from tests import tiny_flow
 
 BASE = ["model_index.json", "unet/config.json", "unet/model.safetensors", "vae/config.json", "vae/model.safetensors"]
 BASE += ["text_encoder/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
@@ -116,6 +117,9 @@ def test_a_model_of_classes_that_is_pickled_is_unsafe():
         needed([path.replace("transformer/diffusion_pytorch_model.safetensors", "transformer/x.bin") for path in DIT])
 
 
-def test_a_transformer_beside_a_text_encoder_is_another_model():
-    with pytest.raises(ModelCorrupt, match="its unet has no"):
-        needed([*DIT, "text_encoder/config.json", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize("family", ["z-image", "sd3", "qwen-image-edit", "flux-dev"])
+def test_all_of_a_transformer_s_folder_is_needed(family, tmp_path):
+    folder = tiny_flow.make_folder(family, tmp_path)
+    paths = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    others = {"README.md", "flux1-dev.safetensors", "text_encoder_2/model.fp16.safetensors", "transformer/x.bin"}
+    assert needed(paths | others) == sorted(paths)

@@ -21,17 +21,20 @@ _CONFIGS = {
     "scheduler": ("scheduler_config.json",),
     "tokenizer": (
         "added_tokens.json",
+        "chat_template.jinja",
         "merges.txt",
         "special_tokens_map.json",
+        "spiece.model",
         "tokenizer.json",
         "tokenizer_config.json",
         "vocab.json",
     ),
+    "processor": ("preprocessor_config.json",),
 }
 _WITH_WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "class_embedder")
 _TEXT_PARTS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")
 _CLASS_PARTS = (("unet", "vae", "class_embedder", "scheduler"), ("transformer", "vae", "scheduler"))
-_OPTIONAL = ("text_encoder_2", "tokenizer_2")  # SDXL's
+_OPTIONAL = ("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "processor")
 
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -63,15 +66,22 @@ def needed(paths: Collection[str], variant: str | None = None, file: str | None 
         )
     found = {INDEX, *({palette.FILE, vocabulary.FILE} & set(paths))}
     present = {path.partition("/")[0] for path in paths if "/" in path}
-    of_classes = (parts for parts in _CLASS_PARTS if "text_encoder" not in present and present.issuperset(parts))
-    for folder in (*next(of_classes, _TEXT_PARTS), *_OPTIONAL):
+    for folder in (*_parts(present), *_OPTIONAL):
         if folder in _OPTIONAL and folder not in present:
             continue
-        kind = folder.removesuffix("_2")
+        kind = folder.removesuffix("_2").removesuffix("_3")
         found |= {f"{folder}/{name}" for name in _CONFIGS[kind]} & set(paths)
         if kind in _WITH_WEIGHTS:
             found |= _weights(folder, paths, variant)
     return sorted(found)
+
+
+def _parts(present: Collection[str]) -> tuple[str, ...]:
+    """Return the folders that a repository with these must have."""
+    if "text_encoder" in present:
+        network = "transformer" if "transformer" in present else "unet"
+        return tuple(network if part == "unet" else part for part in _TEXT_PARTS)
+    return next((parts for parts in _CLASS_PARTS if set(parts) <= set(present)), _TEXT_PARTS)
 
 
 def _weights(folder: str, paths: Collection[str], variant: str | None) -> set[str]:
