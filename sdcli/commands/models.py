@@ -18,6 +18,7 @@ from sdcli.commands.plain_help import Commands
 from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, UsageError
 from sdcli.files import folders, palette
+from sdcli.files.user_files import home_path, user_folder
 from sdcli.models import lora_file, registry, user_models
 from sdcli.models.addons import controlnet, embedding, lora
 from sdcli.models.hub import lock
@@ -233,25 +234,58 @@ def labels(name: Name, json: Json = False, debug: Debug = False) -> None:
 
 @models.command("pull")
 def pull(
-    name: HubName,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|URL",
+            help="A name from `sdcli models list`, OWNER/NAME on the hub, or the https address of a file.",
+            autocompletion=completion.hub_model,
+        ),
+    ],
     revision: Annotated[
         str, typer.Option("--revision", metavar="R", help="The branch, tag or commit to download.")
     ] = "main",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The directory for the file of a URL.",
+            show_default="~/.local/share/sdcli/models",
+        ),
+    ] = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option("--sha256", metavar="HEX", help="What the file of a URL must have.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.", show_default=False)] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Download a model from the Hugging Face hub and print its path.
+    """Download a model from the Hugging Face hub, or a file from a URL, and print its path.
 
     This is the only command that uses the network. It downloads only the files that are needed, resumes an interrupted
     download, and verifies files that are already present. The commit is pinned: the model does not change until the
     next pull. HF_TOKEN is sent for gated and private models; HF_ENDPOINT selects another hub.
 
+    A URL is that of a .safetensors or .gguf file. Its size is checked, and its sha256 if --sha256, the hub or Civitai
+    give one. CIVITAI_TOKEN is sent to Civitai.
+
         sdcli models pull sd15
         sdcli generate "arctic fox, photograph" -m sd15
+        sdcli models pull https://civitai.com/api/download/models/128713 -o ~/loras
     """
+    from sdcli.models.hub import address
     from sdcli.models.hub.pull import pull as get
 
+    if address.is_address(name):
+        _pull_file(name, output, sha256, force=force, json=json, quiet=quiet)
+        return
+    for option, value in (("--output", output), ("--sha256", sha256), ("--force", force or None)):
+        if value is not None:
+            raise UsageError(f"{option} is for a URL, and {name} is a name", "omit it")
     entry = _on_hub(registry.find(name), "pull")
     assert entry.repo is not None
     try:
@@ -266,6 +300,23 @@ def pull(
         streams.say(streams.to_json(facts | {"files": len(pin.files), "bytes": pin.size}))
     else:
         streams.say_path(path)
+
+
+def _pull_file(url: str, output: str | None, sha256: str | None, *, force: bool, json: bool, quiet: bool) -> None:
+    from sdcli.models.hub import address
+
+    folder = user_folder("XDG_DATA_HOME", ".local/share") / "models" if output is None else home_path(output)
+    try:
+        with display.transfer(quiet=quiet) as start:
+            found = address.pull(url, folder, start, sha256, force=force)
+    except KeyboardInterrupt:
+        streams.warn("stopped; the same command resumes the download")
+        raise
+    if json:
+        facts = {"url": url, "path": str(found.path), "bytes": found.size, "sha256": found.sha256}
+        streams.say(streams.to_json(facts))
+    else:
+        streams.say_path(str(found.path))
 
 
 @models.command("verify")
