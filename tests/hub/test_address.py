@@ -63,6 +63,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(site.announced or len(data)))
+            self.send_header("Connection", "close")
             for key, value in headers.items():
                 self.send_header(key, value)
             self.end_headers()
