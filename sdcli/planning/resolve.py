@@ -77,6 +77,13 @@ class Resolved:
     weights: Weights
     inputs: Inputs
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """The width and height of the picture, which can be those of the first reference image."""
+        if self.recipe.references.match_reference:
+            return self.inputs.references[0].picture.size
+        return self.recipe.size
+
 
 def resolve(
     model: LocatedModel,

@@ -1,7 +1,8 @@
 """The form of `POST /v1/images/edits`: an image, and a mask whose transparent part is repainted.
 
 Follows https://platform.openai.com/docs/api-reference/images/createEdit. Without a mask, the transparent part of the
-image is repainted, or the whole image if it has none.
+image is repainted, or the whole image if it has none. A model that takes reference images gets the images as references
+instead, one or more, unless there is a mask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sdcli.errors import InvalidRecipe
+from sdcli.files.reading import Files
 from sdcli.recipe.parts import INPUT_KEYS, Initial
 from sdcli.recipe.paths import ALPHA
 from sdcli.recipe.recipe import keys, parse_value
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from sdcli.files.pictures import Decoded
 
 FILES = ("image", "image[]", "mask")
-MAX_FIELDS = 100
+MAX_FIELDS, MAX_FILES = 100, 17
+"""Fields of a form, and files: 16 images, as OpenAI's API takes, and a mask."""
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # otherwise its log goes to stderr
 _REPAINT = "make the part to repaint transparent"
 
@@ -69,7 +72,7 @@ async def read_form(request: Request) -> AsyncIterator[FormData]:
     """Read a form whose text is valid in its charset, and remove its files from disk at the end."""
     async with aclosing(request.stream()) as stream:
         try:
-            form = await _Parser(request.headers, stream, max_files=2, max_fields=MAX_FIELDS).parse()
+            form = await _Parser(request.headers, stream, max_files=MAX_FILES, max_fields=MAX_FIELDS).parse()
         except MultiPartException as error:
             raise HTTPException(400, error.message) from error
     try:
@@ -91,16 +94,38 @@ def fields(form: FormData) -> dict[str, Any]:
     return values
 
 
-async def files(form: FormData) -> tuple[Upload, Upload | None]:
-    """Return the image and the mask. Raises InvalidRecipe unless there is one image, and at most one mask, as files."""
+async def files(form: FormData) -> tuple[list[Upload], Upload | None]:
+    """Return the images and the mask. Raises InvalidRecipe unless they are files, with one image or more."""
     images = [each for key in ("image", "image[]") for each in form.getlist(key)]
     masks = form.getlist("mask")
-    if len(images) != 1 or not isinstance(images[0], UploadFile):
-        raise InvalidRecipe(f"the form has {len(images)} files named image", "send one", "image")
+    uploads = [await _upload(each, "image") for each in images if isinstance(each, UploadFile)]
+    if not uploads or len(uploads) != len(images):
+        raise InvalidRecipe(f"the form has {len(uploads)} files named image", "send one", "image")
     if len(masks) > 1 or not all(isinstance(each, UploadFile) for each in masks):
         raise InvalidRecipe("mask is not a file", "send it as a file, or omit it", "mask")
     mask = await _upload(masks[0], "mask") if masks and isinstance(masks[0], UploadFile) else None
-    return await _upload(images[0], "image"), mask
+    return uploads, mask
+
+
+def only(images: list[Upload]) -> Upload:
+    """Return the image, for a model that takes one. Raises InvalidRecipe if there are several."""
+    if len(images) != 1:
+        raise InvalidRecipe(f"the form has {len(images)} files named image", "send one", "image")
+    return images[0]
+
+
+def references(images: list[Upload], limits: Limits) -> tuple[dict[str, Any], Files]:
+    """Return the recipe keys of reference images, and the files by the names in them.
+
+    Raises UnfitFile for a file that is not a picture, and InvalidRecipe for one with too many pixels.
+    """
+    for each in images:
+        _decode(each, "image", limits)
+    names = [each.name for each in images]
+    repeated = len(set(names)) != len(names)
+    named = [f"{place}-{each}" if repeated else each for place, each in enumerate(names, start=1)]
+    streams = {name: each.data for name, each in zip(named, images, strict=True)}
+    return {"reference": named}, Files(streams=streams)
 
 
 async def _upload(file: UploadFile, otherwise: str) -> Upload:

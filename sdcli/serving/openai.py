@@ -124,9 +124,18 @@ def make_app(
             raise UsageError("an edit is a form", "send it as multipart/form-data, with image, mask and prompt")
         async with edits_form.read_form(request) as form:
             asked, uploads = _edit(form), await edits_form.files(form)
+        images, mask = uploads
+        if mask is None and located.locate(_entry(served, _name(asked, served))).facts.most_references:
+            async with decoding:
+                line.check_room()
+                named, files = await run_in_threadpool(edits_form.references, images, limits)
+            resolved = await run_in_threadpool(partial(_resolve, asked, served, limits, named=named, files=files))
+            pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
+            return _answer(resolved.size, pictures, _warnings(asked, resolved, transparent=False))
+        image = edits_form.only(images)
         async with decoding:
             line.check_room()
-            named, given = await run_in_threadpool(edits_form.initial, *uploads, limits)
+            named, given = await run_in_threadpool(edits_form.initial, image, mask, limits)
         edits_form.check_size(asked.size, given)
         resolved = _resolve(asked.model_copy(update={"size": None}), served, limits, given=given, named=named)
         pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
@@ -179,13 +188,22 @@ def _add_state(
 
 
 def _resolve(asked: Generation, served: Mapping[str, registry.ModelEntry], limits: Limits, **edit: Any) -> Resolved:
-    """Complete the recipe of a request; for an `edit`, `named` and `given` are the keys and pictures of its files."""
-    name = asked.model or next(iter(served), "kit")
+    """Complete the recipe of a request.
+
+    For an `edit`, `named` are the keys of its files, `given` their pictures, and `files` their content by name.
+    """
+    name = _name(asked, served)
     model = located.locate(_entry(served, name))
     options = {**_options(asked, limits), **edit.get("named", {}), "model": name}
-    resolved = resolve.resolve(model, options, given=edit.get("given"), find_addon=_named_addon)
+    given, files = edit.get("given"), edit.get("files")
+    resolved = resolve.resolve(model, options, given=given, files=files, find_addon=_named_addon)
     limits.check_size(*resolved.recipe.size)
     return resolved
+
+
+def _name(asked: Generation, served: Mapping[str, registry.ModelEntry]) -> str:
+    """Return the name of the model of a request, that of the first one if it names none."""
+    return asked.model or next(iter(served), "kit")
 
 
 def _entry(served: Mapping[str, registry.ModelEntry], name: str) -> registry.ModelEntry:

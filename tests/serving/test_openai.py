@@ -17,6 +17,7 @@ from PIL import Image
 
 from sdcli.files import metadata
 from sdcli.serving import edits
+from tests import tiny_flow
 
 openai = pytest.importorskip("openai")
 
@@ -353,3 +354,25 @@ def test_who_goes_away_cancels(warm, client):
     started = time.monotonic()
     client.images.generate(prompt="x", extra_body={"steps": 1})
     assert time.monotonic() - started < 10  # ten thousand steps take far longer
+
+
+def test_images_are_references_for_a_model_that_takes_them(serve, run, tmp_path):
+    """Two images under the same name, and no mask: the picture that `sdcli edit` makes of them, at a given size."""
+    folder = tiny_flow.make_folder("flux2-klein", tmp_path / "klein")
+    images = [png_of(striped()[0]), png_of(striped()[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT))]
+    for place, data in enumerate(images):
+        (tmp_path / f"{place}.png").write_bytes(data)
+    options = {"seed": 7, "steps": 1, "dtype": "float32"}
+    with serve("-m", folder) as warm, openai.OpenAI(base_url=warm.url, api_key="none", max_retries=0) as client:
+        uploads = [("image.png", data) for data in images]
+        made = client.images.edit(image=uploads, prompt="night", size="64x80", extra_body=options)
+        one = client.images.edit(image=uploads[0], prompt="night", size="64x80", extra_body=options)
+        with pytest.raises(openai.BadRequestError, match="not a picture"):
+            client.images.edit(image=("image.png", b"x"), prompt="night")
+    flags = ("-s", 7, "--steps", 1, "--dtype", "float32", "-W", 64, "-H", 80, "-m", folder, "-o", "x.png")
+    assert run("edit", "0.png", "1.png", "night", *flags).status == 0
+    (picture,) = made.data
+    with Image.open(tmp_path / "x.png") as ours, Image.open(io.BytesIO(b64decode(picture.b64_json))) as theirs:
+        assert ours.tobytes() == theirs.tobytes()
+        assert (made.size, theirs.size) == ("64x80", (64, 80))
+    assert one.data[0].b64_json != picture.b64_json
