@@ -15,7 +15,6 @@ from typer.exceptions import Abort
 from sdcli import config
 from sdcli.commands import completion
 from sdcli.commands.plain_help import Commands
-from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, UsageError
 from sdcli.files import folders, palette
 from sdcli.models import lora_file, registry, user_models
@@ -25,6 +24,7 @@ from sdcli.models.registry import ModelEntry
 from sdcli.models.source import INDEX, Source
 from sdcli.models.weights import Weights
 from sdcli.planning import dry_run, resolve
+from sdcli.recipe.part import PARTS
 from sdcli.terminal import display, streams
 from sdcli.terminal.printable import printable
 
@@ -300,16 +300,17 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="PATH|OWNER/NAME", help="A diffusers folder, a .safetensors file, or a repository on the hub."
+            metavar="PATH|OWNER/NAME",
+            help="A diffusers folder, a .safetensors or .gguf file, or a repository on the hub.",
         ),
     ],
     part: Annotated[
         list[str] | None,
         typer.Option(
             "--part",
-            metavar="PART=FOLDER",
-            autocompletion=completion.of(*(f"{part}=" for part in PARTS)),
-            help=f"Load this part from another folder: {', '.join(PARTS)}. Can be repeated.",
+            metavar="PART=PATH",
+            autocompletion=completion.part,
+            help=f"Load this part from another folder or file: {', '.join(PARTS)}. Can be repeated.",
         ),
     ] = None,
     force: Annotated[
@@ -323,7 +324,7 @@ def add(
     file: an entry can also have a description, license, variant, family, and tables of parts and defaults.
 
         sdcli models add ink ~/models/ink.safetensors
-        sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
+        sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse.safetensors
     """
     streams.say_path(str(user_models.add(name, source, part or (), force=force)))
 

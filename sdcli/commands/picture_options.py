@@ -18,6 +18,15 @@ class Picture:
     """Options of the picture and of sampling; all are keys of a recipe."""
 
     model: options.Model = None
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part", metavar="PART=PATH", rich_help_panel=options.PICTURE, show_default=False,
+            autocompletion=completion.part,
+            help="Load a part of the model from a file or folder, such as vae=ae.safetensors or "
+            "text_encoder=qwen_3_4b.safetensors. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
     negative_prompt: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import control, lora, schedulers
+from sdcli.recipe import control, lora, part, schedulers
 from sdcli.recipe.control import Control
 from sdcli.recipe.lora import Lora
 
@@ -175,6 +175,19 @@ class Adapters:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Where the model's parts are loaded from, if not from where the model's entry says."""
+
+    part: tuple[str, ...] = field(default=(), metadata={"each": part.canonical})
+    """Files or folders of parts in the syntax of sdcli/recipe/part.py; paths are as given."""
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The paths by part."""
+        return dict(map(part.parse, self.part))
+
+
+@dataclass(frozen=True)
 class Hires:
     """A second pass at a larger size, which starts from the enlarged result of the first ("hires fix" in A1111)."""
 
@@ -235,5 +248,5 @@ LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
 INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS, *(each.name for each in fields(References)))
 """Keys of input files."""
 HIRES_KEYS = tuple(each.name for each in fields(Hires))
-WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS)
+WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS, "part")
 """Keys that the user's settings cannot have."""

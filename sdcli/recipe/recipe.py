@@ -21,6 +21,7 @@ from sdcli.recipe.combinations import (
     check_sampling,
     check_texts,
 )
+from sdcli.recipe.part import check_once
 from sdcli.recipe.parts import (
     INITIAL_KEYS,
     MAX_SIDE,
@@ -33,6 +34,7 @@ from sdcli.recipe.parts import (
     Hires,
     Initial,
     Layout,
+    Parts,
     References,
     Sampling,
     within,
@@ -60,6 +62,7 @@ class Recipe:
     hires: Hires = field(default=Hires())
     references: References = field(default=References())
     flow: Flow = field(default=Flow())
+    parts: Parts = field(default=Parts())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,19 +87,20 @@ class Recipe:
         check_initial(recipe.initial, recipe.sampling.steps)
         check_layout(recipe.layout, recipe.initial)
         check_references(recipe.references, recipe.initial, recipe.layout)
+        check_once(recipe.parts.part)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters`, `hires`, `references` and `flow` that do not apply are omitted, as are
-        a missing `label` or `prompt_2`, and `resize` if it is false. With a label, the prompt is omitted, and the other
-        keys of prompts if they have their defaults.
+        Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `parts` that do not apply are
+        omitted, as are a missing `label` or `prompt_2`, and `resize` if it is false. With a label, the prompt is
+        omitted, and the other keys of prompts if they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
-        for part in (self.layout, self.adapters, self.hires, self.references, self.flow):
+        for part in (self.layout, self.adapters, self.hires, self.references, self.flow, self.parts):
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         if not self.initial.resize:
@@ -199,6 +203,13 @@ def references_of(flat: Mapping[str, Any]) -> References:
     """Make only the part `References` of flat keys. Raises InvalidRecipe."""
     references: References = build(References, flat)
     return references
+
+
+def parts_of(flat: Mapping[str, Any]) -> Parts:
+    """Make only the part `Parts` of flat keys. Raises InvalidRecipe."""
+    parts: Parts = build(Parts, flat)
+    check_once(parts.part)
+    return parts
 
 
 def layout_of(flat: Mapping[str, Any]) -> Layout:

@@ -21,7 +21,7 @@ from sdcli.diffusion import architectures
 from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.files import palette
-from sdcli.models import configs, families, labels, language_tokenizer
+from sdcli.models import configs, families, labels, language_tokenizer, tokenizer_folder
 from sdcli.models.imports import lean_imports
 from sdcli.models.loading.find import Finder
 from sdcli.models.loading.weights import Stored, check_shapes, fill
@@ -267,9 +267,11 @@ _NOT_OF_THE_NETWORK = ("architectures", "dtype", "torch_dtype", "transformers_ve
 
 
 def _tokenizer(source: Source, part: str, model: Any) -> Any:
-    folder = source.folder(part.replace("text_encoder", "tokenizer"))
+    part = part.replace("text_encoder", "tokenizer")
+    folder = source.folder(part)
     if type(model) not in _CLIP.values():
-        return language_tokenizer.read(folder, is_t5=type(model).__name__.startswith("T5"), model=model)
+        is_t5 = type(model).__name__.startswith("T5")
+        return language_tokenizer.read(tokenizer_folder.find(source, part, is_t5=is_t5), is_t5=is_t5, model=model)
     return read_tokenizer(
         folder,
         window=model.config.max_position_embeddings,
