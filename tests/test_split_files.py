@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdcli.diffusion.context import language_model
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError, ModelNotFound
-from sdcli.models import families, loading, located, registry, tokenizer_folder
+from sdcli.models import families, language_tokenizer, loading, located, registry, tokenizer_folder
 from sdcli.models.families import flow
 from sdcli.models.source import Source
 from tests import original, split_files, tiny, tiny_flow
@@ -28,6 +29,14 @@ PARAMETERS = {
     "qwen-image": 20.430,
 }
 """Of the transformers, in billions, without the tables of positions."""
+
+
+TEXT = "An arctic fox, 3 metres away;\nLÜCKE 北极狐 🦊 don't <|im_start|>"
+IDS = [
+    *(2082, 796, 25555, 38835, 11, 220, 18, 36256, 3123, 280, 43, 52491, 3021, 36, 94305, 245, 99226, 100324, 11162),
+    *(99, 232, 1513, 944, 220, 151644),
+]
+CHAT_IDS = [151644, 872, 198, 15011, 151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]
 
 
 @pytest.fixture(scope="session")
@@ -275,16 +284,30 @@ def test_invalid_parts(run, sd15, tmp_path):
         located.find(str(sd15), {"part": ["vae=a", "vae=b"]})
 
 
-def test_a_tokenizer_comes_from_the_hub_cache(folders, tmp_path, monkeypatch):
+def test_t5_s_tokenizer_comes_from_the_hub_cache(folders, tmp_path, monkeypatch):
     model, parts = split("flux-schnell", folders("flux-schnell"), tmp_path / "files")
     del parts["tokenizer_2"]
     source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
     with pytest.raises(ModelNotFound, match="has no tokenizer_2") as caught:
         tokenizer_folder.find(source, "tokenizer_2", is_t5=True)
     assert "--part tokenizer_2=FOLDER" in caught.value.hint
-    snapshot = tmp_path / "snapshot"
+    pulled = {"black-forest-labs/FLUX.1-dev": folders("flux-schnell")}
+    monkeypatch.setattr(registry, "cached_snapshot", pulled.get)
+    assert tokenizer_folder.find(source, "tokenizer_2", is_t5=True) == folders("flux-schnell") / "tokenizer_2"
 
-    snapshot.mkdir()
-    (snapshot / "tokenizer_2").symlink_to(folders("flux-schnell") / "tokenizer_2")
-    monkeypatch.setattr(registry, "cached_snapshot", lambda repo: snapshot if repo == "google/t5-v1_1-xxl" else None)
-    assert tokenizer_folder.find(source, "tokenizer_2", is_t5=True) == snapshot / "tokenizer_2"
+
+def test_qwen_s_tokenizer_is_part_of_sdcli(folders, tmp_path):
+    """The ids are those of Qwen/Qwen3-4B's tokenizer."""
+    model, parts = split("z-image", folders("z-image"), tmp_path)
+    del parts["tokenizer"]
+    source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
+    folder = tokenizer_folder.find(source, "tokenizer", is_t5=False)
+    rows = torch.nn.Embedding(151_936, 1, device="meta")
+    encoder = type("Encoder", (), {"get_input_embeddings": lambda self: rows})()
+    tokenizer = language_tokenizer.read(folder, is_t5=False, model=encoder)
+    assert tokenizer(TEXT).input_ids == IDS
+    assert tokenizer.decode(IDS) == TEXT
+    framed = language_model.as_chat(tokenizer, "fox", enable_thinking=False)
+    assert framed == "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert tokenizer(framed).input_ids == CHAT_IDS
+    assert tokenizer.pad_token_id == 151_643

@@ -162,6 +162,7 @@ def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
     facts = registry.read_facts(source)
     return {
         "suited": facts.defaults,
+        **({"family": source.detected} if source.is_file else {}),
         "native_size": facts.native_size,
         "size_multiple": facts.size_multiple,
         "takes": "text" if facts.labels is None else "label",

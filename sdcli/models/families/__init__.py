@@ -29,6 +29,9 @@ NAMES = (
 CLIP_MERGES = HERE / "clip" / "merges.txt"
 """OpenAI CLIP's byte-pair merges, which all Stable Diffusion models share (MIT licence, in the same folder)."""
 
+QWEN = HERE / "qwen"
+"""The folder with the merges of Qwen's tokenizer (Apache-2.0, see NOTICE there)."""
+
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call the weights of a component
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLASSES = "cond_stage_model.embedding."

@@ -37,15 +37,13 @@ class Kind:
 class Family:
     """A family: its kind, and a tensor that tells it from the others of the kind, of any shape or of this one.
 
-    `word` is in the names of files whose tensors have the shapes of another family too. `tokenizers` are repositories
-    with its language model's tokenizer, besides the family's own.
+    `word` is in the names of files whose tensors have the shapes of another family too.
     """
 
     kind: str
     tensor: str = ""
     shape: tuple[int, ...] = ()
     word: str = ""
-    tokenizers: tuple[str, ...] = ()
 
 
 _QWEN_4B = {"text_encoder": "qwen_3_4b.safetensors"}
@@ -78,22 +76,21 @@ KINDS: Mapping[str, Kind] = {
 OPTIONAL = ("text_encoder_3",)
 """Parts that a model of the kind can be used without."""
 
-_T5_OF = "google/t5-v1_1-xxl"
 FAMILIES: Mapping[str, Family] = {
-    "z-image-turbo": Family("z_image", word="turbo", tokenizers=("Qwen/Qwen3-4B",)),
-    "z-image": Family("z_image", tokenizers=("Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-4B")),
-    "flux2-klein-base": Family("flux2", "txt_in.weight", (3072, 7680), "base", ("Qwen/Qwen3-4B",)),
-    "flux2-klein": Family("flux2", "txt_in.weight", (3072, 7680), "", ("Qwen/Qwen3-4B",)),
-    "flux2-klein-base-9b": Family("flux2", word="base", tokenizers=("Qwen/Qwen3-8B",)),
-    "flux2-klein-9b": Family("flux2", tokenizers=("Qwen/Qwen3-8B",)),
-    "flux-kontext": Family("flux", "guidance_in.in_layer.weight", (), "kontext", (_T5_OF,)),
-    "flux-dev": Family("flux", "guidance_in.in_layer.weight", (), "", (_T5_OF,)),
-    "flux-schnell": Family("flux", tokenizers=(_T5_OF,)),
-    "sd35-medium": Family("sd3", "joint_blocks.0.x_block.attn2.ln_q.weight", (), "", (_T5_OF,)),
-    "sd35-turbo": Family("sd3", "context_embedder.weight", (2432, 4096), "turbo", (_T5_OF,)),
-    "sd35-large": Family("sd3", "context_embedder.weight", (2432, 4096), "", (_T5_OF,)),
-    "sd3-medium": Family("sd3", tokenizers=(_T5_OF,)),
-    "qwen-image": Family("qwen_image", tokenizers=("Qwen/Qwen2.5-VL-7B-Instruct",)),
+    "z-image-turbo": Family("z_image", word="turbo"),
+    "z-image": Family("z_image"),
+    "flux2-klein-base": Family("flux2", "txt_in.weight", (3072, 7680), "base"),
+    "flux2-klein": Family("flux2", "txt_in.weight", (3072, 7680)),
+    "flux2-klein-base-9b": Family("flux2", word="base"),
+    "flux2-klein-9b": Family("flux2"),
+    "flux-kontext": Family("flux", "guidance_in.in_layer.weight", word="kontext"),
+    "flux-dev": Family("flux", "guidance_in.in_layer.weight"),
+    "flux-schnell": Family("flux"),
+    "sd35-medium": Family("sd3", "joint_blocks.0.x_block.attn2.ln_q.weight"),
+    "sd35-turbo": Family("sd3", "context_embedder.weight", (2432, 4096), "turbo"),
+    "sd35-large": Family("sd3", "context_embedder.weight", (2432, 4096)),
+    "sd3-medium": Family("sd3"),
+    "qwen-image": Family("qwen_image"),
 }
 """In this order: the first one of a kind whose tensor and word a file has is that of the file."""
 

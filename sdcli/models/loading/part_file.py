@@ -102,7 +102,7 @@ class Recorded:
         return [self._then(partial(_piece, count=count, dim=dim, index=each)) for each in range(count)]
 
     def split(self, sizes: Any, dim: int = 0) -> list[Recorded]:
-        """Like Tensor.split. FLUX.1's converter has the sizes of one width, which stand for their proportions."""
+        """Like Tensor.split. FLUX.1's converter has the sizes of one width; their proportions count."""
         rows, total = self.shape[0], sum(sizes)
         scaled = [size * rows // total for size in sizes]
         if sum(scaled) != rows:

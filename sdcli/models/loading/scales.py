@@ -1,6 +1,6 @@
 """Weights of eight bits with scales: each scale becomes a part of its weight. Reads headers, and small marks.
 
-ComfyUI's files have a scale beside each weight of a layer, as `.scale_weight` or `.weight_scale`, and a mark: a tensor
+ComfyUI's files have a scale next to each weight of a layer, as `.scale_weight` or `.weight_scale`, and a mark: a tensor
 `scaled_fp8` for the file, or a `.comfy_quant` for each layer. A scale or mark of another kind is refused: without it
 the pictures would be noise.
 """
