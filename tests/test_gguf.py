@@ -1,4 +1,4 @@
-"""GGUF files, written by the `gguf` package: transformers in the original layout, text encoders as llama.cpp names them."""
+"""GGUF files that the `gguf` package writes: transformers in the original layout, text encoders as in llama.cpp."""
 
 import struct
 from pathlib import Path
