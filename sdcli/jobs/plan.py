@@ -27,7 +27,7 @@ from sdcli.models.weights import Weights
 from sdcli.planning import resolve, warnings
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.paths import paths_of
-from sdcli.recipe.recipe import MAX_SEED, Recipe, parts_of
+from sdcli.recipe.recipe import MAX_SEED, Recipe, loading_of
 from sdcli.recipe.recipe import keys as recipe_keys
 
 MAX_NAME_BYTES = 255
@@ -141,7 +141,7 @@ def _planned(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen, 
             )
         options = _options(job, place, defaults, seen)
         _check_files(options)
-        model = seen.find(options["model"], parts_of(options).part)
+        model = seen.find(options["model"], loading_of(options).part)
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe
         # the number of jobs per call is not known yet, so no batch size is too large
@@ -201,7 +201,7 @@ def _find(model: str, part: tuple[str, ...] = ()) -> LocatedModel:
         entry = registry.find(model)
     except SdcliError as error:
         raise InvalidRecipe(error.message, error.hint, "model") from error
-    return located.locate(registry.with_parts(entry, parts_of({"part": part}).places))
+    return located.locate(registry.with_parts(entry, loading_of({"part": part}).places))
 
 
 def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:

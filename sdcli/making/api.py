@@ -20,7 +20,7 @@ from sdcli.making.picture import Picture
 from sdcli.models import located
 from sdcli.planning import resolve
 from sdcli.planning import warnings as planned_warnings
-from sdcli.recipe.recipe import Recipe, parts_of
+from sdcli.recipe.recipe import Recipe, loading_of
 
 if TYPE_CHECKING:
     from sdcli.models.located import LocatedModel
@@ -76,6 +76,7 @@ class Options(TypedDict, total=False):
     shift: float
     true_cfg_scale: float
     part: str | list[str]
+    quantize: str
 
 
 class Model:
@@ -118,7 +119,7 @@ class Model:
         return self._resolve_flat(given)
 
     def _resolve_flat(self, flat: Mapping[str, Any]) -> Resolved:
-        same = parts_of(flat) == parts_of(self._defaults)
+        same = loading_of(flat) == loading_of(self._defaults)
         return resolve.resolve(self._located if same else located.find(self.name, flat), flat, user=False)
 
     def _make(self, resolved: Resolved, on_step: OnStep) -> Picture:

@@ -15,7 +15,7 @@ from typing import Any
 from sdcli.models import registry
 from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.source import Source
-from sdcli.recipe.recipe import parts_of
+from sdcli.recipe.recipe import loading_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def find(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Locate
 
     Raises what `registry.find` and `locate` raise, and InvalidRecipe for invalid parts.
     """
-    return locate(registry.with_parts(registry.find(name), parts_of(options).places))
+    return locate(registry.with_parts(registry.find(name), loading_of(options).places))
 
 
 def locate(entry: ModelEntry) -> LocatedModel:

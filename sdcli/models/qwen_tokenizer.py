@@ -1,4 +1,4 @@
-"""The tokenizer that Qwen2, Qwen2.5 and Qwen3 share, from the merges in families/qwen. Imports transformers when made."""
+"""The tokenizer that Qwen2, Qwen2.5 and Qwen3 share, from the merges in families/qwen."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from sdcli.errors import ModelNotFound, UsageError
 from sdcli.files.user_files import home_path, rewrite
 from sdcli.models import lora_file, registry
 from sdcli.models.source import Source
-from sdcli.recipe.recipe import parts_of
+from sdcli.recipe.recipe import loading_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -69,7 +69,7 @@ def _check_name(name: str, force: bool) -> None:
 
 def _parse_parts(parts: Iterable[str]) -> dict[str, Path]:
     """Return absolute paths by part. Raises InvalidRecipe for anything but `PART=PATH`."""
-    return {part: home_path(path).absolute() for part, path in parts_of({"part": tuple(parts)}).places.items()}
+    return {part: home_path(path).absolute() for part, path in loading_of({"part": tuple(parts)}).places.items()}
 
 
 def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from sdcli.planning import resolve
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.lora import file_stem
 from sdcli.recipe.paths import exchange, paths_of
-from sdcli.recipe.recipe import MAX_SEED, Recipe, keys, parts_of
+from sdcli.recipe.recipe import MAX_SEED, Recipe, keys, loading_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +98,7 @@ def read_recorded(
     recipe = _with_inputs(path, _with_parts(path, recipe), files, images)
     entry = registry.find(recipe["model"])
     try:
-        place = located.locate(registry.with_parts(entry, parts_of(recipe).places))
+        place = located.locate(registry.with_parts(entry, loading_of(recipe).places))
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or select the model with -m") from error
     if found.recipe is None:
@@ -123,7 +123,7 @@ def read_recorded(
 
 def _with_parts(path: str, recipe: dict[str, Any]) -> dict[str, Any]:
     """Replace the paths of the model's parts by those next to the picture, for those that are not in this directory."""
-    places = parts_of(recipe).places
+    places = loading_of(recipe).places
     beside = {part: str(Path(path).parent / each) for part, each in places.items()}
     found = {
         part: beside[part] if not registry.existing(each) and registry.existing(beside[part]) else each

@@ -15,6 +15,8 @@ from sdcli.recipe.lora import Lora
 MAX_SIDE = 16_384
 MAX_HIRES = 8.0
 UPSCALERS = ("latent", "lanczos")
+QUANTIZATIONS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""By size: 8.5, 6, 5.5, 5 and 4.5 bits for each weight."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -175,11 +177,15 @@ class Adapters:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Where the model's parts are loaded from, if not from where the model's entry says."""
+class Loading:
+    """How the model's parts are loaded."""
 
     part: tuple[str, ...] = field(default=(), metadata={"each": part.canonical})
-    """Files or folders of parts in the syntax of sdcli/recipe/part.py; paths are as given."""
+    """Files or folders of parts, if not those of the model's entry, in the syntax of sdcli/recipe/part.py; paths are as
+    given."""
+
+    quantize: str = field(default="none", metadata=one_of(("none", *QUANTIZATIONS)))
+    """The format of GGUF to which weights of layers are quantised on loading."""
 
     @property
     def places(self) -> dict[str, str]:

@@ -63,6 +63,9 @@ def component_files(folder: Path, variant: str | None) -> list[Path]:
                 return _shards(index)
             if whole.exists():
                 return [whole]
+    for stem in STEMS:
+        if (folder / f"{stem}.gguf").exists():
+            return [folder / f"{stem}.gguf"]
     raise _no_weights(folder)
 
 

@@ -23,6 +23,25 @@ def dequantise(raw: Tensor, dtype_name: str, dtype: torch.dtype) -> Tensor:
     return values.reshape(*raw.shape[:-1], -1).to(dtype)  # type: ignore[no-any-return]
 
 
+def quantise(weight: Tensor, name: str) -> Tensor:
+    """Return a weight as rows of bytes in a format of recipe.parts.QUANTIZATIONS."""
+    raw = gguf.quants.quantize(weight.float().numpy(), gguf.GGMLQuantizationType[name.upper()])
+    return torch.from_numpy(raw).view(torch.int8)
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether the parameter `name` is quantised: a weight of a linear layer in a list of blocks, in whole blocks of 32.
+
+    The layers at the ends of a network are small, and errors of theirs are seen in every pixel.
+    """
+    path, _, leaf = name.rpartition(".")
+    layer, parents = module.get_submodule(path), path.split(".")
+    listed = any(
+        isinstance(module.get_submodule(".".join(parents[:count])), nn.ModuleList) for count in range(len(parents))
+    )
+    return leaf == "weight" and type(layer) is nn.Linear and listed and layer.in_features % 32 == 0
+
+
 class QuantisedLinear(nn.Module):
     """A linear layer with quantised weights."""
 
@@ -69,8 +88,3 @@ def replace(module: nn.Module, name: str, raw: Tensor, dtype_name: str, compute_
         return False
     module.set_submodule(path, kind(layer, raw, dtype_name, compute_dtype))
     return True
-
-
-def is_quantised(module: nn.Module) -> bool:
-    """Whether some layers of a module have quantised weights."""
-    return any(isinstance(each, tuple(_KINDS.values())) for each in module.modules())

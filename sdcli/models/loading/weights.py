@@ -45,11 +45,18 @@ def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
     return {key: Stored(file, key, entry) for file in files for key, entry in header_of(file).tensors.items()}
 
 
-def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> None:
+def fill(
+    module: nn.Module,
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: str = "none",
+) -> None:
     """Load the parameters of `module`, which is on the meta device, from `stored`, as `dtype` on `device`.
 
     All shapes are checked before the first tensor is read. Tensors that need no conversion stay views of their file.
-    Quantised weights of layers stay quantised, and their layers are replaced by ones that compute in `dtype`.
+    Quantised weights of layers stay quantised, and others are quantised to the format `quantize`; their layers are
+    replaced by ones that compute in `dtype`.
 
     Raises ModelCorrupt, with the tensor's name, for a wrong shape or an unreadable tensor.
     """
@@ -59,13 +66,16 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, 
     for name, tensor in _raw(stored):
         each, kept = stored[name], any(part in name.split(".") for part in exact)
         wanted = torch.float32 if kept else dtype
-        if each.is_quantised:
+        kind = each.entry.dtype
+        if each.is_quantised or quantize != "none":
             from sdcli.models.loading import quantised
 
-            if quantised.replace(module, name, tensor, each.entry.dtype, wanted):
+            if not each.is_quantised and quantised.takes(module, name):
+                tensor, kind = quantised.quantise(tensor, quantize), quantize.upper()
+            if kind in QUANTISED and quantised.replace(module, name, tensor, kind, wanted):
                 state[name] = tensor.to(device=device).contiguous()
                 continue
-            tensor = quantised.dequantise(tensor, each.entry.dtype, torch.float32)
+            tensor = quantised.dequantise(tensor, kind, torch.float32) if kind in QUANTISED else tensor
         state[name] = _aligned(tensor.to(device=device, dtype=wanted).contiguous())
     state |= {name: torch.zeros((), dtype=torch.int64) for name in module.state_dict() if name.endswith(_COUNTS)}
     module.load_state_dict(state, strict=True, assign=True)
