@@ -32,6 +32,7 @@ from sdcli.files import palette
 from sdcli.files.toml_files import line_of, parse_toml
 from sdcli.files.user_files import home_path, stamp, user_folder
 from sdcli.recipe import parts, recipe
+from sdcli.recipe.part import PARTS
 from sdcli.recipe.recipe import keys as _keys
 from sdcli.recipe.schedulers import TABLE
 from sdcli.terminal.printable import shown
@@ -45,12 +46,8 @@ GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger", "file")
 KINDS = ("model", "controlnet", "lora", "embedding")
-PARTS = (
-    *("class_embedder", "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3"),
-    *("tokenizer", "tokenizer_2", "tokenizer_3", "processor", "transformer", "unet", "vae"),
-)
-"""The parts of a model that can come from other folders, by the names of diffusers' folders."""
 _REPO = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")
+_PLACE = "{} must be text: the path of its folder or file"
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}
 
 
@@ -77,7 +74,7 @@ class UserModel:
     keys: tuple[str, ...]
     fields: Mapping[str, str]
     parts: Mapping[str, str]
-    """Absolute folders of replaced parts, by part."""
+    """Absolute folders or files of replaced parts, by part."""
     defaults: Mapping[str, Setting]
 
 
@@ -254,7 +251,7 @@ def _parts(path: Path, keys: tuple[str, ...], table: Any) -> dict[str, str]:
         here = (*keys, part)
         _check_known(path, here, PARTS, "part")
         if not _is_text(folder):
-            raise _wrong(path, here, f"{part} is {shown(folder)}", f"{part} must be text: the path of its folder")
+            raise _wrong(path, here, f"{part} is {shown(folder)}", _PLACE.format(part))
     return {part: _absolute(path, folder) for part, folder in table.items()}
 
 

@@ -282,6 +282,7 @@ VALUES = {
     "seed": st.integers(0, recipe.MAX_SEED),
     "lora": st.sampled_from([("a",), ("b.safetensors:0.8",)]),
     "strict_lora": st.booleans(),
+    "quantize": st.sampled_from(("none", *parts.QUANTIZATIONS)),
     "embedding": st.sampled_from([("a",), ("b.safetensors",)]),
 }
 

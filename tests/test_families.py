@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
 from sdcli.models import families
+from sdcli.models.families import flow
 from sdcli.models.source import Source
 
 ATTENTION = families.UNET + "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
@@ -181,7 +182,7 @@ def test_aliases_in_a_yaml_are_followed_once(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer"),
         (b"<!DOCTYPE html><html><body>Please log in</body></html>", "a web page"),
         (b'{"error":"Unauthorized", "message": "no"}', "JSON, such as a server's error"),
-        (b"GGUF\3\0\0\0" + bytes(20), "a GGUF file"),
+        (b"GGUF\3\0\0\0" + bytes(8), "the file ends inside of its header"),
         (b"PK\3\4" + bytes(30), "a pickle or an archive"),
         (struct.pack("<Q", 2**25) + b" " * (2**25 + 9), "the limit is 16,777,216"),
     ],
@@ -290,9 +291,12 @@ def test_every_family_has_its_configs(family):
     folder = families.config_folder(family)
     index = json.loads((folder / "model_index.json").read_text())
     for part in index:
-        if part.startswith(("unet", "vae", "text_encoder")):
+        if part.startswith(("unet", "transformer", "vae", "text_encoder")):
             assert families.read_json(folder / part / "config.json")
     schedule = families.read_json(folder / "scheduler" / "scheduler_config.json")
+    if family in flow.FAMILIES:
+        assert schedule["_class_name"] == "FlowMatchEulerDiscreteScheduler"
+        return
     assert schedule["prediction_type"] == ("v_prediction" if "-v" in family else "epsilon")
     assert schedule.get("rescale_betas_zero_snr", False) == family.endswith("-zsnr")
     betas = (0.0015, 0.0195) if family == "ldm-imagenet" else (0.00085, 0.012)

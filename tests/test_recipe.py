@@ -49,6 +49,7 @@ recipes = st.fixed_dictionaries(
         "shift": st.floats(0.01, 100),
         "true_cfg_scale": st.floats(1, 100),
         "prompt_2": st.text(),
+        "part": st.just(["vae=a.safetensors", "unet=b.gguf"]),
         "reference": st.lists(st.sampled_from(["a.png", "b.png"]), min_size=1),
     },
 )
@@ -74,6 +75,7 @@ def test_keys_are_flat_and_the_fields_own():
         *LAYOUT_KEYS,
         *HIRES_KEYS,
         *("prompt_2", "reference", "reference_sha256", "match_reference", "shift", "true_cfg_scale"),
+        *("part", "quantize"),
     )
     flat = [key for key in keys() if key not in omitted]
     assert list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict()) == flat

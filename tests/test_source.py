@@ -137,13 +137,15 @@ def test_parts_that_do_not_fit_are_an_error_that_names_them(sd15, tmp_path):
 @pytest.mark.parametrize("what", ["does not exist", "is a file"])
 def test_a_part_that_is_not_there(sd15, tmp_path, what):
     missing = tmp_path / "vae-ft"
+    part = "vae"
     if what == "is a file":
         missing.touch()
-    source = composed(sd15, vae=missing)
+        part = "tokenizer"
+    source = composed(sd15, **{part: missing})
     for read in (load, lambda each: each.sha256, registry.read_facts, lambda each: dry_run.find_parts(Weights(each))):
         with pytest.raises(ModelNotFound) as caught:
             read(source)
-        assert f"vae of {sd15.name} should be loaded from {missing}, which {what}" in caught.value.message
+        assert f"{part} of {sd15.name} should be loaded from {missing}, which {what}" in caught.value.message
 
 
 def test_a_user_s_file_composes(home, sd15, other, inpaint, run, tmp_path):
@@ -193,8 +195,8 @@ def test_add_takes_parts(home, run, sd15, other):
 @pytest.mark.parametrize(
     ("parts", "error", "words"),
     [
-        (["vae"], UsageError, "is not PART=FOLDER"),
-        (["vea=x"], UsageError, "is not PART=FOLDER"),
+        (["vae"], UsageError, "is not PART=PATH"),
+        (["vea=x"], UsageError, "is not PART=PATH"),
         (["vae=x", "vae=y"], UsageError, "twice"),
         (["vae=nowhere"], ModelNotFound, "does not exist"),
         (["vae=."], ModelCorrupt, "config.json is missing"),

@@ -12,6 +12,7 @@ from contextlib import suppress
 from sdcli.models import registry
 from sdcli.models.addons import embedding, lora
 from sdcli.recipe import parts, recipe, schedulers
+from sdcli.recipe.part import PARTS
 
 _VARIABLE = "_SDCLI_COMPLETE"
 _KEY = "_SDCLI_COMPLETE_KEY"
@@ -68,6 +69,11 @@ def embedding_name(incomplete: str) -> list[str]:
 def control(incomplete: str) -> list[str]:
     """Complete `NAME=` of a ControlNet; the shell completes the image after it."""
     return of(*(f"{name}=" for name in registry.names(registry.CONTROLNET)))(incomplete)
+
+
+def part(incomplete: str) -> list[str]:
+    """Complete `PART=` of a part of a model; the shell completes the path after it."""
+    return of(*(f"{name}=" for name in PARTS))(incomplete)
 
 
 def matrix(incomplete: str) -> list[str]:

@@ -52,6 +52,7 @@ def given(*groups: Any, **others: Any) -> dict[str, Any]:
     """The options in `groups` and `others` that were given, flat."""
     values = {each.name: getattr(group, each.name) for group in groups for each in fields(group)} | others
     found = {key: value for key, value in values.items() if value not in (None, [])}
-    if "scheduler" in found:
-        found = {**other_tools.translate("scheduler", found.pop("scheduler")), **found}
+    for key in ("scheduler", "quantize"):
+        if key in found:
+            found = {**other_tools.translate(key, found.pop(key)), **found}
     return found

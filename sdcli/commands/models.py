@@ -15,17 +15,19 @@ from typer.exceptions import Abort
 from sdcli import config
 from sdcli.commands import completion
 from sdcli.commands.plain_help import Commands
-from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, UsageError
 from sdcli.files import folders, palette
 from sdcli.files.user_files import home_path, user_folder
-from sdcli.models import lora_file, registry, user_models
+from sdcli.models import lora_file, registry, user_models, vocabulary
 from sdcli.models.addons import controlnet, embedding, lora
 from sdcli.models.hub import lock
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import INDEX, Source
 from sdcli.models.weights import Weights
 from sdcli.planning import dry_run, resolve
+from sdcli.recipe import other_tools
+from sdcli.recipe.part import PARTS
+from sdcli.recipe.parts import QUANTIZATIONS
 from sdcli.terminal import display, streams
 from sdcli.terminal.printable import printable
 
@@ -163,6 +165,7 @@ def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
     facts = registry.read_facts(source)
     return {
         "suited": facts.defaults,
+        **({"family": source.detected} if source.is_file else {}),
         "native_size": facts.native_size,
         "size_multiple": facts.size_multiple,
         "takes": "text" if facts.labels is None else "label",
@@ -351,16 +354,17 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="PATH|OWNER/NAME", help="A diffusers folder, a .safetensors file, or a repository on the hub."
+            metavar="PATH|OWNER/NAME",
+            help="A diffusers folder, a .safetensors or .gguf file, or a repository on the hub.",
         ),
     ],
     part: Annotated[
         list[str] | None,
         typer.Option(
             "--part",
-            metavar="PART=FOLDER",
-            autocompletion=completion.of(*(f"{part}=" for part in PARTS)),
-            help=f"Load this part from another folder: {', '.join(PARTS)}. Can be repeated.",
+            metavar="PART=PATH",
+            autocompletion=completion.part,
+            help=f"Load this part from another folder or file: {', '.join(PARTS)}. Can be repeated.",
         ),
     ] = None,
     force: Annotated[
@@ -374,7 +378,7 @@ def add(
     file: an entry can also have a description, license, variant, family, and tables of parts and defaults.
 
         sdcli models add ink ~/models/ink.safetensors
-        sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse
+        sdcli models add soft ~/models/ink.safetensors --part vae=~/models/vae-ft-mse.safetensors
     """
     streams.say_path(str(user_models.add(name, source, part or (), force=force)))
 
@@ -413,6 +417,44 @@ def export(
         streams.say(streams.to_json(facts | {"files": len(files), "bytes": size}))
     else:
         streams.say_path(folder)
+
+
+@models.command("quantize")
+def quantize(
+    name: Name,
+    folder: Annotated[str, typer.Argument(metavar="OUT", help="A new or empty directory.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--quantize", metavar="FORMAT", autocompletion=completion.of(*QUANTIZATIONS),
+            help=f"One of {', '.join(QUANTIZATIONS)}; int8 is q8_0, and int4 q4_0.",
+        ),
+    ] = QUANTIZATIONS[0],
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in OUT.", show_default=False)] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Write a model as a folder with quantised weights.
+
+    Quantises the layers of the network and of language models, and keeps everything else: the VAE, CLIP, norms, and
+    the layers at both ends. The folder makes the same pictures as the model with --quantize, and takes less memory
+    than the model.
+
+        sdcli models quantize z-image-turbo z-image-q8
+        sdcli models quantize flux-schnell schnell-q4 --quantize q4_1
+    """
+    chosen = other_tools.translate("quantize", kind)["quantize"]
+    if chosen not in QUANTIZATIONS:
+        raise UsageError(f"unknown format {kind!r}", f"the formats are {', '.join(QUANTIZATIONS)}")
+    source = registry.locate(registry.find(name))
+    source.check()
+    folders.check(folder, force=force, known=(INDEX, palette.FILE, vocabulary.FILE, *PARTS))
+    from sdcli.models.quantize import quantize as write
+
+    with folders.written(folder, force=force) as staged, display.transfer(quiet=quiet) as start:
+        size = sum(file.stat().st_size for file in dry_run.find_parts(Weights(source)).files)
+        write(source, staged, chosen, start(size))
+    streams.say_path(folder)
 
 
 @models.command("convert")

@@ -41,7 +41,7 @@ def model_option(default: str) -> Any:
     return typer.Option(
         "--model", "-m", metavar="MODEL", rich_help_panel=PICTURE, show_default=default,
         autocompletion=completion.model,
-        help="A name from `sdcli models list`, a diffusers folder, a .safetensors file, "
+        help="A name from `sdcli models list`, a diffusers folder, a .safetensors or .gguf file, "
         "or OWNER/NAME in the hub cache.",
     )  # fmt: skip
 

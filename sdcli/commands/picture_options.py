@@ -9,7 +9,7 @@ import typer
 
 from sdcli.commands import completion, options
 from sdcli.recipe import schedulers
-from sdcli.recipe.parts import UPSCALERS
+from sdcli.recipe.parts import QUANTIZATIONS, UPSCALERS
 from sdcli.recipe.recipe import MAX_SEED
 
 
@@ -18,6 +18,24 @@ class Picture:
     """Options of the picture and of sampling; all are keys of a recipe."""
 
     model: options.Model = None
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part", metavar="PART=PATH", rich_help_panel=options.PICTURE, show_default=False,
+            autocompletion=completion.part,
+            help="Load a part of the model from a file or folder, such as vae=ae.safetensors or "
+            "text_encoder=qwen_3_4b.safetensors. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize", metavar="FORMAT", rich_help_panel=options.EXECUTION, show_default="none",
+            autocompletion=completion.of("none", *QUANTIZATIONS),
+            help=f"Quantise the network and language models on loading: {', '.join(QUANTIZATIONS)}; int8 is q8_0, and "
+            "int4 q4_0. Less memory, and other pixels.",
+        ),
+    ] = None  # fmt: skip
     negative_prompt: Annotated[
         str | None,
         typer.Option(

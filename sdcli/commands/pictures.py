@@ -49,7 +49,7 @@ def _make(asked: Mapping[str, Any], output: options.Output) -> None:
         raise UsageError("PROMPT or --label is missing", hint)
     _check_stdin(asked)
     model = config.model(asked.get("model"))
-    found = located.find(model)
+    found = located.find(model, asked)
     resolved = resolve.resolve(found, {**asked, "model": model, **_prompt(asked.get("prompt"))})
     recipe = resolved.recipe
     if not output.quiet:

@@ -27,7 +27,7 @@ from sdcli.models.weights import Weights
 from sdcli.planning import resolve, warnings
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.paths import paths_of
-from sdcli.recipe.recipe import MAX_SEED, Recipe
+from sdcli.recipe.recipe import MAX_SEED, Recipe, loading_of
 from sdcli.recipe.recipe import keys as recipe_keys
 
 MAX_NAME_BYTES = 255
@@ -67,7 +67,7 @@ class _Seen:
     content: Counter[str] = field(default_factory=Counter)
     ids: dict[str, int] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
-    find: Callable[[str], LocatedModel] = field(default_factory=lambda: cache(_find))
+    find: Callable[..., LocatedModel] = field(default_factory=lambda: cache(_find))
     """Locates each model once, so that a later change of its name has no effect."""
     seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     find_addon: addons.Find = field(default_factory=lambda: cache(addons.find_addon))
@@ -141,7 +141,7 @@ def _planned(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen, 
             )
         options = _options(job, place, defaults, seen)
         _check_files(options)
-        model = seen.find(options["model"])
+        model = seen.find(options["model"], loading_of(options).part)
         resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
         recipe = resolved.recipe
         # the number of jobs per call is not known yet, so no batch size is too large
@@ -196,12 +196,12 @@ def _choices(job: Job, draw: Draw) -> dict[str, str]:
     return chosen
 
 
-def _find(model: str) -> LocatedModel:
+def _find(model: str, part: tuple[str, ...] = ()) -> LocatedModel:
     try:
         entry = registry.find(model)
     except SdcliError as error:
         raise InvalidRecipe(error.message, error.hint, "model") from error
-    return located.locate(entry)
+    return located.locate(registry.with_parts(entry, loading_of({"part": part}).places))
 
 
 def _name(output: str, recipe: Recipe, index: int, seen: _Seen) -> str:

@@ -6,6 +6,7 @@ command line are not used. Pictures are made in this process, one call at a time
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -19,7 +20,7 @@ from sdcli.making.picture import Picture
 from sdcli.models import located
 from sdcli.planning import resolve
 from sdcli.planning import warnings as planned_warnings
-from sdcli.recipe.recipe import Recipe
+from sdcli.recipe.recipe import Recipe, loading_of
 
 if TYPE_CHECKING:
     from sdcli.models.located import LocatedModel
@@ -74,6 +75,8 @@ class Options(TypedDict, total=False):
     match_reference: bool
     shift: float
     true_cfg_scale: float
+    part: str | list[str]
+    quantize: str
 
 
 class Model:
@@ -84,7 +87,7 @@ class Model:
 
     def __init__(self, name: str, defaults: Options) -> None:
         self.name = name
-        self._located: LocatedModel = located.find(name)
+        self._located: LocatedModel = located.find(name, defaults)
         self._defaults = defaults
         self._maker = LocalMaker(keep=1)
 
@@ -107,13 +110,17 @@ class Model:
     def make(self, recipe: Recipe, *, on_step: OnStep = lambda step: None) -> Picture:
         """Make the picture of a complete recipe, such as one from `read_recipe`. The model's name in it is not used."""
         flat: dict[str, Any] = {**recipe.to_dict(), "model": self.name}
-        return self._make(resolve.resolve(self._located, flat, user=False), on_step)
+        return self._make(self._resolve_flat(flat), on_step)
 
     def _resolve(self, prompt: str | None, options: Options) -> Resolved:
         given: dict[str, Any] = {**self._defaults, **options, "model": self.name}
         if prompt is not None:
             given["prompt"] = prompt
-        return resolve.resolve(self._located, given, user=False)
+        return self._resolve_flat(given)
+
+    def _resolve_flat(self, flat: Mapping[str, Any]) -> Resolved:
+        same = loading_of(flat) == loading_of(self._defaults)
+        return resolve.resolve(self._located if same else located.find(self.name, flat), flat, user=False)
 
     def _make(self, resolved: Resolved, on_step: OnStep) -> Picture:
         deliver.prepare_libraries()

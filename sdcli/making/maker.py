@@ -67,8 +67,8 @@ def finished(make: Callable[[], list[Picture]]) -> Future[list[Picture]]:
     return future
 
 
-_Key = tuple[Source, str, str, str]
-"""The model and its name, the device and the dtype."""
+_Key = tuple[Source, str, str, str, str]
+"""The model and its name, the device, the dtype, and the format to which it is quantised."""
 
 
 _Kept = tuple["LatentDiffusionModel", Weights]
@@ -173,7 +173,8 @@ def _of_the_model(source: Source) -> Iterator[None]:
 
 
 def _key(weights: Weights, resolved: Recipe) -> _Key:
-    return weights.model, resolved.model, resolved.execution.device, resolved.execution.dtype
+    execution = resolved.execution
+    return weights.model, resolved.model, execution.device, execution.dtype, resolved.loading.quantize
 
 
 def _resolve(recipe: Recipe, processors: int | None = None) -> Recipe:

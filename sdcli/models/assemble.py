@@ -18,7 +18,8 @@ def load(weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
     """
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
-        model = loading.load(weights.model, name=recipe.model, device=device, dtype=dtype)
+        quantize = recipe.loading.quantize
+        model = loading.load(weights.model, name=recipe.model, device=device, dtype=dtype, quantize=quantize)
         return addons.attach(model, weights)
 
 

@@ -44,8 +44,8 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     for part, (module, stored) in parts.items():
         (folder / part).mkdir()
         _copy_json(source.folder(part), folder / part)
-        state = {_name(part, name): tensor for name, tensor in tensors(module, stored)}
-        _save(state, folder / part)
+        state = {name_of(part, name): tensor for name, tensor in tensors(module, stored)}
+        save(state, folder / part)
         on_bytes(part, sum(tensor.nbytes for tensor in state.values()))
         if part.startswith("text"):
             tokens = part.replace("text_encoder", "tokenizer")
@@ -74,7 +74,7 @@ def _is_flow(index: Mapping[str, Any]) -> bool:
 def _copied(source: Source, folder: Path, index: Mapping[str, Any], on_bytes: OnBytes) -> str:
     """Copy the folders of the parts of a model. Raises ModelError for a model in single files."""
     parts = [part for part, each in index.items() if isinstance(each, list) and each[0] is not None]
-    if not all(source.folder(part).is_dir() for part in parts) or source.is_file:
+    if any(source.file(part) is not None or not source.folder(part).is_dir() for part in parts):
         hint = "download the model's folder from the hub: sdcli models pull"
         raise ModelError("a model of this family in single files cannot be exported", hint)
     for part in parts:
@@ -89,7 +89,7 @@ def _copied(source: Source, folder: Path, index: Mapping[str, Any], on_bytes: On
     return str(index["_class_name"])
 
 
-def _name(part: str, name: str) -> str:
+def name_of(part: str, name: str) -> str:
     """Add the prefix `text_model.` to a text encoder's tensor names, which transformers 4 needs and 5 accepts."""
     if not part.startswith("text") or name.startswith("text_projection."):
         return name
@@ -101,7 +101,7 @@ def prefixed(name: str) -> str:
     return f"text_model.{name.removeprefix('text_model.')}"
 
 
-def _save(state: Mapping[str, Tensor], folder: Path) -> None:
+def save(state: Mapping[str, Tensor], folder: Path) -> None:
     """Write the weights of a part to its `folder`, which has its config.json."""
     file = folder / f"{families.STEMS[folder.name.startswith('text')]}.safetensors"
     try:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import ModelCorrupt
+from sdcli.models import families, qwen_tokenizer
 from sdcli.models.imports import lean_imports
 
 
 def read(folder: Path, *, is_t5: bool, model: Any) -> Any:
     """Load the tokenizer in `folder` for a text encoder.
 
-    Only reads local files. Raises ModelCorrupt for files that are missing, invalid, or do not fit the encoder.
+    Only reads local files; `families.QWEN` is Qwen's own. Raises ModelCorrupt for files that are missing, invalid, or
+    do not fit the encoder.
     """
     with lean_imports():
         if is_t5:
@@ -25,7 +27,10 @@ def read(folder: Path, *, is_t5: bool, model: Any) -> Any:
     if not folder.is_dir():
         raise ModelCorrupt(f"{folder} is missing", "download the model's folder again, with its tokenizer")
     try:
-        tokenizer = Kind.from_pretrained(str(folder), local_files_only=True)
+        if folder == families.QWEN:
+            tokenizer = qwen_tokenizer.make(Kind)
+        else:
+            tokenizer = Kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the library raises anything for invalid files
         what = " ".join(str(error).split())
         raise ModelCorrupt(

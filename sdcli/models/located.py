@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from sdcli.models import registry
 from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.source import Source
+from sdcli.recipe.recipe import loading_of
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,12 @@ class LocatedModel:
         return self.source.config(self.source.denoiser)
 
 
-def find(name: str) -> LocatedModel:
-    """Locate a model by its name. Raises what `registry.find` and `locate` raise."""
-    return locate(registry.find(name))
+def find(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> LocatedModel:
+    """Locate a model by its name, with the parts that flat keys of a recipe have.
+
+    Raises what `registry.find` and `locate` raise, and InvalidRecipe for invalid parts.
+    """
+    return locate(registry.with_parts(registry.find(name), loading_of(options).places))
 
 
 def locate(entry: ModelEntry) -> LocatedModel:

@@ -21,6 +21,7 @@ from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError, ModelNotFound,
 from sdcli.files import palette
 from sdcli.files.user_files import home_path
 from sdcli.models import configs, families, labels, vocabulary
+from sdcli.models.families import flow
 from sdcli.models.hub import lock
 from sdcli.models.source import Source
 from sdcli.models.vocabulary import Vocabulary
@@ -30,6 +31,8 @@ from sdcli.terminal.spelling import did_you_mean
 PACKAGE = Path(__file__).parents[1]
 
 SHIPPED = "sdcli"
+FILES = (".safetensors", ".gguf")
+"""The suffixes of files of weights."""
 MODEL, CONTROLNET, LORA, EMBEDDING = config.KINDS
 
 
@@ -54,7 +57,7 @@ class ModelEntry:
     classes: str | None = None
     """The palette (see sdcli/files/palette) of the segmentation maps that a ControlNet reads."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Folders of parts that are not in `folder` or `repo`, by part (see source.py)."""
+    """Folders or files of parts that are not in `folder` or `repo`, by part (see source.py)."""
     trigger: str | None = None
     """The words of a prompt that a LoRA was trained with, separated by commas."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -144,12 +147,17 @@ def find(model: str) -> ModelEntry:
     path = existing(model)
     if path is not None:
         return ModelEntry(name=path.stem if path.is_file() else path.resolve().name, folder=str(path), origin="")
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith(("/", ".safetensors")):
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith(("/", *FILES)):
         return ModelEntry(name=model, repo=model, origin="")
-    if model.startswith((".", "/", "~")) or model.endswith(".safetensors"):
+    if model.startswith((".", "/", "~")) or model.endswith(FILES):
         raise ModelNotFound(f"there is no file or folder {model}", "check the path, or use a name of sdcli models list")
     known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
     raise ModelNotFound(f"no model {model!r}", did_you_mean(model, named, known))
+
+
+def with_parts(entry: ModelEntry, places: Mapping[str, str]) -> ModelEntry:
+    """Return the entry with some parts from other places."""
+    return replace(entry, parts={**entry.parts, **places}) if places else entry
 
 
 def existing(model: str) -> Path | None:
@@ -245,8 +253,10 @@ def read_facts(source: Source) -> ModelFacts:
     name, scheduler_config = architectures.find(source.denoiser, network), source.scheduler_config()
     architectures.check_scheduler(name, scheduler_config)
     try:
+        facts = vars(architectures.load(name).facts(network, vae, source.index_if_any()))
+        facts["defaults"] = {**facts["defaults"], **_of_family(source)}
         return ModelFacts(
-            **vars(architectures.load(name).facts(network, vae, source.index_if_any())),
+            **facts,
             scheduler_config=scheduler_config,
             classes=palette.read(palette.find(source.folder("unet")).parent),
             labels=labels.read(source),
@@ -255,6 +265,13 @@ def read_facts(source: Source) -> ModelFacts:
     except (KeyError, TypeError, ValueError) as error:
         what = f"lack {error}" if isinstance(error, KeyError) else f"are invalid: {error}"
         raise ModelCorrupt(f"the configs of {source.path} {what}", "download the model's folder again") from error
+
+
+def _of_family(source: Source) -> Mapping[str, Any]:
+    """Return the values that suit the family of a file with a transformer, as models.toml has them."""
+    family = source.detected if source.configs is None else None
+    entry = shipped().get(family or "") if family in flow.FAMILIES else None
+    return {} if entry is None else {**entry.defaults, **entry.needs}
 
 
 def labels_of(entry: ModelEntry) -> Labels | None:

@@ -1,4 +1,4 @@
-"""The location of a model's files: one folder or file, and folders of replaced parts. Imports no torch.
+"""The location of a model's files: one folder or file, and folders or files of other parts. Imports no torch.
 
 All code that reads a model uses it, so that a model can share parts with another one, with another U-Net or VAE, and
 nothing is stored twice.
@@ -14,25 +14,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from sdcli.config import PARTS
 from sdcli.errors import ModelCorrupt, ModelNotFound
 from sdcli.files import palette
 from sdcli.files.json_files import load_json
 from sdcli.models import configs, families
 from sdcli.models.digest import file_sha256
+from sdcli.models.families import flow, split
+from sdcli.recipe.part import PARTS
 
 INDEX = "model_index.json"
-SUFFIXES = (".json", ".safetensors", ".txt")
+SUFFIXES = (".json", ".safetensors", ".gguf", ".txt")
+WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "processor")
+"""Parts that are always folders."""
 
 
 @dataclass(frozen=True)
 class Source:
     """A model on this machine, and how it is read.
 
-    `path` is a diffusers folder, or a single `.safetensors` file in the original layout. `parts` are pairs of one of
-    PARTS and the folder that replaces it, like `path`/unet. `variant` ("fp16") is preferred if a folder has it. A
-    single file belongs to `family`, or to the family in its header, and uses that family's configs, or those in the
-    folder `configs`.
+    `path` is a diffusers folder, or a single file: a whole model in the original layout, or a transformer. `parts` are
+    pairs of one of PARTS and the folder or file that has it, in place of `path`/unet. `variant` ("fp16") is preferred
+    if a folder has it. A single file belongs to `family`, or to the family in its header, and uses that family's
+    configs, or those in the folder `configs`.
     """
 
     path: Path
@@ -49,11 +52,16 @@ class Source:
         """
         if self.path.is_dir():
             return self.path
-        return self.configs or families.config_folder(self.family or families.detect(self.path))
+        return self.configs or families.config_folder(self.detected or "")
+
+    @cached_property
+    def detected(self) -> str | None:
+        """The family of a single file, given or detected; None for a folder. Raises what `families.detect` raises."""
+        return (self.family or families.detect(self.path)) if self.is_file else None
 
     @property
     def is_file(self) -> bool:
-        """Whether `path` is a single file; replaced parts are always folders."""
+        """Whether `path` is a single file."""
         return not self.path.is_dir()
 
     def absolute(self) -> Self:
@@ -71,8 +79,35 @@ class Source:
         return isinstance(recorded, dict) and "ControlNet" in str(recorded.get("_class_name"))
 
     def folder(self, part: str) -> Path:
-        """Return the folder of a part's config, and of its weights unless they are in a single file."""
-        return dict(self.parts).get(part) or self.base / part
+        """Return the folder of a part's config, and of its weights unless they are in a file of their own."""
+        return self._folders.get(part) or self.base / part
+
+    @cached_property
+    def _folders(self) -> Mapping[str, Path]:
+        """The folders of parts that are not in `base`."""
+        found = {part: place for part, place in self.parts if not place.is_file()}
+        files = {part: place for part, place in self.parts if place.is_file()}
+        if self.is_file and self.configs is None and split.is_flow(self.path):
+            files.setdefault("transformer", self.path)
+        index = families.read_json(self.base / INDEX) if files else {}
+        for part, file in files.items():
+            listed = index.get(part)
+            class_name = str(listed[-1]) if isinstance(listed, list) and listed else ""
+            if split.has_config(file.parent, part, class_name):
+                found[part] = file.parent
+        return found
+
+    def file(self, part: str) -> Path | None:
+        """Return the single file with a part's weights, or None if they are in its folder."""
+        place = dict(self.parts).get(part)
+        if place is not None:
+            return place if place.is_file() else None
+        return self.path if self.is_file else None
+
+    def weights(self, part: str) -> list[Path]:
+        """Return the files with a part's weights. Raises what `families.component_files` raises."""
+        file = self.file(part)
+        return families.component_files(self.folder(part), self.variant) if file is None else [file]
 
     @property
     def denoiser(self) -> str:
@@ -92,28 +127,32 @@ class Source:
         return configs.read_scheduler(self.folder("scheduler") / "scheduler_config.json", class_name)
 
     def is_elsewhere(self, part: str) -> bool:
-        """Whether a part is replaced by another folder."""
+        """Whether a part is replaced by another folder or file."""
         return part in dict(self.parts)
 
     def check(self) -> None:
-        """Raise ModelNotFound if the model or the folder of a part is missing."""
+        """Raise ModelNotFound if the model, or the folder or file of a part, is missing."""
         if not self.path.exists():
             raise ModelNotFound(f"{self.path} does not exist", "check the path")
-        for part, folder in self.parts:
-            if not folder.is_dir():
-                what = "is a file" if folder.exists() else "does not exist"
+        for part, place in self.parts:
+            if not place.is_dir() and (part in WITHOUT_WEIGHTS or not place.is_file()):
+                what = "is a file" if place.exists() else "does not exist"
                 raise ModelNotFound(
-                    f"the {part} of {self.path.name} should be loaded from {folder}, which {what}",
-                    f"give the folder with the config and the weights of a {part}",
+                    f"the {part} of {self.path.name} should be loaded from {place}, which {what}",
+                    f"give the folder of a {part}"
+                    if part in WITHOUT_WEIGHTS
+                    else f"give the file or folder of a {part}",
                 )
+        if self.is_file and self.configs is None:
+            split.check_parts(self.path, dict(self.parts))
 
     def files(self) -> dict[str, Path]:
         """Return each file that determines pictures, by its name in a diffusers folder.
 
         A single file has the name `model.safetensors`, and a YAML next to it that describes it `model.yaml`; its
         family's configs are not included. Replaced parts are named as if they were in the folder
-        (`unet/config.json`), and so is classes.json. The files of an add-on, which has no model_index.json, are in the
-        folder itself.
+        (`unet/config.json`), and so is classes.json; a part that is one file is named `vae`. The files of an add-on,
+        which has no model_index.json, are in the folder itself.
         """
         found = {}
         if self.is_file:
@@ -129,7 +168,10 @@ class Source:
             if classes.exists() and classes.parent != self.folder("unet"):  # see below
                 found[palette.FILE] = classes
         for part in PARTS:
-            if self.is_file and not self.is_elsewhere(part):
+            file = self.file(part)
+            if file is not None:
+                found |= {} if file == self.path else {part: file}
+                found |= {f"{part}/config.json": self._folders[part] / "config.json"} if part in self._folders else {}
                 continue
             for each in self.folder(part).glob("*"):
                 if each.suffix in SUFFIXES and each.is_file():
@@ -186,7 +228,10 @@ class Source:
         Raises ModelCorrupt if it, or the config of a part, cannot be read.
         """
         index = families.read_json(self.base / INDEX)
-        for part, folder in self.parts:
+        for part in flow.OPTIONAL if self.is_file and self.configs is None else ():
+            if part in index and part not in dict(self.parts) and not split.has_part(self.path, part):
+                index[part] = [None, None]
+        for part, folder in self._folders.items():
             if part.startswith("tokenizer"):
                 continue
             config = families.read_json(folder / ("scheduler_config.json" if part == "scheduler" else "config.json"))
@@ -202,7 +247,7 @@ class Source:
         return self.index() if (self.base / INDEX).exists() else {}
 
     def explain(self, error: ModelCorrupt) -> ModelCorrupt:
-        """Add the folders of replaced parts to an error about parts that do not fit each other."""
+        """Add the places of replaced parts to an error about parts that do not fit each other."""
         if not self.parts:
             return error
         elsewhere = ", ".join(f"{part} = {folder}" for part, folder in self.parts)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import config
-from sdcli.config import PARTS
 from sdcli.errors import ModelNotFound, UsageError
 from sdcli.files.user_files import home_path, rewrite
 from sdcli.models import lora_file, registry
 from sdcli.models.source import Source
-from sdcli.terminal.spelling import nearest
+from sdcli.recipe.recipe import loading_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -22,7 +21,7 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 def add(name: str, source: str, parts: Iterable[str] = (), *, force: bool = False) -> Path:
     """Add a name for a folder, a `.safetensors` file or an `OWNER/NAME` repository; returns the edited file.
 
-    `parts`, each `PART=FOLDER`, are loaded from other folders (see sdcli/models/source.py).
+    `parts`, each `PART=PATH`, are loaded from other folders or files (see sdcli/models/source.py).
 
     Raises UsageError for an invalid or used name, ModelError for a path without a model, and OutputError.
     """
@@ -52,7 +51,7 @@ def remove(name: str) -> None:
 
 
 def _check_name(name: str, force: bool) -> None:
-    if "/" in name or name.startswith((".", "~")) or name.endswith(".safetensors"):
+    if "/" in name or name.startswith((".", "~")) or name.endswith(registry.FILES):
         raise UsageError(f"{name} is a path, not a name", "give the name first: sdcli models add NAME PATH")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a valid name", "use letters, digits, '.', '_' and '-'")
@@ -69,18 +68,8 @@ def _check_name(name: str, force: bool) -> None:
 
 
 def _parse_parts(parts: Iterable[str]) -> dict[str, Path]:
-    """Return absolute folders by part. Raises UsageError for anything but `PART=FOLDER`."""
-    found: dict[str, Path] = {}
-    for each in parts:
-        part, _, folder = each.partition("=")
-        if part not in PARTS or not folder:
-            near = nearest(part, PARTS)
-            hint = f"did you mean --part {near}=…?" if near and folder else f"the parts are {', '.join(PARTS)}"
-            raise UsageError(f"--part {each!r} is not PART=FOLDER", hint)
-        if part in found:
-            raise UsageError(f"--part gives {part} twice", "give it once")
-        found[part] = home_path(folder).absolute()
-    return found
+    """Return absolute paths by part. Raises InvalidRecipe for anything but `PART=PATH`."""
+    return {part: home_path(path).absolute() for part, path in loading_of({"part": tuple(parts)}).places.items()}
 
 
 def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
@@ -97,8 +86,10 @@ def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
         registry.read_facts(whole)
         whole.index()
         return {"folder": str(whole.path), **extra}
-    if not _REPO.fullmatch(source) or source.startswith(".") or source.endswith(".safetensors"):
-        raise ModelNotFound(f"{source} does not exist", "give a folder, a .safetensors file, or OWNER/NAME on the hub")
+    if not _REPO.fullmatch(source) or source.startswith(".") or source.endswith(registry.FILES):
+        raise ModelNotFound(
+            f"{source} does not exist", "give a folder, a .safetensors or .gguf file, or OWNER/NAME on the hub"
+        )
     Source(Path(), parts=tuple(parts.items())).check()
     return {"repo": source, **extra}
 

@@ -20,6 +20,7 @@ from sdcli.errors import ModelCorrupt
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
 from sdcli.models.addons import embedding
+from sdcli.models.families import flow
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Weights
 from sdcli.planning import timings
@@ -119,7 +120,7 @@ def find_parts(weights: Weights) -> Parts:
         if not addons.KINDS[each.kind].merged
     }
     files = {
-        part: families.component_files(source.folder(part), source.variant)
+        part: source.weights(part)
         for part in _PARTS
         if source.is_elsewhere(part) or (not source.is_file and source.folder(part).is_dir())
     }
@@ -142,6 +143,13 @@ def _numbers_by_part(source: Source) -> dict[str, int]:
     """Return the number of parameters of each part of a single file; SDXL's text encoders count as one."""
     counts: Counter[str] = Counter()
     tensors = families.read_header(source.path).tensors
+    kind = flow.kind_of(tensors)
+    if kind is not None:
+        for each in ("transformer", *flow.KINDS[kind].files):
+            if not source.is_elsewhere(each):
+                own = flow.own_names(tensors, each, flow.KINDS[kind].encoders.get(each, ""))
+                counts[each] += sum(math.prod(tensors[name].shape) for name in own)
+        return counts
     if not source.is_elsewhere("vae"):
         families.check_has_vae(source.path, tensors)
     for name, tensor in tensors.items():

@@ -29,7 +29,7 @@ from sdcli.planning import resolve
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.lora import file_stem
 from sdcli.recipe.paths import exchange, paths_of
-from sdcli.recipe.recipe import MAX_SEED, Recipe, keys
+from sdcli.recipe.recipe import MAX_SEED, Recipe, keys, loading_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,10 +95,10 @@ def read_recorded(
     warnings += [RecipeWarning(each, "the picture can be replayed without it", "image") for each in found.skipped]
     recipe |= execution
     files = Files()
-    recipe = _with_inputs(path, recipe, files, images)
+    recipe = _with_inputs(path, _with_parts(path, recipe), files, images)
     entry = registry.find(recipe["model"])
     try:
-        place = located.locate(entry)
+        place = located.locate(registry.with_parts(entry, loading_of(recipe).places))
     except ModelNotFound as error:
         raise ModelNotFound(error.message, f"{error.hint}; or select the model with -m") from error
     if found.recipe is None:
@@ -119,6 +119,17 @@ def read_recorded(
     recipes = [resolved.replace(seed=seed, batch_size=len(seeds)) for seed in seeds]
     warnings += whole.inputs.warnings
     return Recorded(path, found, place, whole.weights, recipes, index, tuple(warnings), data, files)
+
+
+def _with_parts(path: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Replace the paths of the model's parts by those next to the picture, for those that are not in this directory."""
+    places = loading_of(recipe).places
+    beside = {part: str(Path(path).parent / each) for part, each in places.items()}
+    found = {
+        part: beside[part] if not registry.existing(each) and registry.existing(beside[part]) else each
+        for part, each in places.items()
+    }
+    return {**recipe, "part": [f"{part}={each}" for part, each in found.items()]} if places else recipe
 
 
 def _with_inputs(path: str, recipe: Mapping[str, Any], files: Files, images: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,18 @@ from dataclasses import fields
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import control, schedulers
 from sdcli.recipe.bounds import check_area
-from sdcli.recipe.parts import LATENTS_KEYS, MAX_SIDE, Condition, Hires, Initial, Layout, References, Sampling
+from sdcli.recipe.parts import (
+    LATENTS_KEYS,
+    MAX_SIDE,
+    Adapters,
+    Condition,
+    Hires,
+    Initial,
+    Layout,
+    Loading,
+    References,
+    Sampling,
+)
 
 MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
 """Characters of a prompt, and weights that are opened in it."""
@@ -143,3 +154,9 @@ def check_hires(hires: Hires, initial: Initial, first: tuple[int, int], steps: i
         raise InvalidRecipe(
             f"hires_strength {hires.hires_strength:g} runs none of the {steps} steps", hint, "hires_strength"
         )
+
+
+def check_quantized(loading: Loading, adapters: Adapters) -> None:
+    """Raise InvalidRecipe for LoRAs with quantised weights, into which they cannot be merged."""
+    if loading.quantize != "none" and adapters.lora:
+        raise InvalidRecipe("LoRAs cannot be merged into quantised weights", "omit quantize, or the LoRAs", "quantize")

@@ -19,6 +19,7 @@ _COMFYUI: Mapping[str, str] = {
     "dpmpp_2m_sde": "dpm++-2m-sde",
     "uni_pc": "unipc",
 }
+_BITS: Mapping[str, str] = {"int8": "q8_0", "int4": "q4_0"}
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[x×X*]\s*(\d{1,6})\s*", re.ASCII)
 
 
@@ -30,6 +31,8 @@ def translate(key: str, value: Any) -> dict[str, Any]:
     key = ALIASES.get(key, key)
     if key == "size":
         return size_of(value)
+    if key == "quantize" and isinstance(value, str):
+        return {key: _BITS.get(value.lower(), value.lower())}
     if key == "scheduler" and isinstance(value, str) and value not in schedulers.NAMES:
         return _sampler(value)
     return {key: value}

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import control, lora, schedulers
+from sdcli.recipe import control, lora, part, schedulers
 from sdcli.recipe.control import Control
 from sdcli.recipe.lora import Lora
 
 MAX_SIDE = 16_384
 MAX_HIRES = 8.0
 UPSCALERS = ("latent", "lanczos")
+QUANTIZATIONS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""By size: 8.5, 6, 5.5, 5 and 4.5 bits for each weight."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -175,6 +177,23 @@ class Adapters:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How the model's parts are loaded."""
+
+    part: tuple[str, ...] = field(default=(), metadata={"each": part.canonical})
+    """Files or folders of parts, if not those of the model's entry, in the syntax of sdcli/recipe/part.py; paths are as
+    given."""
+
+    quantize: str = field(default="none", metadata=one_of(("none", *QUANTIZATIONS)))
+    """The format of GGUF to which weights of layers are quantised on loading."""
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The paths by part."""
+        return dict(map(part.parse, self.part))
+
+
+@dataclass(frozen=True)
 class Hires:
     """A second pass at a larger size, which starts from the enlarged result of the first ("hires fix" in A1111)."""
 
@@ -235,5 +254,5 @@ LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
 INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS, *(each.name for each in fields(References)))
 """Keys of input files."""
 HIRES_KEYS = tuple(each.name for each in fields(Hires))
-WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS)
+WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS, "part")
 """Keys that the user's settings cannot have."""

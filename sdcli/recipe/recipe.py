@@ -17,10 +17,12 @@ from sdcli.recipe.combinations import (
     check_hires,
     check_initial,
     check_layout,
+    check_quantized,
     check_references,
     check_sampling,
     check_texts,
 )
+from sdcli.recipe.part import check_once
 from sdcli.recipe.parts import (
     INITIAL_KEYS,
     MAX_SIDE,
@@ -33,6 +35,7 @@ from sdcli.recipe.parts import (
     Hires,
     Initial,
     Layout,
+    Loading,
     References,
     Sampling,
     within,
@@ -60,6 +63,7 @@ class Recipe:
     hires: Hires = field(default=Hires())
     references: References = field(default=References())
     flow: Flow = field(default=Flow())
+    loading: Loading = field(default=Loading())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,19 +88,21 @@ class Recipe:
         check_initial(recipe.initial, recipe.sampling.steps)
         check_layout(recipe.layout, recipe.initial)
         check_references(recipe.references, recipe.initial, recipe.layout)
+        check_once(recipe.loading.part)
+        check_quantized(recipe.loading, recipe.adapters)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters`, `hires`, `references` and `flow` that do not apply are omitted, as are
-        a missing `label` or `prompt_2`, and `resize` if it is false. With a label, the prompt is omitted, and the other
-        keys of prompts if they have their defaults.
+        Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
+        omitted, as are a missing `label` or `prompt_2`, and `resize` if it is false. With a label, the prompt is
+        omitted, and the other keys of prompts if they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
-        for part in (self.layout, self.adapters, self.hires, self.references, self.flow):
+        for part in (self.layout, self.adapters, self.hires, self.references, self.flow, self.loading):
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         if not self.initial.resize:
@@ -199,6 +205,13 @@ def references_of(flat: Mapping[str, Any]) -> References:
     """Make only the part `References` of flat keys. Raises InvalidRecipe."""
     references: References = build(References, flat)
     return references
+
+
+def loading_of(flat: Mapping[str, Any]) -> Loading:
+    """Make only the part `Loading` of flat keys. Raises InvalidRecipe."""
+    loading: Loading = build(Loading, flat)
+    check_once(loading.part)
+    return loading
 
 
 def layout_of(flat: Mapping[str, Any]) -> Layout:

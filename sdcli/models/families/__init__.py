@@ -1,8 +1,7 @@
-"""The families of Stable Diffusion: their configs, as JSON in this folder, and detecting the family of a single file.
+"""The families of models: their configs, as JSON in this folder, and detecting the family of a single file.
 
-A diffusers folder has its configs. A single `.safetensors` file in the CompVis/SGM key layout has none: its family is
-detected from the names and shapes in its header, and `config_folder` has the configs. Reads only headers and JSON: no
-weights, no pickles, and no torch.
+A diffusers folder has its configs. A single file has none: its family is detected from the names and shapes in its
+header, and `config_folder` has the configs. Reads only headers and JSON: no weights, no pickles, and no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound, ModelUnsafe
 from sdcli.files.json_files import load_json, read_bounded
-from sdcli.models.families import marks
+from sdcli.models.families import flow, marks
 from sdcli.models.families.header import PICKLES, Entry, Header, read_header, refuse_pickle, what_instead
 
 __all__ = ["PICKLES", "Entry", "Header", "read_header", "refuse_pickle"]
@@ -25,9 +24,13 @@ NAMES = (
     *("sd15-inpaint", "sd2-inpaint", "sdxl-inpaint"),
     *("sd15-v", "sdxl-v", "sd15-v-zsnr", "sd21-v-zsnr", "sdxl-v-zsnr"),
     "ldm-imagenet",
+    *flow.FAMILIES,
 )
 CLIP_MERGES = HERE / "clip" / "merges.txt"
 """OpenAI CLIP's byte-pair merges, which all Stable Diffusion models share (MIT licence, in the same folder)."""
+
+QWEN = HERE / "qwen"
+"""The folder with the merges of Qwen's tokenizer (Apache-2.0, see NOTICE there)."""
 
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call the weights of a component
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -60,6 +63,9 @@ def component_files(folder: Path, variant: str | None) -> list[Path]:
                 return _shards(index)
             if whole.exists():
                 return [whole]
+    for stem in STEMS:
+        if (folder / f"{stem}.gguf").exists():
+            return [folder / f"{stem}.gguf"]
     raise _no_weights(folder)
 
 
@@ -130,7 +136,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> ModelCorrupt:
 def check_has_vae(path: Path, tensors: Iterable[str]) -> None:
     """Raise ModelCorrupt if a single file with these tensors has no VAE."""
     if not any(name.startswith(VAE) for name in tensors):
-        hint = f"add one from another model's folder: sdcli models add NAME {path} --part vae=FOLDER, then use -m NAME"
+        hint = "add one: --part vae=FILE.safetensors, or --part vae=FOLDER"
         raise ModelCorrupt(f"{path} has no VAE ({VAE}*)", hint)
 
 
@@ -144,7 +150,7 @@ def keeps_float32(vae: Mapping[str, Any], dtype: str) -> bool:
 
 
 def detect(path: Path) -> str:
-    """Detect the family of a single `.safetensors` file in the CompVis/SGM layout from its header.
+    """Detect the family of a single file from its header: a whole model, or a transformer of flow matching.
 
     How it was trained does not show in names and shapes: see `marks`. An SD 2.x file without marks is assumed to be 2.1
     at 768 pixels, which predicts v; others predict noise. A distilled model looks like the model it was distilled from.
@@ -157,6 +163,9 @@ def detect(path: Path) -> str:
     """
     header = read_header(path)
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    family = flow.detect(path.name, shapes)
+    if family is not None:
+        return family
     width = shapes.get(UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
     width = width or shapes.get(UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight")
     kind = _KINDS.get(width[1] if width and len(width) == 2 else 0)
@@ -196,7 +205,7 @@ _BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]
 """The families by the U-Net's input channels, the kind, and whether the file records v-prediction."""
 _SUPPORTED = (
     "a single file must be a whole SD 1.x, SD 2.x or SDXL base or inpainting model, or LDM's of ImageNet classes, "
-    "in the original key layout"
+    "in the original key layout; or a transformer of Z-Image, FLUX.1, FLUX.2 [klein], SD 3 or Qwen-Image"
 )
 
 
@@ -210,7 +219,7 @@ def _what(shapes: Mapping[str, tuple[int, ...]]) -> str:
     signs = {
         "lora_": "it is a LoRA, which is used with --lora",
         "double_blocks.": "it is a Flux model",
-        "joint_blocks.": "it is a Stable Diffusion 3 model",
+        "joint_blocks.": "it is an incomplete Stable Diffusion 3 model",
         "control_model.": "it is a ControlNet",
         "down_blocks.": "it is one part of a diffusers folder",
         UNET + "input_blocks.": "it has another kind of U-Net (a refiner, an upscaler, a depth model, or a pruned one)",

@@ -1,4 +1,7 @@
-"""The header of a `.safetensors` file: reads it, and checks it against the file. Reads no weights; imports no torch."""
+"""The header of a `.safetensors` or GGUF file: reads it, and checks it against the file.
+
+Reads no weights; imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sdcli.errors import ModelCorrupt, ModelNotFound, ModelUnsafe
 from sdcli.files.json_files import parse_json
+from sdcli.models.families import gguf_header
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MAX_HEADER = 2**24
@@ -24,7 +28,7 @@ _DOWNLOAD_AGAIN = "download the file again: it is damaged or incomplete"
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a `.safetensors` file: its dtype in the format's notation, its shape and its offset."""
+    """A tensor of a file: its dtype in the notation of safetensors or GGUF, its shape and its offset."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a `.safetensors` file: its tensors by name, and its metadata."""
+    """The header of a file of weights: its tensors by name, and its metadata."""
 
     tensors: Mapping[str, Entry]
     metadata: Mapping[str, str]
@@ -51,7 +55,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a `.safetensors` file and check it against the size of the file.
+    """Read the header of a `.safetensors` or GGUF file and check it against the size of the file.
 
     Raises ModelUnsafe for a pickle, ModelNotFound, and ModelCorrupt for an invalid or truncated file.
     """
@@ -60,6 +64,8 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
+            if start.startswith(gguf_header.MAGIC):
+                return _read_gguf(path, file, size)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
             if length > min(MAX_HEADER, size - 8):
                 raise _not_one(path, start + file.read(64), length, size)
@@ -74,6 +80,14 @@ def read_header(path: Path) -> Header:
         raise ModelCorrupt(
             f"{path}: {error}" if str(error) else f"{path} has an invalid header", _DOWNLOAD_AGAIN
         ) from error
+
+
+def _read_gguf(path: Path, file: BinaryIO, size: int) -> Header:
+    try:
+        tensors, metadata = gguf_header.read(file, size)
+    except (ValueError, KeyError) as error:
+        raise ModelCorrupt(f"{path}: {error}" if str(error) else f"{path} is invalid", _DOWNLOAD_AGAIN) from error
+    return Header({name: Entry(*each) for name, each in tensors.items()}, metadata)
 
 
 def _parse(listed: dict[str, Any], data_start: int, size: int) -> Header:
@@ -115,6 +129,4 @@ def what_instead(start: bytes) -> tuple[str, str] | None:
         return "JSON, such as a server's error message", "open it to see the message, and download the file again"
     if text.startswith((b"pk\x03\x04", b"\x80\x02")):
         return "a pickle or an archive", "use the .safetensors file of the same model"
-    if text.startswith(b"gguf"):
-        return "a GGUF file", "use the .safetensors file of the same model"
     return None

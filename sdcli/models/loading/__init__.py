@@ -21,7 +21,7 @@ from sdcli.diffusion import architectures
 from sdcli.diffusion.model import LatentDiffusionModel, TextEncoder
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.files import palette
-from sdcli.models import configs, families, labels, language_tokenizer
+from sdcli.models import configs, families, labels, language_tokenizer, tokenizer_folder
 from sdcli.models.imports import lean_imports
 from sdcli.models.loading.find import Finder
 from sdcli.models.loading.weights import Stored, check_shapes, fill
@@ -80,10 +80,13 @@ _SUPPORTED = (
 )
 
 
-def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
+def load(
+    source: Source, *, name: str, device: torch.device, dtype: torch.dtype, quantize: str = "none"
+) -> LatentDiffusionModel:
     """Load the model at `source`, in `dtype` on `device`.
 
-    With float16, a VAE with `force_upcast` in its config stays in float32; a VQModel always does.
+    `quantize` is the format for the weights of the layers of the network and of language models. With float16, a VAE
+    with `force_upcast` in its config stays in float32; a VQModel always does.
 
     Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, invalid or do not fit each
     other, and ModelError for an unsupported kind of model.
@@ -102,7 +105,12 @@ def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype)
     parts = check_parts(source, index, dict.fromkeys([*text_encoders, *needed]))
     tokenizers = [_tokenizer(source, each, parts[each][0]) for each in text_encoders]
     filled = {
-        each: _filled(*parts[each], device, torch.float32 if each == "vae" and vae_in_float32 else dtype)
+        each: _filled(
+            *parts[each],
+            device,
+            torch.float32 if each == "vae" and vae_in_float32 else dtype,
+            quantize if takes_quantised(each, parts[each][0]) else "none",
+        )
         for each in parts
     }
     seeing = index.get("processor", [None, None])[1] is not None
@@ -222,9 +230,14 @@ def construct(folder: Path, made: type[nn.Module], count: float = math.inf) -> A
         raise ModelCorrupt(f"{file} is not a config of a {made.__name__}: {what}", _DOWNLOAD_AGAIN) from error
 
 
-def _filled(module: Any, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> Any:
+def takes_quantised(part: str, module: Any) -> bool:
+    """Whether a part is quantised on loading: the network and language models, which are large, and not CLIP."""
+    return part in ("unet", "transformer") or (part.startswith("text_encoder") and type(module) not in _CLIP.values())
+
+
+def _filled(module: Any, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype, quantize: str) -> Any:
     """Load the weights of a component into its `module`."""
-    fill(module, stored, device, dtype)
+    fill(module, stored, device, dtype, quantize)
     for name, each in list(module.named_modules()):
         rebuilt = _with_tables(each)
         if rebuilt is not None:
@@ -267,9 +280,11 @@ _NOT_OF_THE_NETWORK = ("architectures", "dtype", "torch_dtype", "transformers_ve
 
 
 def _tokenizer(source: Source, part: str, model: Any) -> Any:
-    folder = source.folder(part.replace("text_encoder", "tokenizer"))
+    part = part.replace("text_encoder", "tokenizer")
+    folder = source.folder(part)
     if type(model) not in _CLIP.values():
-        return language_tokenizer.read(folder, is_t5=type(model).__name__.startswith("T5"), model=model)
+        is_t5 = type(model).__name__.startswith("T5")
+        return language_tokenizer.read(tokenizer_folder.find(source, part, is_t5=is_t5), is_t5=is_t5, model=model)
     return read_tokenizer(
         folder,
         window=model.config.max_position_embeddings,

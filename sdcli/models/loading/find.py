@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sdcli.diffusion import architectures
 from sdcli.errors import ModelCorrupt
 from sdcli.models import families
-from sdcli.models.loading import single_file
+from sdcli.models.families import flow
+from sdcli.models.loading import part_file, scales, single_file
+from sdcli.models.loading.match import pick, within
 from sdcli.models.loading.weights import Stored, read_headers
 from sdcli.models.source import Source
 
@@ -24,60 +28,49 @@ TEXT_PREFIXES = {
     ),
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
-_DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
 
 
 class Finder:
-    """Finds the tensors of components in a single file or in their folders."""
+    """Finds the tensors of components in a single file, in files of their own or in their folders."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._stored = read_headers([source.path]) if source.is_file else {}
+        self._stored: dict[Path, Mapping[str, Stored]] = {}
 
     def __call__(self, part: str, module: nn.Module) -> Mapping[str, Stored]:
         """Return the tensors of a component by their names in its empty `module`."""
-        source = self._source
-        if source.is_file and not source.is_elsewhere(part):
-            return find_in_file(source.path, self._stored, source.base, part, module)
-        return find_in_folder(source.folder(part), source.variant, module)
+        source, file = self._source, self._source.file(part)
+        if file is None:
+            return find_in_folder(source.folder(part), source.variant, module)
+        stored = self._read(file)
+        if file == source.path and flow.kind_of(stored) is None:
+            return find_in_file(file, stored, source.base, part, module)
+        config = families.read_json(source.folder(part) / "config.json")
+        return part_file.find(file, stored, part, module, config, self._encoders.get(part, ""))
 
     def count(self, part: str) -> int:
         """Return the number of tensors in the files of a component."""
-        source = self._source
-        if source.is_file and not source.is_elsewhere(part):
-            return len(self._stored)
-        return len(read_headers(families.component_files(source.folder(part), source.variant)))
+        file = self._source.file(part)
+        return len(read_headers(self._source.weights(part)) if file is None else self._read(file))
+
+    @cached_property
+    def _encoders(self) -> Mapping[str, str]:
+        """What the names of the text encoders have in a file of several parts."""
+        if self._source.denoiser == "unet":
+            return {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+        kind = flow.KINDS.get(architectures.find("transformer", self._source.config("transformer")))
+        return {} if kind is None else kind.encoders
+
+    def _read(self, file: Path) -> Mapping[str, Stored]:
+        if file not in self._stored:
+            self._stored[file] = scales.fold(read_headers([file]))
+        return self._stored[file]
 
 
 def find_in_folder(folder: Path, variant: str | None, module: nn.Module) -> Mapping[str, Stored]:
     """Find the tensors of a component in its folder, under current or older names."""
     files = families.component_files(folder, variant)
-    stored = {_current_name(key): each for key, each in read_headers(files).items()}
-    names = {name: _current_name(name) for name in module.state_dict() if not name.endswith("num_batches_tracked")}
-    unknown = [each.key for key, each in stored.items() if key not in names.values() and not _UNUSED.search(key)]
-    if unknown:
-        raise ModelCorrupt(f"{files[0]}: its config has no tensor {unknown[0]}", _DOWNLOAD_AGAIN)
-    return {name: _pick(stored, key, files[0]) for name, key in names.items()}
-
-
-def _current_name(key: str) -> str:
-    """Rename a key to a name that all versions share.
-
-    transformers 4 has a prefix `text_model.` for CLIP, `model.` for language models with a head and none inside of
-    Qwen2.5-VL; T5 has one embedding under two names. diffusers before 0.17 had other attention names.
-    """
-    for prefix in ("text_model.", "model.", "language_model."):
-        key = key.removeprefix(prefix)
-    key = key.replace("encoder.embed_tokens.", "shared.")
-    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
-        key = key.replace(old, new)
-    return key
-
-
-# Unused tensors in files: buffers, the other half of CLIP, and the head of a language model, which predicts words.
-_UNUSED = re.compile(
-    r"position_ids$|^lm_head\.|num_batches_tracked$|^text_projection\.|^logit_scale$|^vision_model\.|^visual_projection\."
-)
+    return within(scales.fold(read_headers(files)), module, files[0])
 
 
 def find_in_file(
@@ -94,16 +87,17 @@ def find_in_file(
         _check_known(path, part, prefix, stored, found)
         return found
     if part == "class_embedder":
-        return {name: _pick(stored, families.CLASSES + name, path) for name in module.state_dict()}
+        return {name: pick(stored, families.CLASSES + name, path) for name in module.state_dict()}
     config = families.read_json(base / part / "config.json")
     prefix, original = (families.VAE, single_file.vae) if part == "vae" else (families.UNET, single_file.unet)
     names = {name: prefix + original(name, config) for name in module.state_dict()}
     if part == "vae":
         families.check_has_vae(path, stored)
-    found = {name: _pick(stored, key, path) for name, key in names.items()}
+    found = {name: pick(stored, key, path) for name, key in names.items()}
     _check_known(path, part, prefix, stored, found)
     return {
-        name: replace(each, view=_as_linear) if ".mid.attn_1." in each.key else each for name, each in found.items()
+        name: replace(each, view=single_file.as_linear) if ".mid.attn_1." in each.key else each
+        for name, each in found.items()
     }
 
 
@@ -135,20 +129,9 @@ _TITLES = {"unet": "U-Net", "vae": "VAE"}
 def _find_text(path: Path, stored: Mapping[str, Stored], prefix: str, name: str) -> Stored:
     if prefix.endswith("transformer."):
         full = f"{prefix}text_model.{name}"
-        return stored[prefix + name] if prefix + name in stored else _pick(stored, full, path)
+        return stored[prefix + name] if prefix + name in stored else pick(stored, full, path)
     key, third = single_file.open_clip(name)
-    found = _pick(stored, prefix + key, path)
+    found = pick(stored, prefix + key, path)
     if key == "text_projection":
         return replace(found, view=torch.t)
     return found if third is None else replace(found, view=lambda tensor: tensor.chunk(3)[third])
-
-
-def _as_linear(tensor: Tensor) -> Tensor:
-    """Convert the original VAE's attention, which is stored as 1×1 convolutions."""
-    return tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
-
-
-def _pick(stored: Mapping[str, Stored], key: str, where: Path) -> Stored:
-    if key not in stored:
-        raise ModelCorrupt(f"{where} has no tensor {key}", "download the model again, or use a complete one")
-    return stored[key]

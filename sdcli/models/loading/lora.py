@@ -52,6 +52,9 @@ def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) 
     tensors that do not fit, unless it is `partial`, or without effect.
     """
     parts = dict(zip((source.denoiser, *loading.text_parts(source.index())), _modules(model), strict=True))
+    if addons and any(map(_is_quantised, parts.values())):
+        hint = "omit the LoRAs, or use a model of float weights"
+        raise ModelError("LoRAs cannot be merged into quantised weights", hint)
     known = places(parts, model.architecture)
     plan, left_out = _plan(parts, known, [(each, lora_file.read(each.source.path)) for each in addons])
     for each in addons:
@@ -76,6 +79,10 @@ def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) 
     notes = [note for each in addons for note in _notes(each, left_out[each], each in effective)]
     merged = {part: tuple(changes) for part, changes in plan.items()}
     return replace(model, merged=merged, notes=tuple(notes))
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return any(each.dtype == torch.int8 for each in module.parameters())
 
 
 def _modules(model: LatentDiffusionModel) -> list[nn.Module]:

@@ -1,7 +1,7 @@
 """The original CompVis/SGM names of a model's tensors, by their names in diffusers and transformers.
 
 Each function maps a name in the loaded module to the name in the file, so that missing tensors are found. Knows only
-names.
+names, and `as_linear` a shape.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -90,6 +92,11 @@ def vae(name: str, config: Mapping[str, Any]) -> str:
         level = len(config["block_out_channels"]) - 1 - level
     inside = f"block.{layer}" if kind == "resnets" else kind.removesuffix("rs")
     return f"{half}.{side}.{level}.{inside}.{rest}"
+
+
+def as_linear(tensor: Tensor) -> Tensor:
+    """Convert the original VAE's attention, which is stored as 1×1 convolutions."""
+    return tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
 
 
 def open_clip(name: str) -> tuple[str, int | None]:

@@ -1,9 +1,9 @@
-"""Loads tensors from `.safetensors` files into modules, one at a time and without a second copy in memory."""
+"""Loads tensors from `.safetensors` and GGUF files into modules, one at a time and without a second copy in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,46 +13,85 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sdcli.errors import ModelCorrupt, ModelError
-from sdcli.models import families
 from sdcli.models.families import Entry
+from sdcli.models.families.gguf_header import MAGIC, QUANTISED, stored_bytes
+from sdcli.models.families.split import header_of
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, and the view to take of it, such as a slice or a transposition."""
+    """A tensor in a file, and the view to take of it, such as a slice or a transposition.
+
+    `scale` is another tensor that it is multiplied by before the view is taken. Views of quantised tensors are of whole
+    rows.
+    """
 
     file: Path
     key: str
     entry: Entry
     view: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    scale: Stored | None = None
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it is in a format of GGUF, in blocks that share scales."""
+        return self.entry.dtype in QUANTISED
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
     """Return every tensor in `files` by its name."""
-    return {
-        key: Stored(file, key, entry) for file in files for key, entry in families.read_header(file).tensors.items()
-    }
+    return {key: Stored(file, key, entry) for file in files for key, entry in header_of(file).tensors.items()}
 
 
-def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> None:
+def fill(
+    module: nn.Module,
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: str = "none",
+) -> None:
     """Load the parameters of `module`, which is on the meta device, from `stored`, as `dtype` on `device`.
 
     All shapes are checked before the first tensor is read. Tensors that need no conversion stay views of their file.
+    Quantised weights of layers stay quantised, and others are quantised to the format `quantize`; their layers are
+    replaced by ones that compute in `dtype`.
 
     Raises ModelCorrupt, with the tensor's name, for a wrong shape or an unreadable tensor.
     """
-    read = tensors(module, stored)
+    check_shapes(module, stored)
     exact = _kept_in_float32(module) if dtype == torch.float16 else ()
     state = {}
-    for name, tensor in read:
-        kept = any(part in name.split(".") for part in exact)
-        state[name] = tensor.to(device=device, dtype=torch.float32 if kept else dtype).contiguous()
+    for name, tensor in _raw(stored):
+        each, kept = stored[name], any(part in name.split(".") for part in exact)
+        wanted = torch.float32 if kept else dtype
+        kind = each.entry.dtype
+        if each.is_quantised or quantize != "none":
+            from sdcli.models.loading import quantised
+
+            if not each.is_quantised and quantised.takes(module, name):
+                tensor, kind = quantised.quantise(tensor, quantize), quantize.upper()
+            if kind in QUANTISED and quantised.replace(module, name, tensor, kind, wanted):
+                state[name] = tensor.to(device=device).contiguous()
+                continue
+            tensor = quantised.dequantise(tensor, kind, torch.float32) if kind in QUANTISED else tensor
+        state[name] = _aligned(tensor.to(device=device, dtype=wanted).contiguous())
     state |= {name: torch.zeros((), dtype=torch.int64) for name in module.state_dict() if name.endswith(_COUNTS)}
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False).eval()
 
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Copy a small tensor that starts anywhere in its file, because results can depend on where data start.
+
+    A large one stays a view: copies would need memory and time.
+    """
+    small = tensor.nbytes < _LARGE and tensor.device.type == "cpu"
+    return tensor.clone() if small and tensor.data_ptr() % _ALIGNMENT else tensor
+
+
+_ALIGNMENT, _LARGE = 64, 2**22
 
 _COUNTS = "num_batches_tracked"
 """The end of the names of batch norms' counts of training steps, which are not read."""
@@ -73,7 +112,24 @@ def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[s
 
 
 def read(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor of `stored` unconverted, by its name there. Raises ModelCorrupt for an unreadable one."""
+    """Yield each tensor of `stored` unconverted, by its name there; quantised ones as float32.
+
+    Raises ModelCorrupt for an unreadable one.
+    """
+    for name, tensor in _raw(stored):
+        each = stored[name]
+        if each.is_quantised:
+            from sdcli.models.loading import quantised
+
+            tensor = quantised.dequantise(tensor, each.entry.dtype, torch.float32)
+        yield name, tensor
+
+
+def _raw(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor of `stored` by its name there; a quantised one as bytes, one row of them for each of its rows.
+
+    Raises ModelCorrupt for an unreadable one.
+    """
     with ExitStack() as stack:
         readers = {file: stack.enter_context(_open(file)) for file in {each.file for each in stored.values()}}
         for name, each in stored.items():
@@ -91,10 +147,10 @@ def check_shapes(module: nn.Module, stored: Mapping[str, Stored]) -> None:
 def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
     """Raise ModelError unless a stored tensor has a float dtype, and ModelCorrupt unless its view has this shape."""
     file, key, entry = stored.file, stored.key, stored.entry
-    if entry.dtype not in _FLOATS:
+    if entry.dtype not in _FLOATS and not stored.is_quantised and not (entry.dtype == "I8" and stored.scale):
         raise ModelError(
             f"{file}: tensor {key} has the dtype {entry.dtype}",
-            "use float weights; quantised weights are not supported",
+            "use float weights, GGUF, or fp8 or int8 with scales; other quantised weights are not supported",
         )
     try:
         found = tuple(stored.view(torch.empty(entry.shape, device="meta")).shape)
@@ -109,13 +165,46 @@ def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
 
 def _open(file: Path) -> Any:
     try:
+        with file.open("rb") as start:
+            if start.read(len(MAGIC)) == MAGIC:
+                return _Gguf(file)
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise ModelCorrupt(f"{file} cannot be read: {error}", "download the file again") from error
 
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class _Gguf(AbstractContextManager[Any]):
+    """A GGUF file in memory pages, read when they are used."""
+
+    def __init__(self, file: Path) -> None:
+        self._bytes = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+
+    def get(self, entry: Entry) -> Tensor:
+        """Return a tensor, or the bytes of a quantised one."""
+        data = self._bytes[entry.start : entry.start + stored_bytes(entry.dtype, entry.shape)]
+        if entry.dtype in QUANTISED:
+            # int8, not uint8: text encoders convert their input to the dtype of weights that are not int8
+            return data.view(torch.int8).reshape(*entry.shape[:-1], -1)
+        return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
 def _read(reader: Any, stored: Stored) -> Tensor:
     try:
-        return stored.view(reader.get_tensor(stored.key))
-    except (SafetensorError, OSError) as error:
+        tensor = _whole(reader, stored)
+        if stored.scale is not None:
+            scale = _whole(reader, stored.scale).float()
+            tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1) if scale.numel() > 1 else ())
+        return stored.view(tensor)
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise ModelCorrupt(f"{stored.file}: tensor {stored.key}: {error}", "download the file again") from error
+
+
+def _whole(reader: Any, stored: Stored) -> Tensor:
+    found: Tensor = reader.get(stored.entry) if isinstance(reader, _Gguf) else reader.get_tensor(stored.key)
+    return found

@@ -1,0 +1,93 @@
+"""Writes any model as a diffusers folder whose network and language models are quantised, as GGUF files.
+
+Such a folder loads faster than its model is quantised, and takes less of the disk. The names of tensors in the files
+are those of the modules.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor
+
+from sdcli.files import palette
+from sdcli.files.json_files import load_json
+from sdcli.models import export, families, loading, tokenizer, tokenizer_folder, vocabulary
+from sdcli.models.loading import quantised
+from sdcli.models.loading.weights import tensors
+from sdcli.models.source import INDEX, Source
+from sdcli.terminal.display import OnBytes
+
+_PLAIN = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def quantize(source: Source, folder: Path, name: str, on_bytes: OnBytes) -> None:
+    """Write the model at `source` to the empty `folder`, with large weights in the format `name`.
+
+    Weights that are not quantised keep their values and dtype. Parts are written one at a time. Raises ModelError if
+    the model cannot be read, and OSError if the folder cannot be written.
+    """
+    source.check()
+    index = dict(loading.read_index(source))
+    parts = [part for part in loading.COMPONENTS if index.get(part, [None, None])[1]]
+    for part, (module, stored) in loading.check_parts(source, index, parts).items():
+        (folder / part).mkdir()
+        export.write_json(folder / part / "config.json", load_json(source.folder(part) / "config.json"))
+        counted = _counted(tensors(module, stored), part, on_bytes)
+        if loading.takes_quantised(part, module):
+            _write_gguf(module, counted, folder / part / f"{families.STEMS[0]}.gguf", name)
+        else:
+            export.save({export.name_of(part, key): each for key, each in counted}, folder / part)
+        if part.startswith("text_encoder"):
+            _write_tokenizer(source, part.replace("text_encoder", "tokenizer"), module, folder)
+    for part in ("scheduler", "processor"):
+        if source.folder(part).is_dir():
+            shutil.copytree(source.folder(part), folder / part)
+    known = vocabulary.read(source.path)
+    if known is not None:
+        vocabulary.write(folder, known)
+    if palette.find(source.folder("unet")).exists():
+        palette.write(folder, palette.read(palette.find(source.folder("unet")).parent))
+    export.write_json(folder / INDEX, index)
+
+
+def _counted(read: Iterable[tuple[str, Tensor]], part: str, on_bytes: OnBytes) -> Iterable[tuple[str, Tensor]]:
+    for key, each in read:
+        on_bytes(part, each.nbytes)
+        yield key, each
+
+
+def _write_gguf(module: Any, read: Iterable[tuple[str, Tensor]], file: Path, name: str) -> None:
+    """Write tensors to a file; the writer keeps them on disk until the header is complete."""
+    writer = gguf.GGUFWriter(file, "sdcli", use_temp_file=True)
+    for key, tensor in read:
+        if quantised.takes(module, key):
+            raw, kind = quantised.quantise(tensor, name).view(torch.uint8), name.upper()
+        else:
+            plain = tensor if tensor.dtype in _PLAIN else tensor.float()
+            raw, kind = plain.contiguous().reshape(-1).view(torch.uint8), _PLAIN[plain.dtype]
+        shape = gguf.quant_shape_to_byte_shape(tensor.shape or (1,), gguf.GGMLQuantizationType[kind])
+        writer.add_tensor(key, raw.reshape(shape).numpy(), raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_tokenizer(source: Source, part: str, module: Any, folder: Path) -> None:
+    if type(module).__name__.startswith("CLIP"):
+        tokenizer.write(source.folder(part), folder / part)
+        return
+    is_t5 = type(module).__name__.startswith("T5")
+    place = tokenizer_folder.find(source, part, is_t5=is_t5)
+    if place != families.QWEN:
+        shutil.copytree(place, folder / part)
+        return
+    from sdcli.models import language_tokenizer
+
+    language_tokenizer.read(place, is_t5=False, model=module).save_pretrained(str(folder / part))
