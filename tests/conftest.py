@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 from tests import tiny
-from tests.shell import Finished, Run, call, clean_environment, spawn
+from tests.forked import waiting
+from tests.shell import ROOT, Finished, Run, call, clean_environment, spawn
 
 __all__ = ["Finished", "Run", "clean_environment"]
 
@@ -50,6 +51,14 @@ def run(tmp_path: Path) -> Run:
 def command(tmp_path: Path) -> Run:
     """`run`, as a process of its own, for what cannot be seen within this one."""
     return partial(spawn, home=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The words that start the command as a process, quickly (see tests/forked.py for what that cannot show)."""
+    folder = tmp_path_factory.mktemp("forked")
+    with waiting(folder, clean_environment(folder) | {"PYTHONPATH": str(ROOT)}) as words:
+        yield words
 
 
 @pytest.fixture(scope="session")

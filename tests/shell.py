@@ -167,18 +167,18 @@ def _warnings_on_stderr() -> Iterator[None]:
 @contextmanager
 def _libraries() -> Iterator[None]:
     """Nothing that sdcli or huggingface_hub has kept from an earlier run, and torch's threads as they were."""
-    _forget()
+    forget()
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     try:
         yield
     finally:
-        _forget()
+        forget()
         if torch:
             torch.set_num_threads(threads)
 
 
-def _forget() -> None:
+def forget() -> None:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "sdcli":
             for value in list(vars(module).values()):
