@@ -17,7 +17,6 @@ from hypothesis import settings
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
-from tests import tiny
 from tests.forked import waiting
 from tests.shell import ROOT, Finished, Run, call, clean_environment, spawn
 
@@ -64,13 +63,15 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 @pytest.fixture(scope="session")
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1.5 in a diffusers folder."""
+    from tests import tiny
+
     return tiny.make_folder("sd15", tmp_path_factory.mktemp("sd15"))
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """`pair(family)` is a tiny model of that family, loaded by diffusers and by sdcli (see tests/pairs.py)."""
-    from tests import pairs
+    from tests import pairs, tiny
 
     return functools.cache(lambda family: pairs.load(tiny.make_folder(family, tmp_path_factory.mktemp(family))))
 
