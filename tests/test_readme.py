@@ -47,8 +47,8 @@ def with_command(shell: dict[str, str], folder: Path, words: list[str]) -> dict[
 
 @pytest.fixture(scope="module")
 def quick(shell: dict[str, str], forked: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which `sdcli` is a fork of a process that has imported the libraries; it makes two steps."""
-    return with_command(shell | {"SDCLI_STEPS": "2"}, tmp_path_factory.mktemp("forked") / "bin", forked)
+    """The environment in which `sdcli` is a fork of a process that has imported the libraries; it makes three steps."""
+    return with_command(shell | {"SDCLI_STEPS": "3"}, tmp_path_factory.mktemp("forked") / "bin", forked)
 
 
 @pytest.fixture(scope="module")
