@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from hypothesis import settings
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
-from tests import tiny
-from tests.shell import Finished, Run, call, clean_environment, spawn
+from tests.forked import waiting
+from tests.shell import ROOT, Finished, Run, call, clean_environment, spawn
 
 __all__ = ["Finished", "Run", "clean_environment"]
 
@@ -53,15 +53,25 @@ def command(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The words that start the command as a process, quickly (see tests/forked.py for what that cannot show)."""
+    folder = tmp_path_factory.mktemp("forked")
+    with waiting(folder, clean_environment(folder) | {"PYTHONPATH": str(ROOT)}) as words:
+        yield words
+
+
+@pytest.fixture(scope="session")
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1.5 in a diffusers folder."""
+    from tests import tiny
+
     return tiny.make_folder("sd15", tmp_path_factory.mktemp("sd15"))
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """`pair(family)` is a tiny model of that family, loaded by diffusers and by sdcli (see tests/pairs.py)."""
-    from tests import pairs
+    from tests import pairs, tiny
 
     return functools.cache(lambda family: pairs.load(tiny.make_folder(family, tmp_path_factory.mktemp(family))))
 

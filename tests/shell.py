@@ -5,6 +5,7 @@
 and dies, signals, pipes between processes, and what is imported.
 """
 
+import functools
 import importlib
 import os
 import signal
@@ -19,9 +20,14 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 from unittest import mock
 
+import typer
+
 from sdcli.__main__ import main
 
 ROOT = Path(__file__).parent.parent
+
+# typer makes all commands from their functions whenever one is run.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
@@ -167,25 +173,30 @@ def _warnings_on_stderr() -> Iterator[None]:
 @contextmanager
 def _libraries() -> Iterator[None]:
     """Nothing that sdcli or huggingface_hub has kept from an earlier run, and torch's threads as they were."""
-    _forget()
+    forget()
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     try:
         yield
     finally:
-        _forget()
+        forget()
         if torch:
             torch.set_num_threads(threads)
 
 
-def _forget() -> None:
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "sdcli":
-            for value in list(vars(module).values()):
-                if hasattr(value, "cache_clear") and hasattr(value, "__wrapped__"):
-                    value.cache_clear()
+def forget() -> None:
+    """Empty what sdcli and huggingface_hub have kept from an earlier run."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sdcli"]:
+        for kept in _caches_of(name):
+            kept.cache_clear()
     if "huggingface_hub.constants" in sys.modules:  # they are read from the environment when it is imported
         importlib.reload(sys.modules["huggingface_hub.constants"])
         from huggingface_hub.utils import close_session
 
         close_session()
+
+
+@functools.cache
+def _caches_of(module: str) -> tuple[Any, ...]:
+    values = vars(sys.modules[module]).values()
+    return tuple(value for value in values if hasattr(value, "cache_clear") and hasattr(value, "__wrapped__"))

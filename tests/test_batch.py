@@ -540,16 +540,15 @@ def test_forty_jobs_killed_three_times_are_forty_pictures(sd15, tmp_path, model)
     assert pictures(tmp_path / "out") == {Path(line["path"]).name: line["sha256"] for line in finished}
 
 
-def test_lines_go_down_a_pipe_as_pictures_are_made(sd15, tmp_path):
+def test_lines_go_down_a_pipe_as_pictures_are_made(forked, sd15, tmp_path):
     script = """
-    printf 'a fox\\na cat\\n' | "$0" -m sdcli batch - -o out/ -m "$1" --steps 1 |
-    "$0" -c 'import json, sys
+    printf 'a fox\\na cat\\n' | "$@" batch - -o out/ -m "$0" --steps 1 |
+    "$1" -c 'import json, sys
 for line in sys.stdin: print(json.loads(line)["path"])' | xargs ls
     """
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", script, sys.executable, str(sd15)],
-        capture_output=True, text=True, cwd=tmp_path, check=True,
-        env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+        ["bash", "-o", "pipefail", "-c", script, str(sd15), *forked],
+        capture_output=True, text=True, cwd=tmp_path, check=True, env=clean_environment(tmp_path),
     )  # fmt: skip
     listed = done.stdout.splitlines()
     assert [name.rsplit("-", 1)[0] for name in listed] == ["out/a-cat", "out/a-fox"]

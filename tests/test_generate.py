@@ -3,11 +3,13 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from sdcli.files.images import pixels_sha256
+from sdcli.models import assemble
 from tests.conftest import Finished, clean_environment
 
 FAST = ("--steps", "2", "--dtype", "float32", "--threads", "1")
@@ -44,37 +47,22 @@ def test_stdout_is_exactly_the_path(run, sd15, tmp_path):
         assert (image.format, image.size, image.mode) == ("PNG", (64, 64), "RGB")
 
 
-def test_libraries_that_print_and_warn_do_not_reach_stdout(sd15, tmp_path):
-    noisy = """
-import os, subprocess, sys, warnings
-from sdcli.making import deliver
-quiet = deliver.prepare_libraries
-def noisy():
-    quiet()
-    from sdcli.models import assemble
+def test_libraries_that_print_and_warn_do_not_reach_stdout(run, sd15, monkeypatch):
     load = assemble.load
-    def loud(*args, **kwargs):
+
+    def loud(*arguments):
         print("python print")
-        sys.stdout.write("python write\\n")
-        os.write(1, b"raw write\\n")
-        subprocess.run(["echo", "child"])
-        warnings.warn("a warning")
-        return load(*args, **kwargs)
-    assemble.load = loud
-deliver.prepare_libraries = noisy
-from sdcli.__main__ import main
-main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", noisy, "generate", "x", "-s", "1", "-m", str(sd15), *FAST],
-        capture_output=True,
-        cwd=tmp_path,
-        env=clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
-        check=True,
-    )
-    assert done.stdout == b"x-1.png\n"
+        sys.stdout.write("python write\n")
+        os.write(1, b"raw write\n")
+        subprocess.run(["echo", "child"], check=True)
+        warnings.warn("a warning", stacklevel=1)
+        return load(*arguments)
+
+    monkeypatch.setattr(assemble, "load", loud)
+    done = run("generate", "x", "-s", 1, "-m", sd15, *FAST)
+    assert (done.status, done.stdout) == (0, b"x-1.png\n")
     for said in ("python print", "python write", "raw write", "child", "a warning"):
-        assert said in done.stderr.decode()
+        assert said in done.stderr
 
 
 def test_same_recipe_same_pixels_and_the_second_run_takes_the_next_name(run, sd15, tmp_path):
@@ -310,14 +298,10 @@ def wait_for(condition, seconds=60):
 
 
 @contextmanager
-def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(folder: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command under way in `folder`; killed at the end if it still runs."""
     with subprocess.Popen(
-        [sys.executable, "-m", "sdcli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=folder,
-        env=clean_environment(folder) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=clean_environment(folder)
     ) as process:
         try:
             yield process
@@ -326,8 +310,8 @@ def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[b
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_no_half_written_picture(sd15, tmp_path, number, status):
-    with started(tmp_path, "generate", "x", "-m", sd15, "-n", "1000", "-s", "0", "-o", "out/") as process:
+def test_a_signal_leaves_no_half_written_picture(forked, sd15, tmp_path, number, status):
+    with started(tmp_path, *forked, "generate", "x", "-m", sd15, "-n", "1000", "-s", "0", "-o", "out/") as process:
         wait_for(lambda: (tmp_path / "out" / "x-0.png").exists())
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
@@ -340,8 +324,8 @@ def test_a_signal_leaves_no_half_written_picture(sd15, tmp_path, number, status)
             image.load()
 
 
-def test_a_closed_pipe_ends_it_quietly(sd15, tmp_path):
-    with started(tmp_path, "generate", "x", "-m", sd15, "-n", "1000", "-s", "0", *FAST) as process:
+def test_a_closed_pipe_ends_it_quietly(forked, sd15, tmp_path):
+    with started(tmp_path, *forked, "generate", "x", "-m", sd15, "-n", "1000", "-s", "0", *FAST) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b"x-0.png\n"
@@ -350,14 +334,14 @@ def test_a_closed_pipe_ends_it_quietly(sd15, tmp_path):
         assert process.stderr.read() == b""
 
 
-def test_a_full_stdout_is_an_output_error(sd15, tmp_path):
+def test_a_full_stdout_is_an_output_error(forked, sd15, tmp_path):
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "sdcli", "generate", "x", "-m", str(sd15), *FAST, "-o", "-"],
+            [*forked, "generate", "x", "-m", str(sd15), *FAST, "-o", "-"],
             stdout=full,
             stderr=subprocess.PIPE,
             cwd=tmp_path,
-            env=clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            env=clean_environment(tmp_path),
             check=False,
         )
     assert done.returncode == 8

@@ -33,33 +33,17 @@ def folder(tmp_path_factory):
     return tiny.make_folder("sd15", tmp_path_factory.mktemp("imports") / "model")
 
 
-def test_loading_a_model_imports_and_says_nothing_needless(folder):
+@pytest.fixture(scope="module")
+def said(folder) -> list[str]:
+    """The lines of a process that has loaded a model, and then uses what was deferred meanwhile."""
     done = run(
-        "import sys, torch\n"
+        "import gc, sys, torch\n"
         "from pathlib import Path\n"
         "from sdcli.models import loading\n"
         "from sdcli.models.source import Source\n"
         f"source = Source(Path({str(folder)!r}))\n"
         "model = loading.load(source, name='x', device=torch.device('cpu'), dtype=torch.float32)\n"
-        f"print(sorted(set({UNUSED!r}) & set(sys.modules)))\n"
-    )
-    assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
-def test_the_same_modules_are_there_without_lean_imports():
-    """The list above speaks of what would be imported, not of names that no longer exist."""
-    done = run(
-        "import sys\n"
-        "from diffusers import AutoencoderKL, UNet2DConditionModel\n"
-        f"print(sorted(name for name in {UNUSED!r} if name.startswith(('diffusers.m', 'scipy')) "
-        "and name not in sys.modules))\n"
-    )
-    assert done.stdout == "[]\n"
-
-
-def test_a_deferred_package_is_itself_when_it_is_used():
-    done = run(
-        "import gc\n"
+        f"print(sorted(set({UNUSED!r}) & set(sys.modules)), flush=True)\n"
         "from sdcli.models.imports import DEFERRED, lean_imports\n"
         "with lean_imports():\n"
         "    assert not gc.isenabled()\n"
@@ -79,8 +63,24 @@ def test_a_deferred_package_is_itself_when_it_is_used():
         "    from diffusers.models.transformers import NoSuchModel\n"
         "except ImportError as error:\n"
         "    print(type(error).__name__)\n"
+        f"print(sorted(name for name in {UNUSED!r} if name.startswith(('diffusers.m', 'scipy')) "
+        "and name not in sys.modules))\n"
     )
-    assert done.stdout == "AutoencoderKL AutoencoderTiny\n0.5\nImportError\n"
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_loading_a_model_imports_nothing_needless(said):
+    assert said[0] == "[]"
+
+
+def test_a_deferred_package_is_itself_when_it_is_used(said):
+    assert said[1:4] == ["AutoencoderKL AutoencoderTiny", "0.5", "ImportError"]
+
+
+def test_the_same_modules_are_there_without_lean_imports(said):
+    """The list above speaks of what would be imported, not of names that no longer exist."""
+    assert said[4:] == ["[]"]
 
 
 def test_importing_it_costs_nothing():

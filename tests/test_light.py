@@ -1,9 +1,12 @@
 """What must answer at once imports nothing heavy: counted in sys.modules, not on a clock."""
 
+import atexit
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 
@@ -18,18 +21,48 @@ from sdcli.cli import run
 status = run(sys.argv[1:])
 print("\\n" + json.dumps({"status": status, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
 """
+# Runs each command that comes in a fork, which has imported what the command line itself imports.
+FORKS = """
+import json, os, sys
+from sdcli.cli import run
+for line in sys.stdin:
+    asked = json.loads(line)
+    if os.fork() == 0:
+        answers = os.fdopen(os.dup(1), "w")
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number in (1, 2):
+            os.dup2(os.open(asked["streams"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.chdir(asked["home"])
+        os.environ.clear()
+        os.environ |= asked["environment"]
+        status = run(asked["arguments"])
+        modules = sorted({name.split(".")[0] for name in sys.modules})
+        print(json.dumps({"status": status, "modules": modules}), file=answers, flush=True)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.wait()[1]):
+        print("{}", flush=True)
+"""
+
+
+@cache
+def _forks() -> subprocess.Popen[str]:
+    environment = clean_environment(Path("nowhere")) | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    atexit.register(process.communicate)
+    return process
 
 
 def modules_of(arguments: list[str], home: Path, expected_status: int) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments],
-        capture_output=True,
-        check=True,
-        cwd=home,
-        env=clean_environment(home) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    report = json.loads(done.stdout.decode().splitlines()[-1])
-    assert report["status"] == expected_status, done.stderr.decode()
+    """The packages that a process has imported that has run this command, and nothing else, in the directory `home`."""
+    with NamedTemporaryFile(mode="r", errors="replace") as streams:
+        asked = {"arguments": arguments, "home": str(home), "environment": clean_environment(home)}
+        process = _forks()
+        process.stdin.write(json.dumps(asked | {"streams": streams.name}) + "\n")
+        process.stdin.flush()
+        report = json.loads(process.stdout.readline())
+        assert report.get("status") == expected_status, streams.read()
     return set(report["modules"])
 
 
@@ -111,7 +144,12 @@ def test_answers_and_refusals_import_nothing_heavy(light, place):
 
 
 def test_the_command_line_itself_imports_nothing_heavy(tmp_path):
-    assert not modules_of(["generate", "x", "--steps", "0"], tmp_path, 2) & HEAVY
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", PROBE, "generate", "x", "--steps", "0"]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path, env=environment)
+    report = json.loads(done.stdout.decode().splitlines()[-1])
+    assert report["status"] == 2, done.stderr.decode()
+    assert not set(report["modules"]) & HEAVY
 
 
 def test_a_batch_that_makes_nothing_imports_nothing_heavy(tmp_path):

@@ -2,11 +2,10 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,35 +37,23 @@ def shell(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> dict[str, str
     return clean_environment(home) | {"HF_HUB_CACHE": str(home / "hub"), "PYTHONPATH": str(ROOT)}
 
 
-def with_command(shell: dict[str, str], folder: Path, command: str) -> dict[str, str]:
-    """The environment with an `sdcli` on PATH that runs `command`."""
+def with_command(shell: dict[str, str], folder: Path, words: list[str]) -> dict[str, str]:
+    """The environment with an `sdcli` on PATH that these words run."""
     folder.mkdir()
-    (folder / "sdcli").write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+    (folder / "sdcli").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     (folder / "sdcli").chmod(0o755)
     return shell | {"PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])}
 
 
 @pytest.fixture(scope="module")
-def forked(shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which `sdcli` is a fork of a process that has imported the libraries; it makes four steps."""
-    folder = tmp_path_factory.mktemp("forked")
-    waiting = os.path.relpath(folder / "socket", Path.cwd())  # temporary directories can be too long for a socket
-    code = f"from tests.forked import serve; serve({waiting!r})"
-    with subprocess.Popen([sys.executable, "-c", code], env=shell) as process:
-        try:
-            while not (folder / "socket").exists():
-                assert process.poll() is None
-                time.sleep(0.05)
-            yield with_command(
-                shell | {"SDCLI_STEPS": "4"}, folder / "bin", f"-IS {ROOT / 'tests/forked.py'} {folder / 'socket'}"
-            )
-        finally:
-            process.terminate()
+def quick(shell: dict[str, str], forked: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which `sdcli` is a fork of a process that has imported the libraries; it makes three steps."""
+    return with_command(shell | {"SDCLI_STEPS": "3"}, tmp_path_factory.mktemp("forked") / "bin", forked)
 
 
 @pytest.fixture(scope="module")
 def spawned(shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return with_command(shell, tmp_path_factory.mktemp("spawned") / "bin", "-m sdcli")
+    return with_command(shell, tmp_path_factory.mktemp("spawned") / "bin", [sys.executable, "-m", "sdcli"])
 
 
 def test_the_first_block_installs_and_generates_and_another_tests():
@@ -90,9 +77,8 @@ def test_the_readme_fits_three_screens():
     ],
 )
 def test_a_block_runs(block: str, request: pytest.FixtureRequest, tmp_path: Path):
-    """The first block and servers start processes of their own."""
-    own = block == BLOCKS[0][1] or "serve" in block
-    environment = request.getfixturevalue("spawned" if own else "forked")
+    """The first block starts a process of its own."""
+    environment = request.getfixturevalue("spawned" if block == BLOCKS[0][1] else "quick")
     script = "set -euo pipefail\n" + INSTALL.sub("", block)
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False

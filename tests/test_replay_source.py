@@ -19,7 +19,7 @@ from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
-from sdcli.planning import replay
+from sdcli.planning import difference, replay
 from sdcli.recipe.recipe import Recipe
 from tests.test_foreign import A1111
 
@@ -58,7 +58,7 @@ def test_the_numbers_are_numpys(seed, width, height, changes):
     after = before.copy()
     for _ in range(changes):
         after[random.integers(height), random.integers(width), random.integers(3)] = random.integers(256)
-    found = replay.difference(Image.fromarray(before), Image.fromarray(after))
+    found = difference.between(Image.fromarray(before), Image.fromarray(after))
     apart = before.astype(int) - after.astype(int)
     if not apart.any():
         assert found is None
@@ -70,7 +70,7 @@ def test_the_numbers_are_numpys(seed, width, height, changes):
 
 
 def test_pictures_of_two_sizes_differ_all_over():
-    assert replay.difference(IMAGE, IMAGE.resize((4, 5))) == replay.Difference(20, 20, 255, 0.0)
+    assert difference.between(IMAGE, IMAGE.resize((4, 5))) == difference.Difference(20, 20, 255, 0.0)
 
 
 def test_a_source_is_the_recipe(picture):

@@ -179,18 +179,18 @@ def _verify(
     from PIL import Image
 
     from sdcli.files.reading import decoding
-    from sdcli.planning import replay
+    from sdcli.planning import difference, replay
 
     if destination is not None:
         outputs.write(destination, picture.png)
     made = picture.image
     with decoding(source.path), Image.open(BytesIO(source.data)) as image:
-        difference = replay.difference(image, made)
+        found = difference.between(image, made)
     replayed = picture.pixels_sha256
     error, why = None, []
-    if difference is not None:
+    if found is not None:
         why = replay.reasons(source, picture.recipe, replayed)
-        error = PictureDiffers(f"{source.path} differs from its replay in {difference}", "; ".join(why))
+        error = PictureDiffers(f"{source.path} differs from its replay in {found}", "; ".join(why))
     if request.json:
         line = {
             "status": "differs" if error else "identical",
@@ -204,7 +204,7 @@ def _verify(
             "seconds": round(picture.seconds, 3),
             "warnings": [*(each.message for each in request.warnings), *picture.warnings],
             "error": error.message if error else None,
-            "difference": asdict(difference) if difference else None,
+            "difference": asdict(found) if found else None,
             "reasons": why,
         }
         streams.write_line(out, streams.to_json(deliver.with_recipe(line, picture.recipe, request.json)))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sdcli.files.metadata import read
+from sdcli.models import assemble
 from sdcli.models.source import Source
 from tests.conftest import Finished, clean_environment
 from tests.hub.conftest import REPO, model_files, noise
@@ -320,34 +321,23 @@ def test_a_pulled_model_draws(hub, models, around, run, sd15, tmp_path):
     assert hub.asked == []
 
 
-PULLING = """
-import os, subprocess, sys
-from sdcli import cli
-from sdcli.models import assemble
-load = assemble.load
-def load_and_pull(*arguments):
-    loaded = load(*arguments)
-    online = os.environ | {"HF_HUB_OFFLINE": "0"}
-    subprocess.run([sys.executable, "-m", "sdcli", "models", "pull", sys.argv[1]], env=online, check=True, stdout=2)
-    return loaded
-assemble.load = load_and_pull
-sys.exit(cli.run(["generate", "x", "-s", "1", "-m", sys.argv[1], "--steps", "1", "--threads", "1", "-o", "x.png"]))
-"""
-
-
 def test_a_picture_names_the_files_it_was_made_with_though_others_are_pulled_meanwhile(
-    hub, models, around, sd15, tmp_path
+    hub, models, around, command, run, sd15, tmp_path, monkeypatch
 ):
     parts = {str(path.relative_to(sd15)): path.read_bytes() for path in sd15.rglob("*") if path.is_file()}
     hub.put(REPO, parts)
     before = Source(Path(models("pull", REPO).lines[0]))
-    index = parts["model_index.json"]
-    hub.put(REPO, parts | {"model_index.json": index + b"\n"})
-    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)} | dict(around)
-    done = subprocess.run(
-        [sys.executable, "-c", PULLING, REPO], env=environment, cwd=tmp_path, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    hub.put(REPO, parts | {"model_index.json": parts["model_index.json"] + b"\n"})
+    load, pulled = assemble.load, []
+
+    def load_and_pull(*arguments):
+        loaded = load(*arguments)
+        pulled.append(command("models", "pull", REPO, env=around).status)
+        return loaded
+
+    monkeypatch.setattr(assemble, "load", load_and_pull)
+    done = run("generate", "x", "-s", 1, "-m", REPO, "--steps", 1, "--threads", 1, "-o", "x.png", env=around)
+    assert (done.status, pulled) == (0, [0]), done.stderr
     after = Source(Path(json.loads(models("show", REPO, "--json").stdout)["path"]))
     assert after.path != before.path
     assert after.sha256 != before.sha256

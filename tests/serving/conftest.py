@@ -2,9 +2,8 @@
 
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,11 @@ Serve = Callable[..., AbstractContextManager[Warm]]
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str | Path, quiet: bool = True) -> Iterator[Warm]:
+def serving(folder: Path, command: Sequence[str], *arguments: str | Path, quiet: bool = True) -> Iterator[Warm]:
     socket = os.path.relpath(folder / "warm.sock", Path.cwd())  # temporary directories can be too long for a socket
     options = [*(["--quiet"] if quiet else []), *map(str, arguments)]
     with subprocess.Popen(
-        [sys.executable, "-m", "sdcli", "serve", "--socket", socket, "--port", "0", *options],
+        [*command, "serve", "--socket", socket, "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=clean_environment(folder) | {"PYTHONPATH": str(ROOT)},
@@ -61,15 +60,15 @@ def serving(folder: Path, *arguments: str | Path, quiet: bool = True) -> Iterato
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Serve:
+def serve(tmp_path: Path, forked: list[str]) -> Serve:
     """`with serve("--queue", 0) as warm: …` runs a warm process of its own."""
-    return lambda *arguments, **options: serving(tmp_path, *arguments, **options)
+    return lambda *arguments, **options: serving(tmp_path, forked, *arguments, **options)
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> Iterator[Warm]:
+def warm(tmp_path_factory: pytest.TempPathFactory, forked: list[str], sd15: Path) -> Iterator[Warm]:
     """A warm process for all tests that leave it as it is, with the tiny SD 1.5 loaded."""
-    with serving(tmp_path_factory.mktemp("warm"), "-m", sd15) as ready:
+    with serving(tmp_path_factory.mktemp("warm"), forked, "-m", sd15) as ready:
         yield ready
 
 

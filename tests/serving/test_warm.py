@@ -36,7 +36,7 @@ from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import clean_environment
-from tests.serving.conftest import ROOT, wait_for
+from tests.serving.conftest import ROOT, serving, wait_for
 from tests.test_light import HEAVY, PROBE
 
 FAST = ("--steps", "2", "--dtype", "float32")
@@ -227,10 +227,10 @@ def test_a_batch_ends_where_the_warm_process_does_and_goes_on_without_it(run, sd
     assert run(*command).status == 0
 
 
-def test_ctrl_c_in_a_batch_finishes_the_current_picture_and_then_not(warm, ask, sd15, tmp_path):
+def test_ctrl_c_in_a_batch_finishes_the_current_picture_and_then_not(warm, ask, forked, sd15, tmp_path):
     (tmp_path / "jobs").write_text("".join(f"a fox {number}\n" for number in range(200)))
-    command = [sys.executable, "-m", "sdcli", "batch", "jobs", "-m", str(sd15), *FAST[2:], "--steps", "20"]
-    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "SDCLI_SOCKET": warm.socket}
+    command = [*forked, "batch", "jobs", "-m", str(sd15), *FAST[2:], "--steps", "20"]
+    environment = clean_environment(tmp_path) | {"SDCLI_SOCKET": warm.socket}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
         first = process.stdout.readline()
@@ -499,13 +499,13 @@ def test_who_goes_in_mid_picture_cancels_it(ask, sd15):
     assert time.monotonic() - started < 10  # a thousand steps take far longer
 
 
-def test_ctrl_c_ends_the_client_and_not_the_warm_process(warm, ask, sd15, tmp_path):
+def test_ctrl_c_ends_the_client_and_not_the_warm_process(warm, ask, forked, sd15, tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-m", "sdcli", "generate", "x", "-m", str(sd15), "-n", "1000", "-s", "0", *FAST],
+        [*forked, "generate", "x", "-m", str(sd15), "-n", "1000", "-s", "0", *FAST],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "SDCLI_SOCKET": warm.socket},
+        env=clean_environment(tmp_path) | {"SDCLI_SOCKET": warm.socket},
     ) as process:
         wait_for(lambda: (tmp_path / "x-0.png").exists())
         process.send_signal(signal.SIGINT)
@@ -594,12 +594,12 @@ def test_a_time_to_wait_is_a_number_of_seconds(ask, sd15, monkeypatch, text):
         ask(sd15)
 
 
-def background(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def background(folder: Path, forked: list[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Start a server in the background, with pipes that end only when nobody has them open any more."""
     return subprocess.run(
-        [sys.executable, "-m", "sdcli", "serve", "--background", *map(str, arguments)],
+        [*forked, "serve", "--background", *map(str, arguments)],
         cwd=folder,
-        env=clean_environment(folder) | {"PYTHONPATH": str(ROOT)},
+        env=clean_environment(folder),
         capture_output=True,
         text=True,
         timeout=60,
@@ -607,9 +607,9 @@ def background(folder: Path, *arguments: str | Path) -> subprocess.CompletedProc
     )
 
 
-def test_in_the_background_it_returns_when_it_is_ready(run, sd15, tmp_path):
+def test_in_the_background_it_returns_when_it_is_ready(run, forked, sd15, tmp_path):
     options = ("--port", 0, "--pid-file", "pid", "--log", "log", "-m", sd15)
-    started = background(tmp_path, "--socket", "s.sock", *options)
+    started = background(tmp_path, forked, "--socket", "s.sock", *options)
     try:
         assert started.returncode == 0, started.stderr
         socket_, url = started.stdout.splitlines()
@@ -637,8 +637,8 @@ def test_in_the_background_it_returns_when_it_is_ready(run, sd15, tmp_path):
         (["--port", "0", "--pid-file", "no/such/pid"], 8, "cannot write no/such/pid"),
     ],
 )
-def test_in_the_background_it_fails_as_in_the_foreground(tmp_path, arguments, status, said):
-    started = background(tmp_path, *arguments)
+def test_in_the_background_it_fails_as_in_the_foreground(forked, tmp_path, arguments, status, said):
+    started = background(tmp_path, forked, *arguments)
     assert (started.returncode, started.stdout) == (status, "")
     assert said in started.stderr
     assert list(tmp_path.glob("*")) == []
@@ -677,8 +677,8 @@ def test_a_server_that_is_killed_before_it_is_ready_is_an_error(monkeypatch):
         child._await(1, reader, 1)
 
 
-def test_without_a_model_it_starts_at_once_and_torch_waits_for_the_first_picture(serve):
-    with serve() as own:
+def test_without_a_model_it_starts_at_once_and_torch_waits_for_the_first_picture(tmp_path):
+    with serving(tmp_path, [sys.executable, "-m", "sdcli"]) as own:
         assert stat.S_IMODE(Path(own.socket).stat().st_mode) == 0o600
         mapped = Path(f"/proc/{own.process.pid}/maps").read_text()
         assert "libtorch" not in mapped

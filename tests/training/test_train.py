@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -110,12 +109,12 @@ def test_a_model_trained_on_own_maps_keeps_their_classes(run, sd15, data, tmp_pa
     assert unet.conv_in.weight[:, 4:].abs().sum() > 0
 
 
-def test_a_killed_run_continues_with_the_same_losses(run, sd15, data, tmp_path):
+def test_a_killed_run_continues_with_the_same_losses(run, forked, sd15, data, tmp_path):
     begin = ["train", "inpaint", "--from", sd15, "--data", data, *FEW, *SHORT, "--steps", "12", "--save-every", "3"]
     unbroken = run(*begin, "--out", "unbroken")
     assert unbroken.status == 0, unbroken.stderr
-    command = [sys.executable, "-m", "sdcli", *map(str, begin), "--out", "killed", "--json"]
-    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    command = [*forked, *map(str, begin), "--out", "killed", "--json"]
+    environment = clean_environment(tmp_path)
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if json.loads(line).get("step") == 8:  # two steps after a checkpoint
@@ -225,24 +224,12 @@ def test_an_unreadable_picture_is_an_error_of_two_lines(run, sd15, data, tmp_pat
     assert hint.startswith("hint: ")
 
 
-def test_progress_is_shown_only_on_terminals(sd15, data, tmp_path):
+def test_progress_is_shown_only_on_terminals(forked, sd15, data, tmp_path):
     import pty
 
     leader, follower = pty.openpty()
-    command = [
-        sys.executable,
-        "-m",
-        "sdcli",
-        "train",
-        "inpaint",
-        "--from",
-        str(sd15),
-        "--data",
-        str(data),
-        "--out",
-        "run",
-    ]
-    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    command = [*forked, "train", "inpaint", "--from", str(sd15), "--data", str(data), "--out", "run"]
+    environment = clean_environment(tmp_path) | {"TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(
         [*command, *SHORT, *FEW, "--sheet-every", "0"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=follower, start_new_session=True,
