@@ -59,7 +59,7 @@ def find(
         own = _by_name(own, module, config)
     elif part.startswith("text_encoder"):
         own = _text(file, own, module)
-    return within(own, module, file)
+    return within(own, module, file, f"use a {part} of the model's family, or download the file again")
 
 
 def _own(file: Path, stored: Mapping[str, Stored], part: str, encoder: str) -> Mapping[str, Stored]:
