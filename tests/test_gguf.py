@@ -116,6 +116,17 @@ def test_transformers(folders, tmp_path, family, kind):
         torch.testing.assert_close(layer(inputs), wanted)
 
 
+@pytest.mark.parametrize(("family", "tensor"), [("z-image", "cap_pad_token"), ("sd3", "pos_embed")])
+def test_first_dimensions_of_one_can_be_missing(folders, tmp_path, family, tensor):
+    """As in files that llama.cpp's own tools have quantised."""
+    state = split_files.transformer(family, folders(family))
+    assert state[tensor].shape[0] == 1
+    file = write(tmp_path / "t.gguf", "test", {**state, tensor: state[tensor][0]})
+    ours = load(Source(folders(family), parts=(("transformer", file),))).network.state_dict()
+    theirs = load(Source(folders(family))).network.state_dict()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
 def gguf_names(part, state, layers):
     """The names of llama.cpp, from the names in its documentation."""
     of_t5 = {
