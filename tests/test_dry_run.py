@@ -63,10 +63,10 @@ def test_files_and_weights_are_those_on_disk(family, tmp_path):
     for file in parts.files:
         with safe_open(file, framework="pt") as reader:
             counted += sum(math.prod(reader.get_slice(key).get_shape()) for key in reader.keys())  # noqa: SIM118
-    assert sum(parts.parameters.values()) == counted
+    assert sum(each.numbers for each in parts.sizes.values()) == counted
     _, of = recipe(folder)
     assert dry_run.estimate_memory(parts, of, LIKELY)["weights"] == 4 * counted
-    vae = parts.parameters["vae"]
+    vae = parts.sizes["vae"].numbers
     halved = 2 * counted + (2 * vae if family == "sdxl" else 0)  # SDXL's VAE stays in float32
     assert dry_run.estimate_memory(parts, of, {**LIKELY, "dtype": "float16"})["weights"] == halved
 

@@ -11,13 +11,14 @@ from gguf import GGMLQuantizationType as Kind
 
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.files.images import pixels_sha256
-from sdcli.models import families, loading
+from sdcli.models import families, loading, located
 from sdcli.models.families import gguf_header
 from sdcli.models.loading import quantised
 from sdcli.models.source import Source
 from tests import split_files
 from tests.test_generate import FAST
 from tests.test_split_files import folders as folders
+from tests.test_split_files import split
 
 CPU = torch.device("cpu")
 FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
@@ -115,6 +116,17 @@ def test_transformers(folders, tmp_path, family, kind):
         torch.testing.assert_close(layer(inputs), wanted)
 
 
+@pytest.mark.parametrize(("family", "tensor"), [("z-image", "cap_pad_token"), ("sd3", "pos_embed")])
+def test_first_dimensions_of_one_can_be_missing(folders, tmp_path, family, tensor):
+    """As in files that llama.cpp's own tools have quantised."""
+    state = split_files.transformer(family, folders(family))
+    assert state[tensor].shape[0] == 1
+    file = write(tmp_path / "t.gguf", "test", {**state, tensor: state[tensor][0]})
+    ours = load(Source(folders(family), parts=(("transformer", file),))).network.state_dict()
+    theirs = load(Source(folders(family))).network.state_dict()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
 def gguf_names(part, state, layers):
     """The names of llama.cpp, from the names in its documentation."""
     of_t5 = {
@@ -208,6 +220,18 @@ def test_a_picture_of_a_gguf_file(folders, run, tmp_path):
         done = run("generate", "fox", "-m", folder, "--part", f"transformer={file}", "-o", "c.png", *size)
         lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
         assert (done.status, len(lines), "t.gguf: the file ends inside of" in lines[0]) == (3, 2, True)
+
+
+def test_a_gguf_file_is_a_model_with_its_parts(folders, run, tmp_path):
+    folder = folders("flux-dev")
+    model, parts = split("flux-dev", folder, tmp_path / "files")
+    file = Path(model).with_suffix(".gguf")
+    write(file, "flux", split_files.transformer("flux-dev", folder), Kind.Q8_0)
+    found = located.find(str(file), {"part": [f"{part}={place}" for part, place in parts.items()]})
+    assert found.source.detected == "flux-dev"
+    assert quantised.QuantisedLinear in {type(each) for each in load(found.source).network.modules()}
+    done = run("generate", "fox", "-m", file)
+    assert (done.status, "its text_encoder and text_encoder_2 and vae are missing" in done.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from sdcli.errors import InvalidRecipe
-from sdcli.models import loading
+from sdcli.making.maker import LocalMaker, Task
+from sdcli.models import loading, located
 from sdcli.models.loading import quantised
 from sdcli.models.source import Source
+from sdcli.planning import resolve
 from sdcli.recipe.parts import QUANTIZATIONS
 from sdcli.recipe.recipe import Recipe
 from tests import tiny
@@ -85,6 +87,31 @@ def test_stable_diffusion(tmp_path, run):
     assert run("models", "quantize", folder, "out", "-q").status == 0
     ours, theirs = load(tmp_path / "out").network.state_dict(), load(folder, "q8_0").network.state_dict()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("family", ["z-image", "flux-dev"])
+def test_a_dry_run_knows_the_memory(folders, run, tmp_path, family):
+    """The bytes of the weights, within those of tables of positions, which are computed."""
+    folder = folders(family)
+    assert run("models", "quantize", folder, "out", "--quantize", "q4_0", "-q").status == 0
+    for model, options in ((folder, ("--quantize", "q4_0")), (tmp_path / "out", ())):
+        planned = run("generate", "fox", "-m", model, *options, "--dry-run", "--json", *SIZE)
+        weights = json.loads(planned.stdout)["memory"]["weights"]
+        loaded = load(folder, "q4_0")
+        modules = (loaded.network, loaded.vae, *(each.model for each in loaded.text_encoders))
+        places = {each.data_ptr(): each.nbytes for module in modules for each in module.parameters()}
+        assert weights == sum(places.values())
+
+
+def test_a_maker_keeps_quantised_models_apart(folders):
+    folder = folders("z-image")
+    maker, pixels = LocalMaker(keep=2), []
+    for quantize in ("none", "q8_0", "none"):
+        flat = {"model": str(folder), "prompt": "fox", "steps": 1, "seed": 1, "width": 64, "height": 64}
+        resolved = resolve.resolve(located.find(str(folder)), {**flat, "quantize": quantize})
+        (picture,) = maker.make(Task(resolved.weights, [resolved.recipe]))
+        pixels.append(picture.pixels_sha256)
+    assert pixels[0] == pixels[2] != pixels[1]
 
 
 def test_what_cannot_be(run, sd15):

@@ -111,7 +111,7 @@ def test_a_single_file_takes_a_part_of_a_folder_s(sd15, other, tmp_path):
     assert source.sha256 not in (alone.sha256, Source(other).sha256)
     plan = dry_run.find_parts(Weights(source))
     assert plan.files == [file, *(other / "vae").glob("*.safetensors")]
-    assert plan.parameters == dry_run.find_parts(Weights(Source(sd15))).parameters
+    assert plan.sizes == dry_run.find_parts(Weights(Source(sd15))).sizes
 
 
 def test_the_class_is_the_part_s_own(sd15, tmp_path):

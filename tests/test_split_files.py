@@ -236,6 +236,15 @@ def test_parts_of_other_families_are_refused(folders, tmp_path):
             load(Source(folder, parts=((part, file),)))
 
 
+def test_a_vae_with_other_channels_is_named(folders, run):
+    vae = folders("qwen-image") / "vae"
+    done = run("generate", "fox", "-m", folders("z-image"), "--part", f"vae={vae}", "-W", 64, "-H", 64)
+    assert (done.status, "takes latents of 16 channels, and its VAE has 4" in two_lines(done)[0]) == (2, True)
+    flux2 = folders("flux2-klein") / "vae"
+    done = run("generate", "fox", "-m", folders("flux-dev"), "--part", f"vae={flux2}", "-W", 64, "-H", 64)
+    assert (done.status, "takes latents of 16 channels, and its VAE has 32" in two_lines(done)[0]) == (2, True)
+
+
 def test_a_text_encoder_of_the_wrong_width(folders, tmp_path):
     state = {
         key: torch.zeros(3, *each.shape[1:])

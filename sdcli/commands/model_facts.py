@@ -80,7 +80,7 @@ def _components(source: Source) -> dict[str, dict[str, Any]]:
     """Return the class and the number of parameters of each part of a model; nothing if its weights are incomplete."""
     index = source.index_if_any()
     try:
-        counts = dry_run.find_parts(Weights(source)).parameters
+        counts = {part: size.numbers for part, size in dry_run.find_parts(Weights(source)).sizes.items()}
     except ModelError:
         return {}
     classes = {part: index[part][1] if isinstance(index.get(part), list) else None for part in counts}

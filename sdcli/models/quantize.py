@@ -7,7 +7,7 @@ are those of the modules.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sdcli.files import palette
 from sdcli.files.json_files import load_json
 from sdcli.models import export, families, loading, tokenizer, tokenizer_folder, vocabulary
 from sdcli.models.loading import quantised
-from sdcli.models.loading.weights import tensors
+from sdcli.models.loading.weights import Stored, read
 from sdcli.models.source import INDEX, Source
 from sdcli.terminal.display import OnBytes
 
@@ -38,7 +38,7 @@ def quantize(source: Source, folder: Path, name: str, on_bytes: OnBytes) -> None
     for part, (module, stored) in loading.check_parts(source, index, parts).items():
         (folder / part).mkdir()
         export.write_json(folder / part / "config.json", load_json(source.folder(part) / "config.json"))
-        counted = _counted(tensors(module, stored), part, on_bytes)
+        counted = _counted(read(_each_once(stored)), part, on_bytes)
         if loading.takes_quantised(part, module):
             _write_gguf(module, counted, folder / part / f"{families.STEMS[0]}.gguf", name)
         else:
@@ -56,16 +56,22 @@ def quantize(source: Source, folder: Path, name: str, on_bytes: OnBytes) -> None
     export.write_json(folder / INDEX, index)
 
 
-def _counted(read: Iterable[tuple[str, Tensor]], part: str, on_bytes: OnBytes) -> Iterable[tuple[str, Tensor]]:
-    for key, each in read:
+def _each_once(stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
+    """Return the tensors by one name: an embedding can have two, and is loaded from either."""
+    names = {id(each): name for name, each in stored.items()}
+    return {name: stored[name] for name in names.values()}
+
+
+def _counted(pairs: Iterable[tuple[str, Tensor]], part: str, on_bytes: OnBytes) -> Iterable[tuple[str, Tensor]]:
+    for key, each in pairs:
         on_bytes(part, each.nbytes)
         yield key, each
 
 
-def _write_gguf(module: Any, read: Iterable[tuple[str, Tensor]], file: Path, name: str) -> None:
+def _write_gguf(module: Any, pairs: Iterable[tuple[str, Tensor]], file: Path, name: str) -> None:
     """Write tensors to a file; the writer keeps them on disk until the header is complete."""
     writer = gguf.GGUFWriter(file, "sdcli", use_temp_file=True)
-    for key, tensor in read:
+    for key, tensor in pairs:
         if quantised.takes(module, key):
             raw, kind = quantised.quantise(tensor, name).view(torch.uint8), name.upper()
         else:

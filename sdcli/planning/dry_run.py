@@ -7,7 +7,6 @@ before its first step, as far as they depend on files and options.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +19,10 @@ from sdcli.errors import ModelCorrupt
 from sdcli.files import outputs
 from sdcli.models import addons, digest, families
 from sdcli.models.addons import embedding
-from sdcli.models.families import flow
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Weights
-from sdcli.planning import timings
+from sdcli.planning import sizes, timings
+from sdcli.planning.sizes import Size
 from sdcli.recipe import checks
 from sdcli.recipe.recipe import Recipe
 
@@ -31,16 +30,15 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import Tokenizer
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "class_embedder")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Weights on disk: the files of the model and of each add-on, and the number of parameters of each part."""
+    """Weights on disk: the files of the model and of each add-on, and the size of each part."""
 
     weights: Weights
     files: Sequence[Path]
-    parameters: Mapping[str, int]
+    sizes: Mapping[str, Size]
     addons: Sequence[tuple[Addon, Sequence[Path]]] = ()
 
 
@@ -115,20 +113,19 @@ def find_parts(weights: Weights) -> Parts:
     source.check()
     added = [(each, addons.KINDS[each.kind].files(each.source)) for each in weights.addons]
     beside = {
-        f"{each.kind} {each.name}": sum(map(_numbers, files))
+        f"{each.kind} {each.name}": sum(map(sizes.of_file, files), Size(0))
         for each, files in added
         if not addons.KINDS[each.kind].merged
     }
-    files = {
-        part: source.weights(part)
-        for part in _PARTS
-        if source.is_elsewhere(part) or (not source.is_file and source.folder(part).is_dir())
-    }
-    counts = {part: sum(map(_numbers, found)) for part, found in files.items()} | beside
-    listed = [file for found in files.values() for file in found]
-    if not source.is_file:
-        return Parts(weights, listed, counts, added)
-    return Parts(weights, [source.path, *listed], {**_numbers_by_part(source), **counts}, added)
+    alone = [part for part in sizes.PARTS if source.is_elsewhere(part) or not source.is_file]
+    listed = [
+        file
+        for part in alone
+        if source.is_elsewhere(part) or source.folder(part).is_dir()
+        for file in source.weights(part)
+    ]
+    files = [source.path, *listed] if source.is_file else listed
+    return Parts(weights, files, sizes.of_source(source) | beside, added)
 
 
 def _described(addon: Addon, files: Sequence[Path]) -> dict[str, Any]:
@@ -137,31 +134,6 @@ def _described(addon: Addon, files: Sequence[Path]) -> dict[str, Any]:
 
 def _files(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"path": str(file), "bytes": file.stat().st_size, "sha256": digest.file_sha256(file)} for file in files]
-
-
-def _numbers_by_part(source: Source) -> dict[str, int]:
-    """Return the number of parameters of each part of a single file; SDXL's text encoders count as one."""
-    counts: Counter[str] = Counter()
-    tensors = families.read_header(source.path).tensors
-    kind = flow.kind_of(tensors)
-    if kind is not None:
-        for each in ("transformer", *flow.KINDS[kind].files):
-            if not source.is_elsewhere(each):
-                own = flow.own_names(tensors, each, flow.KINDS[kind].encoders.get(each, ""))
-                counts[each] += sum(math.prod(tensors[name].shape) for name in own)
-        return counts
-    if not source.is_elsewhere("vae"):
-        families.check_has_vae(source.path, tensors)
-    for name, tensor in tensors.items():
-        part = {families.UNET: "unet", families.VAE: "vae", families.CLASSES: "class_embedder"}
-        prefix = next((prefix for prefix in part if name.startswith(prefix)), None)
-        if prefix or name.startswith(("cond_stage_model.", "conditioner.")):
-            counts[part.get(prefix or "", "text_encoder")] += math.prod(tensor.shape)
-    return counts
-
-
-def _numbers(file: Path) -> int:
-    return sum(math.prod(tensor.shape) for tensor in families.read_header(file).tensors.values())
 
 
 def _has_clip_alone(source: Source) -> bool:
@@ -226,7 +198,10 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
     unet, vae = (source.config(part) for part in (source.denoiser, "vae"))
     size = BYTES[likely["dtype"]]
     vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
-    weights = sum(count * (vae_size if part == "vae" else size) for part, count in parts.parameters.items())
+    weights = 0
+    for part, each in parts.sizes.items():
+        quantize = of.loading.quantize if _takes_quantised(source, part) else "none"
+        weights += each.in_memory(vae_size if part == "vae" else size, quantize)
     batch = of.execution.batch_size
     pixels = math.prod(of.size)
     decoding = 6 * _widest(vae) * pixels * vae_size * batch
@@ -247,6 +222,13 @@ def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict
         "activations": max(decoding, denoising),
         "peak": weights + max(decoding, denoising),
     }
+
+
+def _takes_quantised(source: Source, part: str) -> bool:
+    """Whether a part is quantised on loading: the network and language models."""
+    index = source.index_if_any().get(part)
+    is_clip = isinstance(index, list) and str(index[-1]).startswith("CLIP")
+    return part in ("unet", "transformer") or (part.startswith("text_encoder") and not is_clip)
 
 
 def _widest(vae: Mapping[str, Any]) -> int:

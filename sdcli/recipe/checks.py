@@ -89,6 +89,9 @@ def check_channels(
     Raises ModelCorrupt if the number of classes differs from the number of channels.
     """
     extra = in_channels - latent_channels
+    if extra < 0 or (not classes and extra > latent_channels + 1):
+        what = f"the model's network takes latents of {in_channels} channels, and its VAE has {latent_channels}"
+        raise InvalidRecipe(what, "use the VAE of a model of the same family", "model")
     if classes and extra != classes:
         raise ModelCorrupt(
             f"the model's classes.json lists {classes} classes, and its U-Net has {extra} channels for them",

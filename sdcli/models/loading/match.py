@@ -14,7 +14,9 @@ from sdcli.models.loading.weights import Stored
 _DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
 
 
-def within(stored: Mapping[str, Stored], module: nn.Module, where: Path) -> Mapping[str, Stored]:
+def within(
+    stored: Mapping[str, Stored], module: nn.Module, where: Path, hint: str = _DOWNLOAD_AGAIN
+) -> Mapping[str, Stored]:
     """Return the tensors of `stored` by their names in `module`; `where` is the file in messages.
 
     Raises ModelCorrupt, with the tensor's name, for one that is missing or unknown.
@@ -24,7 +26,7 @@ def within(stored: Mapping[str, Stored], module: nn.Module, where: Path) -> Mapp
     known = set(names.values())
     unknown = [each.key for key, each in current.items() if key not in known and not _UNUSED.search(key)]
     if unknown:
-        raise ModelCorrupt(f"{where}: its config has no tensor {unknown[0]}", _DOWNLOAD_AGAIN)
+        raise ModelCorrupt(f"{where}: its config has no tensor {unknown[0]}", hint)
     return {name: pick(current, key, where) for name, key in names.items()}
 
 

@@ -59,7 +59,18 @@ def find(
         own = _by_name(own, module, config)
     elif part.startswith("text_encoder"):
         own = _text(file, own, module)
-    return within(own, module, file)
+    found = within(own, module, file, f"use a {part} of the model's family, or download the file again")
+    shapes = {name: tuple(each.shape) for name, each in module.state_dict().items()}
+    return {name: _with_ones(each, shapes[name]) for name, each in found.items()}
+
+
+def _with_ones(stored: Stored, shape: tuple[int, ...]) -> Stored:
+    """Return the tensor with the first dimensions of `shape` that are 1: llama.cpp's tools do not write them."""
+    own, view = stored.entry.shape, stored.view
+    ones = len(shape) - len(own)
+    if ones <= 0 or shape != (1,) * ones + own or stored.is_quantised:
+        return stored
+    return replace(stored, view=lambda tensor: view(tensor).reshape(shape))
 
 
 def _own(file: Path, stored: Mapping[str, Stored], part: str, encoder: str) -> Mapping[str, Stored]:

@@ -62,7 +62,8 @@ def fill(
     """
     check_shapes(module, stored)
     exact = _kept_in_float32(module) if dtype == torch.float16 else ()
-    state = {}
+    state: dict[str, Tensor] = {}
+    tied: dict[tuple[int, torch.dtype], Tensor] = {}
     for name, tensor in _raw(stored):
         each, kept = stored[name], any(part in name.split(".") for part in exact)
         wanted = torch.float32 if kept else dtype
@@ -76,7 +77,10 @@ def fill(
                 state[name] = tensor.to(device=device).contiguous()
                 continue
             tensor = quantised.dequantise(tensor, kind, torch.float32) if kind in QUANTISED else tensor
-        state[name] = _aligned(tensor.to(device=device, dtype=wanted).contiguous())
+        made = tied.get((id(each), wanted))  # an embedding can have two names
+        if made is None:
+            made = tied[id(each), wanted] = _aligned(tensor.to(device=device, dtype=wanted).contiguous())
+        state[name] = made
     state |= {name: torch.zeros((), dtype=torch.int64) for name in module.state_dict() if name.endswith(_COUNTS)}
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False).eval()
