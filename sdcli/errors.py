@@ -9,6 +9,7 @@
     │   └── ModelUnsafe           3   a pickle: loading one can run code
     ├── InputError                4   an image, mask, map or jobs file that is unreadable or does not fit
     ├── OutOfMemory               5
+    │   └── NotDecoded            5   … to decode a picture that was sampled
     ├── InvalidPicture            6   the model produced NaN or a black picture
     ├── JobsFailed                7   some jobs of a batch failed
     ├── OutputError               8   the output cannot be written
@@ -20,6 +21,7 @@
 Any other exception is a bug in sdcli, with exit status 1.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -96,6 +98,14 @@ class OutOfMemory(SdcliError):
     """There is not enough memory for the picture."""
 
     exit_status = ExitStatus.OUT_OF_MEMORY
+
+
+class NotDecoded(OutOfMemory):
+    """There is not enough memory to decode pictures that were sampled; `latents` are the files of theirs."""
+
+    def __init__(self, message: str, hint: str, latents: Sequence[bytes] = ()) -> None:
+        super().__init__(message, hint)
+        self.latents = tuple(latents)
 
 
 class InvalidPicture(SdcliError):

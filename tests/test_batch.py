@@ -32,8 +32,8 @@ from tests.conftest import Finished, clean_environment
 ROOT = Path(__file__).parent.parent
 FAST = ("--steps", "1", "--dtype", "float32")
 KEYS = [
-    "id", "status", "path", "seed", "width", "height", "model", "sha256", "pixels_sha256", "seconds", "warnings",
-    "error", "line", "options",
+    "id", "status", "path", "seed", "width", "height", "model", "sha256", "pixels_sha256", "seconds", "memory",
+    "warnings", "error", "line", "options",
 ]  # fmt: skip
 
 
@@ -133,7 +133,9 @@ def test_models_are_loaded_once_each_and_lines_come_by_model(batch, sd15, tmp_pa
     loaded = []
     load = assemble.load
     monkeypatch.setattr(
-        assemble, "load", lambda weights, recipe: loaded.append(weights.model.path) or load(weights, recipe)
+        assemble,
+        "load",
+        lambda weights, recipe, **more: loaded.append(weights.model.path) or load(weights, recipe, **more),
     )
     models = [str(sd15), str(other)] * 2
     done = lines_of(batch([{"prompt": "a", "model": model, "seed": 1, "id": n} for n, model in enumerate(models)]))

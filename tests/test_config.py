@@ -277,6 +277,8 @@ VALUES = {
     "dtype": st.sampled_from(parts.DTYPES),
     "threads": st.integers(0, 1024),
     "batch_size": st.integers(1, 256),
+    "memory": st.sampled_from(parts.MEMORY),
+    "tiling": st.sampled_from(parts.TILING),
     "width": st.integers(64, parts.MAX_SIDE),
     "height": st.integers(64, parts.MAX_SIDE),
     "seed": st.integers(0, recipe.MAX_SEED),

@@ -88,6 +88,7 @@ def test_json_has_the_keys_promised_and_picture_i_is_the_picture_of_seed_plus_i(
         "sha256",
         "pixels_sha256",
         "seconds",
+        "memory",
         "warnings",
         "error",
     ]

@@ -53,9 +53,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         count[str(path)] += 1
         return read(path, directory)
 
-    def loading(*arguments: Any) -> Any:
+    def loading(*arguments: Any, **options: Any) -> Any:
         loaded.append(arguments)
-        return load(*arguments)
+        return load(*arguments, **options)
 
     monkeypatch.setattr(reading, "file_bytes", counted)
     monkeypatch.setattr(assemble, "load", loading)

@@ -53,7 +53,7 @@ def test_stdout_is_one_line_whatever_libraries_print_and_files_are_called(sd15, 
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # which the command sets, and pytest then restores
     load = assemble.load
-    monkeypatch.setattr(assemble, "load", lambda *given: os.write(1, b"chatter\n") and load(*given))
+    monkeypatch.setattr(assemble, "load", lambda *given, **more: os.write(1, b"chatter\n") and load(*given, **more))
     Image.effect_noise((64, 64), 60).convert("RGB").save("x.png")
     name = os.fsdecode(b"\xff.safetensors")
     assert cli.run(["encode", "x.png", "-m", str(sd15), "-o", name, "--json", "--quiet", "--dtype", "float32"]) == 0
@@ -132,6 +132,6 @@ def test_kit_keeps_its_own_pictures(tmp_path):
         latent_files.file_of(z, "0" * 64, model="kit", scaling_factor=model.latent_space.scaling_factor)
     )
     found = latent_files.read(str(tmp_path / "z.safetensors"), model.latent_channels, model.latent_space.scaling_factor)
-    again = autoencode.decode_picture(model, found.latents)
+    again, _ = autoencode.decode_picture(model, found.latents)
     error = np.mean((np.asarray(picture, dtype=float) - np.asarray(again, dtype=float)) ** 2)
     assert 10 * np.log10(255**2 / error) >= 30

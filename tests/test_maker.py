@@ -36,9 +36,9 @@ def loads(monkeypatch):
     paths = []
     load = assemble.load
 
-    def counted(weights, recipe):
+    def counted(weights, recipe, **given):
         paths.append((weights.model.path.name, recipe.execution.dtype))
-        return load(weights, recipe)
+        return load(weights, recipe, **given)
 
     monkeypatch.setattr(assemble, "load", counted)
     return paths
@@ -80,7 +80,7 @@ def test_each_dtype_is_a_model_of_its_own(sd15, loads):
 def test_loading_ahead_is_loading_for_the_first_picture(sd15, loads):
     maker = LocalMaker(1)
     asked = task(sd15)
-    maker.load(asked.weights, asked.recipes[0])
+    maker.load(asked.weights, asked.recipes)
     maker.make(asked)
     assert len(loads) == 1
 
@@ -115,10 +115,10 @@ def test_where_memory_runs_out_the_others_are_put_away_and_it_is_tried_once_more
     maker.make(task(other))
     run = pipeline.run
 
-    def starved(model, recipes, on_step, inputs):
+    def starved(model, recipes, on_step, **given):
         if len(maker._kept) > 1:
             raise OutOfMemory("not enough", "less")
-        return run(model, recipes, on_step, inputs=inputs)
+        return run(model, recipes, on_step, **given)
 
     monkeypatch.setattr(pipeline, "run", starved)
     assert len(maker.make(task(sd15))) == 1
@@ -140,7 +140,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_trace(sd15, tmp_path):
 @pytest.mark.parametrize("part", ["network", "text encoder", "vae", "scheduler"])
 def test_what_a_network_or_a_scheduler_raises_is_of_the_model(sd15, monkeypatch, part):
     maker, asked = LocalMaker(), task(sd15)
-    model = maker.load(asked.weights, asked.recipes[0])
+    model = maker.load(asked.weights, asked.recipes)
     modules = {"network": model.network, "text encoder": model.text_encoders[0].model, "vae": model.vae.decoder}
 
     def fail(*args: object, **options: object) -> None:
@@ -149,7 +149,7 @@ def test_what_a_network_or_a_scheduler_raises_is_of_the_model(sd15, monkeypatch,
     if part == "scheduler":
         monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor", fail)
         asked = task(sd15, scheduler="dpm++-2m-sde")
-        maker.load(asked.weights, asked.recipes[0])
+        maker.load(asked.weights, asked.recipes)
     else:
         monkeypatch.setattr(modules[part], "forward", fail)
     with pytest.raises(ModelCorrupt, match=r"can be loaded, but not run: .*odd") as caught:
@@ -167,8 +167,8 @@ def test_files_that_change_while_they_are_loaded_give_no_picture(sd15, tmp_path,
     place = shutil.copytree(sd15, tmp_path / "model")
     load = assemble.load
 
-    def changing(weights, recipe):
-        loaded = load(weights, recipe)
+    def changing(weights, recipe, **given):
+        loaded = load(weights, recipe, **given)
         index = place / "model_index.json"
         index.write_bytes(index.read_bytes() + b"\n")
         return loaded
@@ -190,8 +190,8 @@ class TwoAtOnce:
     def __init__(self) -> None:
         self.inner, self.waiting = LocalMaker(), []
 
-    def load(self, weights, recipe):
-        return self.inner.load(weights, recipe)
+    def load(self, weights, recipes):
+        return self.inner.load(weights, recipes)
 
     def submit(self, task, on_step=lambda step: None):
         future = Future()

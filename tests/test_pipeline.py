@@ -176,7 +176,7 @@ def test_what_is_nan_in_float32_too_is_no_picture(sd15):
 def test_a_flat_picture_is_told_and_strict_refuses_it(sd15, tmp_path, capfd, monkeypatch):
     from sdcli import cli
 
-    monkeypatch.setattr(autoencode, "decode", lambda model, latents: torch.full((1, 3, 64, 64), 0.5))
+    monkeypatch.setattr(autoencode, "decode", lambda model, latents, way: torch.full((1, 3, 64, 64), 0.5))
     words = ["generate", "x", "-m", str(sd15), "--steps", "1", "--dtype", "float32", "-o", f"{tmp_path}/x.png"]
     assert cli.run([*words, "--strict", "--json"]) == 6
     out, err = capfd.readouterr()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe.checks import check_size
-from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS
+from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, MEMORY_KEYS
 from sdcli.recipe.recipe import MAX_SEED, Recipe, draw_seed, keys
 from sdcli.recipe.schedulers import NAMES
 
@@ -51,6 +51,8 @@ recipes = st.fixed_dictionaries(
         "prompt_2": st.text(),
         "part": st.just(["vae=a.safetensors", "unet=b.gguf"]),
         "reference": st.lists(st.sampled_from(["a.png", "b.png"]), min_size=1),
+        "memory": st.sampled_from(["low", "high"]),
+        "tiling": st.sampled_from(["slices", "tiles"]),
     },
 )
 
@@ -72,6 +74,7 @@ def test_keys_are_flat_and_the_fields_own():
         "lora",
         "strict_lora",
         "embedding",
+        *MEMORY_KEYS,
         *LAYOUT_KEYS,
         *HIRES_KEYS,
         *("prompt_2", "reference", "reference_sha256", "match_reference", "shift", "true_cfg_scale"),

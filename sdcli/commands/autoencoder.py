@@ -16,7 +16,7 @@ from sdcli.commands import options
 from sdcli.errors import UsageError
 from sdcli.files import outputs
 from sdcli.making import deliver
-from sdcli.making.maker import LocalMaker
+from sdcli.making.maker import load_vae
 from sdcli.models import located
 from sdcli.models.registry import ModelFacts
 from sdcli.models.weights import Weights
@@ -29,8 +29,16 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
 
 Given = TypeVar("Given")
-Made = tuple[bytes, tuple[int, int], tuple[int, ...]]
-"""A file's bytes, the picture's width and height, and the latents' shape."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file's bytes, the picture's width and height, the latents' shape, and warnings."""
+
+    data: bytes
+    size: tuple[int, int]
+    shape: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,11 @@ class Work(Generic[Given]):
     """The work of a command.
 
     `read` reads the input for a model with these facts, before the model is loaded, and returns it with warnings.
-    `make` returns the file to write, from the loaded model, its digest and the input.
+    `make` returns the file to write, from the loaded VAE, the model's digest, the resolved options and the input.
     """
 
     read: Callable[[ModelFacts], tuple[Given, Sequence[RecipeWarning]]]
-    make: Callable[[LatentDiffusionModel, str, Given], Made]
+    make: Callable[[LatentDiffusionModel, str, Recipe, Given], Made]
 
 
 @dataclass(frozen=True)
@@ -92,14 +100,20 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
         streams.warn(warning.message)
     deliver.prepare_libraries()
     with streams.results() as out:  # output of libraries goes to stderr
-        model = LocalMaker().load(Weights(found.source), recipe)
+        from sdcli.diffusion.device import memory_of
+
+        model, recipe = load_vae(Weights(found.source), recipe)
         started = time.perf_counter()
-        data, (width, height), shape = work.make(model, found.source.sha256, given)
+        with memory_of(recipe):
+            made = work.make(model, found.source.sha256, recipe, given)
         seconds = time.perf_counter() - started
         if to_stdout:
-            streams.write_bytes(out, data)
+            streams.write_bytes(out, made.data)
+    for each in made.warnings:
+        streams.warn(each)
     if not to_stdout:
-        outputs.write(outputs.Destination(path, force=output.force), data)
+        outputs.write(outputs.Destination(path, force=output.force), made.data)
+    (width, height), shape = made.size, made.shape
     ratio = 3 * width * height / (shape[1] * shape[2] * shape[3])
     if not output.quiet:
         z = f"{shape[3]}×{shape[2]}×{shape[1]}"
@@ -112,9 +126,9 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
         "shape": list(shape),
         "ratio": round(ratio, 3),
         "model": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": hashlib.sha256(made.data).hexdigest(),
         "seconds": round(seconds, 3),
-        "warnings": [each.message for each in warnings],
+        "warnings": [*(each.message for each in warnings), *made.warnings],
         "error": None,
     }
     if to_stdout:

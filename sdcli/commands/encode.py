@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdcli.commands import autoencoder, groups, options
+from sdcli.diffusion.tiling import NOTES
 from sdcli.files.reading import is_stream_name
+from sdcli.making.maker import way_to_decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from sdcli.diffusion.model import LatentDiffusionModel
     from sdcli.files.latent_files import LatentFile
     from sdcli.models.registry import ModelFacts
+    from sdcli.recipe.recipe import Recipe
     from sdcli.recipe.warning import RecipeWarning
 
 
@@ -75,14 +78,14 @@ def encode(
         pictures.check_whole(found.picture, facts.latent_space.vae_scale_factor, image)
         return found.picture, found.warnings
 
-    def make(loaded: LatentDiffusionModel, digest: str, picture: Picture) -> autoencoder.Made:
+    def make(loaded: LatentDiffusionModel, digest: str, recipe: Recipe, picture: Picture) -> autoencoder.Made:
         from sdcli.diffusion import autoencode
         from sdcli.files import latent_files
 
         z = autoencode.encode_picture(loaded, picture)
         scaling = loaded.latent_space.scaling_factor
         data = latent_files.file_of(z, digest, model=loaded.name, scaling_factor=scaling)
-        return data, picture.size, tuple(z.shape)
+        return autoencoder.Made(data, picture.size, tuple(z.shape))
 
     path = output.path or f"{_stem(image)}.safetensors"
     work = autoencoder.Work(read, make)
@@ -98,7 +101,7 @@ def decode(
     *,
     model: options.Model = None,
     output: Decoded,
-    machine: options.Machine,
+    machine: options.Decoding,
 ) -> None:
     """Decode latents to a PNG with the autoencoder.
 
@@ -110,15 +113,19 @@ def decode(
 
         return latent_files.read(latents, facts.latent_space.channels, facts.latent_space.scaling_factor), ()
 
-    def make(loaded: LatentDiffusionModel, digest: str, found: LatentFile) -> autoencoder.Made:
+    def make(loaded: LatentDiffusionModel, digest: str, recipe: Recipe, found: LatentFile) -> autoencoder.Made:
         from io import BytesIO
 
         from sdcli.diffusion import autoencode
 
-        picture = autoencode.decode_picture(loaded, found.latents)
+        asked, factor = recipe.execution.tiling, loaded.vae_scale_factor
+        height, width = (side * factor for side in found.latents.shape[2:])
+        planned = way_to_decode(loaded, recipe.replace(width=width, height=height))
+        picture, way = autoencode.decode_picture(loaded, found.latents, planned)
         buffer = BytesIO()
         picture.save(buffer, "PNG")
-        return buffer.getvalue(), picture.size, found.latents.shape
+        warnings = () if way == asked or recipe.execution.memory == "low" else (NOTES[way],)
+        return autoencoder.Made(buffer.getvalue(), picture.size, found.latents.shape, warnings)
 
     path = output.path or f"{_stem(latents)}.png"
     work = autoencoder.Work(read, make)

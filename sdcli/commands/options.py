@@ -24,7 +24,7 @@ import typer
 
 from sdcli.commands import completion
 from sdcli.config import DEFAULT_MODEL
-from sdcli.recipe.parts import DEVICES, DTYPES
+from sdcli.recipe.parts import DEVICES, DTYPES, MEMORY, TILING
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
@@ -137,7 +137,30 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Execution(Machine):
+class Decoding(Machine):
+    """Options of the device and of memory."""
+
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", metavar="NAME", rich_help_panel=EXECUTION, autocompletion=completion.of(*MEMORY),
+            help="How much memory to use: auto (what is free), low (slower, and decodes in tiles) or high.",
+            show_default="auto",
+        ),
+    ] = None  # fmt: skip
+    tiling: Annotated[
+        str | None,
+        typer.Option(
+            "--tiling", metavar="NAME", rich_help_panel=EXECUTION, autocompletion=completion.of(*TILING),
+            help="How to decode: off, slices (pictures of a batch one at a time) or tiles, which need less memory and "
+            "change pixels slightly.",
+            show_default="off, unless memory is short",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Execution(Decoding):
     """Options of the device, and how many pictures are made at once."""
 
     batch_size: Annotated[

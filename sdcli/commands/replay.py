@@ -58,7 +58,7 @@ def replay(
         ),
     ] = None,
     handover: options.Handover,
-    machine: options.Machine,
+    machine: options.Decoding,
     dry_run: options.DryRun = False,
     debug: options.Debug = False,
 ) -> None:

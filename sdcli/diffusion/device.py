@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from sdcli.diffusion import hardware
+from sdcli.diffusion import hardware, room
 from sdcli.errors import InvalidRecipe, OutOfMemory
 from sdcli.recipe.recipe import Recipe
 
@@ -60,16 +61,36 @@ def _dtype(asked: str, device: str) -> str:
     return hardware.dtype_for(device, bfloat16=on_cpu)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception means a failed allocation."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def free_memory() -> None:
+    """Give back memory that nothing uses any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def room_for(device: str) -> int | None:
+    """Return the bytes that this process can have on `device`, with those that it has now; None if unknown."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0]) + torch.cuda.memory_reserved()
+    return room.room(device)
+
+
 @contextmanager
 def memory_of(recipe: Recipe) -> Iterator[None]:
     """Convert a failed allocation, which is a RuntimeError on the CPU, to OutOfMemory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        starved = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not starved and not any(words in str(error) for words in _NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"not enough memory for {recipe.size[0]}×{recipe.size[1]} pixels in {recipe.execution.dtype}",
-            "make the picture smaller with -W and -H, or use --batch-size 1 or --dtype bfloat16",
+            "make the picture smaller with -W and -H, or use --memory low, --batch-size 1 or --dtype bfloat16",
         ) from error

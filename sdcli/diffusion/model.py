@@ -120,6 +120,21 @@ class LatentDiffusionModel:
     """The parameters of each part into which LoRAs are merged."""
     notes: tuple[str, ...] = ()
     """Warnings about what was loaded, which belong to each picture."""
+    offload: str = "none"
+    """Which weights wait in main memory until they are used on `device`: none, those of whole parts (`model`), or of
+    layers (`group`)."""
+
+    @property
+    def storage(self) -> torch.device:
+        """Where weights are while they are not used."""
+        import torch
+
+        return self.device if self.offload == "none" else torch.device("cpu")
+
+    @property
+    def has_text_encoders(self) -> bool:
+        """Whether the weights of the text encoders are loaded; a model without any has them."""
+        return not any(each.is_meta for encoder in self.text_encoders for each in encoder.model.parameters())
 
     @property
     def vae_scale_factor(self) -> int:

@@ -6,7 +6,7 @@ Opens no files: the model is already loaded, and the files of the recipe are in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,36 +18,17 @@ from sdcli.diffusion import architectures, autoencode, samplers
 from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
 from sdcli.diffusion.denoise import Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
+from sdcli.diffusion.finish import RETRIED as RETRIED
+from sdcli.diffusion.finish import Result, Sampled, finish
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
+from sdcli.diffusion.offload import on_device
 from sdcli.diffusion.passes import Pass, passes
 from sdcli.files import canvas, images, maps
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.recipe import checks
 from sdcli.recipe.recipe import Recipe
-
-RETRIED = "the VAE returned pixels that are not numbers, and was run again in float32"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished picture, 8-bit RGB, with the recipe that makes it again.
-
-    `seconds` is the wall time from the context to the pixels, shared evenly among the pictures of a batch.
-    """
-
-    image: Image.Image
-    recipe: Recipe
-    seconds: float
-    latents: Tensor
-    """The latents before decoding, (1, C, h, w), float32, on the CPU, multiplied by the VAE's `scaling_factor`."""
-    scaling_factor: float
-    warnings: tuple[str, ...] = ()
-    flat: str | None = None
-    """The warning about a picture of a single colour, or nearly so; it is also in `warnings`."""
-    batch: Mapping[str, Any] | None = None
-    """For pictures made in one batch: all `seeds` in order, and the `index` of this one."""
 
 
 @torch.inference_mode()
@@ -57,38 +38,23 @@ def run(
     on_step: Callable[[Step], None] = lambda step: None,
     *,
     inputs: Inputs = NO_INPUTS,
+    contexts: Sequence[Context] | None = None,
+    tiling: str | None = None,
 ) -> list[Result]:
     """Make the pictures of `recipes`, which only differ in their seeds, in one batch.
 
-    `inputs` are the files of the recipes; without an image or latents they start from pure noise. If decoding gives NaN
-    for finite latents, that picture is decoded again in float32, with a warning. Raises InvalidPicture if the model
-    still gives NaN, OutOfMemory, and ValueError if `inputs` are incomplete.
+    `inputs` are the files of the recipes; without an image or latents they start from pure noise. `contexts` are those
+    of the first recipe, which are encoded here if they are not given. `tiling` replaces that of the recipes. Raises
+    OutOfMemory, ValueError if `inputs` are incomplete, and what `finish` raises.
     """
     started = time.perf_counter()
     with memory_of(recipes[0]):
-        contexts = encode_conditions(model, recipes[0], inputs)
+        if contexts is None:
+            contexts = encode_conditions(model, recipes[0], inputs)
         latents = sample(model, recipes, on_step, inputs=inputs, contexts=contexts)
-        pixels, broken = autoencode.decode_finite(model, latents)
-    pictures = [images.to_image(each) for each in pixels]
-    flatness = [images.flatness(each) for each in pictures]
-    if inputs.image is not None:
-        pictures = [canvas.put_back(each, inputs.image, recipes[0].initial.padding) for each in pictures]
-    if recipes[0].references.match_reference:
-        size = inputs.references[0].picture.size
-        pictures = [each.resize(size, Image.Resampling.LANCZOS) if each.size != size else each for each in pictures]
-    seconds = (time.perf_counter() - started) / len(recipes)
-    seeds = [recipe.seed for recipe in recipes]
-    scaling, on_cpu = model.latent_space.scaling_factor, latents.cpu()
-    notes = (*model.notes, *dict.fromkeys(note for context in contexts for note in context.notes))
-    results = []
-    for index, (picture, recipe) in enumerate(zip(pictures, recipes, strict=True)):
-        flat = flatness[index]
-        warnings = (*notes, RETRIED) if index in broken else notes
-        batch = {"seeds": seeds, "index": index} if len(seeds) > 1 else None
-        recorded = (*warnings, *filter(None, [flat]))
-        z = on_cpu[index : index + 1]
-        results.append(Result(picture, recipe, seconds, z, scaling, recorded, flat, batch))
-    return results
+    notes = tuple(dict.fromkeys(note for context in contexts for note in context.notes))
+    sampled = Sampled(latents, notes, time.perf_counter() - started)
+    return finish(model, recipes, sampled, inputs=inputs, tiling=tiling)
 
 
 def sample(
@@ -152,18 +118,20 @@ def _sample_pass(
         residuals=_residuals(model, recipe, inputs),
         reference_latents=_reference_latents(model, inputs),
     )
-    return denoise(
-        architecture.bind(model.network, context, Guidance.of(recipe), len(seeds)),
-        scheduler,
-        start.latents,
-        timesteps=start.timesteps,
-        eta=sampling.eta,
-        generators=generators,
-        constrain=start.constrain,
-        on_step=on_step,
-    )
+    with on_device(model, model.network, *(each.net for each in model.controlnets.values())):
+        return denoise(
+            architecture.bind(model.network, context, Guidance.of(recipe), len(seeds)),
+            scheduler,
+            start.latents,
+            timesteps=start.timesteps,
+            eta=sampling.eta,
+            generators=generators,
+            constrain=start.constrain,
+            on_step=on_step,
+        )
 
 
+@torch.inference_mode()
 def encode_conditions(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs = NO_INPUTS) -> list[Context]:
     """Encode y, a class label or a text, depending on the model: one context for each pass of `recipe`."""
     return [encode_condition(model, each.recipe, inputs) for each in passes(recipe)]
@@ -172,7 +140,16 @@ def encode_conditions(model: LatentDiffusionModel, recipe: Recipe, inputs: Input
 def encode_condition(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs = NO_INPUTS) -> Context:
     """Encode y: a class label or a text, depending on the model."""
     architecture, size = architectures.load(model.architecture), (recipe.width, recipe.height)
-    return architecture.encode(model, recipe.condition, size, Guidance.of(recipe), _references(inputs))
+    encoders: list[Any] = [*(each.model for each in model.text_encoders), *filter(None, [model.class_embedder])]
+    with on_device(model, *encoders):
+        return architecture.encode(model, recipe.condition, size, Guidance.of(recipe), _references(inputs))
+
+
+def encoded_by(recipe: Recipe) -> Hashable:
+    """Return what the contexts of `recipe` depend on, apart from the model."""
+    planned = [each.recipe for each in passes(recipe)]
+    of_texts = tuple((each.condition, each.width, each.height, Guidance.of(each)) for each in planned)
+    return of_texts, recipe.references.reference_sha256
 
 
 @dataclass(frozen=True)

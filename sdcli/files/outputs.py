@@ -81,6 +81,15 @@ def _makes_directories(output: str | None) -> bool:
     return output is not None and (output.endswith("/") or "{" in output.rpartition("/")[0])
 
 
+def directory_of(output: str | None) -> str:
+    """Return the directory, with a slash, of the files that an option's value names."""
+    if output is None:
+        return "./"
+    if output.endswith("/") or Path(output).is_dir():
+        return output.rstrip("/") + "/"
+    return str(PurePath(output).parent) + "/"
+
+
 def check(path: str, *, force: bool) -> None:
     """Raise OutputExists or OutputError if a file cannot be written to `path`."""
     destination = Destination(path, force=force)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from sdcli.errors import (
     InvalidPicture,
     JobsFailed,
+    NotDecoded,
     OutOfMemory,
     OutputError,
     OutputExists,
@@ -26,7 +27,7 @@ from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
-from sdcli.making.deliver import done_line, prepare_libraries
+from sdcli.making.deliver import done_line, keep_latents, prepare_libraries
 from sdcli.making.deliver import maker as choose_maker
 from sdcli.making.maker import Maker, Task
 from sdcli.planning.resolve import read_inputs
@@ -134,7 +135,7 @@ def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
     """Load the model of `group` and make its jobs; if loading fails, all of them fail."""
     run.show(run.done, f"loading {group[0].model.entry.name}")
     try:
-        maker.load(group[0].weights, group[0].recipe)
+        maker.load(group[0].weights, [job.recipe for job in group])
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
         signals.raise_again()
         for job in group:
@@ -171,7 +172,11 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
         raise
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
         signals.raise_again()
-        if len(chunk) > 1:
+        if isinstance(error, NotDecoded):
+            keep_latents(error, [job.recipe for job in chunk], outputs.directory_of(f"{run.batch.directory}/"))
+            for job in chunk:
+                _fail(run, job, _words(run, error))
+        elif len(chunk) > 1:
             for job in chunk:
                 _make(run, maker, [job])
         else:

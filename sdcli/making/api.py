@@ -45,6 +45,8 @@ class Options(TypedDict, total=False):
     dtype: str
     threads: int
     batch_size: int
+    memory: str
+    tiling: str
     width: int
     height: int
     seed: int

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
 
-from sdcli.errors import InvalidPicture, SdcliError, UsageError
+from sdcli.errors import InvalidPicture, NotDecoded, SdcliError, UsageError
 from sdcli.files import outputs
 from sdcli.making import warm
 from sdcli.making.maker import LocalMaker, Maker, Task
@@ -149,12 +150,26 @@ def _result(request: Request, out: BinaryIO, task: Task, future: Future[list[Pic
     try:
         return future.result()
     except SdcliError as error:
+        if isinstance(error, NotDecoded):
+            place = request.save_latents or (None if request.to_stdout else request.output)
+            keep_latents(error, task.recipes, outputs.directory_of(place))
         if request.json:
             first = task.recipes[0]
             line = with_recipe(failed_line(first, error.message), first, request.json)
             streams.write_line(out, streams.to_json(line))
             error.reported = True
         raise
+
+
+def keep_latents(error: NotDecoded, recipes: Sequence[Recipe], directory: str) -> None:
+    """Write the latents of pictures that could not be decoded to `directory`, and add their paths to the message."""
+    places = outputs.plan(directory, recipes[: len(error.latents)], kind=outputs.LATENTS) if error.latents else ()
+    paths = [outputs.write(*each) for each in zip(places, error.latents, strict=True)]
+    if paths:
+        error.message += f"; the latents are in {', '.join(paths)}"
+        error.args = (error.message,)
+        name = shlex.quote(recipes[0].model)
+        error.hint = f"free some memory, or use --device cpu, and run: sdcli decode {shlex.quote(paths[0])} -m {name}"
 
 
 def maker() -> Maker:
@@ -179,6 +194,7 @@ def done_line(picture: Picture, path: str, found: Sequence[RecipeWarning] = ()) 
         "sha256": hashlib.sha256(picture.png).hexdigest(),
         "pixels_sha256": picture.pixels_sha256,
         "seconds": round(picture.seconds, 3),
+        "memory": picture.memory,
         "warnings": [*(each.message for each in found), *picture.warnings],
         "error": None,
     }
@@ -196,6 +212,7 @@ def failed_line(recipe: Recipe | None, message: str) -> dict[str, Any]:
         "sha256": None,
         "pixels_sha256": None,
         "seconds": None,
+        "memory": None,
         "warnings": [],
         "error": message,
     }

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdcli.errors import ModelCorrupt, OutOfMemory, SdcliError
+from sdcli.errors import NotDecoded, OutOfMemory
 from sdcli.files.inputs import NO_INPUTS, Inputs
+from sdcli.making.kept import Kept, fit, load, of_the_model
 from sdcli.making.picture import Picture
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
-from sdcli.planning import timings
+from sdcli.planning import dry_run, memory, timings
+from sdcli.planning.memory import MemoryPlan, Sizes
 from sdcli.recipe.recipe import Recipe
-from sdcli.terminal.printable import one_line
 
 if TYPE_CHECKING:
+    from sdcli.diffusion.finish import Result
     from sdcli.diffusion.model import LatentDiffusionModel
 
 OnStep = Callable[[Any], None]
@@ -47,8 +45,8 @@ class Maker(Protocol):
     def capacity(self) -> int:
         """How many tasks it can run at once; further tasks wait."""
 
-    def load(self, weights: Weights, recipe: Recipe) -> Any:
-        """Load `weights` for recipes like this one in advance, if that saves time. Raises what loading raises."""
+    def load(self, weights: Weights, recipes: Sequence[Recipe]) -> Any:
+        """Load `weights` for `recipes` in advance, if that saves time. Raises what loading raises."""
 
     def submit(self, task: Task, on_step: OnStep = ...) -> Future[list[Picture]]:
         """Start making the pictures of `task`. The future can be done already; it has the exception of a failure.
@@ -67,18 +65,15 @@ def finished(make: Callable[[], list[Picture]]) -> Future[list[Picture]]:
     return future
 
 
-_Key = tuple[Source, str, str, str, str]
-"""The model and its name, the device, the dtype, and the format to which it is quantised."""
-
-
-_Kept = tuple["LatentDiffusionModel", Weights]
-"""A loaded model with its add-ons, and what it was loaded from; their digests are already computed."""
+_Key = tuple[Source, str, str, str, str, str]
+"""The model and its name, the device, the dtype, the format to which it is quantised, and how much memory to use."""
 
 
 class LocalMaker:
     """Makes pictures in this process and thread, and keeps the `keep` most recently used models in memory.
 
-    If memory runs out, it unloads all models and tries once more. A kept model is only used while its files are
+    A model is loaded as `planning.memory` plans it. If memory runs out nevertheless, it unloads all models and tries
+    once more; pictures that were sampled are only decoded again. A kept model is only used while its files are
     unchanged. Pictures with other add-ons use the same kept model, whose add-ons are replaced.
     """
 
@@ -86,95 +81,160 @@ class LocalMaker:
 
     def __init__(self, keep: int = 1) -> None:
         self.keep = keep
-        self._kept: dict[_Key, _Kept] = {}  # least recently used first
+        self._kept: dict[_Key, Kept] = {}  # least recently used first
+        self._expected: Sequence[Recipe] = ()
 
-    def load(self, weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
-        """Load the model on the recipe's device. Raises what `assemble.load` raises, and ModelCorrupt if files change
-        while they are read.
+    def load(self, weights: Weights, recipes: Sequence[Recipe]) -> LatentDiffusionModel:
+        """Load the model on the device of the first of `recipes`, which are those to come.
+
+        If its text encoders have to be dropped, they encode the prompts of `recipes` before. Raises what
+        `assemble.load` raises, and ModelCorrupt if files change while they are read.
         """
-        return self._loaded(weights, _resolve(recipe))
+        self._expected = recipes
+        return self._ready(weights, _resolve(recipes[0]), None).model
 
     def submit(self, task: Task, on_step: OnStep = lambda step: None) -> Future[list[Picture]]:
         """Make the pictures of `task` now; see `Maker`."""
         return finished(lambda: self.make(task, on_step))
 
     def make(self, task: Task, on_step: OnStep = lambda step: None) -> list[Picture]:
-        """Make the pictures of `task`. Raises what `load` and `pipeline.run` raise."""
+        """Make the pictures of `task`. Raises what `load` and `pipeline.run` raise, and NotDecoded."""
         resolved = _resolve(task.recipes[0], task.processors)
         try:
             return self._make(task, resolved, on_step)
-        except OutOfMemory:
-            if all(each == _key(task.weights, resolved) for each in self._kept):
+        except OutOfMemory as error:
+            if isinstance(error, NotDecoded) or all(each == _key(task.weights, resolved) for each in self._kept):
                 raise
-        self._unload_all()  # not in the except block, because the exception keeps references
+        self._unload()  # not in the except block, because the exception keeps references
         return self._make(task, resolved, on_step)
 
     def _make(self, task: Task, resolved: Recipe, on_step: OnStep) -> list[Picture]:
-        from sdcli.diffusion import pipeline
-
-        model = self._loaded(task.weights, resolved)
+        kept = self._ready(task.weights, resolved, task.inputs)
         execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
         recipes = [recipe.replace(**execution) for recipe in task.recipes]
-        with _of_the_model(task.weights.model):
-            results = pipeline.run(model, recipes, on_step, inputs=task.inputs)
+        with of_the_model(task.weights.model):
+            results = self._results(kept, recipes, task.inputs, on_step)
         for result in results:
             timings.record(result.recipe, task.weights, result.seconds)
-        return [Picture.of(result, task.weights) for result in results]
+        plan = kept.plan
+        return [Picture.of(each, task.weights, replace(plan, tiling=each.recipe.execution.tiling)) for each in results]
 
-    def _loaded(self, weights: Weights, resolved: Recipe) -> LatentDiffusionModel:
+    def _results(self, kept: Kept, recipes: Sequence[Recipe], inputs: Inputs, on_step: OnStep) -> list[Result]:
+        """Sample and decode. If there is no memory to decode, unload other models and decode again; raises NotDecoded
+        with the latents if that fails.
+        """
+        from sdcli.diffusion import finish, pipeline
+        from sdcli.files import latent_files
+
+        how: dict[str, Any] = {"inputs": inputs, "tiling": kept.plan.tiling}
+        try:
+            return pipeline.run(kept.model, recipes, on_step, contexts=kept.contexts_of(recipes[0], inputs), **how)
+        except finish.Undecoded as error:
+            sampled, message = error.sampled, error.message
+        if self._unload(apart_from=kept):  # not in the except block, because the exception keeps references
+            try:
+                return finish.finish(kept.model, recipes, sampled, **how)
+            except finish.Undecoded as error:
+                message = error.message
+        scaling, digest = kept.model.latent_space.scaling_factor, kept.weights.model.sha256
+        raise NotDecoded(
+            message,
+            "free some memory, or use --device cpu, and decode the latents with sdcli decode",
+            [
+                latent_files.file_of(z[None], digest, model=each.model, scaling_factor=scaling, recipe=each)
+                for z, each in zip(sampled.latents.cpu(), recipes, strict=True)
+            ],
+        )
+
+    def _ready(self, weights: Weights, resolved: Recipe, inputs: Inputs | None) -> Kept:
+        """Return the model, loaded as planned for `resolved`, and with its contexts if there are `inputs`."""
         from sdcli.models import assemble
 
         key, digests = _key(weights, resolved), weights.digests  # computed before the files are read
-        model, before = self._kept.pop(key, (None, None))  # kept again when it is complete
-        if model is not None and before is not None and (before.addons, before.digests) == (weights.addons, digests):
-            self._kept[key] = model, weights
-            return model
-        if model is not None and before is not None and before.digests[0] == digests[0]:
-            model = assemble.change(model, before, weights, resolved)
-        else:
-            model = None  # frees its memory
-            while len(self._kept) >= self.keep:
-                del self._kept[next(iter(self._kept))]
-            model = assemble.load(weights, resolved)
+        before = self._kept.pop(key, None)  # kept again when it is complete
+        if before is not None and before.weights.digests[0] != digests[0]:
+            before = None
+        plan, sizes, room = plan_for(weights, resolved)
+        kept = None if before is None else fit(before, weights, resolved, plan, encode=inputs is not None)
+        if kept is None:
+            same = before is not None and before.weights == weights and before.weights.digests == digests
+            known = before.contexts if before is not None and same else None
+            before = None  # frees its memory
+            self._make_room(plan.peak, room)
+            coming = self._coming(resolved)
+            kept = load(weights, resolved, plan, inputs=inputs, coming=coming, known=known)
+            kept.size = sizes.weights - (sizes.text if plan.staged else 0)
+        if inputs is not None:
+            kept.contexts_of(resolved, inputs)
+        if plan.staged and kept.model.has_text_encoders:
+            assemble.drop_text_encoders(kept.model)
         weights.check_unchanged()
-        self._kept[key] = model, weights
-        return model
+        self._kept[key] = kept
+        return kept
 
-    def _unload_all(self) -> None:
-        import torch
+    def _coming(self, resolved: Recipe) -> Sequence[Recipe]:
+        """Return the announced recipes from one like `resolved` on."""
+        from sdcli.diffusion import pipeline
 
-        self._kept.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        asked, coming = pipeline.encoded_by(resolved), self._expected
+        place = next((index for index, each in enumerate(coming) if pipeline.encoded_by(each) == asked), len(coming))
+        return coming[place:]
+
+    def _make_room(self, size: int, room: int | None) -> None:
+        """Unload the least recently used models until there is a place for another one, and `size` bytes of `room`."""
+        others = [each.size for each in self._kept.values()]
+        while self._kept and (len(others) >= self.keep or (room is not None and sum(others) + size > room)):
+            del self._kept[next(iter(self._kept))]
+            del others[0]
+
+    def _unload(self, apart_from: Kept | None = None) -> bool:
+        """Unload all models but one, and return whether there was any."""
+        from sdcli.diffusion.device import free_memory
+
+        others = [key for key, each in self._kept.items() if each is not apart_from]
+        for key in others:
+            del self._kept[key]
+        free_memory()
+        return bool(others)
 
 
-_MAX_REASON = 300  # characters
-_OF_LIBRARIES = ("torch/nn/modules/module.py", "diffusers/models/", "diffusers/schedulers/", "transformers/models/")
-"""What runs a network and a scheduler, whose configs are the model's."""
+def load_vae(weights: Weights, recipe: Recipe) -> tuple[LatentDiffusionModel, Recipe]:
+    """Load only the VAE of a model, and return it with the recipe on this machine.
+
+    Raises what `LocalMaker.load` raises.
+    """
+    from sdcli.models import assemble
+
+    resolved, _ = _resolve(recipe), weights.digests  # computed before the files are read
+    model = assemble.load(weights, resolved, stage="vae")
+    weights.check_unchanged()
+    return model, resolved
 
 
-@contextmanager
-def _of_the_model(source: Source) -> Iterator[None]:
-    """Convert what a network or a scheduler raises to ModelCorrupt: not every config that can be loaded can be run."""
-    try:
-        yield
-    except (SdcliError, MemoryError):
-        raise
-    except Exception as error:
-        frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
-        if not any(part in Path(name).as_posix() for name in frames for part in _OF_LIBRARIES):
-            raise
-        reason = one_line(str(error))[:_MAX_REASON] or type(error).__name__
-        raise ModelCorrupt(
-            f"{source.path} can be loaded, but not run: {reason}",
-            "a config does not fit the weights; download the model again, or see which one with --debug",
-        ) from error
+def way_to_decode(model: LatentDiffusionModel, resolved: Recipe) -> str:
+    """Plan how one picture is decoded by a VAE that is loaded alone; see the `tiling` of a recipe."""
+    from sdcli.diffusion.device import room_for
+
+    numbers = list(model.vae.parameters())
+    count, size = sum(each.numel() for each in numbers), numbers[0].element_size()
+    sizes = memory.sizes_of_vae({**model.vae.config, "_class_name": type(model.vae).__name__}, count, resolved, size)
+    return memory.plan(sizes, resolved, model.device.type, room=room_for(model.device.type), host=None).tiling
+
+
+def plan_for(weights: Weights, resolved: Recipe) -> tuple[MemoryPlan, Sizes, int | None]:
+    """Plan how the pictures of `resolved` fit into memory; also returns the sizes and the usable bytes, if known."""
+    from sdcli.diffusion.device import room_for
+
+    device = resolved.execution.device
+    parts, room = dry_run.find_parts(weights).sizes, room_for(device)
+    sizes = memory.sizes_of(weights, parts, resolved, resolved.execution.dtype)
+    return memory.plan(sizes, resolved, device, room=room, host=room_for("cpu")), sizes, memory.usable(room, device)
 
 
 def _key(weights: Weights, resolved: Recipe) -> _Key:
     execution = resolved.execution
-    return weights.model, resolved.model, execution.device, execution.dtype, resolved.loading.quantize
+    quantize = resolved.loading.quantize
+    return weights.model, resolved.model, execution.device, execution.dtype, quantize, execution.memory
 
 
 def _resolve(recipe: Recipe, processors: int | None = None) -> Recipe:

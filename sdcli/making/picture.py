@@ -9,7 +9,7 @@ import struct
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Self
 from sdcli.models.addons import embedding, lora
 from sdcli.models.digest import tensors_sha256
 from sdcli.models.weights import Weights
+from sdcli.planning.memory import MemoryPlan
 from sdcli.recipe.parts import MAX_SIDE
 from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdcli.diffusion.pipeline import Result
+    from sdcli.diffusion.finish import Result
 
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -44,10 +45,12 @@ class Picture:
     """The warning about a picture of a single colour, or nearly so; it is also in `warnings`."""
     latents: bytes = b""
     """The file of its latents, as --save-latents writes it."""
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """How it was fitted into memory: `staged`, `offload` and `tiling` (see sdcli/planning/memory.py)."""
 
     @classmethod
-    def of(cls, result: Result, weights: Weights) -> Self:
-        """Make a picture from a result of the pipeline."""
+    def of(cls, result: Result, weights: Weights, plan: MemoryPlan | None = None) -> Self:
+        """Make a picture from a result of the pipeline that ran by `plan`."""
         from sdcli.files import images, latent_files, metadata
 
         extra = weights.metadata() | ({} if result.batch is None else {"batch": result.batch})
@@ -66,6 +69,7 @@ class Picture:
             warnings=result.warnings,
             flat=result.flat,
             latents=latents,
+            memory={} if plan is None else plan.to_dict(),
         )
 
     @property
@@ -97,6 +101,7 @@ class Picture:
             "warnings": self.warnings,
             "flat": self.flat,
             "latents": b64encode(self.latents).decode(),
+            "memory": self.memory,
         }
 
     @classmethod
@@ -110,6 +115,7 @@ class Picture:
             warnings=tuple(recorded["warnings"]),
             flat=recorded["flat"],
             latents=b64decode(recorded["latents"], validate=True),
+            memory=dict(recorded["memory"]),
         )
         texts = [made.pixels_sha256, *made.warnings, *([] if made.flat is None else [made.flat])]
         if not all(isinstance(each, str) for each in texts) or not isinstance(made.seconds, int | float):

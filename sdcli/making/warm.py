@@ -16,8 +16,8 @@ import math
 import os
 import struct
 import time
-from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -85,7 +85,7 @@ class WarmMaker:
         self.path = path
         self._under_way = False
 
-    def load(self, weights: Weights, recipe: Recipe) -> None:
+    def load(self, weights: Weights, recipes: Sequence[Recipe]) -> None:
         """Do nothing: the other process loads models when they are used."""
 
     def submit(self, task: Task, on_step: OnStep = lambda step: None) -> Future[list[Picture]]:
@@ -112,7 +112,9 @@ def to_wire(event: object) -> dict[str, Any]:
     """Convert a Step, finished Pictures or an exception to one line of a response."""
     match event:
         case SdcliError():
-            return {"error": {"kind": type(event).__name__, "message": event.message, "hint": event.hint}}
+            kept = [b64encode(each).decode() for each in getattr(event, "latents", ())]
+            told = {"kind": type(event).__name__, "message": event.message, "hint": event.hint}
+            return {"error": {**told, "latents": kept} if kept else told}
         case Exception():
             kind = type(event).__name__
             message = f"{kind}: {event}" if str(event) else kind
@@ -128,6 +130,8 @@ def _error_from_wire(recorded: Mapping[str, Any], place: str, given: str) -> Sdc
     if not (isinstance(kind, type) and issubclass(kind, SdcliError)):
         raise TypeError(f"{recorded['kind']} is no error of sdcli")
     error: SdcliError = kind(*(recorded[key].replace(place, given) for key in ("message", "hint")))
+    if isinstance(error, errors.NotDecoded):
+        error.latents = tuple(b64decode(each, validate=True) for each in recorded["latents"])
     return error
 
 

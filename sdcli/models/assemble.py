@@ -4,23 +4,46 @@ from __future__ import annotations
 
 import torch
 
-from sdcli.diffusion.device import memory_of
+from sdcli.diffusion.device import free_memory, memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.diffusion.offload import in_groups
 from sdcli.models import addons, loading
 from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 
 
-def load(weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
+def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload: str = "none") -> LatentDiffusionModel:
     """Load `weights` on the device and in the dtype of the recipe, which must be resolved.
 
-    Raises what `loading.load` and the kinds of add-ons raise, and OutOfMemory.
+    `stage` and `offload` are those of `loading.load`. The stage `text` only needs the add-ons that are merged. Raises
+    what `loading.load` and the kinds of add-ons raise, and OutOfMemory.
     """
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
-        quantize = recipe.loading.quantize
-        model = loading.load(weights.model, name=recipe.model, device=device, dtype=dtype, quantize=quantize)
-        return addons.attach(model, weights)
+        model = loading.load(
+            weights.model,
+            name=recipe.model,
+            device=device,
+            dtype=dtype,
+            quantize=recipe.loading.quantize,
+            stage=stage,
+            offload=offload,
+        )
+        if stage == "text":
+            weights = addons.merged(weights)
+        model = addons.attach(model, weights)
+        if offload == "group":
+            for each in (model.network, *(encoder.model for encoder in model.text_encoders)):
+                if not any(parameter.is_meta for parameter in each.parameters()):
+                    in_groups(each, device)
+        return model
+
+
+def drop_text_encoders(model: LatentDiffusionModel) -> None:
+    """Free the memory of the text encoders of `model`, which cannot encode prompts afterwards."""
+    for each in model.text_encoders:
+        each.model.to("meta")
+    free_memory()
 
 
 def change(model: LatentDiffusionModel, before: Weights, weights: Weights, recipe: Recipe) -> LatentDiffusionModel:

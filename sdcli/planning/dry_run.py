@@ -6,30 +6,25 @@ before its first step, as far as they depend on files and options.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion import architectures, hardware
-from sdcli.diffusion.latent_space import LatentSpace
-from sdcli.errors import ModelCorrupt
+from sdcli.diffusion import hardware, room
 from sdcli.files import outputs
-from sdcli.models import addons, digest, families
+from sdcli.models import addons, digest
 from sdcli.models.addons import embedding
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Weights
-from sdcli.planning import sizes, timings
+from sdcli.planning import memory, sizes, timings
 from sdcli.planning.sizes import Size
 from sdcli.recipe import checks
 from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from sdcli.diffusion.model import Tokenizer
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -187,55 +182,22 @@ def _tokenizer(source: Source) -> Tokenizer:
 
 
 def estimate_memory(parts: Parts, of: Recipe, likely: Mapping[str, str]) -> dict[str, Any]:
-    """Estimate the peak memory on the device in bytes: weights in the likely dtype, and activations.
-
-    The peak is in the VAE's decoder, at the picture's full size, or in the U-Net with its skip connections. The number
-    of tensors of the largest size was measured with kit at 256 and 512 pixels in float32 and bfloat16, where the
-    estimate is within 25 % of the peak. The activations of add-ons are a fraction of the U-Net's (`Kind.activations`).
-    torch itself is not included.
+    """Estimate the memory on the device in bytes in the likely dtype: `weights`, `activations` and their `peak`, as the
+    plan for it (`staged`, `offload`, `tiling`) has them. torch itself is not included.
     """
-    source = parts.weights.model
-    unet, vae = (source.config(part) for part in (source.denoiser, "vae"))
-    size = BYTES[likely["dtype"]]
-    vae_size = 4 if families.keeps_float32(vae, likely["dtype"]) else size
-    weights = 0
-    for part, each in parts.sizes.items():
-        quantize = of.loading.quantize if _takes_quantised(source, part) else "none"
-        weights += each.in_memory(vae_size if part == "vae" else size, quantize)
-    batch = of.execution.batch_size
-    pixels = math.prod(of.size)
-    decoding = 6 * _widest(vae) * pixels * vae_size * batch
-    space = LatentSpace.of(vae)
-    latents = pixels // (space.vae_scale_factor // space.patch) ** 2
-    architecture = architectures.load(architectures.find(source.denoiser, unet))
-    try:
-        kept = architecture.activations(unet, latents)
-        guided = 2 if architecture.facts(unet, vae, source.index_if_any()).is_guided(of.sampling.guidance_scale) else 1
-    except (KeyError, TypeError, ValueError) as error:
-        file = source.folder(source.denoiser) / "config.json"
-        raise ModelCorrupt(f"{file} is invalid: {error}", "download the model's folder again") from error
-    beside = max((addons.KINDS[each.kind].activations for each, _ in parts.addons), default=0)
-    denoising = round(guided * batch * size * kept * (1 + beside))
+    taken = memory.sizes_of(parts.weights, parts.sizes, of, likely["dtype"])
+    found, host = room.room(likely["device"]), room.of_host()
+    planned = memory.plan(taken, of, likely["device"], room=found, host=host)
+    decoding = taken.decoding.get(planned.tiling, min(taken.decoding.values()))
+    activations = max(decoding, taken.denoising)
     return {
         **likely,
-        "weights": weights,
-        "activations": max(decoding, denoising),
-        "peak": weights + max(decoding, denoising),
+        "weights": taken.weights,
+        "activations": activations,
+        "peak": planned.peak,
+        "room": found,
+        "plan": planned.to_dict(),
     }
-
-
-def _takes_quantised(source: Source, part: str) -> bool:
-    """Whether a part is quantised on loading: the network and language models."""
-    index = source.index_if_any().get(part)
-    is_clip = isinstance(index, list) and str(index[-1]).startswith("CLIP")
-    return part in ("unet", "transformer") or (part.startswith("text_encoder") and not is_clip)
-
-
-def _widest(vae: Mapping[str, Any]) -> int:
-    """Return the channels at the picture's full size: the last block starts with the width of the one before."""
-    if "z_dim" in vae:
-        return max(int(vae.get("base_dim", 96)) * int(factor) for factor in vae.get("dim_mult", (1, 2))[:2])
-    return max(map(int, vae["block_out_channels"][:2]))
 
 
 def with_any_seed(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +212,6 @@ def _with_field(paths: Sequence[str], seeds: Sequence[int]) -> list[str]:
 
 def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
     """Format a plan as `key: value` lines."""
-    memory = recorded["memory"]
     pairs = {
         "model": f"{recorded['model']['name']} ({recorded['model']['path']})",
         "digest": recorded["model"]["digest"],
@@ -268,7 +229,7 @@ def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
         "seeds": "random" if recorded["seeds"] is None else ", ".join(map(str, recorded["seeds"])),
         "paths": ", ".join(recorded["paths"]),
         **({"latents": ", ".join(recorded["latents"])} if "latents" in recorded else {}),
-        "memory": memory_in_words(memory),
+        "memory": memory_in_words(recorded["memory"]),
         "seconds": "unknown: no similar picture was measured"
         if recorded["seconds"] is None
         else f"about {recorded['seconds']:g}, plus loading the model",
@@ -281,12 +242,26 @@ def _recorded(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def memory_in_words(memory: Mapping[str, Any]) -> str:
-    """Format an estimate of memory."""
+def memory_in_words(estimate: Mapping[str, Any]) -> str:
+    """Format an estimate of memory, and the plan to fit into it."""
+    planned = estimate["plan"]
+    steps = [
+        *(["the text encoders are dropped before the network is loaded"] if planned["staged"] else []),
+        *_OFFLOADED.get(planned["offload"], ()),
+        *_DECODED.get(planned["tiling"], ()),
+    ]
     return (
-        f"about {gib(memory['peak'])} on {memory['device']} in {memory['dtype']}: weights "
-        f"{gib(memory['weights'])}, activations {gib(memory['activations'])}; plus PyTorch itself"
+        f"about {gib(estimate['peak'])} on {estimate['device']} in {estimate['dtype']}: weights "
+        f"{gib(estimate['weights'])}, activations {gib(estimate['activations'])}; plus PyTorch itself"
+        + "".join(f"; {each}" for each in steps)
     )
+
+
+_OFFLOADED = {
+    "model": ("parts are on the device while they are used",),
+    "group": ("layers are on the device while they are used",),
+}
+_DECODED = {"slices": ("pictures are decoded one at a time",), "tiles": ("pictures are decoded in tiles",)}
 
 
 def _tokens(tokens: Mapping[str, int] | None) -> dict[str, str]:

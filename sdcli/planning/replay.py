@@ -315,6 +315,9 @@ def reasons(origin: Recorded, made: Recipe, pixels_sha256: str) -> list[str]:
         told.append(f"{found.format} changes pixels")
     then, now = dict(found.recipe or {}), made.to_dict()
     told += [f"{key}: {then[key]} then, {now[key]} now" for key in _EXECUTION if key in then and then[key] != now[key]]
+    ways = [each.get("tiling", "off") for each in (then, now)]
+    if then and ways[0] != ways[1]:
+        told.append(f"tiling: {ways[0]} then, {ways[1]} now")
     digest = origin.model.source.sha256
     if chunk.get("model_digest", digest) != digest:
         told.append(_changed("the model", chunk["model_digest"], digest))

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
+from sdcli.diffusion import tiling
 from sdcli.diffusion.context import weights
 from sdcli.errors import InvalidRecipe
 from sdcli.files.inputs import NO_INPUTS, Inputs
@@ -37,7 +38,8 @@ def find(
     """Return the warnings for `count` pictures of `recipe`, and those about its `inputs`."""
     words = _unknown_words(model, recipe)
     syntax = () if model.facts.labels is not None else _of_syntax(model.facts, recipe)
-    found = (*_without_effect(model.facts, recipe, count), *words, *syntax, *_of_size(model, recipe))
+    idle = (*_without_effect(model.facts, recipe, count), *_of_tiling(model, recipe, count))
+    found = (*idle, *words, *syntax, *_of_size(model, recipe))
     return (*inputs.warnings, *found)
 
 
@@ -87,6 +89,21 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
             "make more pictures with -n, or use a smaller batch size",
             "batch_size",
         )
+
+
+def _of_tiling(model: LocatedModel, recipe: Recipe, count: int) -> Iterable[RecipeWarning]:
+    """A way of decoding that is asked for and saves nothing."""
+    asked, batch = recipe.execution.tiling, min(count, recipe.execution.batch_size)
+    if asked == "off" or batch > 1:
+        return
+    vae_class = str(model.source.config("vae").get("_class_name", ""))
+    if asked == "slices":
+        yield RecipeWarning("tiling slices has no effect: there is one picture in a batch", "omit it", "tiling")
+    elif not tiling.has_tiles(recipe.size, vae_class):
+        why = f"the picture is no larger than a tile, {tiling.TILE}×{tiling.TILE}"
+        if max(recipe.size) > tiling.TILE:
+            why = "the model's VAE has none"
+        yield RecipeWarning(f"tiling tiles has no effect: {why}", "omit it", "tiling")
 
 
 def _is_guided(facts: ModelFacts, recipe: Recipe) -> bool:

@@ -19,6 +19,8 @@ QUANTIZATIONS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """By size: 8.5, 6, 5.5, 5 and 4.5 bits for each weight."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+MEMORY = ("auto", "low", "high")
+TILING = ("off", "slices", "tiles")
 
 
 def within(low: float, high: float, *, unit: str = "") -> dict[str, Any]:
@@ -79,6 +81,11 @@ class Execution:
     """CPU threads; 0 means torch's default."""
     batch_size: int = field(default=1, metadata=within(1, 256))
     """Pictures per U-Net call."""
+    memory: str = field(default="auto", metadata=one_of(MEMORY))
+    """How much memory to use (see sdcli/planning/memory.py). Pixels only depend on it by `tiling`."""
+    tiling: str = field(default="off", metadata=one_of(TILING))
+    """How the latents of the picture are decoded: those of a batch together (`off`), one after the other (`slices`), or
+    one after the other and in tiles (`tiles`), which changes pixels slightly. A finished recipe has what was done."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +254,8 @@ class Flow:
     """Guidance by a negative prompt, besides a guidance scale that is distilled into the model (FLUX.1 [dev])."""
 
 
+MEMORY_KEYS = ("memory", "tiling")
+"""Keys of `Execution` that most recipes do not have."""
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
 """The keys of `Initial` that apply if a picture starts from latents."""
 INITIAL_KEYS = tuple(each.name for each in fields(Initial))

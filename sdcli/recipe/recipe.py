@@ -26,6 +26,7 @@ from sdcli.recipe.part import check_once
 from sdcli.recipe.parts import (
     INITIAL_KEYS,
     MAX_SIDE,
+    MEMORY_KEYS,
     TEXT_KEYS,
     WITHOUT_DEFAULTS,
     Adapters,
@@ -97,14 +98,16 @@ class Recipe:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
         Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
-        omitted, as are a missing `label` or `prompt_2`, and `resize` if it is false. With a label, the prompt is
-        omitted, and the other keys of prompts if they have their defaults.
+        omitted, as are a missing `label` or `prompt_2`, `resize` if it is false, and `memory` and `tiling` if they have
+        their defaults. With a label, the prompt is omitted, and the other keys of prompts if they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
         for part in (self.layout, self.adapters, self.hires, self.references, self.flow, self.loading):
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
+        at_default = (key for key, default in _defaults_of(Execution) if getattr(self.execution, key) == default)
+        omitted |= {key for key in at_default if key in MEMORY_KEYS}
         if not self.initial.resize:
             omitted.add("resize")
         if self.condition.prompt_2 is None:

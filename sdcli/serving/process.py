@@ -229,7 +229,7 @@ async def _live(
 
 
 def _load(maker: LocalMaker, weights: Weights, recipe: Recipe, on_step: object) -> tuple[()]:
-    maker.load(weights, recipe)
+    maker.load(weights, [recipe])
     return ()
 
 

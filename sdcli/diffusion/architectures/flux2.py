@@ -55,7 +55,9 @@ def activations(network: Mapping[str, Any], latents: int) -> int:
 
 
 def latent_space(vae: Any) -> LatentSpace:
-    """Return the latent space of the VAE: its config, and the statistics of its batch norm."""
+    """Return the latent space of the VAE: its config, and the statistics of its batch norm, if they are loaded."""
+    if vae.bn.running_mean.is_meta:
+        return LatentSpace.of(vae.config)
     deviation = (vae.bn.running_var.double() + vae.config.batch_norm_eps).sqrt()
     return LatentSpace.of(vae.config).with_statistics(vae.bn.running_mean.tolist(), deviation.tolist())
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from sdcli.diffusion.autoencode import as_input
+from sdcli.diffusion import autoencode
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import add_noise, draw_noise
 
@@ -23,7 +23,7 @@ def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequen
     The encoder predicts the mean and standard deviation of a Gaussian (Kingma & Welling 2014, "Auto-Encoding
     Variational Bayes"), from which a sample is drawn with each generator. AutoencoderTiny predicts the latents.
     """
-    encoded = model.vae.encode(as_input(model, pixels))
+    encoded = autoencode.encode(model, pixels)
     if hasattr(encoded, "latents"):
         z = encoded.latents.float().expand(len(generators), -1, -1, -1)
     else:

@@ -108,5 +108,10 @@ def attach(model: LatentDiffusionModel, weights: Weights, before: Weights | None
     return model
 
 
+def merged(weights: Weights) -> Weights:
+    """Return `weights` with only the add-ons that are merged into the model's weights."""
+    return Weights(weights.model, tuple(each for each in weights.addons if KINDS[each.kind].merged))
+
+
 def _identity(weights: Weights, kind: str) -> list[tuple[Addon, str]]:
     return [(each, each.source.sha256) for each in weights.of_kind(kind)]

@@ -169,5 +169,5 @@ def attach(model: LatentDiffusionModel, weights: Weights) -> LatentDiffusionMode
     from sdcli.models.loading import controlnet as loading
 
     found = {each.name: each.source for each in weights.of_kind(KIND)}
-    nets = {name: loading.load(source, device=model.device, dtype=model.dtype) for name, source in found.items()}
+    nets = {name: loading.load(source, device=model.storage, dtype=model.dtype) for name, source in found.items()}
     return replace(model, controlnets={name: ControlNet(net, classes(found[name])) for name, net in nets.items()})

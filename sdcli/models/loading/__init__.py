@@ -81,12 +81,21 @@ _SUPPORTED = (
 
 
 def load(
-    source: Source, *, name: str, device: torch.device, dtype: torch.dtype, quantize: str = "none"
+    source: Source,
+    *,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: str = "none",
+    stage: str | None = None,
+    offload: str = "none",
 ) -> LatentDiffusionModel:
-    """Load the model at `source`, in `dtype` on `device`.
+    """Load the model at `source`, in `dtype` on `device`, or for it in main memory if weights are offloaded.
 
-    `quantize` is the format for the weights of the layers of the network and of language models. With float16, a VAE
-    with `force_upcast` in its config stays in float32; a VQModel always does.
+    With a `stage`, only its parts are loaded: the text encoders (`text`), everything else (`picture`), or the `vae`.
+    The other parts are checked, and stay on the meta device. `quantize` is the format for the weights of the layers of
+    the network and of language models. With float16, a VAE with `force_upcast` in its config stays in float32; a
+    VQModel always does.
 
     Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, invalid or do not fit each
     other, and ModelError for an unsupported kind of model.
@@ -104,13 +113,16 @@ def load(
     text_encoders = text_parts(index)
     parts = check_parts(source, index, dict.fromkeys([*text_encoders, *needed]))
     tokenizers = [_tokenizer(source, each, parts[each][0]) for each in text_encoders]
+    storage = device if offload == "none" else torch.device("cpu")
     filled = {
         each: _filled(
             *parts[each],
-            device,
+            storage,
             torch.float32 if each == "vae" and vae_in_float32 else dtype,
             quantize if takes_quantised(each, parts[each][0]) else "none",
         )
+        if stage in (None, each, "text" if each in text_encoders else "picture")
+        else parts[each][0]
         for each in parts
     }
     seeing = index.get("processor", [None, None])[1] is not None
@@ -134,6 +146,7 @@ def load(
         dtype=dtype,
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
         classes=palette.read(palette.find(source.folder("unet")).parent),
+        offload=offload,
     )
     misfit = architecture.misfit(model)
     if misfit is not None:

@@ -48,8 +48,9 @@ _Plan = dict[str, dict[str, list[_Change]]]
 def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) -> LatentDiffusionModel:
     """Merge `addons`, in order, into the model that was loaded from `source`, in place of those that are merged.
 
-    Changes the modules of `model`. Raises ModelCorrupt for numbers that are not finite, and ModelError for a file with
-    tensors that do not fit, unless it is `partial`, or without effect.
+    Changes the modules of `model`; those on the meta device are checked, and stay there. Raises ModelCorrupt for
+    numbers that are not finite, and ModelError for a file with tensors that do not fit, unless it is `partial`, or
+    without effect.
     """
     parts = dict(zip((source.denoiser, *loading.text_parts(source.index())), _modules(model), strict=True))
     if addons and any(map(_is_quantised, parts.values())):
