@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sdcli.diffusion import layout
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.models import addons, loading
@@ -20,7 +21,7 @@ def load(weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
     with memory_of(recipe):
         quantize = recipe.loading.quantize
         model = loading.load(weights.model, name=recipe.model, device=device, dtype=dtype, quantize=quantize)
-        return addons.attach(model, weights)
+        return layout.arrange(addons.attach(model, weights))
 
 
 def change(model: LatentDiffusionModel, before: Weights, weights: Weights, recipe: Recipe) -> LatentDiffusionModel:
@@ -29,4 +30,4 @@ def change(model: LatentDiffusionModel, before: Weights, weights: Weights, recip
     `model` cannot be used afterwards. Raises what the kinds of add-ons raise, and OutOfMemory.
     """
     with memory_of(recipe):
-        return addons.attach(model, weights, before)
+        return layout.arrange(addons.attach(model, weights, before))
