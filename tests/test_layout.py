@@ -55,4 +55,4 @@ def test_it_computes_the_same(sd15):
         for part in (model.network, model.vae):
             part.to(memory_format=torch.contiguous_format)
         for one, other in zip(arranged, outputs(), strict=True):
-            assert (one - other).std() < 0.02 * other.std()
+            assert (one - other).std() < 0.05 * other.std()
