@@ -16,6 +16,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from sdcli import __version__
 from sdcli.commands import completion, usage
 from sdcli.commands.batch import batch
+from sdcli.commands.bench import bench
 from sdcli.commands.config import config
 from sdcli.commands.edit import edit
 from sdcli.commands.encode import decode, encode
@@ -58,6 +59,7 @@ for _heading, _commands in {
 for _command in (measure, export):
     train.command()(_command)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
+app.command(rich_help_panel=_MODELS)(bench)
 app.add_typer(train, name="train", rich_help_panel=_TRAIN)
 app.add_typer(config, name="config", rich_help_panel=_SETTINGS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sdcli.diffusion import layout
 from sdcli.diffusion.device import free_memory, memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.offload import in_groups
@@ -31,7 +32,7 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
         )
         if stage == "text":
             weights = addons.merged(weights)
-        model = addons.attach(model, weights)
+        model = layout.arrange(addons.attach(model, weights))
         if offload == "group":
             for each in (model.network, *(encoder.model for encoder in model.text_encoders)):
                 if not any(parameter.is_meta for parameter in each.parameters()):
@@ -52,4 +53,4 @@ def change(model: LatentDiffusionModel, before: Weights, weights: Weights, recip
     `model` cannot be used afterwards. Raises what the kinds of add-ons raise, and OutOfMemory.
     """
     with memory_of(recipe):
-        return addons.attach(model, weights, before)
+        return layout.arrange(addons.attach(model, weights, before))

@@ -1,6 +1,6 @@
 """Times of pictures on this machine, for dry runs: one line per picture in the user's cache.
 
-Times are never extrapolated from another size, scheduler or number of steps.
+Times are never extrapolated from another size or scheduler; those of `sdcli bench` can be, from fewer steps.
 """
 
 from __future__ import annotations

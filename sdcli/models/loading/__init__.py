@@ -89,13 +89,16 @@ def load(
     quantize: str = "none",
     stage: str | None = None,
     offload: str = "none",
+    find: Callable[..., Parts] | None = None,
+    fill_part: Callable[..., Any] | None = None,
 ) -> LatentDiffusionModel:
     """Load the model at `source`, in `dtype` on `device`, or for it in main memory if weights are offloaded.
 
     With a `stage`, only its parts are loaded: the text encoders (`text`), everything else (`picture`), or the `vae`.
     The other parts are checked, and stay on the meta device. `quantize` is the format for the weights of the layers of
     the network and of language models. With float16, a VAE with `force_upcast` in its config stays in float32; a
-    VQModel always does.
+    VQModel always does. `find` and `fill_part` replace `check_parts` and the reading of files, for weights from
+    elsewhere.
 
     Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, invalid or do not fit each
     other, and ModelError for an unsupported kind of model.
@@ -111,11 +114,11 @@ def load(
     _check_classes(source, index, family)
     architecture = architectures.load(family)
     text_encoders = text_parts(index)
-    parts = check_parts(source, index, dict.fromkeys([*text_encoders, *needed]))
+    parts = (find or check_parts)(source, index, dict.fromkeys([*text_encoders, *needed]))
     tokenizers = [_tokenizer(source, each, parts[each][0]) for each in text_encoders]
     storage = device if offload == "none" else torch.device("cpu")
     filled = {
-        each: _filled(
+        each: (fill_part or _filled)(
             *parts[each],
             storage,
             torch.float32 if each == "vae" and vae_in_float32 else dtype,
@@ -251,6 +254,11 @@ def takes_quantised(part: str, module: Any) -> bool:
 def _filled(module: Any, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype, quantize: str) -> Any:
     """Load the weights of a component into its `module`."""
     fill(module, stored, device, dtype, quantize)
+    return with_tables(module, device)
+
+
+def with_tables(module: Any, device: torch.device) -> Any:
+    """Compute the tables and buffers of `module` that no file has, and return it."""
     for name, each in list(module.named_modules()):
         rebuilt = _with_tables(each)
         if rebuilt is not None:

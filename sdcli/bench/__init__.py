@@ -1,0 +1,1 @@
+"""Measuring how fast pictures are made on this machine, also in comparison with diffusers' own pipelines."""

@@ -1,0 +1,171 @@
+"""What takes turns: sdcli, and diffusers' own pipelines around copies of the same weights. Imports torch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sdcli.diffusion import autoencode, pipeline, samplers
+from sdcli.diffusion.context import Context
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.diffusion.noise import draw_noise
+from sdcli.errors import UsageError
+from sdcli.recipe.recipe import Recipe
+
+OURS, DIFFUSERS = "sdcli", "diffusers"
+RIVALS: Mapping[str, tuple[torch.dtype | None, torch.memory_format]] = {
+    DIFFUSERS: (None, torch.contiguous_format),
+    "diffusers-channels-last": (None, torch.channels_last),
+    "diffusers-float32": (torch.float32, torch.contiguous_format),
+}
+"""How diffusers' pipelines are used, by name: in sdcli's dtype, in channels_last, or in float32, their default."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The seconds of one turn: encoding the prompt (None if that is not measured), each step, and decoding."""
+
+    encode: float | None
+    steps: tuple[float, ...]
+    decode: float
+    latents: Tensor
+    """The latents that were decoded, float32, on the CPU."""
+
+
+class Contender(Protocol):
+    """Makes the picture of a recipe with fewer steps."""
+
+    name: str
+
+    def turn(self, steps: int) -> Turn:
+        """Make the picture with `steps` steps, and measure it."""
+
+
+class Clock:
+    """Seconds on a device, after what was started there is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._wait: Callable[[], None] = lambda: None
+        if device.type != "cpu":
+            self._wait = getattr(torch, device.type).synchronize
+
+    def now(self) -> float:
+        """Wait for the device, and return the time in seconds."""
+        self._wait()
+        return time.perf_counter()
+
+
+class Ours:
+    """sdcli, as it makes pictures."""
+
+    name = OURS
+
+    def __init__(self, model: LatentDiffusionModel, recipe: Recipe) -> None:
+        self.model, self.recipe, self._clock = model, recipe, Clock(model.device)
+
+    @torch.inference_mode()
+    def turn(self, steps: int) -> Turn:
+        """See `Contender`."""
+        recipe, now = self.recipe.replace(steps=steps), self._clock.now
+        started = now()
+        contexts = pipeline.encode_conditions(self.model, recipe)
+        times = [now()]
+        encode = times[0] - started
+        latents = pipeline.sample(self.model, [recipe], lambda step: times.append(now()), contexts=contexts)
+        before = now()
+        autoencode.decode_finite(self.model, latents)
+        return Turn(encode, _differences(times), now() - before, latents.cpu())
+
+
+class Diffusers:
+    """A pipeline of diffusers, with a copy of the weights of `model` and the same embeddings, scheduler and noise.
+
+    Prompts are not encoded again: the text encoders are the same classes.
+    """
+
+    def __init__(self, name: str, model: LatentDiffusionModel, recipe: Recipe) -> None:
+        dtype, layout = RIVALS[name]
+        self.name, self.recipe, self._clock = name, recipe, Clock(model.device)
+        self._dtype = dtype or model.dtype
+        self._config, self._space = model.scheduler_config, model.latent_space
+        vae_dtype = torch.float32 if model.vae.dtype == torch.float32 else self._dtype
+        network = copy.deepcopy(model.network).to(self._dtype)
+        vae = copy.deepcopy(model.vae).to(vae_dtype)
+        for each in (network, vae):
+            each.to(memory_format=layout)
+        with torch.inference_mode():
+            (context,) = pipeline.encode_conditions(model, recipe)
+        self._embeds = _embeds(context, self._dtype)
+        self._pipe = _pipe_of(model, network, vae, self._scheduler())
+        self._pipe.set_progress_bar_config(disable=True)
+
+    def _scheduler(self) -> Any:
+        sampling = self.recipe.sampling
+        return samplers.make(sampling.scheduler, sampling.sigmas, self._config, noise_seeds=[self.recipe.seed])
+
+    @torch.inference_mode()
+    def turn(self, steps: int) -> Turn:
+        """See `Contender`."""
+        recipe, now = self.recipe, self._clock.now
+        kept: list[Tensor] = []
+
+        def on_step(pipe: Any, index: int, timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+            times.append(now())
+            kept[:] = [values["latents"]]
+            return {}
+
+        self._pipe.scheduler = self._scheduler()
+        generator = torch.Generator().manual_seed(recipe.seed)
+        noise = draw_noise([generator], self._space.shape(recipe.width, recipe.height))
+        device = self._pipe.unet.device
+        times = [now()]
+        self._pipe(
+            **self._embeds,
+            width=recipe.width,
+            height=recipe.height,
+            num_inference_steps=steps,
+            guidance_scale=recipe.sampling.guidance_scale,
+            guidance_rescale=recipe.sampling.guidance_rescale,
+            eta=recipe.sampling.eta,
+            generator=[generator],
+            latents=noise.to(device, self._dtype),
+            callback_on_step_end=on_step,
+            output_type="pt",
+        )
+        return Turn(None, _differences(times), now() - times[-1], kept[0].float().cpu())
+
+
+def rival(name: str, model: LatentDiffusionModel, recipe: Recipe) -> Contender:
+    """Return diffusers' pipeline for `model`, used as RIVALS says. Raises UsageError if it has none for comparison."""
+    if model.architecture != "unet" or model.labels is not None:
+        what = f"--against {name} only compares models with a U-Net that take text"
+        raise UsageError(what, "omit --against, or choose another model")
+    return Diffusers(name, model, recipe)
+
+
+def _pipe_of(model: LatentDiffusionModel, network: Any, vae: Any, scheduler: Any) -> Any:
+    parts = {"unet": network, "vae": vae, "scheduler": scheduler, "text_encoder": None, "tokenizer": None}
+    if model.facts.knows_sizes:
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None, add_watermarker=False)
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def _embeds(context: Context, dtype: torch.dtype) -> dict[str, Tensor]:
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    given = {name: getattr(context, name) for name in names}
+    return {name: each.to(dtype) for name, each in given.items() if each is not None}
+
+
+def _differences(times: list[float]) -> tuple[float, ...]:
+    return tuple(after - before for before, after in itertools.pairwise(times))

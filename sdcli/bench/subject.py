@@ -1,0 +1,61 @@
+"""What is measured: a model on this machine, or the shape of a family with random weights. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.errors import InvalidRecipe, UsageError
+from sdcli.models import families, located, registry
+from sdcli.models.located import LocatedModel
+from sdcli.models.registry import ModelEntry
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
+from sdcli.planning import resolve
+from sdcli.recipe.recipe import Recipe
+from sdcli.terminal.spelling import did_you_mean
+
+KIT = "kit"
+PROMPT = "a red fox in the snow"
+_ALIASES = {"sd21": "sd21-v"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A picture to measure. With `is_random`, the model is made of its configs and random weights."""
+
+    recipe: Recipe
+    weights: Weights
+    is_random: bool
+
+
+def of_model(name: str, options: Mapping[str, Any]) -> Subject:
+    """Return a picture of a model on this machine. Raises what `located.find` and `resolve.resolve` raise."""
+    return _of(located.find(name), options, is_random=False)
+
+
+def of_family(family: str, options: Mapping[str, Any]) -> Subject:
+    """Return a picture of the shape of `family`, or of the embedded model. Raises UsageError for an unknown family."""
+    if family == KIT:
+        return of_model(KIT, options)
+    family = _ALIASES.get(family, family)
+    if family not in families.NAMES:
+        listed = f"the families are {', '.join((KIT, *families.NAMES))}"
+        raise UsageError(f"no model family {family!r}", did_you_mean(family, families.NAMES, listed))
+    like = registry.shipped().get(family, ModelEntry(family))
+    source = Source(families.config_folder(family))
+    entry = ModelEntry(family, defaults=like.defaults, needs=like.needs)
+    return _of(LocatedModel(entry, source, registry.read_facts(source)), options, is_random=True)
+
+
+def _of(model: LocatedModel, options: Mapping[str, Any], *, is_random: bool) -> Subject:
+    words = {"prompt": PROMPT} if model.facts.labels is None else resolve.any_words(model.facts)
+    asked = {"seed": 1, **words, **options, "model": model.entry.name}
+    try:
+        resolved = resolve.resolve(model, asked)
+    except InvalidRecipe as error:
+        if error.field == "model":  # the U-Net takes more channels
+            raise InvalidRecipe(error.message, "measure a model that makes pictures from text", "model") from error
+        raise
+    return Subject(resolved.recipe, resolved.weights, is_random)

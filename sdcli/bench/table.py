@@ -1,0 +1,80 @@
+"""A measurement as lines for a person. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_ROWS = {"encode": "encode the prompt", "step": "a step", "decode": "decode", "picture": "the picture"}
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a measurement: what was measured, where, and a table of seconds."""
+    results = found["results"]
+    guided = "with guidance" if found["guided"] else "without guidance"
+    yield f"{found['model']}, {found['width']}×{found['height']}, {guided}, {found['dtype']}; {_where(found)}"
+    yield f"weights: {'random numbers' if found['weights'] == 'random' else 'those of the model'}"
+    yield _runs(found)
+    yield ""
+    header = ["", results[0]["name"]]
+    for each in results[1:]:
+        header += [each["name"], "ratio"]
+    rows = [header, ["import", _seconds(found["import"])], ["load", _seconds(found["load"])]]
+    rows += [[title, *_cells(key, results)] for key, title in _ROWS.items()]
+    rows.append(["peak memory", _gib(found["memory"]["peak"])])
+    yield from _aligned(rows)
+    yield ""
+    yield from _notes(found)
+
+
+def _where(found: Mapping[str, Any]) -> str:
+    machine = found["machine"]
+    if machine["gpu"]:
+        return str(machine["gpu"])
+    count = found["threads"]
+    return f"{count} thread{'s' * (count > 1)} of {machine['processor']}"
+
+
+def _runs(found: Mapping[str, Any]) -> str:
+    steps, run = f"{found['steps']} steps of {found['scheduler']}", found["steps_run"]
+    turns = "1 turn" if found["turns"] == 1 else f"each of {found['turns']} turns"
+    return f"{steps}, of which {run} {'was' if run == 1 else 'were'} run in {turns}, after a warm-up"
+
+
+def _cells(key: str, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for each in results:
+        yield _seconds(each[key])
+        if "ratios" in each:
+            yield f"{each['ratios'][key]:.2f}" if key in each["ratios"] else ""
+
+
+def _notes(found: Mapping[str, Any]) -> Iterator[str]:
+    if found["extrapolated"]:
+        yield f"The picture is extrapolated: {found['steps']} times the step, the prompt and decoding."
+    if len(found["results"]) > 1:
+        yield "A ratio is sdcli's time divided by the other's: below 1, sdcli is faster."
+        apart = ", ".join(f"{each['difference']:g} from {each['name']}" for each in found["results"][1:])
+        yield f"The greatest difference of sdcli's latents, in standard deviations: {apart}."
+    memory = found["memory"]
+    yield f"Weights take {_gib(memory['weights'])} of the peak" + (
+        f"; {_gib(memory['before'])} of the process before loading are not included." if memory["before"] else "."
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    columns = max(map(len, rows))
+    filled = [[*row, *[""] * (columns - len(row))] for row in rows]
+    widths = [max(len(row[place]) for row in filled) for place in range(columns)]
+    for row in filled:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield "   ".join(cells).rstrip()
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.1f} ms"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,30 @@
+"""The order of numbers in memory in which convolutions are fastest. Knows nothing of files or prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sdcli.diffusion.model import LatentDiffusionModel
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def arrange(model: LatentDiffusionModel) -> LatentDiffusionModel:
+    """Store the weights of convolutions with the channels last, where that is faster, and return `model`.
+
+    The outputs of these convolutions then have the same order. It changes the last bits of results, and is a rule, not
+    a measurement, so that the same recipe always gives the same pixels: weights in 16 bits, on a CPU or an NVIDIA GPU
+    (docs/speed.md has the measurements). Tensors that have that order already are not copied, nor are those that are
+    not loaded.
+    """
+    for part in (model.network, model.vae, *(each.net for each in model.controlnets.values())):
+        if _gains(part):
+            part.to(memory_format=torch.channels_last)
+    return model
+
+
+def _gains(part: Any) -> bool:
+    kinds = [each for each in part.parameters() if each.ndim == 4]  # those of two-dimensional convolutions
+    return bool(kinds) and all(each.dtype in _HALF and each.device.type in ("cpu", "cuda") for each in kinds)

@@ -1,0 +1,58 @@
+"""Convolutions have their channels last where that is faster, and float32 is never touched."""
+
+import pytest
+import torch
+from torch import nn
+
+from sdcli.diffusion import layout
+from sdcli.models import assemble
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
+from sdcli.recipe.recipe import Recipe
+from tests import pairs
+
+FLAT = {**pairs.DEFAULTS, "model": "tiny"}
+
+
+def wide(module: nn.Module) -> list[torch.Tensor]:
+    """The weights whose order in memory can differ."""
+    return [each.weight for each in module.modules() if isinstance(each, nn.Conv2d) and each.kernel_size != (1, 1)]
+
+
+def has_channels_last(module: nn.Module) -> bool:
+    return all(each.is_contiguous(memory_format=torch.channels_last) for each in wide(module))
+
+
+@pytest.mark.parametrize(("dtype", "last"), [("float32", False), ("bfloat16", True), ("float16", True)])
+def test_only_weights_of_16_bits_are_rearranged(sd15, dtype, last):
+    model = assemble.load(Weights(Source(sd15)), Recipe.from_dict({**FLAT, "dtype": dtype}))
+    assert has_channels_last(model.network) == has_channels_last(model.vae) == last
+
+
+def test_a_vae_in_float32_keeps_its_order(tmp_path, pair):
+    model = pair("sdxl").model
+    model.network.to(torch.bfloat16)
+    try:
+        layout.arrange(model)
+        assert has_channels_last(model.network)
+        assert not has_channels_last(model.vae)
+    finally:
+        model.network.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def test_it_computes_the_same(sd15):
+    recipe = Recipe.from_dict({**FLAT, "dtype": "bfloat16"})
+    model = assemble.load(Weights(Source(sd15)), recipe)
+    generator = torch.Generator().manual_seed(1)
+    sample, states = (torch.randn(shape, generator=generator).bfloat16() for shape in ((2, 4, 8, 8), (2, 77, 32)))
+
+    def outputs() -> list[torch.Tensor]:
+        predicted = model.network(sample, 500, encoder_hidden_states=states, return_dict=False)[0]
+        return [predicted.float(), model.vae.decode(sample, return_dict=False)[0].float()]
+
+    with torch.inference_mode():
+        arranged = outputs()
+        for part in (model.network, model.vae):
+            part.to(memory_format=torch.contiguous_format)
+        for one, other in zip(arranged, outputs(), strict=True):
+            assert (one - other).std() < 0.05 * other.std()
