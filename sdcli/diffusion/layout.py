@@ -27,4 +27,6 @@ def arrange(model: LatentDiffusionModel) -> LatentDiffusionModel:
 
 def _gains(part: Any) -> bool:
     kinds = [each for each in part.parameters() if each.ndim == 4]  # those of two-dimensional convolutions
+    if any(each.ndim == 5 for each in part.parameters()):  # torch has no such order for an autoencoder of videos
+        return False
     return bool(kinds) and all(each.dtype in _HALF and each.device.type in ("cpu", "cuda") for each in kinds)
