@@ -200,8 +200,8 @@ def test_bfloat16_is_near_float32(folders, family):
         given = {"model": str(folder), "prompt": PROMPT, "steps": 2, "seed": 7, **SIZE, "device": "cpu", "dtype": dtype}
         resolved = resolve.resolve(located.find(str(folder)), {**given, "threads": 1})
         model = assemble.load(resolved.weights, resolved.recipe)
-        made.append(pipeline.sample(model, [resolved.recipe]))
-    assert (made[0] - made[1]).abs().mean() <= 0.02
+        made.append(pipeline.run(model, [resolved.recipe])[0].latents)
+    assert (made[0] - made[1]).abs().mean() <= 0.06  # of a standard deviation of about 1.2
     assert (made[0] - made[1]).abs().max() > 0
 
 
