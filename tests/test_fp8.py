@@ -106,6 +106,8 @@ def changed(state, how):
             state[f"{layer}.comfy_quant"] = torch.tensor(list(mark), dtype=torch.uint8)
         case "shape":
             state[f"{layer}.scale_weight"] = torch.ones(3)
+        case "zero":
+            state[f"{layer}.scale_weight"] = torch.zeros(())
         case "missing":
             state["scaled_fp8"] = torch.zeros(2).to(FP8)
             del state[f"{layer}.scale_weight"]
@@ -123,6 +125,7 @@ def changed(state, how):
         ("unknown scale", ModelError, "weight_scale_2 is a scale or mark of an unknown kind"),
         ("unknown mark", ModelError, "comfy_quant is .*nvfp4"),
         ("shape", ModelError, "scale_weight has the shape"),
+        ("zero", ModelCorrupt, "img_mlp.0.scale_weight is not a positive number"),
         ("missing", ModelCorrupt, "img_mlp.0.weight has no scale"),
         ("packed", ModelError, "for a weight of U8"),
         ("without scale", ModelError, "img_mlp.0.weight has the dtype I8"),

@@ -203,6 +203,9 @@ def _read(reader: Any, stored: Stored) -> Tensor:
         tensor = _whole(reader, stored)
         if stored.scale is not None:
             scale = _whole(reader, stored.scale).float()
+            if not (scale.isfinite() & (scale > 0)).all():
+                what = f"{stored.scale.file}: {stored.scale.key} is not a positive number"
+                raise ModelCorrupt(what, "download the file again, or use another one")
             tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1) if scale.numel() > 1 else ())
         return stored.view(tensor)
     except (SafetensorError, OSError, RuntimeError) as error:
