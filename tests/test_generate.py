@@ -50,13 +50,13 @@ def test_stdout_is_exactly_the_path(run, sd15, tmp_path):
 def test_libraries_that_print_and_warn_do_not_reach_stdout(run, sd15, monkeypatch):
     load = assemble.load
 
-    def loud(*arguments):
+    def loud(*arguments, **options):
         print("python print")
         sys.stdout.write("python write\n")
         os.write(1, b"raw write\n")
         subprocess.run(["echo", "child"], check=True)
         warnings.warn("a warning", stacklevel=1)
-        return load(*arguments)
+        return load(*arguments, **options)
 
     monkeypatch.setattr(assemble, "load", loud)
     done = run("generate", "x", "-s", 1, "-m", sd15, *FAST)

@@ -330,8 +330,8 @@ def test_a_picture_names_the_files_it_was_made_with_though_others_are_pulled_mea
     hub.put(REPO, parts | {"model_index.json": parts["model_index.json"] + b"\n"})
     load, pulled = assemble.load, []
 
-    def load_and_pull(*arguments):
-        loaded = load(*arguments)
+    def load_and_pull(*arguments, **options):
+        loaded = load(*arguments, **options)
         pulled.append(command("models", "pull", REPO, env=around).status)
         return loaded
 

@@ -216,11 +216,11 @@ def test_a_part_of_a_lora_is_used_if_that_is_wanted(run, here, loras):
     assert "is used in part" in finished.stderr
 
 
-def test_the_warm_process_takes_loras_and_the_api_by_name_only(run, here, sd15, tmp_path_factory):
+def test_the_warm_process_takes_loras_and_the_api_by_name_only(run, here, sd15, forked, tmp_path_factory):
     home = tmp_path_factory.mktemp("warm")
     (home / ".config/sdcli").mkdir(parents=True)
     (home / ".config/sdcli/config.toml").write_text(f'[defaults]\nlora_dir = "{here}"\n')
-    with serving(home, "-m", sd15) as warm:
+    with serving(home, forked, "-m", sd15) as warm:
         for words in (("--lora", "a.safetensors:0.5"), (), ("--lora", "b.safetensors")):
             assert made(run, "a fox", *words, env={"SDCLI_SOCKET": warm.socket}) == made(run, "a fox", *words)
         with openai.OpenAI(base_url=warm.url, api_key="x", max_retries=0, timeout=60) as client:
