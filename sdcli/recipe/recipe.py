@@ -97,14 +97,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-                Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
-        <<<<<<< HEAD
-                omitted, as are a missing `label` or `prompt_2`, `resize` if it is false, and `memory` and `tiling` if they have
-                their defaults. With a label, the prompt is omitted, and the other keys of prompts if they have their defaults.
-        =======
-                omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, and `resize` if it is false. With a label,
-                the prompt is omitted, and the other keys of prompts if they have their defaults.
-        >>>>>>> e99309b (Add --guidance-interval: guidance only between two noise levels)
+        Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
+        omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and `memory` and
+        `tiling` if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if they
+        have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
