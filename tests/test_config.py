@@ -272,6 +272,7 @@ VALUES = {
     "guidance_rescale": st.floats(0, 1),
     "shift": st.floats(0.01, 100),
     "true_cfg_scale": st.floats(1, 100),
+    "guidance_interval": st.sampled_from(["0-1", "0.1-0.8"]),
     "eta": st.floats(0, 1),
     "device": st.sampled_from(parts.DEVICES),
     "dtype": st.sampled_from(parts.DTYPES),

@@ -48,6 +48,7 @@ recipes = st.fixed_dictionaries(
         "strict_lora": st.just(False),
         "shift": st.floats(0.01, 100),
         "true_cfg_scale": st.floats(1, 100),
+        "guidance_interval": st.just("0.1-0.8"),
         "prompt_2": st.text(),
         "part": st.just(["vae=a.safetensors", "unet=b.gguf"]),
         "reference": st.lists(st.sampled_from(["a.png", "b.png"]), min_size=1),
@@ -77,7 +78,15 @@ def test_keys_are_flat_and_the_fields_own():
         *MEMORY_KEYS,
         *LAYOUT_KEYS,
         *HIRES_KEYS,
-        *("prompt_2", "reference", "reference_sha256", "match_reference", "shift", "true_cfg_scale"),
+        *(
+            "prompt_2",
+            "reference",
+            "reference_sha256",
+            "match_reference",
+            "shift",
+            "true_cfg_scale",
+            "guidance_interval",
+        ),
         *("part", "quantize"),
     )
     flat = [key for key in keys() if key not in omitted]

@@ -161,6 +161,14 @@ class Picture:
             help="Reduce the overexposure of high guidance scales.",
         ),
     ] = None
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance-interval", metavar="LOW-HIGH", rich_help_panel=options.SAMPLING, show_default="0-1",
+            help="Guide only between these noise levels, from 0 (the picture) to 1 (pure noise), such as 0.1-0.8; "
+            "steps outside take half as long.",
+        ),
+    ] = None  # fmt: skip
     scheduler: Annotated[
         str | None,
         typer.Option(

@@ -18,10 +18,14 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of f out of `total`; `index` counts from 0."""
+    """One evaluation of f out of `total`; `index` counts from 0.
+
+    `timestep` is that of f, on the CPU: reading a timestep from a device would wait for it.
+    """
 
     index: int
     total: int
+    timestep: float = 0.0
 
 
 Denoiser = Callable[[Tensor, Tensor, Evaluation], Tensor]
@@ -90,7 +94,7 @@ def denoise(
 
     for count, timestep in enumerate(timesteps.cpu()):
         sample = scheduler.scale_model_input(latents, timestep)
-        prediction = denoiser(sample, on_device[count], Evaluation(count, len(timesteps)))
+        prediction = denoiser(sample, on_device[count], Evaluation(count, len(timesteps), float(timestep)))
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
         latents = constrain(latents, timesteps[count + 1] if count + 1 < len(timesteps) else None)
         if count in step_ends:

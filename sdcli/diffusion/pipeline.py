@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sdcli.diffusion import architectures, autoencode, samplers
 from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
-from sdcli.diffusion.denoise import Step, denoise, start_at
+from sdcli.diffusion.denoise import Denoiser, Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.finish import RETRIED as RETRIED
 from sdcli.diffusion.finish import Result, Sampled, finish
-from sdcli.diffusion.guidance import Guidance
+from sdcli.diffusion.guidance import Guidance, within
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
 from sdcli.diffusion.offload import on_device
@@ -28,6 +28,7 @@ from sdcli.diffusion.passes import Pass, passes
 from sdcli.files import canvas, images, maps
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.recipe import checks
+from sdcli.recipe.interval import Interval
 from sdcli.recipe.recipe import Recipe
 
 
@@ -120,7 +121,7 @@ def _sample_pass(
     )
     with on_device(model, model.network, *(each.net for each in model.controlnets.values())):
         return denoise(
-            architecture.bind(model.network, context, Guidance.of(recipe), len(seeds)),
+            _bind(model, context, recipe, scheduler, len(seeds)),
             scheduler,
             start.latents,
             timesteps=start.timesteps,
@@ -129,6 +130,17 @@ def _sample_pass(
             constrain=start.constrain,
             on_step=on_step,
         )
+
+
+def _bind(model: LatentDiffusionModel, context: Context, recipe: Recipe, scheduler: Any, batch: int) -> Denoiser:
+    """Return f(z, t) for `batch` pictures, with guidance only in the interval of the recipe if it has one."""
+    architecture, guidance = architectures.load(model.architecture), Guidance.of(recipe)
+    guided = architecture.bind(model.network, context, guidance, batch)
+    if recipe.sampling.guidance_interval is None or not context.has_unconditional:
+        return guided
+    plain = architecture.bind(model.network, context.conditional, guidance, batch)
+    interval = Interval.parse(recipe.sampling.guidance_interval)
+    return within(interval, guided, plain, scheduler.config.num_train_timesteps)
 
 
 @torch.inference_mode()

@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
     scheduler: str
     sigmas: str
     guidance_rescale: float
+    guidance_interval: str
     eta: float
     device: str
     dtype: str

@@ -61,6 +61,8 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
         yield RecipeWarning(f"negative_prompt has no effect: {why}", fix, "negative_prompt")
     if sampling.guidance_rescale and not guided:
         yield RecipeWarning(f"guidance_rescale has no effect: {why}", fix, "guidance_rescale")
+    if sampling.guidance_interval is not None and not guided:
+        yield RecipeWarning(f"guidance_interval has no effect: {why}", fix, "guidance_interval")
     if facts.unguided and sampling.guidance_scale > 1:
         message = f"guidance_scale {sampling.guidance_scale:g} has no effect: {why}"
         yield RecipeWarning(message, "use 1", "guidance_scale")

@@ -8,6 +8,7 @@ from dataclasses import fields
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import control, schedulers
 from sdcli.recipe.bounds import check_area
+from sdcli.recipe.interval import Interval
 from sdcli.recipe.parts import (
     LATENTS_KEYS,
     MAX_SIDE,
@@ -52,7 +53,9 @@ def _check_length(key: str, text: str) -> None:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raise InvalidRecipe for an invalid combination of scheduler, sigmas and eta."""
+    """Raise InvalidRecipe for an invalid combination of scheduler, sigmas and eta, or an invalid interval."""
+    if sampling.guidance_interval is not None:
+        Interval.parse(sampling.guidance_interval)
     schedulers.check(sampling.scheduler, sampling.sigmas, sampling.eta)
 
 

@@ -68,6 +68,8 @@ class Sampling:
     scheduler: str = field(metadata=one_of(schedulers.NAMES))
     sigmas: str = field(default="default", metadata=one_of(schedulers.SIGMAS))
     guidance_rescale: float = field(default=0.0, metadata=within(0, 1))
+    guidance_interval: str | None = None
+    """Where there is guidance, in the syntax of sdcli/recipe/interval.py; None is everywhere."""
     eta: float = field(default=0.0, metadata=within(0, 1))
 
 

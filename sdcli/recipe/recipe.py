@@ -98,8 +98,9 @@ class Recipe:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
         Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
-        omitted, as are a missing `label` or `prompt_2`, `resize` if it is false, and `memory` and `tiling` if they have
-        their defaults. With a label, the prompt is omitted, and the other keys of prompts if they have their defaults.
+        omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and `memory` and
+        `tiling` if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if they
+        have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
@@ -112,6 +113,8 @@ class Recipe:
             omitted.add("resize")
         if self.condition.prompt_2 is None:
             omitted.add("prompt_2")
+        if self.sampling.guidance_interval is None:
+            omitted.add("guidance_interval")
         if self.condition.label is None:
             omitted.add("label")
         else:

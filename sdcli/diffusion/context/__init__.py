@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,13 @@ class Context:
     """The latents (1, C, h, w) of each reference image, normalised, which the transformer takes as further tokens."""
     notes: tuple[str, ...] = ()
     """Warnings about what was encoded, which belong to the picture."""
+
+    @property
+    def conditional(self) -> Self:
+        """The same context without its unconditional half."""
+        return replace(
+            self, negative_prompt_embeds=None, negative_class_labels=None, negative_pooled_prompt_embeds=None
+        )
 
     @property
     def has_unconditional(self) -> bool:
