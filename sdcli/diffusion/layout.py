@@ -15,9 +15,8 @@ def arrange(model: LatentDiffusionModel) -> LatentDiffusionModel:
     """Store the weights of convolutions with the channels last, where that is faster, and return `model`.
 
     The outputs of these convolutions then have the same order. It changes the last bits of results, and is a rule, not
-    a measurement, so that the same recipe always gives the same pixels: weights in 16 bits, on a CPU or an NVIDIA GPU
-    (docs/speed.md has the measurements). Tensors that have that order already are not copied, nor are those that are
-    not loaded.
+    a measurement, so that the same recipe always gives the same pixels: weights in 16 bits, on a CPU or an NVIDIA GPU.
+    Tensors that have that order already are not copied, nor are those that are not loaded.
     """
     for part in (model.network, model.vae, *(each.net for each in model.controlnets.values())):
         if _gains(part):
