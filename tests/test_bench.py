@@ -1,6 +1,7 @@
 """`sdcli bench`: what it measures adds up, and diffusers' pipeline makes the same latents of the same weights."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sdcli.models.loading import random_weights
 from sdcli.models.source import Source
 from sdcli.planning import timings
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import pairs, tiny, tiny_flow
 
 QUICK = {"steps": 3, "threads": 1, "dtype": "float32", "device": "cpu"}
 
@@ -70,6 +71,21 @@ def test_random_weights_fill_each_tensor(sd15):
     weight = made.network.mid_block.attentions[0].proj_in.weight.float()
     assert 0.3 < weight.std() * weight[0].numel() ** 0.5 < 1
     assert all(each.isfinite().all() for each in made.network.parameters())
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "sd3"])
+def test_random_weights_of_a_language_model_need_no_tokenizer(tmp_path, family):
+    folder = tiny_flow.make_folder(family, tmp_path / family)
+    shutil.rmtree(folder / ("tokenizer_2" if family == "flux-dev" else "tokenizer_3"))
+    made = random_weights.load(Source(folder), name="x", device=torch.device("cpu"), dtype=torch.float32)
+    recipe = Recipe.from_dict({**pairs.DEFAULTS, "model": family, "scheduler": "euler"})
+    assert contenders.Ours(made, recipe).turn(1).latents.isfinite().all()
+
+
+def test_families_of_qwen_have_its_tokenizer(tmp_path):
+    for family in ("z-image", "qwen-image", "flux2-klein"):
+        source = random_weights._with_tokenizers(Source(families.config_folder(family)), tmp_path)
+        assert source.folder("tokenizer") == families.QWEN
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd21-v"])

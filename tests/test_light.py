@@ -94,6 +94,8 @@ LIGHT: list[tuple[list[str], int]] = [
     (["decode", "--help"], 0),
     (["models", "rm", "sd15"], 3),
     (["models", "verify", "kit"], 2),
+    (["bench", "--help"], 0),
+    (["bench", "--family", "nonsense"], 2),
     (["config", "show"], 0),
     (["config", "show", "--json", "-m", "sd15"], 0),
     (["config", "path"], 0),

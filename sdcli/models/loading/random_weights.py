@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdcli.diffusion.model import LatentDiffusionModel
-from sdcli.models import loading
+from sdcli.models import families, loading
+from sdcli.models.imports import lean_imports
 from sdcli.models.source import Source
 
 _BLOCK = 1 << 20
@@ -18,7 +22,30 @@ _GAIN = 0.7  # keeps activations in the range of a trained network's
 
 def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
     """Make the model whose configs are in the folder of `source`. Raises ModelCorrupt and ModelError."""
-    return loading.load(source, name=name, device=device, dtype=dtype, find=_build, fill_part=_fill)
+    with TemporaryDirectory() as folder:
+        source = _with_tokenizers(source, Path(folder))
+        return loading.load(source, name=name, device=device, dtype=dtype, find=_build, fill_part=_fill)
+
+
+def _with_tokenizers(source: Source, folder: Path) -> Source:
+    """Return `source` with a tokenizer for each language model: Qwen's own, and for T5 one of letters, in `folder`."""
+    parts = dict(source.parts)
+    for encoder in loading.text_parts(source.index()):
+        part, kind = encoder.replace("text_encoder", "tokenizer"), source.index()[encoder][1]
+        if source.folder(part).is_dir() or kind.startswith("CLIP"):
+            continue
+        if kind.startswith("T5"):
+            _write_t5_tokenizer(folder)
+        parts[part] = folder if kind.startswith("T5") else families.QWEN
+    return replace(source, parts=tuple(sorted(parts.items())))
+
+
+def _write_t5_tokenizer(folder: Path) -> None:
+    with lean_imports():
+        from transformers.models.t5.tokenization_t5 import T5Tokenizer
+    letters = map(chr, range(ord("!"), ord("~") + 1))
+    vocab = [*((each, 0.0) for each in ("<pad>", "</s>", "<unk>")), *((each, -2.0) for each in ("▁", *letters))]
+    T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(folder)
 
 
 def _build(source: Source, index: Mapping[str, Any], parts: Iterable[str]) -> loading.Parts:
