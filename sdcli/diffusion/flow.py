@@ -65,6 +65,12 @@ def set_timesteps(scheduler: Any, steps: int, mu: float, sigmas: Sequence[float]
         scheduler.set_timesteps(steps)
 
 
+def set_even_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
+    """Set evenly spaced timesteps for latents of `shape` (C, h, w), of which 2 × 2 are a token."""
+    mu = linear_mu(scheduler.config, shape[1] // 2 * (shape[2] // 2))
+    set_timesteps(scheduler, steps, mu, even(steps, 1 / steps))
+
+
 def even(steps: int, last: float) -> list[float]:
     """Return `steps` evenly spaced noise levels from 1 to `last`."""
     if steps == 1:

@@ -66,7 +66,7 @@ def sample(
     inputs: Inputs = NO_INPUTS,
     contexts: Sequence[Context] | None = None,
 ) -> Tensor:
-    """Sample Sample f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their
+    """Sample f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their
     seeds.
 
     Uses the passes of the first recipe, and its `contexts`, which are encoded here if they are not given. `on_step`

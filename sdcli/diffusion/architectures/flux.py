@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
+    from sdcli.diffusion.context.language_model import Encoded
     from sdcli.diffusion.denoise import Denoiser, Evaluation
     from sdcli.diffusion.model import LatentDiffusionModel
 
@@ -83,29 +84,20 @@ def encode(
     pictures: Sequence[Picture] = (),
 ) -> Context:
     """Encode the prompt, and the negative prompt with `true_cfg_scale`. `prompt_2` is for T5."""
-    from sdcli.diffusion.context import Context, language_model
+    from sdcli.diffusion.context import language_model
 
-    embeds, pooled, note = _states(model, condition.prompt, condition.prompt_2)
-    if guidance.true_scale <= 1:
-        return Context(prompt_embeds=embeds, pooled_prompt_embeds=pooled, notes=language_model.listed(note))
-    negative, negative_pooled, other = _states(model, condition.negative_prompt)
-    return Context(
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
-        pooled_prompt_embeds=pooled,
-        negative_pooled_prompt_embeds=negative_pooled,
-        notes=language_model.listed(note, other),
-    )
+    negative = _states(model, condition.negative_prompt) if guidance.true_scale > 1 else None
+    return language_model.context_of(_states(model, condition.prompt, condition.prompt_2), negative)
 
 
-def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -> tuple[Tensor, Tensor, str | None]:
+def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -> Encoded:
     """Return T5's states (1, 512, D), CLIP's pooled state (1, P) of a text, and a note if it was cut for T5."""
     from sdcli.diffusion.context import language_model
 
     clip, t5 = model.text_encoders
     pooled = language_model.clip_output(clip, text).pooler_output
     embeds, note = language_model.t5_states(t5, text if second is None else second, MOST_TOKENS)
-    return embeds.to(model.device, model.dtype), pooled.to(model.device, model.dtype), note
+    return language_model.Encoded(embeds.to(model.device, model.dtype), note, pooled.to(model.device, model.dtype))
 
 
 def reference_latents(model: LatentDiffusionModel, picture: Picture) -> Tensor:
@@ -173,5 +165,4 @@ def _positions(height: int, width: int, place: float = 0.0) -> Tensor:
 
 def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
     """Set evenly spaced timesteps with the config's shift, or one by the number of tokens."""
-    mu = flow.linear_mu(scheduler.config, shape[1] // 2 * (shape[2] // 2))
-    flow.set_timesteps(scheduler, steps, mu, flow.even(steps, 1 / steps))
+    flow.set_even_timesteps(scheduler, steps, shape)

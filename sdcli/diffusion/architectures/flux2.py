@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
+    from sdcli.diffusion.context.language_model import Encoded
     from sdcli.diffusion.denoise import Denoiser, Evaluation
     from sdcli.diffusion.model import LatentDiffusionModel
 
@@ -83,16 +84,13 @@ def encode(
     pictures: Sequence[Picture] = (),
 ) -> Context:
     """Encode the prompt, and the negative prompt if there is guidance and the model is not distilled."""
-    from sdcli.diffusion.context import Context, language_model
+    from sdcli.diffusion.context import language_model
 
-    prompt, note = _states(model, condition.prompt)
-    if not model.facts.is_guided(guidance.scale):
-        return Context(prompt_embeds=prompt, notes=language_model.listed(note))
-    negative, other = _states(model, condition.negative_prompt)
-    return Context(prompt_embeds=prompt, negative_prompt_embeds=negative, notes=language_model.listed(note, other))
+    negative = _states(model, condition.negative_prompt) if model.facts.is_guided(guidance.scale) else None
+    return language_model.context_of(_states(model, condition.prompt), negative)
 
 
-def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]:
+def _states(model: LatentDiffusionModel, text: str) -> Encoded:
     """Return the states (1, 512, 3D) of a text in the template of a chat, padded or cut, and a note if it was cut."""
     import torch
 
@@ -103,7 +101,7 @@ def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]
     ids, mask, note = language_model.padded_ids(encoder.tokenizer, framed, MOST_TOKENS)
     states = language_model.hidden_states(encoder.model, ids, mask)
     joined = torch.cat([states[layer] for layer in LAYERS], dim=-1)
-    return joined.to(model.device, model.dtype), note
+    return language_model.Encoded(joined.to(model.device, model.dtype), note)
 
 
 def reference_latents(model: LatentDiffusionModel, picture: Picture) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
+    from sdcli.diffusion.context.language_model import Encoded
     from sdcli.diffusion.denoise import Denoiser, Evaluation
     from sdcli.diffusion.model import LatentDiffusionModel
 
@@ -75,19 +76,16 @@ def encode(
 
     The text encoder sees the reference images with both.
     """
-    from sdcli.diffusion.context import Context, language_model
+    from sdcli.diffusion.context import language_model
 
-    def states(text: str) -> tuple[Tensor, str | None]:
+    def states(text: str) -> Encoded:
         return _seen_states(model, text, pictures) if pictures else _states(model, text)
 
-    prompt, note = states(condition.prompt)
-    if not guidance.is_on:
-        return Context(prompt_embeds=prompt, notes=language_model.listed(note))
-    negative, other = states(condition.negative_prompt)
-    return Context(prompt_embeds=prompt, negative_prompt_embeds=negative, notes=language_model.listed(note, other))
+    negative = states(condition.negative_prompt) if guidance.is_on else None
+    return language_model.context_of(states(condition.prompt), negative)
 
 
-def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]:
+def _states(model: LatentDiffusionModel, text: str) -> Encoded:
     """Return the states (1, L, D) of the tokens of a text in the template of the family, and a note if it was cut."""
     from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 
@@ -100,10 +98,10 @@ def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]
     framed = pipe.prompt_template_encode.format(text)
     ids, note = language_model.ids_of(encoder.tokenizer, framed, MOST_TOKENS + skipped)
     states = language_model.hidden_states(encoder.model, ids)[-1]
-    return states[:, skipped:].to(model.device, model.dtype), note
+    return language_model.Encoded(states[:, skipped:].to(model.device, model.dtype), note)
 
 
-def _seen_states(model: LatentDiffusionModel, text: str, pictures: Sequence[Picture]) -> tuple[Tensor, str | None]:
+def _seen_states(model: LatentDiffusionModel, text: str, pictures: Sequence[Picture]) -> Encoded:
     """Return the states (1, L, D) of the tokens of images and a text, in the template for editing; nothing is cut.
 
     Each image has as many tokens as its patches, which the image processor counts.
@@ -123,7 +121,8 @@ def _seen_states(model: LatentDiffusionModel, text: str, pictures: Sequence[Pict
     ids = encoder.tokenizer(pipe.prompt_template_encode.format(shown + text), return_tensors="pt").input_ids
     images = {key: prepared[key].to(encoder.model.device) for key in ("pixel_values", "image_grid_thw")}
     states = language_model.hidden_states(encoder.model, ids, **images)[-1]
-    return states[:, pipe.prompt_template_encode_start_idx :].to(model.device, model.dtype), None
+    own = states[:, pipe.prompt_template_encode_start_idx :]
+    return language_model.Encoded(own.to(model.device, model.dtype))
 
 
 _IMAGE = "<|image_pad|>"
@@ -187,5 +186,4 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
 
 def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
     """Set evenly spaced timesteps with the config's shift, or one by the number of tokens."""
-    mu = flow.linear_mu(scheduler.config, shape[1] // 2 * (shape[2] // 2))
-    flow.set_timesteps(scheduler, steps, mu, flow.even(steps, 1 / steps))
+    flow.set_even_timesteps(scheduler, steps, shape)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
+    from sdcli.diffusion.context.language_model import Encoded
     from sdcli.diffusion.denoise import Denoiser, Evaluation
     from sdcli.diffusion.model import LatentDiffusionModel
 
@@ -79,22 +80,13 @@ def encode(
     pictures: Sequence[Picture] = (),
 ) -> Context:
     """Encode the prompt with all encoders, and the negative prompt if there is guidance."""
-    from sdcli.diffusion.context import Context, language_model
+    from sdcli.diffusion.context import language_model
 
-    embeds, pooled, note = _states(model, condition.prompt, condition.prompt_2)
-    if not guidance.is_on:
-        return Context(prompt_embeds=embeds, pooled_prompt_embeds=pooled, notes=language_model.listed(note))
-    negative, negative_pooled, other = _states(model, condition.negative_prompt)
-    return Context(
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
-        pooled_prompt_embeds=pooled,
-        negative_pooled_prompt_embeds=negative_pooled,
-        notes=language_model.listed(note, other),
-    )
+    negative = _states(model, condition.negative_prompt) if guidance.is_on else None
+    return language_model.context_of(_states(model, condition.prompt, condition.prompt_2), negative)
 
 
-def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -> tuple[Tensor, Tensor, str | None]:
+def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -> Encoded:
     """Return the states (1, 77 + 256, D) and the pooled states (1, P) of a text, and a note if it was cut.
 
     `second` is for the second CLIP encoder.
@@ -114,7 +106,7 @@ def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -
         of_t5 = torch.zeros(1, MOST_TOKENS, width)
     padded = torch.nn.functional.pad(states, (0, width - states.shape[-1]))
     joined = torch.cat([each.to(model.device, model.dtype) for each in (padded, of_t5)], dim=1)
-    return joined, pooled.to(model.device, model.dtype), note
+    return language_model.Encoded(joined, note, pooled.to(model.device, model.dtype))
 
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdcli.diffusion.context import Context
+    from sdcli.diffusion.context.language_model import Encoded
     from sdcli.diffusion.denoise import Denoiser, Evaluation
     from sdcli.diffusion.model import LatentDiffusionModel
 
@@ -69,16 +70,13 @@ def encode(
     pictures: Sequence[Picture] = (),
 ) -> Context:
     """Encode the prompt, and the negative prompt if there is guidance; their lengths differ."""
-    from sdcli.diffusion.context import Context, language_model
+    from sdcli.diffusion.context import language_model
 
-    prompt, note = _states(model, condition.prompt)
-    if guidance.scale <= 0:
-        return Context(prompt_embeds=prompt, notes=language_model.listed(note))
-    negative, other = _states(model, condition.negative_prompt)
-    return Context(prompt_embeds=prompt, negative_prompt_embeds=negative, notes=language_model.listed(note, other))
+    negative = _states(model, condition.negative_prompt) if guidance.scale > 0 else None
+    return language_model.context_of(_states(model, condition.prompt), negative)
 
 
-def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]:
+def _states(model: LatentDiffusionModel, text: str) -> Encoded:
     """Return the states (1, L, D) of the tokens of a text in the template of a chat, and a note if it was cut.
 
     There is no padding: in a causal model, it would not change the states of the tokens before it.
@@ -89,7 +87,7 @@ def _states(model: LatentDiffusionModel, text: str) -> tuple[Tensor, str | None]
     framed = language_model.as_chat(encoder.tokenizer, text, enable_thinking=True)
     ids, note = language_model.ids_of(encoder.tokenizer, framed, MOST_TOKENS)
     states = language_model.hidden_states(encoder.model, ids)
-    return states[-2].to(model.device, model.dtype), note
+    return language_model.Encoded(states[-2].to(model.device, model.dtype), note)
 
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
@@ -124,5 +122,4 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
 
 def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:
     """Set evenly spaced timesteps with the config's shift, or one by the number of tokens."""
-    mu = flow.linear_mu(scheduler.config, shape[1] // 2 * (shape[2] // 2))
-    flow.set_timesteps(scheduler, steps, mu, flow.even(steps, 1 / steps))
+    flow.set_even_timesteps(scheduler, steps, shape)

@@ -5,15 +5,26 @@ Knows nothing of noise or of the loop. A prompt that is too long is cut, which i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sdcli.diffusion.context import Context
 from sdcli.errors import ModelCorrupt
 
 if TYPE_CHECKING:
     from sdcli.diffusion.model import TextEncoder
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded text: `embeds` (1, L, D), `pooled` (1, P) of models that take it, and a note if the text was cut."""
+
+    embeds: Tensor
+    note: str | None = None
+    pooled: Tensor | None = None
 
 
 def as_chat(tokenizer: Any, text: str, **options: Any) -> str:
@@ -78,6 +89,13 @@ def clip_output(encoder: TextEncoder, text: str) -> Any:
     return encoder.model(torch.tensor([ids], device=encoder.model.device), output_hidden_states=True)
 
 
-def listed(*notes: str | None) -> tuple[str, ...]:
-    """Return the notes that are not None, each once."""
-    return tuple(dict.fromkeys(note for note in notes if note is not None))
+def context_of(prompt: Encoded, negative: Encoded | None) -> Context:
+    """Return the context of an encoded prompt, with an unconditional half if a negative prompt was encoded."""
+    halves = [prompt] if negative is None else [prompt, negative]
+    return Context(
+        prompt_embeds=prompt.embeds,
+        negative_prompt_embeds=None if negative is None else negative.embeds,
+        pooled_prompt_embeds=prompt.pooled,
+        negative_pooled_prompt_embeds=None if negative is None else negative.pooled,
+        notes=tuple(dict.fromkeys(each.note for each in halves if each.note is not None)),
+    )
