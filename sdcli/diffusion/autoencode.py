@@ -15,7 +15,7 @@ from sdcli.diffusion import tiling
 from sdcli.diffusion.device import free_memory, is_out_of_memory
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.offload import on_device
-from sdcli.files import images
+from sdcli.files import canvas, images
 
 
 @torch.inference_mode()
@@ -25,9 +25,7 @@ def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
     Transparent pixels become white. The latents are the mean of the encoder's Gaussian, so the same picture always
     gives the same latents.
     """
-    if picture.mode == "RGBA":
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return encode_mean(model, images.to_pixels(picture)).cpu()
+    return encode_mean(model, images.to_pixels(canvas.opaque(picture))).cpu()
 
 
 @torch.inference_mode()
