@@ -58,6 +58,7 @@ def test_whatever_files_say_is_shown_with_escapes(run, tmp_path, hostile):
         ["batch", "jobs.jsonl", "-o", "out", "--dry-run"],
         ["batch", "jobs.jsonl", "-o", "out", "--dry-run", "--json"],
         ["info", "fox.png"],
+        ["info", "fox.png", "--json"],
         ["replay", "fox.png", "-o", "x.png"],
         ["generate", "a", "-m", hostile],
         ["generate", "a", "--scheduler", hostile, "--debug"],

@@ -61,7 +61,7 @@ def _print(image: str, *, json: bool) -> None:
         streams.warn(warning)
     recorded = {**_as_dict(image, found), "command": _command(image, data, found), "warnings": told}
     if json:
-        typer.echo(json_format.dumps(recorded, allow_nan=False))
+        print(streams.to_json(recorded))
     else:
         typer.echo("\n".join(_lines(image, found, recorded["command"])))
 

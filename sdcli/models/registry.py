@@ -151,8 +151,8 @@ def find(model: str) -> ModelEntry:
         return ModelEntry(name=model, repo=model, origin="")
     if model.startswith((".", "/", "~")) or model.endswith(FILES):
         raise ModelNotFound(f"there is no file or folder {model}", "check the path, or use a name of sdcli models list")
-    known = f"the named models are {', '.join(names())}; a path to a folder or .safetensors file works too"
-    raise ModelNotFound(f"no model {model!r}", did_you_mean(model, named, known))
+    otherwise = "use a name of sdcli models list, or a path to a folder or .safetensors file"
+    raise ModelNotFound(f"no model {model!r}", did_you_mean(model, named, otherwise))
 
 
 def with_parts(entry: ModelEntry, places: Mapping[str, str]) -> ModelEntry:

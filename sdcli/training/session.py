@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -84,12 +83,12 @@ def train_kit(run: KitRun, how: How) -> int:
             def on_entry(phase: str, entry: dict[str, Any], fraction: float) -> None:
                 show(phase, round(1000 * fraction), 1000, entry.get("loss"))
                 if how.json:
-                    streams.write_line(results, json.dumps({"phase": phase, **entry}))
+                    streams.write_line(results, streams.to_json({"phase": phase, **entry}))
 
             done = kit.train(settings, runtime, stop, on_entry)
         if done:
             folder = str(run.out / kit.KIT)
-            streams.write_line(results, json.dumps({"status": "done", "model": folder}) if how.json else folder)
+            streams.write_line(results, streams.to_json({"status": "done", "model": folder}) if how.json else folder)
         else:
             streams.note("stopped at a checkpoint; the same command continues")
     return _status(stop, done)
@@ -137,7 +136,7 @@ def _join(how: How) -> team.Team:
 def _watcher(config: RunConfig, how: How, out: Any, show: display.OnTraining) -> Watcher:
     def on_entry(entry: loop.Entry) -> None:
         if how.json:
-            streams.write_line(out, json.dumps(entry))
+            streams.write_line(out, streams.to_json(entry))
 
     return Watcher(
         on_prepare=lambda done, total: show("encoding", done, total, None),
@@ -150,7 +149,7 @@ def _report(config: RunConfig, how: How, done: bool, out: Any) -> None:
     step = loop.last_step(config.out)
     if how.json:
         result: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
-        streams.write_line(out, json.dumps(result | ({"model": str(config.out / MODEL)} if done else {})))
+        streams.write_line(out, streams.to_json(result | ({"model": str(config.out / MODEL)} if done else {})))
     elif done:
         streams.write_line(out, str(config.out / MODEL))
     if not done:
