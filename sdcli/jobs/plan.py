@@ -22,6 +22,7 @@ from sdcli.files.reading import is_stream
 from sdcli.jobs.expand import Draw, UnclosedBrace, choose, drawing, parse_template
 from sdcli.jobs.job import Fault, Job, explain, is_random
 from sdcli.models import addons, located, registry
+from sdcli.models.addons import embedding
 from sdcli.models.located import LocatedModel
 from sdcli.models.weights import Weights
 from sdcli.planning import resolve, warnings
@@ -71,6 +72,7 @@ class _Seen:
     """Locates each model once, so that a later change of its name has no effect."""
     seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     find_addon: addons.Find = field(default_factory=lambda: cache(addons.find_addon))
+    embeddings: tuple[str, ...] = field(default_factory=embedding.NAMES.all)
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """The seed in the user's settings for the model `name`, or nothing."""
@@ -142,7 +144,7 @@ def _planned(job: Job, place: _Place, defaults: Mapping[str, Any], seen: _Seen, 
         options = _options(job, place, defaults, seen)
         _check_files(options)
         model = seen.find(options["model"], loading_of(options).part)
-        resolved = resolve.resolve(model, options, find_addon=seen.find_addon)
+        resolved = resolve.resolve(model, options, find_addon=seen.find_addon, embeddings=seen.embeddings)
         recipe = resolved.recipe
         # the number of jobs per call is not known yet, so no batch size is too large
         found = warnings.find(model, recipe, resolved.inputs, count=recipe.execution.batch_size)

@@ -5,7 +5,7 @@ Reads configs, images and maps, no weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -93,13 +93,14 @@ def resolve(
     given: InitialImage | None = None,
     files: Files | None = None,
     find_addon: addons.Find | None = None,
+    embeddings: Sequence[str] | None = None,
 ) -> Resolved:
     """Complete the recipe of `options` (flat keys) for `model` from `settings`, and find its add-ons and inputs.
 
     The seed is random if there is none, and an image is read from its path, by `files`, unless it is `given`.
-    `find_addon` is for callers that resolve many recipes (see `addons.locate`). Raises InvalidRecipe for options that
-    are invalid together or with the model, InputError for unreadable images, maps and latents, ModelError for missing
-    or unusable add-ons, and UsageError for settings.
+    `find_addon` (see `addons.locate`), and `embeddings`, the names of those on this machine, are for callers that
+    resolve many recipes. Raises InvalidRecipe for options that are invalid together or with the model, InputError for
+    unreadable images, maps and latents, ModelError for missing or unusable add-ons, and UsageError for settings.
     """
     for key in ("width", "height"):  # from which other values follow
         if options.get(key) is not None:
@@ -107,7 +108,7 @@ def resolve(
     check_area(options.get("width") or 1, options.get("height") or 1)
     facts, options = model.facts, _with_tags(model, options, user=user)
     if user and facts.prompts.syntax:
-        options = _with_embeddings(model, options)
+        options = _with_embeddings(model, options, embedding.NAMES.all() if embeddings is None else embeddings)
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
     check_channels(facts.in_channels, facts.latent_space.channels, len(facts.classes), masked=masked, mapped=mapped)
     layout = layout_of(options)
@@ -187,10 +188,10 @@ def _with_tags(model: LocatedModel, options: Mapping[str, Any], *, user: bool) -
     return {**options, "prompt": text, "lora": [*adapters_of({"lora": values["lora"]}).lora, *map(str, tagged)]}
 
 
-def _with_embeddings(model: LocatedModel, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add the embeddings of this machine whose names are in the prompts."""
+def _with_embeddings(model: LocatedModel, options: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
+    """Add the embeddings among `names` that are in the prompts."""
     texts = [options.get(key) for key in ("prompt", "negative_prompt")]
-    found = embedding.found_in([text for text in texts if isinstance(text, str)])
+    found = embedding.found_in([text for text in texts if isinstance(text, str)], names)
     if not found:
         return options
     given = adapters_of({"embedding": _values(model, options, user=True)["embedding"]}).embedding

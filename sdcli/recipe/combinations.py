@@ -69,7 +69,7 @@ def check_initial(initial: Initial, steps: int | None = None) -> None:
     elif initial.init_latents_sha256 is not None:
         hint = "give init_latents too"
         raise InvalidRecipe("init_latents_sha256 has no effect without latents", hint, "init_latents_sha256")
-    elif initial.image is None:
+    elif initial.image is None and initial != Initial():
         for each in fields(Initial):
             if getattr(initial, each.name) != each.default:
                 hint = "give an image (sdcli img2img, inpaint and others)"

@@ -64,12 +64,11 @@ def build(part: Any, flat: Mapping[str, Any]) -> Any:
 def checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     """Validate `value` as `kind` and within the field's range; the only conversion is from int to float."""
     name, rule = each.name, each.metadata
-    if get_origin(kind) is tuple:
+    kind, many, optional = _form(kind)
+    if many:
         return _checked_texts(each, value)
-    if NoneType in get_args(kind):
-        if value is None:
-            return None
-        kind = get_args(kind)[0]
+    if optional and value is None:
+        return None
     if kind is float and type(value) is int:
         with suppress(OverflowError):
             value = float(value)
@@ -85,6 +84,14 @@ def checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         low, high, unit = rule["low"], rule["high"], rule["unit"]
         raise InvalidRecipe(f"{name} is {shown(value)}", f"{name} must be between {low} and {high}{unit}", name)
     return value
+
+
+@cache
+def _form(kind: Any) -> tuple[type, bool, bool]:
+    """Return `kind` without None, whether it is a tuple of texts, and whether it can be None."""
+    given = get_args(kind)
+    optional = NoneType in given
+    return given[0] if optional else kind, get_origin(kind) is tuple, optional
 
 
 def _checked_texts(each: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:

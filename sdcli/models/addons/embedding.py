@@ -40,9 +40,8 @@ def locate(name: str) -> Source:
     return NAMES.locate(name)
 
 
-def found_in(texts: Sequence[str]) -> list[str]:
-    """Return the names of embeddings on this machine that occur in prompts."""
-    names = NAMES.all()
+def found_in(texts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return those of `names` that occur in prompts."""
     if not names:
         return []
     pattern = word_pattern(names)
