@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdcli.files import metadata, reading
+from sdcli.files import metadata, reading, user_files
 from sdcli.recipe import paths
+from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.conftest import Run
 from tests.test_segmentation import CLASSES
@@ -141,7 +142,7 @@ def test_a_picture_does_not_tell_where_its_inputs_were(run: Run, here: Path, sd1
     recipe = metadata.read(here / "out.png").recipe
     assert recipe is not None
     assert (recipe["image"], recipe["mask_image"]) == ("photo.png", "mask.png")
-    assert recipe["control"] == [f"{here}/net=photo.png:0.5"]
+    assert recipe["control"] == ["~/net=photo.png:0.5"]
     for file in ("out.png", "z.safetensors"):
         data = (here / file).read_bytes()
         assert f"{here}/photo.png".encode() not in data
@@ -193,3 +194,36 @@ def test_a_recorded_pipe_is_not_read(run: Run, here: Path, sd15: Path, place):
 def test_names_of_any_kind_are_streams_or_not(path):
     assert isinstance(reading.is_stream(path), bool)
     assert metadata._shareable(f"/a/b/{path.replace('/', '')}c").find("/") == -1
+
+
+def test_models_and_add_ons_below_the_home_are_recorded_without_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/fox")
+    flat = {
+        "model": "/home/fox/a.safetensors", "prompt": "x", "steps": 2, "guidance_scale": 4.0, "scheduler": "ddim",
+        "width": 64, "height": 64, "seed": 7, "lora": ["/home/fox/l.safetensors:0.5", "/home/foxes/l.safetensors"],
+        "control": ["/home/fox/net=/home/fox/photo.png:0.5:0-0.5"], "embedding": ["/home/fox/e.safetensors", "word"],
+        "part": ["vae=/home/fox/vae.safetensors"],
+    }  # fmt: skip
+    found = metadata.shareable(Recipe.from_dict(flat))
+    assert {key: found[key] for key in ("model", "lora", "control", "embedding", "part")} == {
+        "model": "~/a.safetensors",
+        "lora": ["~/l.safetensors:0.5", "/home/foxes/l.safetensors"],
+        "control": ["~/net=photo.png:0.5:0-0.5"],
+        "embedding": ["~/e.safetensors", "word"],
+        "part": ["vae=~/vae.safetensors"],
+    }
+    named = paths.exchange_weights(found, lambda key, name: str(user_files.home_path(name)))
+    assert named == {
+        **flat,
+        **{key: value for key, value in named.items() if key not in flat},
+        "control": named["control"],
+    }
+
+
+@given(st.text(max_size=30), st.sampled_from(["/", "/home/fox", "/home/fox/"]))
+def test_paths_from_home_name_the_same_file(path, home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", home)
+        short = user_files.from_home(f"/home/fox/{path}")
+        assert str(user_files.home_path(short)) == str(Path(f"/home/fox/{path}"))
+        assert short.startswith("~") == (home != "/")

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, deserialize
 from sdcli.errors import InputError
 from sdcli.files.metadata import shareable
 from sdcli.files.reading import Files
+from sdcli.files.user_files import from_home
 from sdcli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def file_of(latents: Tensor, digest: str, *, model: str, scaling_factor: float, 
     """Return the file of `latents` (1, C, h, w), with its model's name and digest and, if there is one, its recipe."""
     from safetensors.torch import save
 
-    entries = {"model": model, "model_digest": digest, "scaling_factor": str(scaling_factor)}
+    entries = {"model": from_home(model), "model_digest": digest, "scaling_factor": str(scaling_factor)}
     if recipe is not None:
         entries["recipe"] = json.dumps(shareable(recipe), allow_nan=False)
     return _in_order(save({KEY: latents.contiguous()}, entries))

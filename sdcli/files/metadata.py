@@ -25,9 +25,10 @@ from sdcli.errors import InputError
 from sdcli.files import infotext, other_tools, png_chunks
 from sdcli.files.images import pixels_sha256
 from sdcli.files.reading import STDIN, check_size, decoding, file_bytes, is_stream_name
+from sdcli.files.user_files import from_home
 from sdcli.recipe import lora, schedulers
 from sdcli.recipe.control import Control
-from sdcli.recipe.paths import exchange
+from sdcli.recipe.paths import exchange, exchange_weights
 from sdcli.recipe.recipe import Recipe
 
 SOFTWARE = ("torch", "diffusers", "transformers")
@@ -90,11 +91,13 @@ def png_bytes(
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:
-    """Return the flat keys of `recipe` for a file that others may get: of an absolute path only the name.
+    """Return the flat keys of `recipe` for a file that others may get.
 
-    The files are known by their sha256. A pipe is recorded as `-`.
+    Of the absolute path of an input only the name is recorded, because the file is known by its sha256, and a pipe is
+    `-`. Models and add-ons below the user's home are `~/…`.
     """
-    return exchange(recipe.to_dict(), lambda key, path, sha256: _shareable(path))
+    flat = exchange(recipe.to_dict(), lambda key, path, sha256: _shareable(path))
+    return exchange_weights(flat, lambda key, name: from_home(name))
 
 
 def _shareable(path: str) -> str:

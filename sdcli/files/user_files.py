@@ -26,6 +26,15 @@ def home_path(path: str) -> Path:
         return Path(path)
 
 
+def from_home(path: str) -> str:
+    """Return an absolute path below the user's home as `~/…`, which `home_path` reads; others stay as they are."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:
+        return path
+    return f"~{path[len(home) :]}" if home != "/" and path.startswith(f"{home}/") else path
+
+
 def stamp(path: Path) -> tuple[int, int] | None:
     """Return the modification time and size of a file, for caches of what is read from it; None if it is missing."""
     try:

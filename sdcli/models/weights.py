@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from sdcli.files.user_files import from_home
 from sdcli.models.source import Source
 
 
@@ -81,7 +82,7 @@ class Weights:
 
     def metadata(self) -> dict[str, Any]:
         """Return the entries of a picture's metadata."""
-        addons = [each.describe() for each in self.addons]
+        addons = [{**each.describe(), "name": from_home(each.name)} for each in self.addons]
         return {"model_digest": self.model.sha256, **({"addons": addons} if addons else {})}
 
     def to_wire(self) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__
@@ -15,17 +13,16 @@ from sdcli.diffusion.context import weights
 from sdcli.errors import InputError, ModelNotFound
 from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
-from sdcli.files.reading import Files, file_bytes, is_stream, is_stream_name
+from sdcli.files.reading import Files, file_bytes
 from sdcli.models import addons, located, other_names, registry
 from sdcli.models.addons import lora
 from sdcli.models.digest import file_sha256, tensors_sha256
 from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.models.weights import Weights
-from sdcli.planning import resolve
+from sdcli.planning import found_files, resolve
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.lora import file_stem
-from sdcli.recipe.paths import exchange, paths_of
 from sdcli.recipe.recipe import MAX_SEED, Recipe, keys, loading_of
 
 if TYPE_CHECKING:
@@ -78,7 +75,8 @@ def read_recorded(
     warnings += [RecipeWarning(each, "the picture can be replayed without it", "image") for each in found.skipped]
     recipe |= execution
     files = Files()
-    recipe = _with_inputs(path, _with_parts(path, recipe), files, images)
+    recipe = found_files.with_weights(path, recipe, found.chunk.get("addons"))
+    recipe = found_files.with_inputs(path, recipe, files, images)
     entry = registry.find(recipe["model"])
     try:
         place = located.locate(registry.with_parts(entry, loading_of(recipe).places))
@@ -104,43 +102,6 @@ def read_recorded(
     return Recorded(path, found, place, whole.weights, recipes, index, tuple(warnings), data, files)
 
 
-def _with_parts(path: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Replace the paths of the model's parts by those next to the picture, for those that are not in this directory."""
-    places = loading_of(recipe).places
-    beside = {part: str(Path(path).parent / each) for part, each in places.items()}
-    found = {
-        part: beside[part] if not registry.existing(each) and registry.existing(beside[part]) else each
-        for part, each in places.items()
-    }
-    return {**recipe, "part": [f"{part}={each}" for part, each in found.items()]} if places else recipe
-
-
-def _with_inputs(path: str, recipe: Mapping[str, Any], files: Files, images: Sequence[str]) -> dict[str, Any]:
-    """Replace the paths of inputs by those of the same files among `images`, in this directory or next to the picture.
-
-    Raises InputError for an input that is nowhere, and for one of `images` that is no input.
-    """
-    digests = {hashlib.sha256(files.read(each)).hexdigest(): each for each in images}
-    recorded = {sha256: name for _, name, sha256 in paths_of(recipe)}
-    for digest, each in digests.items():
-        if digest not in recorded:
-            names = " and ".join(f"{name} ({sha256})" for sha256, name in recorded.items()) or "none"
-            raise InputError(f"{each} is no input of {path}: its sha256 is {digest}", f"the inputs are {names}")
-
-    def place(key: str, name: str, sha256: Any) -> str:
-        if sha256 in digests:
-            return digests[sha256]
-        beside = str(Path(path).parent / name)
-        for each in (name, beside):
-            if os.path.isfile(each) and not is_stream(each):  # noqa: PTH113  for any text
-                return each
-        what = "a pipe" if is_stream_name(name) else f"{name}, which is not here"
-        hint = f"give the file with --image FILE; its sha256 is {sha256}"
-        raise InputError(f"the {key} of {path} was read from {what}", hint)
-
-    return exchange(recipe, place)
-
-
 def _ours(found: PictureInfo) -> tuple[dict[str, Any], list[RecipeWarning]]:
     assert found.recipe is not None
     known = set(keys())
@@ -160,16 +121,12 @@ CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "
 
 
 def _our_model(path: str, found: PictureInfo) -> str:
-    """Return the recorded model; a relative path is relative to this directory, or to the picture's."""
+    """Return the recorded model, whose files can be next to the picture. Raises ModelNotFound."""
     assert found.recipe is not None
     content = found.recipe.get("model")
     if not isinstance(content, str) or not content:
         raise ModelNotFound(f"{path} does not record its model", "select it with -m")
-    if content in registry.entries() or registry.existing(content):
-        return content
-    beside = str(Path(path).parent / content)
-    if registry.existing(beside):
-        return beside
+    content = found_files.where(path, content)
     try:
         registry.find(content)
     except ModelNotFound as error:
@@ -286,12 +243,9 @@ def _changed(what: str, then: object, now: str) -> str:
 
 def _changed_addons(weights: Weights, then: Any) -> Iterator[tuple[str, str]]:
     """Yield the kind of each add-on that differs from the recorded one, with a message."""
-    recorded = {}
-    for each in then if isinstance(then, list) else ():
-        if isinstance(each, Mapping):
-            recorded[str(each.get("kind")), str(each.get("name"))] = each.get("sha256")
+    recorded = found_files.digests(then)
     for addon in weights.addons:
-        before = recorded.get((addon.kind, addon.name), addon.source.sha256)
+        before = recorded.get((addon.kind, PurePath(addon.name).name), addon.source.sha256)
         if before != addon.source.sha256:
             yield (
                 addon.kind,

@@ -1,4 +1,4 @@
-"""The paths of input files in the flat keys of a recipe. Opens no files."""
+"""The paths of input files, and the names of weights, in the flat keys of a recipe. Opens no files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli.errors import InvalidRecipe
+from sdcli.recipe import part
 from sdcli.recipe.control import Control
+from sdcli.recipe.lora import Lora
 
 _KEYS = {
     "image": "image_sha256",
@@ -47,18 +49,54 @@ def exchange(flat: Mapping[str, Any], change: Callable[[str, str, Any], str]) ->
         controls = [controls]
     if isinstance(controls, list | tuple) and controls:
         left = _recorded(digests)
-        changed["control"] = [_exchanged(each, left, change) for each in controls]
+        changed["control"] = [_valid(each, lambda text: _exchanged(text, left, change)) for each in controls]
     return changed
+
+
+def exchange_weights(flat: Mapping[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+    """Return `flat` with the name or path of the model and of each part and add-on replaced by `change(key, name)`.
+
+    Values of a wrong type stay as they are.
+    """
+
+    def named(text: str) -> str:
+        return change("embedding", text)
+
+    def of_lora(text: str) -> str:
+        each = Lora.parse(text)
+        return str(replace(each, name=change("lora", each.name)))
+
+    def of_control(text: str) -> str:
+        each = Control.parse(text)
+        return str(replace(each, name=change("control", each.name)))
+
+    def of_part(text: str) -> str:
+        name, path = part.parse(text)
+        return f"{name}={change('part', path)}"
+
+    changed = dict(flat)
+    if isinstance(flat.get("model"), str):
+        changed["model"] = change("model", flat["model"])
+    for key, of_text in (("lora", of_lora), ("control", of_control), ("embedding", named), ("part", of_part)):
+        texts = [flat[key]] if isinstance(flat.get(key), str) else flat.get(key)
+        if isinstance(texts, list | tuple) and texts:
+            changed[key] = [_valid(each, of_text) for each in texts]
+    return changed
+
+
+def _valid(text: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(text, str):
+        with suppress(InvalidRecipe):
+            return change(text)
+    return text
 
 
 def _recorded(digests: Any) -> Iterator[Any]:
     return iter(digests if isinstance(digests, list | tuple) else ())
 
 
-def _exchanged(text: Any, digests: Iterator[Any], change: Callable[[str, str, Any], str]) -> Any:
-    if isinstance(text, str):
-        with suppress(InvalidRecipe):
-            control = Control.parse(text)
-            if control.image is not None:
-                return str(replace(control, image=change("control", control.image, next(digests, None))))
-    return text
+def _exchanged(text: str, digests: Iterator[Any], change: Callable[[str, str, Any], str]) -> str:
+    control = Control.parse(text)
+    if control.image is None:
+        return text
+    return str(replace(control, image=change("control", control.image, next(digests, None))))

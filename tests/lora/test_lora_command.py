@@ -127,6 +127,36 @@ def test_the_picture_names_its_loras_and_is_replayed(run, here):
     assert "a.safetensors" in missing.stderr
 
 
+def test_paths_below_the_home_are_recorded_without_it_and_found_elsewhere(run, here):
+    weights = "-m", str(here / "model"), "--lora", f"{here}/a.safetensors:0.8"
+    digest = pixels(run("generate", "a red fox", *weights, *FAST, "--json", "-o", "x.png").lines[0])
+    png = (here / "x.png").read_bytes()
+    assert str(here).encode() not in png
+    info = json.loads(run("info", "x.png", "--json").stdout)
+    assert (info["recipe"]["model"], info["recipe"]["lora"]) == ("~/model", ["~/a.safetensors:0.8"])
+    assert [each["name"] for each in info["addons"]] == ["~/a.safetensors"]
+    assert run("replay", "--verify", "x.png").status == 0
+    far = here / "far"
+    far.mkdir()
+    (far / "x.png").write_bytes(png)
+    (far / "model").symlink_to(here / "model")
+    missing = run("replay", "x.png", "-o", "y.png", env={"HOME": "/nowhere"}, cwd=far)
+    assert missing.status == 3
+    assert "was made with the LoRA ~/a.safetensors, which is not on this machine" in missing.stderr
+    assert f"put a.safetensors next to the picture; its sha256 is {info['addons'][0]['sha256']}" in missing.stderr
+    (far / "loras").mkdir()
+    (far / "loras" / "a.safetensors").symlink_to(here / "a.safetensors")
+    for env in ({"SDCLI_LORA_DIR": str(far / "loras")}, {}):
+        if not env:
+            (far / "loras" / "a.safetensors").rename(far / "a.safetensors")
+        found = run("replay", "x.png", "--json", "--force", "-o", "y.png", env={"HOME": "/nowhere", **env}, cwd=far)
+        assert pixels(found.lines[0]) == digest
+    (far / "a.safetensors").unlink()
+    (far / "a.safetensors").symlink_to(here / "b.safetensors")
+    changed = run("replay", "x.png", "--dry-run", env={"HOME": "/nowhere"}, cwd=far)
+    assert "is not what the picture was made with" in changed.stderr
+
+
 def test_entries_set_what_a_distilled_lora_needs(run, here):
     (here / "config.toml").write_text(
         f'[models.fast]\nkind = "lora"\nfolder = "{here}/a.safetensors"\ntrigger = "ink drawing, sketch"\n'
