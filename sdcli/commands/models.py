@@ -27,7 +27,7 @@ from sdcli.planning import dry_run
 from sdcli.recipe import other_tools
 from sdcli.recipe.part import PARTS
 from sdcli.recipe.parts import QUANTIZATIONS
-from sdcli.terminal import display, streams
+from sdcli.terminal import columns, display, streams
 from sdcli.terminal.printable import printable
 
 models = Commands(help="List, show, download, verify, name, export and remove models.")
@@ -87,10 +87,8 @@ def list_models(json: Json = False) -> None:
         what = entry.description or entry.repo or entry.folder or ""
         rows.append((entry.name, state, "-" if size is None else display.format_size(size), entry.kind, whose, what))
     if not json:
-        shown = [tuple(map(printable, row)) for row in rows]
-        widths = [max(map(len, column)) for column in zip(*shown, strict=True)][:-1]
-        for *cells, last in shown:
-            streams.say("  ".join([*(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)), last]))
+        for line in columns.lines(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
+            streams.say(line)
 
 
 def _size(entry: ModelEntry) -> int:
