@@ -270,7 +270,7 @@ def test_a_model_of_nan_is_an_invalid_picture(run, sd15, tmp_path):
 @pytest.mark.parametrize(
     ("words", "status", "error", "hint"),
     [
-        (["a", "fox"], 2, "unexpected extra argument", 'quote a prompt of several words, as in "arctic fox"; see'),
+        (["a", "fox"], 2, "unexpected arguments: fox", 'quote a prompt of several words, as in "arctic fox"; see'),
         (["fox", "-m", "./none.safetensors"], 3, "there is no file or folder ./none.safetensors", "check the path"),
         (["fox", "--strength", "0.5"], 2, "strength has no effect without an image", "init_latents"),
         (["", "--strict"], 2, "the prompt is empty", "give a prompt"),

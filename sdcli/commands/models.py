@@ -87,8 +87,9 @@ def list_models(json: Json = False) -> None:
         what = entry.description or entry.repo or entry.folder or ""
         rows.append((entry.name, state, "-" if size is None else display.format_size(size), entry.kind, whose, what))
     if not json:
-        for line in columns.lines(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None):
-            streams.say(line)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for row in columns.lines(rows, width):
+            streams.say(row)
 
 
 def _size(entry: ModelEntry) -> int:

@@ -16,7 +16,7 @@ _COMMANDS: Mapping[str, str] = {
     **dict.fromkeys(("fill", "repaint"), "inpaint"),
     **dict.fromkeys(("metadata", "exif", "show"), "info"),
     **dict.fromkeys(("download", "get", "fetch", "install"), "models pull"),
-    **dict.fromkeys(("ls", "models-list"), "models list"),
+    **dict.fromkeys(("ls", "list", "models-list"), "models list"),
     **dict.fromkeys(("server", "api", "webui"), "serve"),
     "version": "--version",
 }
@@ -56,8 +56,18 @@ def explain(error: TyperException, arguments: Sequence[str]) -> tuple[str, str]:
     if valued is not None:
         of_json = "use --json, or --json=full where pictures are made"
         return f"{valued[1]} takes no such value", of_json if valued[1] == "--json" else f"omit the value; {see}"
-    if "unexpected extra argument" in message:
-        return message, f'quote a prompt of several words, as in "arctic fox"; {see}'
+    bare = re.match(r"Option '(.*?)' requires an argument", message)
+    if bare is not None:  # the parser does not say of which command
+        named = [each for each in arguments[:1] if not each.startswith("-")]
+        return f"{bare[1]} has no value", f"give it after a blank; see {' '.join([command, *named])} --help"
+    missing = re.match(r"Missing (?:argument|option|parameter):? '(.*?)'", message)
+    if missing is not None:
+        return f"{missing[1]} is missing", see
+    extra = re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message, re.DOTALL)
+    if extra is not None:
+        takes_prompt = any(each.name == "prompt" for each in getattr(getattr(context, "command", None), "params", ()))
+        hint = f'quote a prompt of several words, as in "arctic fox"; {see}' if takes_prompt else see
+        return f"unexpected arguments: {extra[1]}", hint
     return message, see
 
 
