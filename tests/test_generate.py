@@ -149,7 +149,7 @@ def test_prompt_from_stdin(run, sd15):
         (["x", "-n", "0"], 2, "--num-images", "--help"),
         (["x", "-n", "2", "-o", "-"], 2, "one picture", "directory"),
         (["x", "-o", "-", "--json"], 2, "--json", "omit"),
-        (["x", "-m", "no-such-model"], 3, "no-such-model", "kit"),
+        (["x", "-m", "no-such-model"], 3, "no-such-model", "sdcli models list"),
         (["x", "-m", "sdxl"], 3, "not on this machine", "stabilityai/stable-diffusion-xl-base-1.0"),
         (["fox", "-o", "no/such/place.png"], 8, "no/such", ""),
         (["fox", "-o", "taken.png"], 8, "taken.png", "--force"),
