@@ -137,6 +137,17 @@ def test_white_on_a_transparent_ground_is_a_mask():
     assert masks.of_picture(half, "m").tobytes() == drawn((9, 9, 50, 50)).tobytes()
 
 
+def test_a_white_picture_with_a_transparent_hole_is_said_to_keep_it(run: Run, tmp_path: Path):
+    PHOTO.save(tmp_path / "photo.png")
+    white, small = Image.new("RGB", SIZE, "white"), drawn((90, 60, 110, 90))
+    for name, alpha in (("hole", drawn((90, 60, 110, 90), fill=0, ground=255)), ("strokes", small)):
+        Image.merge("RGBA", (*white.split(), alpha)).save(tmp_path / f"{name}.png")
+    asked = ("inpaint", "photo.png", "a fox", "--dry-run", "-s", "1", "--mask")
+    assert "transparent part is kept" in run(*asked, "hole.png").stderr
+    for words in (("hole.png", "--invert-mask"), ("strokes.png",)):
+        assert "transparent" not in run(*asked, *words).stderr
+
+
 def test_an_opaque_image_has_no_transparent_part(run: Run, tmp_path: Path):
     PHOTO.convert("RGBA").save(tmp_path / "opaque.png")
     done = run("inpaint", "opaque.png", "a fox", "--mask", "alpha", "--dry-run")

@@ -132,7 +132,8 @@ def _read_image(initial: Initial, files: Files) -> InitialImage:
         path = str(initial.mask_image)
         found = pictures.open_picture(path, initial.mask_sha256, files, field="mask_image")
         mask, mask_sha256 = masks.of_picture(found.picture, path), found.sha256
-        warnings += found.warnings
+        hole = None if initial.invert_mask else masks.of_hole(found.picture)
+        warnings += (*found.warnings, *filter(None, [hole]))
     elif initial.mask_image == ALPHA:
         hint = "give a mask: --mask MASK.png"
         if image.mode != "RGBA":

@@ -47,6 +47,18 @@ def of_picture(picture: Image.Image, name: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("L")
 
 
+def of_hole(picture: Image.Image) -> RecipeWarning | None:
+    """Warn about a mask that is mostly white with a transparent hole, which other tools would repaint."""
+    if picture.mode != "RGBA":
+        return None
+    alpha = picture.getchannel("A")
+    white = _count(alpha, 127) / (picture.width * picture.height)
+    if not 0.5 < white < 1:
+        return None
+    told = f"the mask's transparent part is kept, and its white part, {white:.0%} of the image, is repainted"
+    return _warning(told, "to repaint the transparent part, use --invert-mask")
+
+
 def cleaned(mask: Image.Image) -> tuple[Image.Image, RecipeWarning | None]:
     """Make the noise of a mask's black part black, which lossy files and segmentation networks leave.
 
