@@ -227,3 +227,11 @@ def test_paths_from_home_name_the_same_file(path, home):
         short = user_files.from_home(f"/home/fox/{path}")
         assert str(user_files.home_path(short)) == str(Path(f"/home/fox/{path}"))
         assert short.startswith("~") == (home != "/")
+
+
+def test_a_home_that_is_a_link_is_known_by_both_names(monkeypatch, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert {user_files.from_home(f"{tmp_path}/{name}/a/b") for name in ("home", "real")} == {"~/a/b"}
+    assert user_files.from_home(f"{tmp_path}/realm/a") == f"{tmp_path}/realm/a"

@@ -29,10 +29,11 @@ def home_path(path: str) -> Path:
 def from_home(path: str) -> str:
     """Return an absolute path below the user's home as `~/…`, which `home_path` reads; others stay as they are."""
     try:
-        home = str(Path.home())
+        home = Path.home()
     except RuntimeError:
         return path
-    return f"~{path[len(home) :]}" if home != "/" and path.startswith(f"{home}/") else path
+    begins = (f"{each}/" for each in (home, home.resolve()) if str(each) != "/")
+    return next((f"~/{path[len(each) :]}" for each in begins if path.startswith(each)), path)
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
