@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Run, clean_environment
 
 FAST = ("--steps", "2", "--seed", "7", "--threads", "1", "-q")
@@ -57,3 +59,10 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # the other end is closed
         return b""
+
+
+@pytest.mark.parametrize("words", [("generate",), ("train", "kit"), ("models",)])
+def test_help_fits_a_narrow_terminal(run: Run, words: tuple[str, ...]):
+    text = run(*words, "--help", env={"COLUMNS": "40"}).stdout.decode()
+    prose = [line for line in text.splitlines() if not line.startswith(("    sdcli", "  -", "      --"))]
+    assert [line for line in prose if len(line) > 40 and " " in line.strip()] == []

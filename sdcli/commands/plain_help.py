@@ -16,6 +16,10 @@ _WIDEST = 100
 _INDENT, _NAMES = 2, 26
 """Columns before a name, and columns for the name; a longer name has its description on the next line."""
 
+_NARROW = 60
+"""Columns of a terminal below which every description is on lines of its own, after `_HANGING` columns."""
+_HANGING = 8
+
 _WRITTEN_OUT = {"--json=full": ["--json", "--json"]}
 
 _HARD_SPACE = "\u00a0"
@@ -54,7 +58,8 @@ def _help_of(command: TyperCommand | TyperGroup, ctx: Any, commands: Mapping[str
     usage = f"usage: {ctx.command_path} "
     pieces = ["[OPTIONS]", *(_piece(each) for each in parameters if isinstance(each, TyperArgument))]
     pieces += ["COMMAND ..."] if commands else []
-    parts = [_filled(" ".join(pieces), usage, " " * len(usage)), *_description(command.help or "")]
+    hanging = " " * (_HANGING if _is_narrow() else len(usage))
+    parts = [_filled(" ".join(pieces), usage, hanging), *_description(command.help or "")]
     sections: dict[str, list[str]] = {}
     for name, each in commands.items():
         lines = sections.setdefault(each.rich_help_panel or "Commands", [])
@@ -117,19 +122,23 @@ def _facts(parameter: Any) -> Iterable[str]:
 
 
 def _entry(name: str, text: str) -> list[str]:
-    start, column = " " * _INDENT + name, " " * (_INDENT + _NAMES + 1)
+    narrow = _is_narrow()
+    start, column = " " * _INDENT + name, " " * (_HANGING if narrow else _INDENT + _NAMES + 1)
     if not text:
         return [start]
-    if len(name) > _NAMES:
+    if narrow or len(name) > _NAMES:
         return [start, _filled(text, column, column)]
     return [_filled(text, f"{start:{len(column)}}", column)]
 
 
+def _is_narrow() -> bool:
+    return shutil.get_terminal_size().columns < _NARROW
+
+
 def _filled(text: str, first: str = "", others: str = "") -> str:
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
     filled = textwrap.fill(
         " ".join(text.split()).replace("[default: ", f"[default:{_HARD_SPACE}"),
-        max(width, 60),
+        max(min(shutil.get_terminal_size().columns, _WIDEST), 2 * _HANGING),
         initial_indent=first,
         subsequent_indent=others,
         break_on_hyphens=False,
