@@ -89,9 +89,14 @@ def _piece(argument: TyperArgument) -> str:
 
 
 def _description(text: str) -> list[str]:
-    """The paragraphs of a docstring; one that is indented is an example, and stays as it is."""
-    paragraphs = text.split("\n\n")
-    return [each if each.startswith(" ") else _filled(each) for each in paragraphs if each.strip()]
+    """The paragraphs of a docstring; one that is indented is an example, and stays as it is.
+
+    An example that is the only paragraph after the first line has lost its indentation.
+    """
+    paragraphs = [each for each in text.split("\n\n") if each.strip()]
+    if len(paragraphs) == 2 and all(line.startswith("sdcli ") for line in paragraphs[1].splitlines()):
+        paragraphs[1] = textwrap.indent(paragraphs[1], "    ")
+    return [each if each.startswith(" ") else _filled(each) for each in paragraphs]
 
 
 def _names(parameter: Any) -> str:

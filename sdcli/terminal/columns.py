@@ -13,7 +13,7 @@ _LEAST = 24
 
 
 def lines(rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
-    """Yield `rows` as lines of at most `width` characters, or each as one line if that is None.
+    """Yield `rows` as lines of at most `width` characters, or each as one line without a `width`.
 
     The last column is wrapped. Columns for which there is no place follow on lines of their own, which are indented.
     """
