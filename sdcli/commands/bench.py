@@ -41,6 +41,10 @@ def bench(
         typer.Option("--guidance-scale", metavar="SCALE", rich_help_panel=options.PICTURE, show_default="the model's",
                      help="Guidance scale; with 1 or less there is no unconditional half."),
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", rich_help_panel=options.EXECUTION, show_default=False,
+                           help="Compile the network of sdcli, during the warm-up."),
+    ] = False,
     against: Annotated[
         list[str] | None,
         typer.Option("--against", metavar="NAME", rich_help_panel=options.PICTURE, show_default=False,
@@ -79,7 +83,7 @@ def bench(
 
     _check(model, family, against or [])
     sides = {} if size is None else other_tools.size_of(size)
-    asked = {**groups.given(machine, steps=steps, guidance_scale=guidance_scale), **sides}
+    asked = {**groups.given(machine, steps=steps, guidance_scale=guidance_scale), **sides, "compile": compile}
     measured = subject.of_family(family, asked) if family else subject.of_model(config.model(model), asked)
     deliver.prepare_libraries()
     with streams.results() as out, display.training(quiet=quiet) as show:

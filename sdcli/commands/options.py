@@ -163,6 +163,14 @@ class Decoding(Machine):
 class Execution(Decoding):
     """Options of the device, and how many pictures are made at once."""
 
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", rich_help_panel=EXECUTION, show_default="off",
+            help="Compile the network for the size of the picture. The first picture takes minutes longer; the "
+            "compiled code is kept for later ones.",
+        ),
+    ] = None  # fmt: skip
     batch_size: Annotated[
         int | None,
         typer.Option(

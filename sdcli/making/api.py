@@ -46,6 +46,7 @@ class Options(TypedDict, total=False):
     dtype: str
     threads: int
     batch_size: int
+    compile: bool
     memory: str
     tiling: str
     width: int

@@ -83,6 +83,8 @@ class Execution:
     """CPU threads; 0 means torch's default."""
     batch_size: int = field(default=1, metadata=within(1, 256))
     """Pictures per U-Net call."""
+    compile: bool = False
+    """Whether the network is compiled for the size of the picture by torch.compile, which changes the last bits."""
     memory: str = field(default="auto", metadata=one_of(MEMORY))
     """How much memory to use (see sdcli/planning/memory.py). Pixels only depend on it by `tiling`."""
     tiling: str = field(default="off", metadata=one_of(TILING))
@@ -256,7 +258,7 @@ class Flow:
     """Guidance by a negative prompt, besides a guidance scale that is distilled into the model (FLUX.1 [dev])."""
 
 
-MEMORY_KEYS = ("memory", "tiling")
+OMITTED_KEYS = ("memory", "tiling", "compile")
 """Keys of `Execution` that most recipes do not have."""
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
 """The keys of `Initial` that apply if a picture starts from latents."""

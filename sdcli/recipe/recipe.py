@@ -26,7 +26,7 @@ from sdcli.recipe.part import check_once
 from sdcli.recipe.parts import (
     INITIAL_KEYS,
     MAX_SIDE,
-    MEMORY_KEYS,
+    OMITTED_KEYS,
     TEXT_KEYS,
     WITHOUT_DEFAULTS,
     Adapters,
@@ -98,9 +98,9 @@ class Recipe:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
         Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
-        omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and `memory` and
-        `tiling` if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if they
-        have their defaults.
+        omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and OMITTED_KEYS
+        if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if they have
+        their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
@@ -108,7 +108,7 @@ class Recipe:
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         at_default = (key for key, default in _defaults_of(Execution) if getattr(self.execution, key) == default)
-        omitted |= {key for key in at_default if key in MEMORY_KEYS}
+        omitted |= {key for key in at_default if key in OMITTED_KEYS}
         if not self.initial.resize:
             omitted.add("resize")
         if self.condition.prompt_2 is None:
