@@ -47,6 +47,8 @@ class Options(TypedDict, total=False):
     threads: int
     batch_size: int
     compile: bool
+    cache: str
+    token_merging: float
     memory: str
     tiling: str
     width: int

@@ -129,7 +129,7 @@ def fit(kept: Kept, weights: Weights, recipe: Recipe, plan: MemoryPlan, *, encod
 _MAX_REASON = 300  # characters
 _OF_LIBRARIES = ("torch/nn/modules/module.py", "diffusers/models/", "diffusers/schedulers/", "transformers/models/")
 """What runs a network and a scheduler, whose configs are the model's."""
-_OF_COMPILER = ("torch/_dynamo/backends/", "torch/_inductor/")
+_OF_COMPILER = ("torch/_dynamo/backends/", "torch/_dynamo/convert_frame.py", "torch/_inductor/")
 
 
 @contextmanager

@@ -67,6 +67,8 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         "addons": [each.sha256 for each in weights.sources[1:]] or None,
         "guided": Guidance.of(recipe).is_on,
         "compile": recipe.execution.compile or None,
+        "cache": recipe.shortcuts.cache,
+        "token_merging": recipe.shortcuts.token_merging or None,
         "guidance_interval": recipe.sampling.guidance_interval,
         "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},

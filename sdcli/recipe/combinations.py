@@ -14,12 +14,14 @@ from sdcli.recipe.parts import (
     MAX_SIDE,
     Adapters,
     Condition,
+    Execution,
     Hires,
     Initial,
     Layout,
     Loading,
     References,
     Sampling,
+    Shortcuts,
 )
 
 MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
@@ -157,6 +159,13 @@ def check_hires(hires: Hires, initial: Initial, first: tuple[int, int], steps: i
         raise InvalidRecipe(
             f"hires_strength {hires.hires_strength:g} runs none of the {steps} steps", hint, "hires_strength"
         )
+
+
+def check_shortcuts(shortcuts: Shortcuts, execution: Execution) -> None:
+    """Raise InvalidRecipe for an invalid cache, or for shortcuts that change what is compiled during a picture."""
+    for key, used in (("cache", shortcuts.cached), ("token_merging", shortcuts.token_merging)):
+        if used and execution.compile:
+            raise InvalidRecipe(f"{key} cannot be combined with compile", "omit one of them", key)
 
 
 def check_quantized(loading: Loading, adapters: Adapters) -> None:

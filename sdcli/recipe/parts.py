@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import control, lora, part, schedulers
+from sdcli.recipe import cache, control, lora, part, schedulers
 from sdcli.recipe.control import Control
 from sdcli.recipe.lora import Lora
 
@@ -256,6 +256,21 @@ class Flow:
     """How far the noise levels are shifted towards noise; None is the model's own shift, which can depend on size."""
     true_cfg_scale: float | None = field(default=None, metadata=within(1, 100))
     """Guidance by a negative prompt, besides a guidance scale that is distilled into the model (FLUX.1 [dev])."""
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Ways to compute less, which change the picture more than its last bits."""
+
+    cache: str | None = None
+    """What is reused between steps, in the syntax of sdcli/recipe/cache.py."""
+    token_merging: float = field(default=0.0, metadata=within(0, 0.75))
+    """The share of the tokens that self-attention of a U-Net merges into others, where there are most."""
+
+    @property
+    def cached(self) -> cache.Cache | None:
+        """`cache`, parsed."""
+        return None if self.cache is None else cache.Cache.parse(self.cache)
 
 
 OMITTED_KEYS = ("memory", "tiling", "compile")
