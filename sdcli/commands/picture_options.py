@@ -16,7 +16,7 @@ from sdcli.recipe.recipe import MAX_SEED
 
 @dataclass(frozen=True)
 class Picture:
-    """Options of the picture and of sampling; all are keys of a recipe."""
+    """Options of the picture and of sampling; all are keys of a recipe, but for `vae`, which is short for `part`."""
 
     model: options.Model = None
     part: Annotated[
@@ -26,6 +26,15 @@ class Picture:
             autocompletion=completion.part,
             help="Load a part of the model from a file or folder, such as vae=ae.safetensors or "
             "text_encoder=qwen_3_4b.safetensors. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            "--vae", metavar="NAME|PATH", rich_help_panel=options.PICTURE, show_default="the model's",
+            autocompletion=completion.vae,
+            help="Use another autoencoder: a name, such as taesd, which is tiny and much faster, or a file or folder. "
+            "Short for --part vae=….",
         ),
     ] = None  # fmt: skip
     quantize: Annotated[

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import cache, control, lora, part, schedulers
+from sdcli.recipe import control, lora, part, schedulers
+from sdcli.recipe.cache import Cache
 from sdcli.recipe.control import Control
 from sdcli.recipe.lora import Lora
 
@@ -268,9 +269,9 @@ class Shortcuts:
     """The share of the tokens that self-attention of a U-Net merges into others, where there are most."""
 
     @property
-    def cached(self) -> cache.Cache | None:
+    def cached(self) -> Cache | None:
         """`cache`, parsed."""
-        return None if self.cache is None else cache.Cache.parse(self.cache)
+        return None if self.cache is None else Cache.parse(self.cache)
 
 
 OMITTED_KEYS = ("memory", "tiling", "compile")
