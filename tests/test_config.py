@@ -281,6 +281,7 @@ VALUES = {
     "threads": st.integers(0, 1024),
     "batch_size": st.integers(1, 256),
     "compile": st.booleans(),
+    "engine": st.sampled_from(parts.ENGINES),
     "memory": st.sampled_from(parts.MEMORY),
     "tiling": st.sampled_from(parts.TILING),
     "width": st.integers(64, parts.MAX_SIDE),

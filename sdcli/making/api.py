@@ -47,6 +47,7 @@ class Options(TypedDict, total=False):
     threads: int
     batch_size: int
     compile: bool
+    engine: str
     cache: str
     token_merging: float
     memory: str

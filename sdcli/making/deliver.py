@@ -67,6 +67,9 @@ def _check_apart(pictures: Sequence[outputs.Destination], latents: Sequence[outp
             raise UsageError(f"-o and --save-latents have the same name {each.path}", "give them different names")
 
 
+CONVERTING = (
+    "the first picture of a model converts it for OpenVINO, which can take minutes; later ones use what is kept"
+)
 COMPILING = "the first step compiles the network, which can take minutes; later runs use the compiled code"
 
 
@@ -76,8 +79,11 @@ def announce(request: Request) -> None:
         warnings.raise_first(request.warnings)
     for each in request.warnings:
         streams.warn(each.message)
-    if request.recipes[0].execution.compile:
+    execution = request.recipes[0].execution
+    if execution.compile:
         streams.note(COMPILING)
+    if execution.engine == "openvino":
+        streams.note(CONVERTING)
 
 
 def forecast(request: Request, *, any_seed: bool = False) -> None:

@@ -65,9 +65,9 @@ def finished(make: Callable[[], list[Picture]]) -> Future[list[Picture]]:
     return future
 
 
-_Key = tuple[Source, str, str, str, str, str, bool]
-"""The model and its name, the device, the dtype, the format to which it is quantised, how much memory to use, and
-whether it is compiled."""
+_Key = tuple[Source, str, str, str, str, str, str, bool]
+"""The model and its name, the device, the dtype, the format to which it is quantised, how much memory to use, the
+engine, and whether it is compiled."""
 
 
 class LocalMaker:
@@ -235,7 +235,7 @@ def plan_for(weights: Weights, resolved: Recipe) -> tuple[MemoryPlan, Sizes, int
 def _key(weights: Weights, resolved: Recipe) -> _Key:
     execution = resolved.execution
     quantize = resolved.loading.quantize
-    how = execution.device, execution.dtype, quantize, execution.memory, execution.compile
+    how = execution.device, execution.dtype, quantize, execution.memory, execution.engine, execution.compile
     return weights.model, resolved.model, *how
 
 

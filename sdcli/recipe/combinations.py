@@ -168,6 +168,27 @@ def check_shortcuts(shortcuts: Shortcuts, execution: Execution) -> None:
             raise InvalidRecipe(f"{key} cannot be combined with compile", "omit one of them", key)
 
 
+def check_engine(execution: Execution, shortcuts: Shortcuts, layout: Layout, loading: Loading) -> None:
+    """Raise InvalidRecipe for what only torch can run."""
+    if execution.engine == "torch":
+        return
+    for key, asked in (
+        ("compile", execution.compile),
+        ("cache", shortcuts.cached),
+        ("token_merging", shortcuts.token_merging),
+        ("control", layout.control),
+        ("quantize", loading.quantize != "none"),
+    ):
+        if asked:
+            raise InvalidRecipe(f"{key} cannot be combined with engine {execution.engine}", "omit one of them", key)
+    if execution.device not in ("auto", "cpu"):
+        what = f"engine {execution.engine} runs on the CPU, not on {execution.device}"
+        raise InvalidRecipe(what, "use device cpu, or omit engine", "device")
+    if execution.dtype == "float16":
+        what = f"engine {execution.engine} computes in float32 or bfloat16"
+        raise InvalidRecipe(what, "choose one of them with dtype, or omit engine", "dtype")
+
+
 def check_quantized(loading: Loading, adapters: Adapters) -> None:
     """Raise InvalidRecipe for LoRAs with quantised weights, into which they cannot be merged."""
     if loading.quantize != "none" and adapters.lora:

@@ -22,6 +22,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MEMORY = ("auto", "low", "high")
 TILING = ("off", "slices", "tiles")
+ENGINES = ("torch", "openvino")
 
 
 def within(low: float, high: float, *, unit: str = "") -> dict[str, Any]:
@@ -84,6 +85,8 @@ class Execution:
     """CPU threads; 0 means torch's default."""
     batch_size: int = field(default=1, metadata=within(1, 256))
     """Pictures per U-Net call."""
+    engine: str = field(default="torch", metadata=one_of(ENGINES))
+    """What runs the network and decodes: torch, or OpenVINO for U-Nets on a CPU, with other last bits."""
     compile: bool = False
     """Whether the network is compiled for the size of the picture by torch.compile, which changes the last bits."""
     memory: str = field(default="auto", metadata=one_of(MEMORY))
@@ -274,7 +277,7 @@ class Shortcuts:
         return None if self.cache is None else Cache.parse(self.cache)
 
 
-OMITTED_KEYS = ("memory", "tiling", "compile")
+OMITTED_KEYS = ("memory", "tiling", "compile", "engine")
 """Keys of `Execution` that most recipes do not have."""
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
 """The keys of `Initial` that apply if a picture starts from latents."""

@@ -14,6 +14,7 @@ from typing import Any, Self, get_args
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe.bounds import check_area
 from sdcli.recipe.combinations import (
+    check_engine,
     check_hires,
     check_initial,
     check_layout,
@@ -94,6 +95,7 @@ class Recipe:
         check_references(recipe.references, recipe.initial, recipe.layout)
         check_once(recipe.loading.part)
         check_shortcuts(recipe.shortcuts, recipe.execution)
+        check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.loading)
         check_quantized(recipe.loading, recipe.adapters)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         return recipe
