@@ -45,7 +45,7 @@ GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
 OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger", "file")
-KINDS = ("model", "controlnet", "lora", "embedding")
+KINDS = ("model", "controlnet", "lora", "embedding", "vae")
 _REPO = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")
 _PLACE = "{} must be text: the path of its folder or file"
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}

@@ -105,7 +105,7 @@ def test_a_bench_predicts_a_picture(sd15, monkeypatch):
 
 
 def test_steps_are_extrapolated_where_time_is_short():
-    turn = contenders.Turn(0.1, (2.0,), 1.0, torch.zeros(1))
+    turn = contenders.Turn(0.1, (2.0,), 1.0, 1.0, torch.zeros(1))
     assert measure._plan([turn], 20, 3, 1000) == (20, 3)
     steps, turns = measure._plan([turn, turn], 20, 3, 40)
     assert turns * 2 * (1.1 + 0.6 * 2 * steps) <= 40
@@ -115,8 +115,15 @@ def test_steps_are_extrapolated_where_time_is_short():
 
 
 def test_extrapolation_adds_up():
-    turns = [contenders.Turn(1.0, (2.0, 4.0), 5.0, torch.zeros(1))]
+    turns = [contenders.Turn(1.0, (2.0, 4.0), 5.0, 1.0, torch.zeros(1))]
     assert measure._result("x", turns, 10)["picture"] == 1 + 3 * 10 + 5
+
+
+def test_a_busy_machine_is_named(sd15):
+    found = measure.measure(subject.of_model(str(sd15), {**QUICK, "steps": 1}), turns=1)
+    for busy, named in ((0.9, False), (0.4, True)):
+        found["results"][0]["busy"] = busy
+        assert ("Other programs" in "\n".join(table.lines(found))) == named
 
 
 @pytest.mark.parametrize(

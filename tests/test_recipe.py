@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe.checks import check_size
-from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, MEMORY_KEYS
+from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, OMITTED_KEYS
 from sdcli.recipe.recipe import MAX_SEED, Recipe, draw_seed, keys
 from sdcli.recipe.schedulers import NAMES
 
@@ -49,6 +49,8 @@ recipes = st.fixed_dictionaries(
         "shift": st.floats(0.01, 100),
         "true_cfg_scale": st.floats(1, 100),
         "guidance_interval": st.just("0.1-0.8"),
+        "cache": st.sampled_from(["deepcache:3", "first-block:0.1"]),
+        "token_merging": st.floats(0.01, 0.75),
         "prompt_2": st.text(),
         "part": st.just(["vae=a.safetensors", "unet=b.gguf"]),
         "reference": st.lists(st.sampled_from(["a.png", "b.png"]), min_size=1),
@@ -75,7 +77,7 @@ def test_keys_are_flat_and_the_fields_own():
         "lora",
         "strict_lora",
         "embedding",
-        *MEMORY_KEYS,
+        *OMITTED_KEYS,
         *LAYOUT_KEYS,
         *HIRES_KEYS,
         *(
@@ -87,7 +89,7 @@ def test_keys_are_flat_and_the_fields_own():
             "true_cfg_scale",
             "guidance_interval",
         ),
-        *("part", "quantize"),
+        *("part", "quantize", "cache", "token_merging"),
     )
     flat = [key for key in keys() if key not in omitted]
     assert list(Recipe.from_dict({**MINIMAL, "image": "fox.png"}).to_dict()) == flat

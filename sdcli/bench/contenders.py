@@ -35,6 +35,8 @@ class Turn:
     encode: float | None
     steps: tuple[float, ...]
     decode: float
+    busy: float
+    """The seconds of all processors divided by the seconds of the turn: how many threads computed on average."""
     latents: Tensor
     """The latents that were decoded, float32, on the CPU."""
 
@@ -74,14 +76,16 @@ class Ours:
     def turn(self, steps: int) -> Turn:
         """See `Contender`."""
         recipe, now = self.recipe.replace(steps=steps), self._clock.now
-        started = now()
+        started, worked = now(), time.process_time()
         contexts = pipeline.encode_conditions(self.model, recipe)
         times = [now()]
         encode = times[0] - started
         latents = pipeline.sample(self.model, [recipe], lambda step: times.append(now()), contexts=contexts)
         before = now()
         autoencode.decode_finite(self.model, latents)
-        return Turn(encode, _differences(times), now() - before, latents.cpu())
+        ended = now()
+        busy = (time.process_time() - worked) / (ended - started)
+        return Turn(encode, _differences(times), ended - before, busy, latents.cpu())
 
 
 class Diffusers:
@@ -125,7 +129,7 @@ class Diffusers:
         generator = torch.Generator().manual_seed(recipe.seed)
         noise = draw_noise([generator], self._space.shape(recipe.width, recipe.height))
         device = self._pipe.unet.device
-        times = [now()]
+        times, worked = [now()], time.process_time()
         self._pipe(
             **self._embeds,
             width=recipe.width,
@@ -139,7 +143,9 @@ class Diffusers:
             callback_on_step_end=on_step,
             output_type="pt",
         )
-        return Turn(None, _differences(times), now() - times[-1], kept[0].float().cpu())
+        ended = now()
+        busy = (time.process_time() - worked) / (ended - times[0])
+        return Turn(None, _differences(times), ended - times[-1], busy, kept[0].float().cpu())
 
 
 def rival(name: str, model: LatentDiffusionModel, recipe: Recipe) -> Contender:

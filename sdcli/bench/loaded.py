@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sdcli.bench.subject import Subject
-from sdcli.diffusion import layout
+from sdcli.diffusion import compiled, layout, openvino_engine
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.models import assemble
@@ -23,4 +23,7 @@ def load(subject: Subject, recipe: Recipe) -> LatentDiffusionModel:
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
         model = random_weights.load(subject.weights.model, name=recipe.model, device=device, dtype=dtype)
-        return layout.arrange(model)
+        model = layout.arrange(model)
+        if recipe.execution.engine == "openvino":
+            return openvino_engine.prepare(model, f"random numbers for {recipe.model}")
+        return compiled.prepare(model, recipe)

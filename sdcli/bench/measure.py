@@ -60,10 +60,14 @@ def measure(
     left = seconds - (time.perf_counter() - started)
     steps, turns = _plan(list(warm.values()), recipe.sampling.steps, turns, left)
     taken: dict[str, list[Turn]] = {each.name: [] for each in (ours, *rivals)}
-    queue = [ours, *rivals] * turns
-    for done, each in enumerate(queue):
-        on_activity(f"measuring {each.name}", done, len(queue))
-        taken[each.name].append(each.turn(steps))
+    for done in range(turns):
+        begun = time.perf_counter()
+        for place, each in enumerate([ours, *rivals]):
+            on_activity(f"measuring {each.name}", done * len(taken) + place, turns * len(taken))
+            taken[each.name].append(each.turn(steps))
+        now = time.perf_counter()
+        if now + (now - begun) > started + seconds:
+            break
     results = [_result(name, each, recipe.sampling.steps) for name, each in taken.items()]
     for result in results[1:]:
         result |= _compared(results[0], result, taken[ours.name][-1], taken[result["name"]][-1])
@@ -72,7 +76,7 @@ def measure(
     return {
         **_described(subject, recipe, model),
         "machine": machine.describe(recipe.execution.device),
-        "turns": turns,
+        "turns": len(taken[ours.name]),
         "steps_run": steps,
         "extrapolated": steps < recipe.sampling.steps,
         "import": round(imported, 3),
@@ -108,6 +112,7 @@ def _result(name: str, taken: Sequence[Turn], steps: int) -> dict[str, Any]:
         "step": round(step, 4),
         "decode": round(decode, 4),
         "picture": round(statistics.median(whole), 3),
+        "busy": round(statistics.median(each.busy for each in taken), 2),
         "steps": [[round(one, 4) for one in each.steps] for each in taken],
         "decodes": [round(each.decode, 4) for each in taken],
     }

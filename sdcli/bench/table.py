@@ -7,6 +7,8 @@ from typing import Any
 
 _ROWS = {"encode": "encode the prompt", "step": "a step", "decode": "decode", "picture": "the picture"}
 
+_LEAST_BUSY = 0.75
+
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a measurement: what was measured, where, and a table of seconds."""
@@ -55,6 +57,12 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
         yield "A ratio is sdcli's time divided by the other's: below 1, sdcli is faster."
         apart = ", ".join(f"{each['difference']:g} from {each['name']}" for each in found["results"][1:])
         yield f"The greatest difference of sdcli's latents, in standard deviations: {apart}."
+    busy = min(each["busy"] for each in found["results"])
+    if found["device"] == "cpu" and busy < _LEAST_BUSY * found["threads"]:
+        yield (
+            f"Other programs used the processors: {busy:g} of {found['threads']} threads computed on average, so these "
+            "times are longer than on an idle machine."
+        )
     memory = found["memory"]
     yield f"Weights take {_gib(memory['weights'])} of the peak" + (
         f"; {_gib(memory['before'])} of the process before loading are not included." if memory["before"] else "."

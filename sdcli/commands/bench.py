@@ -10,6 +10,7 @@ from sdcli import config
 from sdcli.commands import completion, groups, options
 from sdcli.errors import UsageError
 from sdcli.recipe import other_tools
+from sdcli.recipe.parts import ENGINES
 from sdcli.terminal import display, streams
 
 RIVALS = ("diffusers", "diffusers-channels-last", "diffusers-float32")
@@ -41,6 +42,15 @@ def bench(
         typer.Option("--guidance-scale", metavar="SCALE", rich_help_panel=options.PICTURE, show_default="the model's",
                      help="Guidance scale; with 1 or less there is no unconditional half."),
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", rich_help_panel=options.EXECUTION, show_default="torch",
+                                 autocompletion=completion.of(*ENGINES),
+                                 help="What runs the network of sdcli: torch, or openvino, converted in the warm-up."),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", rich_help_panel=options.EXECUTION, show_default=False,
+                           help="Compile the network of sdcli, during the warm-up."),
+    ] = False,
     against: Annotated[
         list[str] | None,
         typer.Option("--against", metavar="NAME", rich_help_panel=options.PICTURE, show_default=False,
@@ -79,7 +89,11 @@ def bench(
 
     _check(model, family, against or [])
     sides = {} if size is None else other_tools.size_of(size)
-    asked = {**groups.given(machine, steps=steps, guidance_scale=guidance_scale), **sides}
+    asked = {
+        **groups.given(machine, steps=steps, guidance_scale=guidance_scale, engine=engine),
+        **sides,
+        "compile": compile,
+    }
     measured = subject.of_family(family, asked) if family else subject.of_model(config.model(model), asked)
     deliver.prepare_libraries()
     with streams.results() as out, display.training(quiet=quiet) as show:

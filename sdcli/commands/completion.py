@@ -71,6 +71,11 @@ def control(incomplete: str) -> list[str]:
     return of(*(f"{name}=" for name in registry.names(registry.CONTROLNET)))(incomplete)
 
 
+def vae(incomplete: str) -> list[str]:
+    """Complete the names of autoencoders."""
+    return of(*registry.names(registry.VAE))(incomplete)
+
+
 def part(incomplete: str) -> list[str]:
     """Complete `PART=` of a part of a model; the shell completes the path after it."""
     return of(*(f"{name}=" for name in PARTS))(incomplete)

@@ -49,10 +49,12 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
 
 
 def given(*groups: Any, **others: Any) -> dict[str, Any]:
-    """The options in `groups` and `others` that were given, flat."""
+    """The options in `groups` and `others` that were given, as flat keys of a recipe."""
     values = {each.name: getattr(group, each.name) for group in groups for each in fields(group)} | others
     found = {key: value for key, value in values.items() if value not in (None, [])}
     for key in ("scheduler", "quantize"):
         if key in found:
             found = {**other_tools.translate(key, found.pop(key)), **found}
+    if "vae" in found:
+        found["part"] = [*found.get("part", []), f"vae={found.pop('vae')}"]
     return found

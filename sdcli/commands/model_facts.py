@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli.errors import ModelError
-from sdcli.models import lora_file, registry
+from sdcli.models import configs, lora_file, registry
 from sdcli.models.addons import controlnet, embedding, lora
 from sdcli.models.hub import lock
 from sdcli.models.registry import ModelEntry
@@ -55,6 +55,9 @@ def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
     if entry.kind == registry.EMBEDDING:
         shapes = embedding.vectors(embedding.locate(entry.name)).values()
         return {"vectors": next(iter(shapes))[0], "features": [width for _, width in shapes]}
+    if entry.kind == registry.VAE:
+        config = configs.read(source.path / "config.json")
+        return {"class": config.get("_class_name"), "latent_channels": config.get("latent_channels")}
     if source.is_controlnet:
         return {"kind": registry.CONTROLNET, **controlnet.takes(source)}
     facts = registry.read_facts(source)

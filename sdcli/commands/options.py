@@ -24,7 +24,7 @@ import typer
 
 from sdcli.commands import completion
 from sdcli.config import DEFAULT_MODEL
-from sdcli.recipe.parts import DEVICES, DTYPES, MEMORY, TILING
+from sdcli.recipe.parts import DEVICES, DTYPES, ENGINES, MEMORY, TILING
 
 PICTURE, SAMPLING, OUTPUT, EXECUTION = "Picture options", "Sampling options", "Output options", "Execution options"
 
@@ -163,6 +163,23 @@ class Decoding(Machine):
 class Execution(Decoding):
     """Options of the device, and how many pictures are made at once."""
 
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", metavar="NAME", rich_help_panel=EXECUTION, show_default="torch",
+            autocompletion=completion.of(*ENGINES),
+            help="What runs the network: torch, or openvino for U-Nets on a CPU. The first picture of a model converts "
+            "it, which takes minutes; the result is kept.",
+        ),
+    ] = None  # fmt: skip
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", rich_help_panel=EXECUTION, show_default="off",
+            help="Compile the network for the size of the picture. The first picture takes minutes longer; the "
+            "compiled code is kept for later ones.",
+        ),
+    ] = None  # fmt: skip
     batch_size: Annotated[
         int | None,
         typer.Option(

@@ -9,13 +9,14 @@ import typer
 
 from sdcli.commands import completion, options
 from sdcli.recipe import schedulers
+from sdcli.recipe.cache import METHODS as CACHES
 from sdcli.recipe.parts import QUANTIZATIONS, UPSCALERS
 from sdcli.recipe.recipe import MAX_SEED
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Options of the picture and of sampling; all are keys of a recipe."""
+    """Options of the picture and of sampling; all are keys of a recipe, but for `vae`, which is short for `part`."""
 
     model: options.Model = None
     part: Annotated[
@@ -25,6 +26,15 @@ class Picture:
             autocompletion=completion.part,
             help="Load a part of the model from a file or folder, such as vae=ae.safetensors or "
             "text_encoder=qwen_3_4b.safetensors. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            "--vae", metavar="NAME|PATH", rich_help_panel=options.PICTURE, show_default="the model's",
+            autocompletion=completion.vae,
+            help="Use another autoencoder: a name, such as taesd, which is tiny and much faster, or a file or folder. "
+            "Short for --part vae=….",
         ),
     ] = None  # fmt: skip
     quantize: Annotated[
@@ -167,6 +177,24 @@ class Picture:
             "--guidance-interval", metavar="LOW-HIGH", rich_help_panel=options.SAMPLING, show_default="0-1",
             help="Guide only between these noise levels, from 0 (the picture) to 1 (pure noise), such as 0.1-0.8; "
             "steps outside take half as long.",
+        ),
+    ] = None  # fmt: skip
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache", metavar="METHOD:VALUE", rich_help_panel=options.SAMPLING, show_default="off",
+            autocompletion=completion.of(*CACHES),
+            help="Reuse results of earlier steps, which is faster and changes the picture: deepcache:3 computes the "
+            "whole U-Net in every third step; first-block:0.1 skips the blocks of a transformer if the first one "
+            "changes less than this.",
+        ),
+    ] = None  # fmt: skip
+    token_merging: Annotated[
+        float | None,
+        typer.Option(
+            "--token-merging", metavar="0…0.75", rich_help_panel=options.SAMPLING, show_default="off",
+            help="Merge this share of similar tokens in self-attention of a U-Net, which is faster for large pictures "
+            "and changes the picture.",
         ),
     ] = None  # fmt: skip
     scheduler: Annotated[

@@ -29,7 +29,7 @@ def resolve_execution(recipe: Recipe) -> Recipe:
 
     Raises InvalidRecipe for a device that this machine does not have.
     """
-    device = _device(recipe.execution.device)
+    device = "cpu" if recipe.execution.engine != "torch" else _device(recipe.execution.device)
     # Set every time: an earlier recipe can have changed it, and MKL can use fewer threads if it is not set.
     torch.set_num_threads(recipe.execution.threads or DEFAULT_THREADS)
     dtype = _dtype(recipe.execution.dtype, device)

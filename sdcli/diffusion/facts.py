@@ -36,6 +36,10 @@ class Facts:
     """Whether the network takes the size of the picture as an input (SDXL)."""
     square_only: bool = False
     takes_controlnets: bool = False
+    cache: str | None = None
+    """The method of `cache` that works with the network, in sdcli/recipe/cache.py."""
+    merges_tokens: bool = False
+    """Whether `token_merging` works with the network."""
     unguided: bool = False
     """Whether the model was distilled to make pictures without guidance, and takes no guidance scale."""
     guided_above: float = 1.0

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli.diffusion import architectures, autoencode, samplers
+from sdcli.diffusion import architectures, autoencode, samplers, shortcuts
 from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
 from sdcli.diffusion.denoise import Denoiser, Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
@@ -119,9 +119,13 @@ def _sample_pass(
         residuals=_residuals(model, recipe, inputs),
         reference_latents=_reference_latents(model, inputs),
     )
-    with on_device(model, model.network, *(each.net for each in model.controlnets.values())):
+    size = start.latents.shape[2:]
+    with (
+        on_device(model, model.network, *(each.net for each in model.controlnets.values())),
+        shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
+    ):
         return denoise(
-            _bind(model, context, recipe, scheduler, len(seeds)),
+            _bind(model, context, recipe, scheduler, len(seeds), bind),
             scheduler,
             start.latents,
             timesteps=start.timesteps,
@@ -132,13 +136,15 @@ def _sample_pass(
         )
 
 
-def _bind(model: LatentDiffusionModel, context: Context, recipe: Recipe, scheduler: Any, batch: int) -> Denoiser:
+def _bind(
+    model: LatentDiffusionModel, context: Context, recipe: Recipe, scheduler: Any, batch: int, bind: shortcuts.Bind
+) -> Denoiser:
     """Return f(z, t) for `batch` pictures, with guidance only in the interval of the recipe if it has one."""
     architecture, guidance = architectures.load(model.architecture), Guidance.of(recipe)
-    guided = architecture.bind(model.network, context, guidance, batch)
+    guided = bind("guided", lambda network: architecture.bind(network, context, guidance, batch))
     if recipe.sampling.guidance_interval is None or not context.has_unconditional:
         return guided
-    plain = architecture.bind(model.network, context.conditional, guidance, batch)
+    plain = bind("plain", lambda network: architecture.bind(network, context.conditional, guidance, batch))
     interval = Interval.parse(recipe.sampling.guidance_interval)
     return within(interval, guided, plain, scheduler.config.num_train_timesteps)
 

@@ -46,6 +46,10 @@ class Options(TypedDict, total=False):
     dtype: str
     threads: int
     batch_size: int
+    compile: bool
+    engine: str
+    cache: str
+    token_merging: float
     memory: str
     tiling: str
     width: int

@@ -67,12 +67,23 @@ def _check_apart(pictures: Sequence[outputs.Destination], latents: Sequence[outp
             raise UsageError(f"-o and --save-latents have the same name {each.path}", "give them different names")
 
 
+CONVERTING = (
+    "the first picture of a model converts it for OpenVINO, which can take minutes; later ones use what is kept"
+)
+COMPILING = "the first step compiles the network, which can take minutes; later runs use the compiled code"
+
+
 def announce(request: Request) -> None:
     """Print the warnings of `request` on stderr, or raise the first one if it is strict."""
     if request.strict:
         warnings.raise_first(request.warnings)
     for each in request.warnings:
         streams.warn(each.message)
+    execution = request.recipes[0].execution
+    if execution.compile:
+        streams.note(COMPILING)
+    if execution.engine == "openvino":
+        streams.note(CONVERTING)
 
 
 def forecast(request: Request, *, any_seed: bool = False) -> None:

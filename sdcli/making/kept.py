@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdcli.errors import ModelCorrupt, SdcliError
+from sdcli.errors import InvalidRecipe, ModelCorrupt, SdcliError
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
@@ -118,7 +118,8 @@ def fit(kept: Kept, weights: Weights, recipe: Recipe, plan: MemoryPlan, *, encod
     known = not encode or (not changed and pipeline.encoded_by(recipe) in kept.contexts)
     if plan.offload != kept.plan.offload or not (known or has_text):
         return None
-    if changed and (plan.offload == "group" or not has_text):  # hooks hold on to the parameters
+    # hooks hold on to the parameters, and OpenVINO has converted them
+    if changed and (plan.offload == "group" or not has_text or recipe.execution.engine != "torch"):
         return None
     if changed:
         model = assemble.change(kept.model, kept.weights, weights, recipe)
@@ -129,6 +130,7 @@ def fit(kept: Kept, weights: Weights, recipe: Recipe, plan: MemoryPlan, *, encod
 _MAX_REASON = 300  # characters
 _OF_LIBRARIES = ("torch/nn/modules/module.py", "diffusers/models/", "diffusers/schedulers/", "transformers/models/")
 """What runs a network and a scheduler, whose configs are the model's."""
+_OF_COMPILER = ("torch/_dynamo/backends/", "torch/_dynamo/convert_frame.py", "torch/_inductor/")
 
 
 @contextmanager
@@ -139,10 +141,13 @@ def of_the_model(source: Source) -> Iterator[None]:
     except (SdcliError, MemoryError):
         raise
     except Exception as error:
-        frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
-        if not any(part in Path(name).as_posix() for name in frames for part in _OF_LIBRARIES):
-            raise
+        frames = [Path(frame.f_code.co_filename).as_posix() for frame, _ in traceback.walk_tb(error.__traceback__)]
         reason = one_line(str(error))[:_MAX_REASON] or type(error).__name__
+        if any(part in name for name in frames for part in _OF_COMPILER):
+            what = f"{source.path} cannot be compiled: {reason}"
+            raise InvalidRecipe(what, "omit --compile, or see more with --debug", "compile") from error
+        if not any(part in name for name in frames for part in _OF_LIBRARIES):
+            raise
         raise ModelCorrupt(
             f"{source.path} can be loaded, but not run: {reason}",
             "a config does not fit the weights; download the model again, or see which one with --debug",

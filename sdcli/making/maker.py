@@ -65,8 +65,9 @@ def finished(make: Callable[[], list[Picture]]) -> Future[list[Picture]]:
     return future
 
 
-_Key = tuple[Source, str, str, str, str, str]
-"""The model and its name, the device, the dtype, the format to which it is quantised, and how much memory to use."""
+_Key = tuple[Source, str, str, str, str, str, str, bool]
+"""The model and its name, the device, the dtype, the format to which it is quantised, how much memory to use, the
+engine, and whether it is compiled."""
 
 
 class LocalMaker:
@@ -234,7 +235,8 @@ def plan_for(weights: Weights, resolved: Recipe) -> tuple[MemoryPlan, Sizes, int
 def _key(weights: Weights, resolved: Recipe) -> _Key:
     execution = resolved.execution
     quantize = resolved.loading.quantize
-    return weights.model, resolved.model, execution.device, execution.dtype, quantize, execution.memory
+    how = execution.device, execution.dtype, quantize, execution.memory, execution.engine, execution.compile
+    return weights.model, resolved.model, *how
 
 
 def _resolve(recipe: Recipe, processors: int | None = None) -> Recipe:

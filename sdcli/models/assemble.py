@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdcli.diffusion import layout
+from sdcli.diffusion import compiled, layout, openvino_engine
 from sdcli.diffusion.device import free_memory, memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.offload import in_groups
@@ -37,7 +37,14 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
             for each in (model.network, *(encoder.model for encoder in model.text_encoders)):
                 if not any(parameter.is_meta for parameter in each.parameters()):
                     in_groups(each, device)
-        return model
+        if recipe.execution.engine == "openvino":
+            return openvino_engine.prepare(model, _identity(weights))
+        return compiled.prepare(model, recipe)
+
+
+def _identity(weights: Weights) -> str:
+    """Return what the tensors of a loaded model depend on: the digests, and how add-ons are merged."""
+    return "\n".join((*weights.digests, *(repr(each.asked) for each in weights.addons)))
 
 
 def drop_text_encoders(model: LatentDiffusionModel) -> None:

@@ -33,7 +33,7 @@ PACKAGE = Path(__file__).parents[1]
 SHIPPED = "sdcli"
 FILES = (".safetensors", ".gguf")
 """The suffixes of files of weights."""
-MODEL, CONTROLNET, LORA, EMBEDDING = config.KINDS
+MODEL, CONTROLNET, LORA, EMBEDDING, VAE = config.KINDS
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModelEntry:
     family: str | None = None
     """For a single file, the family of its configs; for a ControlNet or a LoRA, the family of models it fits."""
     kind: str = MODEL
-    """MODEL, or CONTROLNET, LORA or EMBEDDING for an entry that is used together with a model."""
+    """MODEL, or CONTROLNET, LORA, EMBEDDING or VAE for an entry that is used together with a model."""
     classes: str | None = None
     """The palette (see sdcli/files/palette) of the segmentation maps that a ControlNet reads."""
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -174,8 +174,17 @@ def locate(entry: ModelEntry) -> Source:
 
     For a repository pinned by `sdcli models pull`, it is the pinned revision.
     """
-    parts = tuple((part, home_path(folder)) for part, folder in sorted(entry.parts.items()))
+    parts = tuple((part, place_of(part, folder)) for part, folder in sorted(entry.parts.items()))
     return Source(_path(entry), entry.variant, entry.family, parts)
+
+
+def place_of(part: str, place: str) -> Path:
+    """Return the folder or file of a part: a path, or for the VAE also the name of an entry.
+
+    Raises ModelNotFound for an entry that is not on this machine.
+    """
+    entry = entries().get(place) if part == VAE else None
+    return home_path(place) if entry is None or entry.kind != VAE else _path(entry)
 
 
 def _path(entry: ModelEntry) -> Path:
@@ -218,12 +227,15 @@ def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
+_TITLES = {LORA: "a LoRA", EMBEDDING: "an embedding", VAE: "a VAE"}
+
+
 def check_is_model(entry: ModelEntry) -> None:
     """Raise InvalidRecipe for an entry that is not a model."""
     if entry.kind == CONTROLNET:
         raise _not_a_model(entry.name)
-    if entry.kind in (LORA, EMBEDDING):
-        what = "a LoRA" if entry.kind == LORA else "an embedding"
+    if entry.kind in _TITLES:
+        what = _TITLES[entry.kind]
         raise ModelError(f"{entry.name} is {what}, not a model", f"use it with a model: --{entry.kind} {entry.name}")
 
 

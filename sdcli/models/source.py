@@ -72,11 +72,21 @@ class Source:
     @cached_property
     def is_controlnet(self) -> bool:
         """Whether this is the folder of a ControlNet of any kind."""
+        return "ControlNet" in self._class_name
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether this is the folder of an autoencoder alone."""
+        return "Autoencoder" in self._class_name
+
+    @cached_property
+    def _class_name(self) -> str:
+        """The class of the only part that is in the folder itself; empty if there is none."""
         try:
             recorded = load_json(self.path / "config.json")
         except (OSError, ValueError):
-            return False
-        return isinstance(recorded, dict) and "ControlNet" in str(recorded.get("_class_name"))
+            return ""
+        return str(recorded.get("_class_name")) if isinstance(recorded, dict) else ""
 
     def folder(self, part: str) -> Path:
         """Return the folder of a part's config, and of its weights unless they are in a file of their own."""
@@ -93,7 +103,10 @@ class Source:
         for part, file in files.items():
             listed = index.get(part)
             class_name = str(listed[-1]) if isinstance(listed, list) and listed else ""
-            if split.has_config(file.parent, part, class_name):
+            tiny = split.config_of_tiny_vae(file) if part == "vae" else None
+            if tiny is not None:
+                found[part] = tiny
+            elif split.has_config(file.parent, part, class_name):
                 found[part] = file.parent
         return found
 

@@ -69,7 +69,8 @@ def _check_name(name: str, force: bool) -> None:
 
 def _parse_parts(parts: Iterable[str]) -> dict[str, Path]:
     """Return absolute paths by part. Raises InvalidRecipe for anything but `PART=PATH`."""
-    return {part: home_path(path).absolute() for part, path in loading_of({"part": tuple(parts)}).places.items()}
+    places = loading_of({"part": tuple(parts)}).places
+    return {part: registry.place_of(part, path).absolute() for part, path in places.items()}
 
 
 def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
@@ -79,6 +80,8 @@ def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
         whole = Source(path.absolute(), parts=tuple(parts.items()))
         if whole.is_controlnet:
             return {"folder": str(whole.path), "kind": registry.CONTROLNET}
+        if whole.is_vae:
+            return {"folder": str(whole.path), "kind": registry.VAE}
         if whole.is_file and not parts:
             kind = lora_file.kind_of(whole.path)
             if kind is not None:

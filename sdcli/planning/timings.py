@@ -66,6 +66,10 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         "model": weights.model.sha256,
         "addons": [each.sha256 for each in weights.sources[1:]] or None,
         "guided": Guidance.of(recipe).is_on,
+        "compile": recipe.execution.compile or None,
+        "engine": recipe.execution.engine if recipe.execution.engine != "torch" else None,
+        "cache": recipe.shortcuts.cache,
+        "token_merging": recipe.shortcuts.token_merging or None,
         "guidance_interval": recipe.sampling.guidance_interval,
         "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},

@@ -82,6 +82,7 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
     if recipe.condition.prompt_2 is not None and not facts.prompts.second:
         message = "prompt_2 has no effect: this model has one text encoder"
         yield RecipeWarning(message, "omit it", "prompt_2")
+    yield from _of_shortcuts(facts, recipe)
     yield from _idle_controls(recipe)
     yield from _of_loras(recipe)
     yield from _of_embeddings(recipe)
@@ -91,6 +92,19 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
             "make more pictures with -n, or use a smaller batch size",
             "batch_size",
         )
+
+
+def _of_shortcuts(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
+    """Shortcuts that the network does not have, and caches that are not used before they are replaced."""
+    cache, steps = recipe.shortcuts.cached, recipe.sampling.steps
+    if cache is not None and cache.method != facts.cache:
+        hint = f"use {facts.cache}" if facts.cache else "omit it"
+        yield RecipeWarning(f"cache {cache} has no effect: this model's network has no such cache", hint, "cache")
+    elif cache is not None and int(steps * (recipe.initial.strength or 1)) < 2:
+        yield RecipeWarning(f"cache {cache} has no effect: there is one step", "use more steps, or omit it", "cache")
+    if recipe.shortcuts.token_merging and not facts.merges_tokens:
+        why = "only U-Nets with attention merge tokens"
+        yield RecipeWarning(f"token_merging has no effect: {why}", "omit it", "token_merging")
 
 
 def _of_tiling(model: LocatedModel, recipe: Recipe, count: int) -> Iterable[RecipeWarning]:

@@ -14,12 +14,14 @@ from sdcli.recipe.parts import (
     MAX_SIDE,
     Adapters,
     Condition,
+    Execution,
     Hires,
     Initial,
     Layout,
     Loading,
     References,
     Sampling,
+    Shortcuts,
 )
 
 MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
@@ -157,6 +159,34 @@ def check_hires(hires: Hires, initial: Initial, first: tuple[int, int], steps: i
         raise InvalidRecipe(
             f"hires_strength {hires.hires_strength:g} runs none of the {steps} steps", hint, "hires_strength"
         )
+
+
+def check_shortcuts(shortcuts: Shortcuts, execution: Execution) -> None:
+    """Raise InvalidRecipe for an invalid cache, or for shortcuts that change what is compiled during a picture."""
+    for key, used in (("cache", shortcuts.cached), ("token_merging", shortcuts.token_merging)):
+        if used and execution.compile:
+            raise InvalidRecipe(f"{key} cannot be combined with compile", "omit one of them", key)
+
+
+def check_engine(execution: Execution, shortcuts: Shortcuts, layout: Layout, loading: Loading) -> None:
+    """Raise InvalidRecipe for what only torch can run."""
+    if execution.engine == "torch":
+        return
+    for key, asked in (
+        ("compile", execution.compile),
+        ("cache", shortcuts.cached),
+        ("token_merging", shortcuts.token_merging),
+        ("control", layout.control),
+        ("quantize", loading.quantize != "none"),
+    ):
+        if asked:
+            raise InvalidRecipe(f"{key} cannot be combined with engine {execution.engine}", "omit one of them", key)
+    if execution.device not in ("auto", "cpu"):
+        what = f"engine {execution.engine} runs on the CPU, not on {execution.device}"
+        raise InvalidRecipe(what, "use device cpu, or omit engine", "device")
+    if execution.dtype == "float16":
+        what = f"engine {execution.engine} computes in float32 or bfloat16"
+        raise InvalidRecipe(what, "choose one of them with dtype, or omit engine", "dtype")
 
 
 def check_quantized(loading: Loading, adapters: Adapters) -> None:

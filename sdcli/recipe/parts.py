@@ -9,6 +9,7 @@ from typing import Any
 
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import control, lora, part, schedulers
+from sdcli.recipe.cache import Cache
 from sdcli.recipe.control import Control
 from sdcli.recipe.lora import Lora
 
@@ -21,6 +22,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MEMORY = ("auto", "low", "high")
 TILING = ("off", "slices", "tiles")
+ENGINES = ("torch", "openvino")
 
 
 def within(low: float, high: float, *, unit: str = "") -> dict[str, Any]:
@@ -83,6 +85,10 @@ class Execution:
     """CPU threads; 0 means torch's default."""
     batch_size: int = field(default=1, metadata=within(1, 256))
     """Pictures per U-Net call."""
+    engine: str = field(default="torch", metadata=one_of(ENGINES))
+    """What runs the network and decodes: torch, or OpenVINO for U-Nets on a CPU, with other last bits."""
+    compile: bool = False
+    """Whether the network is compiled for the size of the picture by torch.compile, which changes the last bits."""
     memory: str = field(default="auto", metadata=one_of(MEMORY))
     """How much memory to use (see sdcli/planning/memory.py). Pixels only depend on it by `tiling`."""
     tiling: str = field(default="off", metadata=one_of(TILING))
@@ -256,7 +262,22 @@ class Flow:
     """Guidance by a negative prompt, besides a guidance scale that is distilled into the model (FLUX.1 [dev])."""
 
 
-MEMORY_KEYS = ("memory", "tiling")
+@dataclass(frozen=True)
+class Shortcuts:
+    """Ways to compute less, which change the picture more than its last bits."""
+
+    cache: str | None = None
+    """What is reused between steps, in the syntax of sdcli/recipe/cache.py."""
+    token_merging: float = field(default=0.0, metadata=within(0, 0.75))
+    """The share of the tokens that self-attention of a U-Net merges into others, where there are most."""
+
+    @property
+    def cached(self) -> Cache | None:
+        """`cache`, parsed."""
+        return None if self.cache is None else Cache.parse(self.cache)
+
+
+OMITTED_KEYS = ("memory", "tiling", "compile", "engine")
 """Keys of `Execution` that most recipes do not have."""
 LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
 """The keys of `Initial` that apply if a picture starts from latents."""

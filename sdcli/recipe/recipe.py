@@ -14,19 +14,21 @@ from typing import Any, Self, get_args
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe.bounds import check_area
 from sdcli.recipe.combinations import (
+    check_engine,
     check_hires,
     check_initial,
     check_layout,
     check_quantized,
     check_references,
     check_sampling,
+    check_shortcuts,
     check_texts,
 )
 from sdcli.recipe.part import check_once
 from sdcli.recipe.parts import (
     INITIAL_KEYS,
     MAX_SIDE,
-    MEMORY_KEYS,
+    OMITTED_KEYS,
     TEXT_KEYS,
     WITHOUT_DEFAULTS,
     Adapters,
@@ -39,6 +41,7 @@ from sdcli.recipe.parts import (
     Loading,
     References,
     Sampling,
+    Shortcuts,
     within,
 )
 from sdcli.recipe.values import build, checked, rules, typed_fields
@@ -65,6 +68,7 @@ class Recipe:
     references: References = field(default=References())
     flow: Flow = field(default=Flow())
     loading: Loading = field(default=Loading())
+    shortcuts: Shortcuts = field(default=Shortcuts())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -90,6 +94,8 @@ class Recipe:
         check_layout(recipe.layout, recipe.initial)
         check_references(recipe.references, recipe.initial, recipe.layout)
         check_once(recipe.loading.part)
+        check_shortcuts(recipe.shortcuts, recipe.execution)
+        check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.loading)
         check_quantized(recipe.loading, recipe.adapters)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         return recipe
@@ -97,18 +103,19 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
-        omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and `memory` and
-        `tiling` if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if they
-        have their defaults.
+        Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow`, `loading` and `shortcuts` that do not
+        apply are omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and
+        OMITTED_KEYS if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if
+        they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
-        for part in (self.layout, self.adapters, self.hires, self.references, self.flow, self.loading):
+        optional = self.layout, self.adapters, self.hires, self.references, self.flow, self.loading, self.shortcuts
+        for part in optional:
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         at_default = (key for key, default in _defaults_of(Execution) if getattr(self.execution, key) == default)
-        omitted |= {key for key in at_default if key in MEMORY_KEYS}
+        omitted |= {key for key in at_default if key in OMITTED_KEYS}
         if not self.initial.resize:
             omitted.add("resize")
         if self.condition.prompt_2 is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.diffusion.facts import Facts
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.cache import FIRST_BLOCK
 from sdcli.recipe.checks import check_condition
 from sdcli.recipe.parts import Condition
 
@@ -31,6 +32,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         size_multiple=space.vae_scale_factor * int(network.get("patch_size", 2)),
         in_channels=int(network["in_channels"]),
         latent_space=space,
+        cache=FIRST_BLOCK,
         square_only=True,
     )
 

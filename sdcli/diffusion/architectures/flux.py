@@ -13,6 +13,7 @@ from sdcli.diffusion import flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.cache import FIRST_BLOCK
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         size_multiple=2 * space.vae_scale_factor,
         in_channels=int(network.get("in_channels", 64)) // 4,
         latent_space=space,
+        cache=FIRST_BLOCK,
         guidance_distilled=takes_scale,
         unguided=not takes_scale,
         true_cfg=True,

@@ -13,6 +13,7 @@ from sdcli.diffusion import flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, rescale
 from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.cache import FIRST_BLOCK
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         size_multiple=2 * space.vae_scale_factor,
         in_channels=int(network.get("in_channels", 64)) // 4,
         latent_space=space,
+        cache=FIRST_BLOCK,
         prompts=Prompts(MOST_TOKENS, syntax=False),
         least_references=1 if edits else 0,
         most_references=3 if edits else 0,

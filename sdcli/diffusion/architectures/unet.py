@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.cache import DEEPCACHE
 from sdcli.recipe.checks import check_condition
 from sdcli.recipe.parts import Condition
 
@@ -33,6 +34,8 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         size_multiple=space.vae_scale_factor,
         in_channels=int(network["in_channels"]),
         latent_space=space,
+        cache=DEEPCACHE,
+        merges_tokens=any("CrossAttn" in str(each) for each in network.get("down_block_types", ("CrossAttn",))),
         guidance_distilled=network.get("time_cond_proj_dim") is not None,
         knows_sizes=network.get("addition_embed_type") == "text_time",
         takes_controlnets=True,

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from sdcli.errors import ModelError, ModelNotFound
+from sdcli.errors import ModelCorrupt, ModelError, ModelNotFound
 from sdcli.files.json_files import load_json
 from sdcli.files.user_files import stamp
 from sdcli.models.families import flow
 from sdcli.models.families.header import Header, read_header
+
+HERE = Path(__file__).parent
 
 
 def is_flow(file: Path) -> bool:
@@ -84,7 +86,25 @@ def has_config(folder: Path, part: str, class_name: str) -> bool:
     return _IN_NAMES.get(part, part) in str(config.get("_class_name"))
 
 
-_IN_NAMES = {"transformer": "Transformer2DModel", "unet": "UNet2D", "vae": "Autoencoder"}
+def config_of_tiny_vae(file: Path) -> Path | None:
+    """Return the folder with the config of a tiny autoencoder's file, next to it or here, or None for another file.
+
+    Raises ModelCorrupt for a file that has only half of one.
+    """
+    tensors = header_of(file).tensors if file.suffix == ".safetensors" else {}
+    if "1.weight" in tensors and "3.conv.0.weight" in tensors:
+        hint = "use the folder of the tiny autoencoder, or its diffusion_pytorch_model.safetensors, which has both"
+        raise ModelCorrupt(f"{file} is only the encoder or the decoder of a tiny autoencoder", hint)
+    first = tensors.get("decoder.layers.0.weight")
+    if first is None or "encoder.layers.0.weight" not in tensors:
+        return None
+    if has_config(file.parent, "tiny vae", ""):
+        return file.parent
+    folder = HERE / f"tiny-vae-{first.shape[1]}"
+    return folder if folder.is_dir() else None
+
+
+_IN_NAMES = {"transformer": "Transformer2DModel", "unet": "UNet2D", "vae": "Autoencoder", "tiny vae": "AutoencoderTiny"}
 """What the names of the classes of parts have."""
 _ALIKE = 5
 """The letters that the names of classes of one kind of text encoder begin with: with a head, or without."""

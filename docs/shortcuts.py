@@ -1,0 +1,88 @@
+"""Measure the shortcuts of docs/speed.md with kit: python docs/shortcuts.py [PICTURES] [MODEL]
+
+Each picture is made in all ways in turns, with the same prompt and seed, and compared with the exact one. Prints a
+table: the median of the processor time, also relative to the exact one, the means of PSNR and SSIM, the lowest SSIM.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from itertools import chain, islice
+
+import numpy as np
+from scipy.ndimage import uniform_filter
+
+from sdcli.diffusion import device, pipeline
+from sdcli.models import assemble, located
+from sdcli.training.measure import resolved_of, text_trials
+from sdcli.training.world import KIT
+
+WAYS = (
+    {},
+    {"guidance_interval": "0.1-0.8"},
+    {"cache": "deepcache:2"},
+    {"cache": "deepcache:3"},
+    {"token_merging": 0.3},
+    {"token_merging": 0.5},
+    {"cache": "deepcache:2", "guidance_interval": "0.1-0.8"},
+)
+
+
+def psnr(picture: np.ndarray, other: np.ndarray) -> float:
+    """The peak signal-to-noise ratio of two 8-bit pictures in dB; 99 if they are equal."""
+    error = np.mean((picture.astype(float) - other) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else 99.0
+
+
+def ssim(picture: np.ndarray, other: np.ndarray, side: int = 7) -> float:
+    """The structural similarity of two 8-bit RGB pictures, by Wang et al. 2004 in windows of side × side pixels.
+
+    Equal to scikit-image's `structural_similarity(…, channel_axis=2)`.
+    """
+    x, y = picture.astype(float), other.astype(float)
+    window = (side, side, 1)
+    mean_x, mean_y = uniform_filter(x, window), uniform_filter(y, window)
+    unbiased = side**2 / (side**2 - 1)
+    variance_x = unbiased * (uniform_filter(x * x, window) - mean_x**2)
+    variance_y = unbiased * (uniform_filter(y * y, window) - mean_y**2)
+    covariance = unbiased * (uniform_filter(x * y, window) - mean_x * mean_y)
+    small, smaller = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    above = (2 * mean_x * mean_y + small) * (2 * covariance + smaller)
+    found = above / ((mean_x**2 + mean_y**2 + small) * (variance_x + variance_y + smaller))
+    edge = side // 2
+    return float(found[edge:-edge, edge:-edge].mean())
+
+
+def main(pictures: int = 100, model: str = "kit") -> None:
+    """Print the table."""
+    found = located.find(model)
+    trials = list(islice(chain.from_iterable(text_trials(KIT, pictures, 0).values()), pictures))
+    first = device.resolve_execution(resolved_of(found, model, {}, trials[0], 0).recipe)
+    loaded = assemble.load(resolved_of(found, model, {}, trials[0], 0).weights, first)
+    results: list[list[tuple[float, float, float]]] = [[] for _ in WAYS]
+    for seed, trial in enumerate(trials):
+        exact = None
+        for way, taken in zip(WAYS, results, strict=True):
+            recipe = resolved_of(found, model, way, trial, seed).recipe
+            started = time.process_time()
+            picture = np.asarray(pipeline.run(loaded, [recipe])[0].image)
+            seconds = time.process_time() - started
+            exact = picture if exact is None else exact
+            taken.append((seconds, psnr(exact, picture), ssim(exact, picture)))
+        if seed % 10 == 9 or seed == len(trials) - 1:
+            show(results, seed + 1)
+
+
+def show(results: Sequence[Sequence[tuple[float, float, float]]], count: int) -> None:
+    """Print the table of the first `count` pictures."""
+    print(f"{count} pictures", flush=True)
+    exact = np.median([seconds for seconds, _, _ in results[0]])
+    for way, taken in zip(WAYS, results, strict=True):
+        seconds, decibels, likeness = np.array(taken).T
+        cells = (np.median(seconds), np.median(seconds) / exact, decibels.mean(), likeness.mean(), likeness.min())
+        print(json.dumps(way), *(f"{cell:.3f}" for cell in cells), sep="\t", flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:3])

@@ -1,0 +1,107 @@
+"""--engine openvino: the same pictures as by torch within tolerances, converted once, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdcli import cli
+from sdcli.diffusion import autoencode, openvino_engine, pipeline
+from sdcli.diffusion.model import LatentDiffusionModel
+from sdcli.errors import InvalidRecipe
+from sdcli.models import assemble
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
+from sdcli.recipe.recipe import Recipe
+from tests import pairs, tiny, tiny_flow
+
+ASKED = {**pairs.DEFAULTS, "model": "x", "steps": 3, "negative_prompt": "blue", "device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    """One cache for the module: what is converted is used by the tests after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def made(folder, **options) -> tuple[LatentDiffusionModel, Tensor, Tensor]:
+    """A loaded model, and the latents and pixels of a picture."""
+    recipe = Recipe.from_dict({**ASKED, **options})
+    model = assemble.load(Weights(Source(folder)), recipe)
+    latents = pipeline.sample(model, [recipe])
+    with torch.inference_mode():
+        return model, latents, autoencode.decode(model, latents)
+
+
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
+def test_float32_is_that_of_torch(family, tmp_path):
+    folder = tiny.make_folder(family, tmp_path / family)
+    (_, *theirs), (model, *ours) = made(folder), made(folder, engine="openvino")
+    assert all(each.is_meta for part in (model.network, model.vae.decoder) for each in part.parameters())
+    assert (ours[0] - theirs[0]).abs().max() < 1e-3
+    assert (ours[1] - theirs[1]).abs().max() < 1e-3
+
+
+@pytest.mark.slow
+def test_bfloat16_is_as_near_to_float32_as_that_of_torch(sd15):
+    exact, torchs, ours = (made(sd15, **each)[1] for each in ({}, {"dtype": "bfloat16"}, BFLOAT16))
+    assert (ours - exact).norm() < 2 * (torchs - exact).norm()
+
+
+BFLOAT16 = {"dtype": "bfloat16", "engine": "openvino"}
+
+
+def test_it_is_converted_once_and_used_for_other_sizes(sd15, monkeypatch):
+    first = made(sd15, engine="openvino")[1]
+
+    def convert(*arguments):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(openvino_engine, "_convert", convert)
+    assert torch.equal(made(sd15, engine="openvino")[1], first)
+    wide = {"width": 128, "steps": 1}
+    assert (made(sd15, engine="openvino", **wide)[2] - made(sd15, **wide)[2]).abs().max() < 1e-3
+
+
+@pytest.mark.slow
+def test_other_weights_are_converted_too(sd15, tmp_path):
+    other = tiny.make_folder("sd15", tmp_path / "other")
+    state = other / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 0.9 * each for name, each in load_file(state).items()}, state)
+    assert (made(other, engine="openvino")[1] - made(other)[1]).abs().max() < 1e-3
+    assert (made(other)[1] - made(sd15)[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("compile", True), ("cache", "deepcache"), ("token_merging", 0.5), ("control", ["x=y.png"]), ("quantize", "q8_0"),
+     ("device", "cuda"), ("dtype", "float16")],
+)  # fmt: skip
+def test_what_only_torch_runs_is_refused(key, value):
+    with pytest.raises(InvalidRecipe) as caught:
+        Recipe.from_dict({**ASKED, key: value, "engine": "openvino"})
+    assert caught.value.field == key
+
+
+def test_a_transformer_and_a_missing_package_are_refused(tmp_path, sd15, monkeypatch):
+    folder = tiny_flow.make_folder("flux-schnell", tmp_path / "flux")
+    with pytest.raises(InvalidRecipe, match="with a U-Net"):
+        assemble.load(Weights(Source(folder)), Recipe.from_dict({**ASKED, "engine": "openvino"}))
+    monkeypatch.setattr(openvino_engine, "find_spec", lambda name: None)
+    with pytest.raises(InvalidRecipe) as caught:
+        assemble.load(Weights(Source(sd15)), Recipe.from_dict({**ASKED, "engine": "openvino"}))
+    assert "pip install 'sdcli[openvino]'" in caught.value.hint
+
+
+def test_the_recipe_names_the_engine(sd15, tmp_path, capfd):
+    assert "engine" not in Recipe.from_dict(ASKED).to_dict()
+    place = str(tmp_path / "fox.png")
+    words = ["generate", "a fox", "-m", str(sd15), "-W", "64", "-H", "64", "--steps", "1", "--dtype", "float32"]
+    assert cli.run([*words, "--engine", "openvino", "-o", place]) == 0
+    assert "OpenVINO" in capfd.readouterr().err
+    assert cli.run(["info", "--json", place]) == 0
+    assert json.loads(capfd.readouterr().out)["recipe"]["engine"] == "openvino"
