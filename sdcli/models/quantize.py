@@ -38,7 +38,7 @@ def quantize(source: Source, folder: Path, name: str, on_bytes: OnBytes) -> None
     for part, (module, stored) in loading.check_parts(source, index, parts).items():
         (folder / part).mkdir()
         export.write_json(folder / part / "config.json", load_json(source.folder(part) / "config.json"))
-        counted = _counted(read(_each_once(stored)), part, on_bytes)
+        counted = _counted(read(_each_once(stored), mapped=False), part, on_bytes)
         if loading.takes_quantised(part, module):
             _write_gguf(module, counted, folder / part / f"{families.STEMS[0]}.gguf", name)
         else:
