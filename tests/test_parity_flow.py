@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image
+from diffusers.pipelines.chroma.pipeline_chroma_img2img import ChromaImg2ImgPipeline
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -46,7 +47,8 @@ def theirs(pipe: Any, recipe: Recipe, **options: Any) -> Any:
     """What a pipeline makes of a recipe, with the options that it takes."""
     taken = inspect.signature(pipe.__call__).parameters
     scale = recipe.sampling.guidance_scale
-    given = {"negative_prompt": recipe.condition.negative_prompt or None, **SIZE, **options}
+    as_given = {"use_resolution_binning": False, "clean_caption": False}  # sizes and prompts
+    given = {"negative_prompt": recipe.condition.negative_prompt or None, **SIZE, **as_given, **options}
     given |= {"true_cfg_scale": scale} if "true_cfg_scale" in taken and "Qwen" in type(pipe).__name__ else {}
     given |= {} if "Qwen" in type(pipe).__name__ else {"guidance_scale": scale}
     given = {key: value for key, value in given.items() if key in taken and value is not None}
@@ -56,12 +58,14 @@ def theirs(pipe: Any, recipe: Recipe, **options: Any) -> Any:
 
 def as_theirs(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
     """Latents as the family's pipeline returns them."""
-    if model.architecture in ("flux", "qwen_image"):
+    if model.architecture in ("flux", "qwen_image", "chroma"):
         return packing.pack(latents)
     return model.latent_space.denormalize(latents) if model.architecture == "flux2" else latents
 
 
-NEGATIVES = {"sd3": NEGATIVE, "sd3-without-t5": NEGATIVE, "qwen-image": NEGATIVE, "z-image": NEGATIVE}
+NEGATIVES = dict.fromkeys(tiny_flow.FAMILIES, NEGATIVE) | dict.fromkeys(
+    ("flux-dev", "flux-schnell", "flux2-klein", "flux2-base"), ""
+)
 
 
 @pytest.mark.parametrize("family", tiny_flow.FAMILIES)
@@ -79,14 +83,18 @@ def test_text_to_image(folders, family):
     assert np.abs(np.asarray(ours.image, dtype=np.int16) - pixels).max() <= 1
 
 
-@pytest.mark.parametrize("family", ["z-image", "flux-dev", "sd3", "qwen-image"])
+@pytest.mark.parametrize("family", ["z-image", "flux-dev", "sd3", "qwen-image", "chroma"])
 def test_image_to_image(folders, family):
     folder = folders[family]
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 64, 3), dtype=np.uint8))
     model, given = load(folder), InitialImage(image)
     recipe = recipe_of(folder, given, negative_prompt=NEGATIVES.get(family, ""), image="given", strength=0.5)
     ours = pipeline.sample(model, [recipe], inputs=tiny.inputs_of(model, recipe, given))
-    pipe = AutoPipelineForImage2Image.from_pipe(tiny_flow.pipeline_of(folder))
+    pipe = tiny_flow.pipeline_of(folder)
+    if family == "chroma":
+        pipe = ChromaImg2ImgPipeline(**pipe.components)
+    else:
+        pipe = AutoPipelineForImage2Image.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
     expected = theirs(pipe, recipe, image=image, strength=0.5, output_type="latent")
     assert (as_theirs(model, ours) - expected).abs().max() <= 1e-4
