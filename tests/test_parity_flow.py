@@ -18,7 +18,7 @@ from sdcli.errors import InvalidRecipe, ModelError
 from sdcli.files.canvas import InitialImage
 from sdcli.models import assemble, export, loading, located, registry
 from sdcli.models.source import Source
-from sdcli.planning import resolve
+from sdcli.planning import resolve, warnings
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
 from tests import tiny, tiny_flow
@@ -211,6 +211,50 @@ def test_bfloat16_is_near_float32(folders, family):
         made.append(pipeline.run(model, [resolved.recipe])[0].latents)
     assert (made[0] - made[1]).abs().mean() <= 0.06  # of a standard deviation of about 1.2
     assert (made[0] - made[1]).abs().max() > 0
+
+
+@pytest.mark.parametrize(("batch", "text"), [(1, "1:2.5:0.1-0.8"), (2, "0,1")])
+def test_skip_layer_guidance(folders, batch, text):
+    """In steps 1 to 3 of 4; and by default in the first fifth, which has one step of 8."""
+    folder, steps = folders["sd3"], 4 if batch == 1 else 8
+    recipe = recipe_of(folder, skip_layer_guidance=text, negative_prompt=NEGATIVE, batch_size=batch, steps=steps)
+    given = {"skip_guidance_layers": [1], "skip_layer_guidance_scale": 2.5}
+    given |= {"skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.8}
+    given = given if batch == 1 else {"skip_guidance_layers": [0, 1]}
+    model = load(folder)
+    ours = pipeline.sample(model, [recipe, recipe.replace(seed=8)][:batch])
+    expected = theirs(tiny_flow.pipeline_of(folder), recipe, output_type="latent", **given)
+    assert (ours[:1] - expected).abs().max() <= 1e-4
+    without = pipeline.sample(model, [Recipe.from_dict({**recipe.to_dict(), "skip_layer_guidance": None})])
+    assert (ours[:1] - without).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("7,", "is '7,'"),
+        ("1:2.8:0.5", "is '1:2.8:0.5'"),
+        ("1,1", "has the layers 1,1"),
+        ("2000", "has the layers 2000"),
+        ("1:2.8:0.5-0.2", "is 1:2.8:0.5-0.2"),
+        ("1:101", "is 1:101"),
+        ("2", "has the layer 2"),
+    ],
+)
+def test_wrong_skip_layer_guidance(folders, text, words):
+    with pytest.raises(InvalidRecipe, match=words) as raised:
+        recipe_of(folders["sd3"], skip_layer_guidance=text)
+    assert raised.value.field == "skip_layer_guidance"
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("family", "scale", "words"), [("sd3", 1.0, "guidance is disabled"), ("z-image", 4.0, "does not support it")]
+)
+def test_skip_layer_guidance_without_effect(folders, family, scale, words):
+    recipe = recipe_of(folders[family], skip_layer_guidance="1", guidance_scale=scale)
+    found = [each.message for each in warnings.find(located.find(str(folders[family])), recipe)]
+    assert any("skip_layer_guidance has no effect" in each and words in each for each in found)
 
 
 def test_one_step_cannot_be_stretched(folders):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sdcli.commands import completion, options
-from sdcli.recipe import schedulers
+from sdcli.recipe import schedulers, skip_layers
 from sdcli.recipe.parts import QUANTIZATIONS, UPSCALERS
 from sdcli.recipe.recipe import MAX_SEED
 
@@ -143,6 +143,14 @@ class Picture:
         typer.Option(
             "--true-cfg-scale", metavar="SCALE", rich_help_panel=options.SAMPLING, show_default="off",
             help="How far to stay away from the negative prompt, with FLUX.1 only; twice as slow.",
+        ),
+    ] = None  # fmt: skip
+    skip_layer_guidance: Annotated[
+        str | None,
+        typer.Option(
+            "--skip-layer-guidance", metavar=skip_layers.FORM, rich_help_panel=options.SAMPLING, show_default="off",
+            help="Guide away from the prediction without these layers, between two fractions of the steps, with Stable "
+            "Diffusion 3.5 only; the defaults are 2.8 and 0.01-0.2, and 7,8,9 suits the medium model.",
         ),
     ] = None  # fmt: skip
     shift: Annotated[

@@ -46,6 +46,8 @@ class Facts:
     """How many reference images the model takes."""
     true_cfg: bool = False
     """Whether a negative prompt works through `true_cfg_scale`."""
+    skippable_layers: int = 0
+    """How many layers the network has that `skip_layer_guidance` can leave out; 0 if it has no such guidance."""
     is_flow: bool = False
     """Whether the model was trained by flow matching."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

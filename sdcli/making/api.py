@@ -78,6 +78,7 @@ class Options(TypedDict, total=False):
     match_reference: bool
     shift: float
     true_cfg_scale: float
+    skip_layer_guidance: str
     part: str | list[str]
     quantize: str
 

@@ -67,6 +67,7 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         "addons": [each.sha256 for each in weights.sources[1:]] or None,
         "guided": Guidance.of(recipe).is_on,
         "guidance_interval": recipe.sampling.guidance_interval,
+        "skip_layer_guidance": recipe.flow.skip_layer_guidance,
         "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},
         **({} if recipe.hires.hires is None else vars(recipe.hires)),

@@ -14,6 +14,7 @@ from sdcli.recipe.parts import (
     MAX_SIDE,
     Adapters,
     Condition,
+    Flow,
     Hires,
     Initial,
     Layout,
@@ -21,6 +22,7 @@ from sdcli.recipe.parts import (
     References,
     Sampling,
 )
+from sdcli.recipe.skip_layers import SkipLayers
 
 MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
 """Characters of a prompt, and weights that are opened in it."""
@@ -57,6 +59,12 @@ def check_sampling(sampling: Sampling) -> None:
     if sampling.guidance_interval is not None:
         Interval.parse(sampling.guidance_interval)
     schedulers.check(sampling.scheduler, sampling.sigmas, sampling.eta)
+
+
+def check_flow(flow: Flow) -> None:
+    """Raise InvalidRecipe for an invalid skip-layer guidance."""
+    if flow.skip_layer_guidance is not None:
+        SkipLayers.parse(flow.skip_layer_guidance)
 
 
 def check_initial(initial: Initial, steps: int | None = None) -> None:

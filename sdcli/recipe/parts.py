@@ -254,6 +254,8 @@ class Flow:
     """How far the noise levels are shifted towards noise; None is the model's own shift, which can depend on size."""
     true_cfg_scale: float | None = field(default=None, metadata=within(1, 100))
     """Guidance by a negative prompt, besides a guidance scale that is distilled into the model (FLUX.1 [dev])."""
+    skip_layer_guidance: str | None = None
+    """Guidance away from the prediction without some layers: see sdcli/recipe/skip_layers.py (SD 3.5)."""
 
 
 MEMORY_KEYS = ("memory", "tiling")

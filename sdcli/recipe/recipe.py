@@ -14,6 +14,7 @@ from typing import Any, Self, get_args
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe.bounds import check_area
 from sdcli.recipe.combinations import (
+    check_flow,
     check_hires,
     check_initial,
     check_layout,
@@ -86,6 +87,7 @@ class Recipe:
         check_area(recipe.width, recipe.height)
         check_texts(recipe.condition)
         check_sampling(recipe.sampling)
+        check_flow(recipe.flow)
         check_initial(recipe.initial, recipe.sampling.steps)
         check_layout(recipe.layout, recipe.initial)
         check_references(recipe.references, recipe.initial, recipe.layout)
