@@ -11,7 +11,7 @@ from sdcli.errors import InvalidRecipe
 KEY = "skip_layer_guidance"
 FORM = "LAYER,LAYER[:SCALE[:START-STOP]]"
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_PATTERN = re.compile(rf"(\d{1, 4}(?:,\d{1, 4})*)(?::{_NUMBER}(?::{_NUMBER}-{_NUMBER})?)?", re.ASCII)
+_PATTERN = re.compile(rf"(\d{{1,4}}(?:,\d{{1,4}})*)(?::{_NUMBER}(?::{_NUMBER}-{_NUMBER})?)?", re.ASCII)
 _MOST = 1024
 
 
