@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe.checks import check_size
-from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, MEMORY_KEYS
+from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, MEMORY_KEYS, REFINER_KEYS
 from sdcli.recipe.recipe import MAX_SEED, Recipe, draw_seed, keys
 from sdcli.recipe.schedulers import NAMES
 
@@ -79,6 +79,7 @@ def test_keys_are_flat_and_the_fields_own():
         *MEMORY_KEYS,
         *LAYOUT_KEYS,
         *HIRES_KEYS,
+        *REFINER_KEYS,
         *(
             "prompt_2",
             "reference",

@@ -256,6 +256,26 @@ class Hires:
 
 
 @dataclass(frozen=True)
+class Refiner:
+    """Options of a refiner; both are keys of a recipe."""
+
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            "--refiner", metavar="MODEL", rich_help_panel=options.PICTURE, show_default=False,
+            help="Denoise the last steps with a refiner of SDXL, such as sdxl-refiner.",
+        ),
+    ] = None  # fmt: skip
+    refiner_switch: Annotated[
+        float | None,
+        typer.Option(
+            "--refiner-switch", metavar="0…1", rich_help_panel=options.PICTURE, show_default="0.8",
+            help="The share of the noise levels that the model itself denoises.",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Edited(Picture):
     """Options of a picture that is made from an image; the result has the size of the image."""
 

@@ -34,6 +34,8 @@ class Facts:
     """Whether the network takes the guidance scale as an input (LCM) and has no unconditional half."""
     knows_sizes: bool = False
     """Whether the network takes the size of the picture as an input (SDXL)."""
+    takes_aesthetics: bool = False
+    """Whether the network takes an aesthetic score instead of the size of the picture (SDXL's refiner)."""
     square_only: bool = False
     takes_controlnets: bool = False
     unguided: bool = False

@@ -74,6 +74,8 @@ class Options(TypedDict, total=False):
     hires_upscaler: str
     hires_strength: float
     hires_steps: int
+    refiner: str
+    refiner_switch: float
     reference: str | list[str]
     match_reference: bool
     shift: float

@@ -71,6 +71,7 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},
         **({} if recipe.hires.hires is None else vars(recipe.hires)),
+        **({} if recipe.refiner.refiner is None else {"refiner_switch": recipe.refiner.refiner_switch}),
     }
 
 

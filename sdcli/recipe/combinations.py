@@ -20,6 +20,7 @@ from sdcli.recipe.parts import (
     Layout,
     Loading,
     References,
+    Refiner,
     Sampling,
 )
 from sdcli.recipe.skip_layers import SkipLayers
@@ -165,6 +166,17 @@ def check_hires(hires: Hires, initial: Initial, first: tuple[int, int], steps: i
         raise InvalidRecipe(
             f"hires_strength {hires.hires_strength:g} runs none of the {steps} steps", hint, "hires_strength"
         )
+
+
+def check_refiner(refiner: Refiner, hires: Hires, initial: Initial) -> None:
+    """Raise InvalidRecipe for a refiner of a picture that has a second pass or a known part."""
+    if refiner.refiner is None:
+        if refiner.refiner_switch != Refiner.refiner_switch:
+            raise InvalidRecipe("refiner_switch has no effect without a refiner", "give refiner too", "refiner_switch")
+        return
+    for key, given in (("hires", hires.hires is not None), ("inpainting", initial.repaints)):
+        if given:
+            raise InvalidRecipe(f"a refiner cannot be combined with {key}", "omit one of them", "refiner")
 
 
 def check_quantized(loading: Loading, adapters: Adapters) -> None:

@@ -20,6 +20,7 @@ from sdcli.recipe.combinations import (
     check_layout,
     check_quantized,
     check_references,
+    check_refiner,
     check_sampling,
     check_texts,
 )
@@ -39,6 +40,7 @@ from sdcli.recipe.parts import (
     Layout,
     Loading,
     References,
+    Refiner,
     Sampling,
     within,
 )
@@ -63,6 +65,7 @@ class Recipe:
     layout: Layout = field(default=Layout())
     adapters: Adapters = field(default=Adapters())
     hires: Hires = field(default=Hires())
+    refiner: Refiner = field(default=Refiner())
     references: References = field(default=References())
     flow: Flow = field(default=Flow())
     loading: Loading = field(default=Loading())
@@ -94,19 +97,20 @@ class Recipe:
         check_once(recipe.loading.part)
         check_quantized(recipe.loading, recipe.adapters)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
+        check_refiner(recipe.refiner, recipe.hires, recipe.initial)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow` and `loading` that do not apply are
-        omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and `memory` and
-        `tiling` if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if they
-        have their defaults.
+        Keys of `initial`, `layout`, `adapters`, `hires`, `refiner`, `references`, `flow` and `loading` that do not
+        apply are omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and
+        `memory` and `tiling` if they have their defaults. With a label, the prompt is omitted, and the other keys of
+        prompts if they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
-        for part in (self.layout, self.adapters, self.hires, self.references, self.flow, self.loading):
+        for part in (self.layout, self.adapters, self.hires, self.refiner, self.references, self.flow, self.loading):
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         at_default = (key for key, default in _defaults_of(Execution) if getattr(self.execution, key) == default)
@@ -227,6 +231,12 @@ def layout_of(flat: Mapping[str, Any]) -> Layout:
     layout: Layout = build(Layout, flat)
     check_layout(layout, initial_of(flat))
     return layout
+
+
+def refiner_of(flat: Mapping[str, Any]) -> Refiner:
+    """Make only the part `Refiner` of flat keys. Raises InvalidRecipe."""
+    refiner: Refiner = build(Refiner, flat)
+    return refiner
 
 
 def draw_seed() -> int:

@@ -40,11 +40,15 @@ class Context:
     pooled_prompt_embeds: Tensor | None = None
     negative_pooled_prompt_embeds: Tensor | None = None
     add_time_ids: Tensor | None = None
+    negative_add_time_ids: Tensor | None = None
+    """Those of the unconditional half, if they differ (SDXL's refiner)."""
     concat_latents: Tensor | None = None
     timestep_cond: Tensor | None = None
     residuals: Residuals | None = None
     reference_latents: tuple[Tensor, ...] = ()
     """The latents (1, C, h, w) of each reference image, normalised, which the transformer takes as further tokens."""
+    refined: Context | None = None
+    """The context of the refiner."""
     notes: tuple[str, ...] = ()
     """Warnings about what was encoded, which belong to the picture."""
 

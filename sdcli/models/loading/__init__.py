@@ -95,6 +95,7 @@ def load(
     offload: str = "none",
     find: Callable[..., Parts] | None = None,
     fill_part: Callable[..., Any] | None = None,
+    refiner: bool = False,
 ) -> LatentDiffusionModel:
     """Load the model at `source`, in `dtype` on `device`, or for it in main memory if weights are offloaded.
 
@@ -102,13 +103,13 @@ def load(
     The other parts are checked, and stay on the meta device. `quantize` is the format for the weights of the layers of
     the network and of language models. With float16, a VAE with `force_upcast` in its config stays in float32; a
     VQModel always does. `find` and `fill_part` replace `check_parts` and the reading of files, for weights from
-    elsewhere.
+    elsewhere. A `refiner` has the second text encoder of SDXL only.
 
     Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, invalid or do not fit each
     other, and ModelError for an unsupported kind of model.
     """
     source.check()
-    index = read_index(source)
+    index = read_index(source, refiner=refiner)
     vae_in_float32 = families.keeps_float32(source.config("vae"), str(dtype)[6:])
     scheduler_config, known = source.scheduler_config(), labels.read(source)
     needed = PIPELINES[index["_class_name"]]
@@ -118,6 +119,7 @@ def load(
     _check_classes(source, index, family)
     architecture = architectures.load(family)
     text_encoders = text_parts(index)
+    needed = tuple(each for each in needed if not (refiner and each == "text_encoder"))
     parts = (find or check_parts)(source, index, dict.fromkeys([*text_encoders, *needed]))
     tokenizers = [_tokenizer(source, each, parts[each][0]) for each in text_encoders]
     storage = device if offload == "none" else torch.device("cpu")
@@ -176,8 +178,11 @@ def text_parts(index: Mapping[str, Any]) -> list[str]:
     return [each for each in named if index.get(each, [None, None])[1]]
 
 
-def read_index(source: Source) -> Mapping[str, Any]:
-    """Read model_index.json. Raises ModelError unless its pipeline and component classes are supported."""
+def read_index(source: Source, *, refiner: bool = False) -> Mapping[str, Any]:
+    """Read model_index.json. Raises ModelError unless its pipeline and component classes are supported.
+
+    Only a `refiner` has no first text encoder.
+    """
     folder = source.base
     file = folder / INDEX
     index = source.index()
@@ -191,8 +196,10 @@ def read_index(source: Source) -> Mapping[str, Any]:
         if not all(each is None or isinstance(each, str) for each in library_and_class):
             raise ModelCorrupt(f"{file} has no valid entry for {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is None and part in PIPELINES[pipeline]:
-            if index.get("requires_aesthetics_score"):
-                raise ModelError(f"{folder} is a refiner of SDXL, which is not supported", _SUPPORTED)
+            if index.get("requires_aesthetics_score") and part == "text_encoder":
+                if refiner:
+                    continue
+                raise ModelError(f"{folder} is a refiner of SDXL", "use it with --refiner, after a model of SDXL")
             raise ModelCorrupt(f"{file} has no {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is not None and library_and_class[1] not in COMPONENTS[part]:
             where = source.folder(part) if source.is_elsewhere(part) else folder
