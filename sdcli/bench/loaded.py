@@ -22,5 +22,7 @@ def load(subject: Subject, recipe: Recipe) -> LatentDiffusionModel:
         return assemble.load(subject.weights, recipe)
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
-        model = random_weights.load(subject.weights.model, name=recipe.model, device=device, dtype=dtype)
+        model = random_weights.load(
+            subject.weights.model, name=recipe.model, device=device, dtype=dtype, layers=subject.layers
+        )
         return layout.arrange(model)

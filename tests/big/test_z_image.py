@@ -132,7 +132,6 @@ def test_a_picture_takes_little_more_than_the_larger_part(folder, tmp_path):
 def test_four_bits_on_loading(folder, tmp_path):
     found = measure(folder, tmp_path, "--memory", "low", "--dtype", "bfloat16", "--quantize", "int4")
     report("int4 on loading", found)
-    assert found["line"]["recipe"]["quantize"] == "q4_0"
     assert found["peak"] <= FOUR_BITS
 
 
