@@ -1,4 +1,4 @@
-"""Refiners: finding them, checking whether they fit a model, and loading them beside it.
+"""Refiners: finding them, checking whether they fit a model, and loading them together with it.
 
 Reads only JSON, except `attach`, which reads weights and imports torch.
 """
