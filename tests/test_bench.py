@@ -97,6 +97,21 @@ def test_latents_are_those_of_diffusers(family, pair):
     assert torch.equal(ours.latents, theirs.latents)
 
 
+@pytest.mark.parametrize("family", ["z-image", "flux-dev", "flux2-klein", "flux2-base", "sd3", "qwen-image"])
+def test_latents_of_flow_matching_are_those_of_diffusers(family, tmp_path):
+    """With the parts of random weights, cut to one layer: the shapes are those of the files, and the tokenizers too."""
+    folder = tiny_flow.make_folder(family, tmp_path / family)
+    made = random_weights.load(Source(folder), name="x", device=torch.device("cpu"), dtype=torch.float32, layers=1)
+    counts = {key: each for key, each in made.network.config.items() if key in random_weights._LISTS}
+    assert set(counts.values()) == {1}
+    options = {"guidance_scale": 1.0 if family == "flux2-klein" else 3.0, "steps": 2, "scheduler": "euler"}
+    recipe = Recipe.from_dict({**pairs.DEFAULTS, "model": family, **options})
+    ours = contenders.Ours(made, recipe).turn(2)
+    theirs = contenders.rival("diffusers", made, recipe).turn(2)
+    assert len(theirs.steps) == 2
+    assert (ours.latents - theirs.latents).abs().max() <= 1e-4
+
+
 def test_a_bench_predicts_a_picture(sd15, monkeypatch):
     measured = subject.of_model(str(sd15), QUICK)
     monkeypatch.setattr(timings, "WORTH_RECORDING", 0)
@@ -135,6 +150,8 @@ def test_a_busy_machine_is_named(sd15):
         (["--against", "diffusers", "--against", "diffusers"], "twice"),
         (["--family", "sd15-inpaint"], "makes pictures from text"),
         (["--size", "12"], "12"),
+        (["--layers", "2"], "without --family"),
+        (["--family", "sd15", "--layers", "2"], "has no transformer"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words, said, capfd):
@@ -144,7 +161,7 @@ def test_what_cannot_be_measured_is_refused(words, said, capfd):
 
 def test_diffusers_is_compared_where_it_has_the_same_pipeline(tmp_path):
     measured = subject.of_model(str(tiny.make_dit(tmp_path / "dit")), QUICK)
-    with pytest.raises(UsageError, match="U-Net"):
+    with pytest.raises(UsageError, match="of this kind"):
         measure.measure(measured, ["diffusers"], turns=1)
 
 

@@ -272,6 +272,7 @@ VALUES = {
     "guidance_rescale": st.floats(0, 1),
     "shift": st.floats(0.01, 100),
     "true_cfg_scale": st.floats(1, 100),
+    "skip_layer_guidance": st.sampled_from(["7", "7,8,9:2.8:0.01-0.2"]),
     "guidance_interval": st.sampled_from(["0-1", "0.1-0.8"]),
     "cache": st.sampled_from(["deepcache", "deepcache:3", "first-block:0.1"]),
     "token_merging": st.floats(0, 0.75),

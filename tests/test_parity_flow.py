@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image
+from diffusers.pipelines.chroma.pipeline_chroma_img2img import ChromaImg2ImgPipeline
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -17,7 +18,7 @@ from sdcli.errors import InvalidRecipe, ModelError
 from sdcli.files.canvas import InitialImage
 from sdcli.models import assemble, export, loading, located, registry
 from sdcli.models.source import Source
-from sdcli.planning import resolve
+from sdcli.planning import resolve, warnings
 from sdcli.recipe import schedulers
 from sdcli.recipe.recipe import Recipe
 from tests import tiny, tiny_flow
@@ -46,7 +47,8 @@ def theirs(pipe: Any, recipe: Recipe, **options: Any) -> Any:
     """What a pipeline makes of a recipe, with the options that it takes."""
     taken = inspect.signature(pipe.__call__).parameters
     scale = recipe.sampling.guidance_scale
-    given = {"negative_prompt": recipe.condition.negative_prompt or None, **SIZE, **options}
+    as_given = {"use_resolution_binning": False, "clean_caption": False}  # sizes and prompts
+    given = {"negative_prompt": recipe.condition.negative_prompt or None, **SIZE, **as_given, **options}
     given |= {"true_cfg_scale": scale} if "true_cfg_scale" in taken and "Qwen" in type(pipe).__name__ else {}
     given |= {} if "Qwen" in type(pipe).__name__ else {"guidance_scale": scale}
     given = {key: value for key, value in given.items() if key in taken and value is not None}
@@ -56,12 +58,14 @@ def theirs(pipe: Any, recipe: Recipe, **options: Any) -> Any:
 
 def as_theirs(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
     """Latents as the family's pipeline returns them."""
-    if model.architecture in ("flux", "qwen_image"):
+    if model.architecture in ("flux", "qwen_image", "chroma"):
         return packing.pack(latents)
     return model.latent_space.denormalize(latents) if model.architecture == "flux2" else latents
 
 
-NEGATIVES = {"sd3": NEGATIVE, "sd3-without-t5": NEGATIVE, "qwen-image": NEGATIVE, "z-image": NEGATIVE}
+NEGATIVES = dict.fromkeys(tiny_flow.FAMILIES, NEGATIVE) | dict.fromkeys(
+    ("flux-dev", "flux-schnell", "flux2-klein", "flux2-base"), ""
+)
 
 
 @pytest.mark.parametrize("family", tiny_flow.FAMILIES)
@@ -79,14 +83,18 @@ def test_text_to_image(folders, family):
     assert np.abs(np.asarray(ours.image, dtype=np.int16) - pixels).max() <= 1
 
 
-@pytest.mark.parametrize("family", ["z-image", "flux-dev", "sd3", "qwen-image"])
+@pytest.mark.parametrize("family", ["z-image", "flux-dev", "sd3", "qwen-image", "chroma"])
 def test_image_to_image(folders, family):
     folder = folders[family]
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 64, 3), dtype=np.uint8))
     model, given = load(folder), InitialImage(image)
     recipe = recipe_of(folder, given, negative_prompt=NEGATIVES.get(family, ""), image="given", strength=0.5)
     ours = pipeline.sample(model, [recipe], inputs=tiny.inputs_of(model, recipe, given))
-    pipe = AutoPipelineForImage2Image.from_pipe(tiny_flow.pipeline_of(folder))
+    pipe = tiny_flow.pipeline_of(folder)
+    if family == "chroma":
+        pipe = ChromaImg2ImgPipeline(**pipe.components)
+    else:
+        pipe = AutoPipelineForImage2Image.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
     expected = theirs(pipe, recipe, image=image, strength=0.5, output_type="latent")
     assert (as_theirs(model, ours) - expected).abs().max() <= 1e-4
@@ -203,6 +211,50 @@ def test_bfloat16_is_near_float32(folders, family):
         made.append(pipeline.run(model, [resolved.recipe])[0].latents)
     assert (made[0] - made[1]).abs().mean() <= 0.06  # of a standard deviation of about 1.2
     assert (made[0] - made[1]).abs().max() > 0
+
+
+@pytest.mark.parametrize(("batch", "text"), [(1, "1:2.5:0.1-0.8"), (2, "0,1")])
+def test_skip_layer_guidance(folders, batch, text):
+    """In steps 1 to 3 of 4; and by default in the first fifth, which has one step of 8."""
+    folder, steps = folders["sd3"], 4 if batch == 1 else 8
+    recipe = recipe_of(folder, skip_layer_guidance=text, negative_prompt=NEGATIVE, batch_size=batch, steps=steps)
+    given = {"skip_guidance_layers": [1], "skip_layer_guidance_scale": 2.5}
+    given |= {"skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.8}
+    given = given if batch == 1 else {"skip_guidance_layers": [0, 1]}
+    model = load(folder)
+    ours = pipeline.sample(model, [recipe, recipe.replace(seed=8)][:batch])
+    expected = theirs(tiny_flow.pipeline_of(folder), recipe, output_type="latent", **given)
+    assert (ours[:1] - expected).abs().max() <= 1e-4
+    without = pipeline.sample(model, [Recipe.from_dict({**recipe.to_dict(), "skip_layer_guidance": None})])
+    assert (ours[:1] - without).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("7,", "is '7,'"),
+        ("1:2.8:0.5", "is '1:2.8:0.5'"),
+        ("1,1", "has the layers 1,1"),
+        ("2000", "has the layers 2000"),
+        ("1:2.8:0.5-0.2", "is 1:2.8:0.5-0.2"),
+        ("1:101", "is 1:101"),
+        ("2", "has the layer 2"),
+    ],
+)
+def test_wrong_skip_layer_guidance(folders, text, words):
+    with pytest.raises(InvalidRecipe, match=words) as raised:
+        recipe_of(folders["sd3"], skip_layer_guidance=text)
+    assert raised.value.field == "skip_layer_guidance"
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("family", "scale", "words"), [("sd3", 1.0, "guidance is disabled"), ("z-image", 4.0, "does not support it")]
+)
+def test_skip_layer_guidance_without_effect(folders, family, scale, words):
+    recipe = recipe_of(folders[family], skip_layer_guidance="1", guidance_scale=scale)
+    found = [each.message for each in warnings.find(located.find(str(folders[family])), recipe)]
+    assert any("skip_layer_guidance has no effect" in each and words in each for each in found)
 
 
 def test_one_step_cannot_be_stretched(folders):

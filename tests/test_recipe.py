@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe.checks import check_size
-from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, OMITTED_KEYS
+from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, OMITTED_KEYS, REFINER_KEYS
 from sdcli.recipe.recipe import MAX_SEED, Recipe, draw_seed, keys
 from sdcli.recipe.schedulers import NAMES
 
@@ -48,6 +48,7 @@ recipes = st.fixed_dictionaries(
         "strict_lora": st.just(False),
         "shift": st.floats(0.01, 100),
         "true_cfg_scale": st.floats(1, 100),
+        "skip_layer_guidance": st.sampled_from(["7", "7,8,9:2.8:0.01-0.2"]),
         "guidance_interval": st.just("0.1-0.8"),
         "cache": st.sampled_from(["deepcache:3", "first-block:0.1"]),
         "token_merging": st.floats(0.01, 0.75),
@@ -80,6 +81,7 @@ def test_keys_are_flat_and_the_fields_own():
         *OMITTED_KEYS,
         *LAYOUT_KEYS,
         *HIRES_KEYS,
+        *REFINER_KEYS,
         *(
             "prompt_2",
             "reference",
@@ -87,6 +89,7 @@ def test_keys_are_flat_and_the_fields_own():
             "match_reference",
             "shift",
             "true_cfg_scale",
+            "skip_layer_guidance",
             "guidance_interval",
         ),
         *("part", "quantize", "cache", "token_merging"),

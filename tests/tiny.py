@@ -240,6 +240,28 @@ def make_folder(family: str, directory: Path, *, seed: int = 0, in_channels: int
     return directory
 
 
+def make_refiner(directory: Path, *, seed: int = 2) -> Path:
+    """Write a tiny refiner of SDXL: one text encoder, the second one, and an aesthetic score in place of a size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = make_text_encoders("sdxl")[1]
+        like = make_unet("sdxl").config
+        width = like["projection_class_embeddings_input_dim"] - like["addition_time_embed_dim"]
+        settings = {"cross_attention_dim": 48, "projection_class_embeddings_input_dim": width}
+        unet, vae = UNet2DConditionModel.from_config({**like, **settings}), make_vae("sdxl")
+        _shake(unet, vae, text_encoder)
+    unet.save_pretrained(directory / "unet")
+    vae.save_pretrained(directory / "vae")
+    text_encoder.save_pretrained(directory / "text_encoder_2")
+    write_tokenizer(directory / "tokenizer_2", "!")
+    index = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}
+    index |= {"force_zeros_for_empty_prompt": False, "text_encoder": [None, None], "tokenizer": [None, None]}
+    index |= {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    index |= {"tokenizer_2": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    index |= {"vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", SCHEDULERS["sdxl"]["_class_name"]]}
+    return _finish(directory, index, {**NOISE_SCHEDULE, **SCHEDULERS["sdxl"]})
+
+
 def make_dit(directory: Path, *, seed: int = 0) -> Path:
     """Write a tiny DiT of ImageNet's classes, of 64×64 pixels, as facebook/DiT-XL-2-256 is laid out."""
     settings = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "in_channels": 4}

@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
+from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
+from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
@@ -34,6 +42,7 @@ from tests import tiny
 
 EDITORS = ("flux2-klein", "flux2-base", "flux-kontext", "qwen-image-edit")
 FAMILIES = ("z-image", "flux-dev", "flux-schnell", "flux2-klein", "flux2-base", "sd3", "sd3-without-t5", "qwen-image")
+FAMILIES += ("chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma")
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -63,6 +72,14 @@ def write_t5_tokenizer(directory: Path) -> None:
     T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(directory)
 
 
+def write_gemma_tokenizer(directory: Path) -> None:
+    """A tokenizer of Gemma's kind with one token for each letter."""
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    letters = ("\n", "▁", *(chr(letter) for letter in range(ord("!"), ord("~") + 1)))
+    vocab = {each: place for place, each in enumerate((*special, *letters))}
+    GemmaTokenizer(vocab=vocab, merges=[], add_bos_token=True).save_pretrained(directory)
+
+
 def write_image_processor(directory: Path) -> None:
     """The settings of the image processor of Qwen2.5-VL."""
     directory.mkdir(parents=True)
@@ -79,7 +96,7 @@ def shaken(module: nn.Module, amount: float = 0.05) -> nn.Module:
     return module.eval()
 
 
-def make_vae(**settings: Any) -> nn.Module:
+def make_vae(shift_factor: float | None = 0.1159) -> nn.Module:
     return shaken(
         AutoencoderKL(
             block_out_channels=(8, 8, 8, 8),
@@ -89,10 +106,9 @@ def make_vae(**settings: Any) -> nn.Module:
             layers_per_block=1,
             latent_channels=16,
             scaling_factor=0.3611,
-            shift_factor=0.1159,
+            shift_factor=shift_factor,
             use_quant_conv=False,
             use_post_quant_conv=False,
-            **settings,
         )
     )
 
@@ -133,6 +149,11 @@ def qwen_vl() -> nn.Module:
 def t5() -> nn.Module:
     size = {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
     return shaken(T5EncoderModel(T5Config(vocab_size=264, feed_forward_proj="gated-gelu", **size)))
+
+
+def gemma() -> nn.Module:
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return shaken(Gemma2Model(Gemma2Config(vocab_size=264, num_key_value_heads=1, head_dim=8, **size)))
 
 
 def clip(kind: Callable[..., nn.Module], width: int) -> nn.Module:
@@ -185,6 +206,48 @@ def qwen_image() -> dict[str, Any]:
     return {**parts, **flow, "max_image_seq_len": 8192}
 
 
+def chroma() -> dict[str, Any]:
+    settings = {"in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 12}
+    settings |= {"num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 4)}
+    settings |= {"approximator_num_channels": 16, "approximator_hidden_dim": 16, "approximator_layers": 1}
+    parts = {"transformer": shaken(ChromaTransformer2DModel(**settings)), "vae": make_vae(), "text_encoder": t5()}
+    return {**parts, "use_dynamic_shifting": True}
+
+
+def lumina2() -> dict[str, Any]:
+    settings = {"hidden_size": 24, "num_layers": 1, "num_refiner_layers": 1, "num_attention_heads": 2}
+    settings |= {"num_kv_heads": 1, "multiple_of": 16, "axes_dim_rope": (4, 4, 4), "axes_lens": (300, 64, 64)}
+    network = shaken(Lumina2Transformer2DModel(**settings, cap_feat_dim=16, sample_size=16))
+    return {"transformer": network, "vae": make_vae(), "text_encoder": gemma(), "shift": 6.0}
+
+
+SANA_FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+
+
+def sana() -> dict[str, Any]:
+    settings = {"in_channels": 8, "out_channels": 8, "num_layers": 1, "num_attention_heads": 2, "sample_size": 16}
+    settings |= {"attention_head_dim": 8, "num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
+    settings |= {"cross_attention_dim": 16, "caption_channels": 16, "qk_norm": "rms_norm_across_heads"}
+    blocks = {"encoder_block_out_channels": (8, 8, 16), "decoder_block_out_channels": (8, 8, 16)}
+    blocks |= {"encoder_layers_per_block": (1, 1, 1), "decoder_layers_per_block": (1, 1, 1)}
+    blocks |= {"encoder_qkv_multiscales": ((), (), ()), "decoder_qkv_multiscales": ((), (), ())}
+    types = {f"{side}_block_types": ("ResBlock", "ResBlock", "EfficientViTBlock") for side in ("encoder", "decoder")}
+    vae = shaken(AutoencoderDC(latent_channels=8, attention_head_dim=8, scaling_factor=0.41407, **blocks, **types))
+    network = shaken(SanaTransformer2DModel(**settings))
+    return {"transformer": network, "vae": vae, "text_encoder": gemma(), **SANA_FLOW}
+
+
+PIXART_NOISE = {"beta_schedule": "linear", "beta_end": 0.004}
+"""Less than that of the published models, in which a network that predicts no noise gives latents of any size."""
+
+
+def pixart(sample_size: int) -> dict[str, Any]:
+    settings = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "cross_attention_dim": 24}
+    settings |= {"in_channels": 16, "out_channels": 32, "caption_channels": 24, "sample_size": sample_size}
+    network = shaken(PixArtTransformer2DModel(**settings, interpolation_scale=2))
+    return {"transformer": network, "vae": make_vae(None), "text_encoder": t5(), **PIXART_NOISE}
+
+
 MAKERS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "z-image": ("ZImagePipeline", z_image),
     "flux-dev": ("FluxPipeline", lambda: flux(True)),
@@ -196,11 +259,17 @@ MAKERS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "sd3-without-t5": ("StableDiffusion3Pipeline", lambda: sd3(False)),
     "qwen-image": ("QwenImagePipeline", qwen_image),
     "qwen-image-edit": ("QwenImageEditPlusPipeline", qwen_image),
+    "chroma": ("ChromaPipeline", chroma),
+    "lumina2": ("Lumina2Pipeline", lumina2),
+    "sana": ("SanaPipeline", sana),
+    "pixart-alpha": ("PixArtAlphaPipeline", lambda: pixart(128)),
+    "pixart-sigma": ("PixArtSigmaPipeline", lambda: pixart(16)),
 }
 _TOKENIZERS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "CLIPTextModel": ("CLIPTokenizer", tiny.write_tokenizer),
     "CLIPTextModelWithProjection": ("CLIPTokenizer", tiny.write_tokenizer),
     "T5EncoderModel": ("T5TokenizerFast", write_t5_tokenizer),
+    "Gemma2Model": ("GemmaTokenizer", write_gemma_tokenizer),
     "Qwen3Model": ("Qwen2Tokenizer", write_qwen_tokenizer),
     "Qwen3ForCausalLM": ("Qwen2Tokenizer", write_qwen_tokenizer),
     "Qwen2_5_VLForConditionalGeneration": ("Qwen2Tokenizer", write_qwen_tokenizer),
@@ -230,12 +299,17 @@ def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
         if isinstance(module, nn.Module):
             module.save_pretrained(directory / part)
             index.setdefault(part, ["diffusers", type(module).__name__])
-    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-    scheduler |= {key: value for key, value in parts.items() if isinstance(value, int | float)}
+    kind = (
+        "DPMSolverMultistepScheduler"
+        if {"beta_schedule", "use_flow_sigmas"} & {*parts}
+        else "FlowMatchEulerDiscreteScheduler"
+    )
+    scheduler = {"_class_name": kind, "num_train_timesteps": 1000}
+    scheduler |= {key: value for key, value in parts.items() if isinstance(value, int | float | str)}
     scheduler.pop("is_distilled", None)
     (directory / "scheduler").mkdir()
     tiny.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
-    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    index["scheduler"] = ["diffusers", kind]
     (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return directory
 

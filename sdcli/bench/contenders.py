@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -12,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdcli.bench import pipelines
 from sdcli.diffusion import autoencode, pipeline, samplers
-from sdcli.diffusion.context import Context
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import draw_noise
 from sdcli.errors import UsageError
@@ -100,15 +101,17 @@ class Diffusers:
         self._dtype = dtype or model.dtype
         self._config, self._space = model.scheduler_config, model.latent_space
         vae_dtype = torch.float32 if model.vae.dtype == torch.float32 else self._dtype
+        found = pipelines.of(model)
+        assert found is not None
+        self._kind, options = found
         network = copy.deepcopy(model.network).to(self._dtype)
         vae = copy.deepcopy(model.vae).to(vae_dtype)
         for each in (network, vae):
             each.to(memory_format=layout)
         with torch.inference_mode():
             (context,) = pipeline.encode_conditions(model, recipe)
-        self._embeds = _embeds(context, self._dtype)
-        self._pipe = _pipe_of(model, network, vae, self._scheduler())
-        self._pipe.set_progress_bar_config(disable=True)
+        self._conditions = self._kind.conditions(context, self._dtype) | self._kind.guidance(recipe)
+        self._pipe = self._kind.make(network, vae, self._scheduler(), **options)
 
     def _scheduler(self) -> Any:
         sampling = self.recipe.sampling
@@ -127,50 +130,35 @@ class Diffusers:
 
         self._pipe.scheduler = self._scheduler()
         generator = torch.Generator().manual_seed(recipe.seed)
-        noise = draw_noise([generator], self._space.shape(recipe.width, recipe.height))
-        device = self._pipe.unet.device
+        shape = self._space.shape(recipe.width, recipe.height)
+        noise = self._kind.to_theirs(draw_noise([generator], shape))
+        device = getattr(self._pipe, self._kind.network).device
         times, worked = [now()], time.process_time()
+        sampling = {"guidance_rescale": recipe.sampling.guidance_rescale, "eta": recipe.sampling.eta}
+        taken = inspect.signature(self._pipe.__call__).parameters
         self._pipe(
-            **self._embeds,
+            **self._conditions,
+            **{key: value for key, value in sampling.items() if key in taken},
             width=recipe.width,
             height=recipe.height,
             num_inference_steps=steps,
-            guidance_scale=recipe.sampling.guidance_scale,
-            guidance_rescale=recipe.sampling.guidance_rescale,
-            eta=recipe.sampling.eta,
             generator=[generator],
-            latents=noise.to(device, self._dtype),
+            latents=noise.to(device, self._kind.latents_dtype or self._dtype),
             callback_on_step_end=on_step,
             output_type="pt",
         )
         ended = now()
         busy = (time.process_time() - worked) / (ended - times[0])
-        return Turn(None, _differences(times), ended - times[-1], busy, kept[0].float().cpu())
+        latents = self._kind.to_ours(kept[0], *shape[1:])
+        return Turn(None, _differences(times), ended - times[-1], busy, latents.float().cpu())
 
 
 def rival(name: str, model: LatentDiffusionModel, recipe: Recipe) -> Contender:
     """Return diffusers' pipeline for `model`, used as RIVALS says. Raises UsageError if it has none for comparison."""
-    if model.architecture != "unet" or model.labels is not None:
-        what = f"--against {name} only compares models with a U-Net that take text"
+    if pipelines.of(model) is None:
+        what = f"--against {name} does not compare models of this kind"
         raise UsageError(what, "omit --against, or choose another model")
     return Diffusers(name, model, recipe)
-
-
-def _pipe_of(model: LatentDiffusionModel, network: Any, vae: Any, scheduler: Any) -> Any:
-    parts = {"unet": network, "vae": vae, "scheduler": scheduler, "text_encoder": None, "tokenizer": None}
-    if model.facts.knows_sizes:
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-        return StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None, add_watermarker=False)
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-
-
-def _embeds(context: Context, dtype: torch.dtype) -> dict[str, Tensor]:
-    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-    given = {name: getattr(context, name) for name in names}
-    return {name: each.to(dtype) for name, each in given.items() if each is not None}
 
 
 def _differences(times: list[float]) -> tuple[float, ...]:

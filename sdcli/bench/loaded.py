@@ -22,7 +22,9 @@ def load(subject: Subject, recipe: Recipe) -> LatentDiffusionModel:
         return assemble.load(subject.weights, recipe)
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
-        model = random_weights.load(subject.weights.model, name=recipe.model, device=device, dtype=dtype)
+        model = random_weights.load(
+            subject.weights.model, name=recipe.model, device=device, dtype=dtype, layers=subject.layers
+        )
         model = layout.arrange(model)
         if recipe.execution.engine == "openvino":
             return openvino_engine.prepare(model, f"random numbers for {recipe.model}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdcli.errors import InvalidRecipe, UsageError
@@ -23,11 +23,14 @@ _ALIASES = {"sd21": "sd21-v"}
 
 @dataclass(frozen=True)
 class Subject:
-    """A picture to measure. With `is_random`, the model is made of its configs and random weights."""
+    """A picture to measure. With `is_random`, the model is made of its configs and random weights, with so many
+    `layers` of each kind if that is given.
+    """
 
     recipe: Recipe
     weights: Weights
     is_random: bool
+    layers: int | None = None
 
 
 def of_model(name: str, options: Mapping[str, Any]) -> Subject:
@@ -35,18 +38,24 @@ def of_model(name: str, options: Mapping[str, Any]) -> Subject:
     return _of(located.find(name), options, is_random=False)
 
 
-def of_family(family: str, options: Mapping[str, Any]) -> Subject:
-    """Return a picture of the shape of `family`, or of the embedded model. Raises UsageError for an unknown family."""
+def of_family(family: str, options: Mapping[str, Any], layers: int | None = None) -> Subject:
+    """Return a picture of the shape of `family`, or of the embedded model. Raises UsageError for an unknown family.
+
+    With `layers`, its network has only so many of each kind.
+    """
     if family == KIT:
         return of_model(KIT, options)
     family = _ALIASES.get(family, family)
     if family not in families.NAMES:
         listed = f"the families are {', '.join((KIT, *families.NAMES))}"
         raise UsageError(f"no model family {family!r}", did_you_mean(family, families.NAMES, listed))
+    if layers is not None and Source(families.config_folder(family)).denoiser != "transformer":
+        raise UsageError(f"--layers has no effect on {family}, which has no transformer", "omit it")
     like = registry.shipped().get(family, ModelEntry(family))
     source = Source(families.config_folder(family))
     entry = ModelEntry(family, defaults=like.defaults, needs=like.needs)
-    return _of(LocatedModel(entry, source, registry.read_facts(source)), options, is_random=True)
+    made = _of(LocatedModel(entry, source, registry.read_facts(source)), options, is_random=True)
+    return replace(made, layers=layers)
 
 
 def _of(model: LocatedModel, options: Mapping[str, Any], *, is_random: bool) -> Subject:

@@ -27,6 +27,11 @@ def bench(
             help="Measure the shape of a family, such as sd15 or sdxl, with random weights instead of a model.",
         ),
     ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", metavar="N", min=1, max=1024, rich_help_panel=options.PICTURE, show_default="all",
+                     help="With --family: cut a transformer to N layers of each kind, if the whole is too large."),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option("--size", metavar="WxH", rich_help_panel=options.PICTURE, show_default="the model's",
@@ -83,18 +88,21 @@ def bench(
 
         sdcli bench -m sdxl --size 768x768
         sdcli bench --family sd15 --against diffusers
+        sdcli bench --family z-image --layers 2 --size 512x512 --against diffusers
     """
     from sdcli.bench import measure, subject, table
     from sdcli.making import deliver
 
     _check(model, family, against or [])
+    if layers is not None and family is None:
+        raise UsageError("--layers has no effect without --family", "give --family too, or omit it")
     sides = {} if size is None else other_tools.size_of(size)
     asked = {
         **groups.given(machine, steps=steps, guidance_scale=guidance_scale, engine=engine),
         **sides,
         "compile": compile,
     }
-    measured = subject.of_family(family, asked) if family else subject.of_model(config.model(model), asked)
+    measured = subject.of_family(family, asked, layers) if family else subject.of_model(config.model(model), asked)
     deliver.prepare_libraries()
     with streams.results() as out, display.training(quiet=quiet) as show:
 

@@ -26,6 +26,7 @@ def generate(
     strength: Strength = None,
     picture: picture_options.Picture,
     hires: picture_options.Hires,
+    refiner: picture_options.Refiner,
     output: options.Output,
     execution: options.Execution,
 ) -> None:
@@ -37,9 +38,10 @@ def generate(
         sdcli generate "a red owl at night" -n 4 -o owls/
         sdcli generate "arctic fox" -m sd15 --scheduler euler-a --seed 7
         sdcli generate "arctic fox" -m sd15 --hires 2
+        sdcli generate "arctic fox" -m sdxl --refiner sdxl-refiner
         sdcli generate --label "arctic fox" -m dit-256
     """
     asked = groups.given(
-        picture, hires, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength
+        picture, hires, refiner, execution, prompt=prompt, label=label, init_latents=init_latents, strength=strength
     )
     pictures.make(asked, output)

@@ -48,6 +48,7 @@ def img2img(
         ),
     ] = None,
     picture: Redrawn,
+    refiner: picture_options.Refiner,
     output: options.Output,
     execution: options.Execution,
 ) -> None:
@@ -59,7 +60,7 @@ def img2img(
         sdcli img2img sketch.png "a castle at dusk" --strength 0.6
         sdcli img2img sketch.png "a castle at dusk" -W 768 -H 512
     """
-    asked = groups.given(picture, execution, image=image, prompt=prompt, label=label, strength=strength)
+    asked = groups.given(picture, refiner, execution, image=image, prompt=prompt, label=label, strength=strength)
     if resize if resize is not None else {"width", "height"} & asked.keys():
         asked["resize"] = True
     pictures.make(asked, output)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sdcli.commands import completion, options
-from sdcli.recipe import schedulers
+from sdcli.recipe import schedulers, skip_layers
 from sdcli.recipe.cache import METHODS as CACHES
 from sdcli.recipe.parts import QUANTIZATIONS, UPSCALERS
 from sdcli.recipe.recipe import MAX_SEED
@@ -155,6 +155,14 @@ class Picture:
             help="How far to stay away from the negative prompt, with FLUX.1 only; twice as slow.",
         ),
     ] = None  # fmt: skip
+    skip_layer_guidance: Annotated[
+        str | None,
+        typer.Option(
+            "--skip-layer-guidance", metavar=skip_layers.FORM, rich_help_panel=options.SAMPLING, show_default="off",
+            help="Guide away from the prediction without these layers, between two fractions of the steps, with Stable "
+            "Diffusion 3.5 only; the defaults are 2.8 and 0.01-0.2, and 7,8,9 suits the medium model.",
+        ),
+    ] = None  # fmt: skip
     shift: Annotated[
         float | None,
         typer.Option(
@@ -271,6 +279,26 @@ class Hires:
         typer.Option(
             "--hires-steps", metavar="N", rich_help_panel=options.PICTURE, show_default="as --steps",
             help="Number of steps of the second pass.",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """Options of a refiner; both are keys of a recipe."""
+
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            "--refiner", metavar="MODEL", rich_help_panel=options.PICTURE, show_default=False,
+            help="Denoise the last steps with a refiner of SDXL, such as sdxl-refiner.",
+        ),
+    ] = None  # fmt: skip
+    refiner_switch: Annotated[
+        float | None,
+        typer.Option(
+            "--refiner-switch", metavar="0…1", rich_help_panel=options.PICTURE, show_default="0.8",
+            help="The share of the noise levels that the model itself denoises.",
         ),
     ] = None  # fmt: skip
 

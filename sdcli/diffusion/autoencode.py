@@ -32,7 +32,8 @@ def encode_picture(model: LatentDiffusionModel, picture: Image.Image) -> Tensor:
 def encode_mean(model: LatentDiffusionModel, pixels: Tensor) -> Tensor:
     """Encode `pixels` (1, 3, H, W) in −1 … 1 to normalised latents (1, C, h, w), float32: the mean of the Gaussian."""
     encoded = encode(model, pixels)
-    mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    plain = certain(encoded)
+    mean: Tensor = encoded.latent_dist.mean if plain is None else plain
     return model.latent_space.normalize(mean.float())
 
 
@@ -53,6 +54,15 @@ def encode(model: LatentDiffusionModel, pixels: Tensor) -> Any:
     pixels = pixels.to(model.device, model.vae.dtype)
     with on_device(model, model.vae):
         return model.vae.encode(pixels.unsqueeze(2) if model.latent_space.has_frames else pixels)
+
+
+def certain(encoded: Any) -> Tensor | None:
+    """Return the latents of an encoder that predicts them, AutoencoderTiny's, VQModel's or AutoencoderDC's.
+
+    None for an encoder that predicts a Gaussian.
+    """
+    found: Tensor | None = getattr(encoded, "latents", getattr(encoded, "latent", None))
+    return found
 
 
 def decode(model: LatentDiffusionModel, latents: Tensor, way: str = "off") -> Tensor:

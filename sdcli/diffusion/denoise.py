@@ -66,6 +66,7 @@ def denoise(
     latents: Tensor,
     *,
     timesteps: Tensor,
+    stop: int | None = None,
     eta: float = 0.0,
     generators: Sequence[Generator],
     constrain: Callable[[Tensor, Tensor | None], Tensor] = lambda latents, timestep: latents,
@@ -76,7 +77,8 @@ def denoise(
     Each evaluation is f(z_t, t) and then the scheduler's step to z_{t-1}; with DDPM that step is line 4 of Algorithm 2
     of Ho et al. 2020 ("Denoising Diffusion Probabilistic Models"). The scheduler computes in float32.
 
-    `timesteps` are the scheduler's own, or the last of them for latents that are partly denoised. `eta` (0 … 1) is for
+    `timesteps` are the scheduler's own, or the last of them for latents that are partly denoised. `stop` is the number
+    of them after which latents are returned that are still partly noise. `eta` (0 … 1) is for
     schedulers that take one. `generators`, one per picture, on the CPU, are for the noise of stochastic steps.
     `constrain` is called after each evaluation with the latents and the next timestep (None after the last), and
     returns the latents to continue with; it can restore known parts of the picture. `on_step` is called after each
@@ -92,7 +94,7 @@ def denoise(
     # f takes its timesteps on its device, and the scheduler on the CPU: no evaluation synchronises with the device.
     on_device = timesteps.to(latents.device, torch.float32)
 
-    for count, timestep in enumerate(timesteps.cpu()):
+    for count, timestep in enumerate(timesteps.cpu()[:stop]):
         sample = scheduler.scale_model_input(latents, timestep)
         prediction = denoiser(sample, on_device[count], Evaluation(count, len(timesteps), float(timestep)))
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]

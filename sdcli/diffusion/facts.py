@@ -34,6 +34,8 @@ class Facts:
     """Whether the network takes the guidance scale as an input (LCM) and has no unconditional half."""
     knows_sizes: bool = False
     """Whether the network takes the size of the picture as an input (SDXL)."""
+    takes_aesthetics: bool = False
+    """Whether the network takes an aesthetic score instead of the size of the picture (SDXL's refiner)."""
     square_only: bool = False
     takes_controlnets: bool = False
     cache: str | None = None
@@ -50,6 +52,8 @@ class Facts:
     """How many reference images the model takes."""
     true_cfg: bool = False
     """Whether a negative prompt works through `true_cfg_scale`."""
+    skippable_layers: int = 0
+    """How many layers the network has that `skip_layer_guidance` can leave out; 0 if it has no such guidance."""
     is_flow: bool = False
     """Whether the model was trained by flow matching."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from sdcli.recipe.skip_layers import SkipLayers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly a picture is to follow its context: `guidance_scale`, `guidance_rescale`, and `true_cfg_scale`.
+    """How strongly a picture is to follow its context: `guidance_scale`, `guidance_rescale`, and `true_cfg_scale`;
+    and `skip_layer_guidance`.
 
     An architecture may read the scale in its own way; `is_on` and `guide` are those of U-Nets and DiT.
     """
@@ -23,11 +26,15 @@ class Guidance:
     scale: float
     rescale: float = 0.0
     true_scale: float = 1.0
+    skip_layers: SkipLayers | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Self:
         """Return the guidance of a recipe."""
-        return cls(recipe.sampling.guidance_scale, recipe.sampling.guidance_rescale, recipe.flow.true_cfg_scale or 1.0)
+        sampling, skipped = recipe.sampling, recipe.flow.skip_layer_guidance
+        skip_layers = None if skipped is None else SkipLayers.parse(skipped)
+        true_scale = recipe.flow.true_cfg_scale or 1.0
+        return cls(sampling.guidance_scale, sampling.guidance_rescale, true_scale, skip_layers)
 
     @property
     def is_on(self) -> bool:

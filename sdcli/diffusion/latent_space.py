@@ -37,8 +37,8 @@ class LatentSpace:
 
     @classmethod
     def of(cls, vae: Mapping[str, Any]) -> Self:
-        """Return the latent space of the config of an AutoencoderKL, AutoencoderTiny, VQModel, AutoencoderKLFlux2 or
-        AutoencoderKLQwenImage.
+        """Return the latent space of the config of an AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel,
+        AutoencoderKLFlux2 or AutoencoderKLQwenImage.
 
         The mean and standard deviation of an AutoencoderKLFlux2 are in its weights: see `with_statistics`. Raises
         KeyError, TypeError or ValueError for another config.
@@ -55,7 +55,7 @@ class LatentSpace:
         patch = _patch(vae)
         return cls(
             channels=channels * patch**2,
-            vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1) * patch,
+            vae_scale_factor=2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1) * patch,
             scaling_factor=1.0 if patch > 1 else scaling_factor,
             patch=patch,
             shift_factor=0.0 if statistics else vae.get("shift_factor") or 0.0,

@@ -18,7 +18,8 @@ def arrange(model: LatentDiffusionModel) -> LatentDiffusionModel:
     a measurement, so that the same recipe always gives the same pixels: weights in 16 bits, on a CPU or an NVIDIA GPU.
     Tensors that have that order already are not copied, nor are those that are not loaded.
     """
-    for part in (model.network, model.vae, *(each.net for each in model.controlnets.values())):
+    refiners = [] if model.refiner is None else [model.refiner.network]
+    for part in (model.network, *refiners, model.vae, *(each.net for each in model.controlnets.values())):
         if _gains(part):
             part.to(memory_format=torch.channels_last)
     return model

@@ -114,6 +114,8 @@ class LatentDiffusionModel:
     force_zeros_for_empty_prompt: bool = False
     classes: tuple[Class, ...] = ()
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
+    refiner: LatentDiffusionModel | None = None
+    """Another model that takes the last steps; it decodes nothing."""
     labels: Labels | None = None
     class_embedder: torch.nn.Embedding | None = None
     merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

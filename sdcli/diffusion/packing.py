@@ -22,6 +22,13 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return latents.reshape(batch, channels // 4, height, width)
 
 
+def positions(height: int, width: int, place: float = 0.0) -> Tensor:
+    """Return the positions (h · w, 3) of an image's tokens: its place among the images, row, column."""
+    import torch
+
+    return torch.cartesian_prod(torch.tensor([place]), torch.arange(float(height)), torch.arange(float(width)))
+
+
 def flatten(latents: Tensor) -> Tensor:
     """Convert latents (B, C, h, w) to tokens (B, h · w, C)."""
     return latents.flatten(2).transpose(1, 2)

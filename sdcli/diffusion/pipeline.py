@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli.diffusion import architectures, autoencode, samplers, shortcuts
+from sdcli.diffusion import architectures, autoencode, refine, samplers, shortcuts
 from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
 from sdcli.diffusion.denoise import Denoiser, Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
@@ -120,19 +120,62 @@ def _sample_pass(
         reference_latents=_reference_latents(model, inputs),
     )
     size = start.latents.shape[2:]
+    stop, begin = None, 0
+    if model.refiner is not None:
+        stop, begin = refine.split(scheduler, start.timesteps, recipe.refiner.refiner_switch)
     with (
         on_device(model, model.network, *(each.net for each in model.controlnets.values())),
         shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
     ):
-        return denoise(
+        latents = denoise(
             _bind(model, context, recipe, scheduler, len(seeds), bind),
             scheduler,
             start.latents,
             timesteps=start.timesteps,
+            stop=stop,
             eta=sampling.eta,
             generators=generators,
             constrain=start.constrain,
             on_step=on_step,
+        )
+    if model.refiner is None:
+        return latents
+    assert context.refined is not None
+    return _refined(model.refiner, one, seeds, context.refined, latents, begin, generators, on_step)
+
+
+def _refined(
+    refiner: LatentDiffusionModel,
+    one: Pass,
+    seeds: Sequence[int],
+    context: Context,
+    latents: Tensor,
+    begin: int,
+    generators: Sequence[torch.Generator],
+    on_step: Callable[[Step], None],
+) -> Tensor:
+    """Denoise latents of the base model from the timestep `begin` on with the refiner."""
+    recipe, sampling = one.recipe, one.recipe.sampling
+    scheduler = samplers.make(sampling.scheduler, sampling.sigmas, refiner.scheduler_config, noise_seeds=seeds)
+    scheduler.set_timesteps(sampling.steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+
+    def count(step: Step) -> None:
+        on_step(replace(step, index=one.steps - step.total + step.index))
+
+    with (
+        on_device(refiner, refiner.network),
+        shortcuts.applied(refiner.network, refiner.facts, recipe.shortcuts, latents.shape[2:]) as bind,
+    ):
+        return denoise(
+            _bind(refiner, context, recipe, scheduler, len(seeds), bind),
+            scheduler,
+            latents,
+            timesteps=scheduler.timesteps[begin:],
+            eta=sampling.eta,
+            generators=generators,
+            on_step=count,
         )
 
 
@@ -156,7 +199,12 @@ def encode_conditions(model: LatentDiffusionModel, recipe: Recipe, inputs: Input
 
 
 def encode_condition(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs = NO_INPUTS) -> Context:
-    """Encode y: a class label or a text, depending on the model."""
+    """Encode y: a class label or a text, depending on the model; for a refiner too."""
+    context = _encoded(model, recipe, inputs)
+    return context if model.refiner is None else replace(context, refined=_encoded(model.refiner, recipe, inputs))
+
+
+def _encoded(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Context:
     architecture, size = architectures.load(model.architecture), (recipe.width, recipe.height)
     encoders: list[Any] = [*(each.model for each in model.text_encoders), *filter(None, [model.class_embedder])]
     with on_device(model, *encoders):
@@ -167,7 +215,7 @@ def encoded_by(recipe: Recipe) -> Hashable:
     """Return what the contexts of `recipe` depend on, apart from the model."""
     planned = [each.recipe for each in passes(recipe)]
     of_texts = tuple((each.condition, each.width, each.height, Guidance.of(each)) for each in planned)
-    return of_texts, recipe.references.reference_sha256
+    return of_texts, recipe.references.reference_sha256, recipe.refiner.refiner
 
 
 @dataclass(frozen=True)

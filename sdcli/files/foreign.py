@@ -168,6 +168,15 @@ def _eta(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     return number if row is not None and row.takes_eta else None
 
 
+def _switch(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = _real("refiner_switch")(text, recipe)
+    return found if "refiner" in recipe and found and 0.01 <= found["refiner_switch"] <= 0.99 else None
+
+
+_REFINERS = ("sd_xl_refiner", "sdxl-refiner")
+"""How the names of SDXL's refiner start, in A1111 and here."""
+
+
 def _hashes(text: str, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     """Accept the hashes of the model, of LoRAs and of embeddings, which other fields have too."""
     try:
@@ -218,6 +227,8 @@ _FIELDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any] | None]]
     "Hashes": _hashes,
     "Lora hashes": lambda text, recipe: {} if hashes_of(text) else None,  # compared in a replay
     "TI hashes": _embeddings,
+    "Refiner": lambda text, recipe: {"refiner": "sdxl-refiner"} if text.startswith(_REFINERS) else None,
+    "Refiner switch at": _switch,
 }
 
 

@@ -127,6 +127,7 @@ def parameters(recipe: Recipe, hashes: Mapping[str, Mapping[str, str]] = {}) -> 
         "Clip skip": condition.clip_skip if condition.clip_skip > 1 else None,
         "Eta DDIM": sampling.eta if sampling.eta and sampling.scheduler == "ddim" else None,
         **_hires(recipe),
+        **_refiner(recipe),
         **{f"ControlNet {place}": _control(each) for place, each in enumerate(recipe.layout.controls)},
         **{
             key: ", ".join(f"{lora.file_stem(name)}: {each[:12]}" for name, each in of_kind.items()) or None
@@ -154,6 +155,11 @@ def _hires(recipe: Recipe) -> dict[str, Any]:
         "Hires steps": max(1, int((hires.hires_steps or recipe.sampling.steps) * hires.hires_strength)),
         "Hires upscaler": hires.hires_upscaler.capitalize(),
     }
+
+
+def _refiner(recipe: Recipe) -> dict[str, Any]:
+    name, switch = recipe.refiner.refiner, recipe.refiner.refiner_switch
+    return {} if name is None else {"Refiner": PurePath(name).name, "Refiner switch at": f"{switch:g}"}
 
 
 def _control(control: Control) -> str:

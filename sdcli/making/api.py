@@ -78,10 +78,13 @@ class Options(TypedDict, total=False):
     hires_upscaler: str
     hires_strength: float
     hires_steps: int
+    refiner: str
+    refiner_switch: float
     reference: str | list[str]
     match_reference: bool
     shift: float
     true_cfg_scale: float
+    skip_layer_guidance: str
     part: str | list[str]
     quantize: str
 

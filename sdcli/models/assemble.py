@@ -16,7 +16,7 @@ from sdcli.recipe.recipe import Recipe
 def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload: str = "none") -> LatentDiffusionModel:
     """Load `weights` on the device and in the dtype of the recipe, which must be resolved.
 
-    `stage` and `offload` are those of `loading.load`. The stage `text` only needs the add-ons that are merged. Raises
+    `stage` and `offload` are those of `loading.load`. The stage `text` only needs some of the add-ons. Raises
     what `loading.load` and the kinds of add-ons raise, and OutOfMemory.
     """
     device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
@@ -31,10 +31,12 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
             offload=offload,
         )
         if stage == "text":
-            weights = addons.merged(weights)
+            weights = addons.for_text(weights)
         model = layout.arrange(addons.attach(model, weights))
         if offload == "group":
-            for each in (model.network, *(encoder.model for encoder in model.text_encoders)):
+            models = [model] if model.refiner is None else [model, model.refiner]
+            encoders = [encoder.model for each in models for encoder in each.text_encoders]
+            for each in (*(each.network for each in models), *encoders):
                 if not any(parameter.is_meta for parameter in each.parameters()):
                     in_groups(each, device)
         if recipe.execution.engine == "openvino":

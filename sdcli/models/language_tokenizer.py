@@ -1,10 +1,11 @@
-"""Loads the tokenizer of a language model, T5 or Qwen, and the image processor of Qwen-VL, with transformers.
+"""Loads the tokenizer of a language model, T5, Gemma or Qwen, and the image processor of Qwen-VL, with transformers.
 
 Imports transformers when one is read.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,35 @@ from sdcli.errors import ModelCorrupt
 from sdcli.models import families, qwen_tokenizer
 from sdcli.models.imports import lean_imports
 
+_CLASSES = {
+    "t5": "transformers.models.t5.tokenization_t5:T5Tokenizer",
+    "gemma": "transformers.models.gemma.tokenization_gemma:GemmaTokenizer",
+    "qwen": "transformers.models.qwen2.tokenization_qwen2:Qwen2Tokenizer",
+}
 
-def read(folder: Path, *, is_t5: bool, model: Any) -> Any:
-    """Load the tokenizer in `folder` for a text encoder.
+
+def kind_of(model: Any) -> str:
+    """Return the kind of the tokenizer of a text encoder: t5, gemma or qwen."""
+    name = type(model).__name__.lower()
+    return next(kind for kind in _CLASSES if name.startswith(kind))
+
+
+def read(folder: Path, kind: str, model: Any) -> Any:
+    """Load the tokenizer of this kind in `folder` for a text encoder.
 
     Only reads local files; `families.QWEN` is Qwen's own. Raises ModelCorrupt for files that are missing, invalid, or
     do not fit the encoder.
     """
+    module, _, name = _CLASSES[kind].partition(":")
     with lean_imports():
-        if is_t5:
-            from transformers.models.t5.tokenization_t5 import T5Tokenizer as Kind
-        else:
-            from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer as Kind
+        made = getattr(importlib.import_module(module), name)
     if not folder.is_dir():
         raise ModelCorrupt(f"{folder} is missing", "download the model's folder again, with its tokenizer")
     try:
         if folder == families.QWEN:
-            tokenizer = qwen_tokenizer.make(Kind)
+            tokenizer = qwen_tokenizer.make(made)
         else:
-            tokenizer = Kind.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = made.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the library raises anything for invalid files
         what = " ".join(str(error).split())
         raise ModelCorrupt(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdcli.files import palette
 from sdcli.files.json_files import load_json
-from sdcli.models import export, families, loading, tokenizer, tokenizer_folder, vocabulary
+from sdcli.models import export, families, language_tokenizer, loading, tokenizer, tokenizer_folder, vocabulary
 from sdcli.models.loading import quantised
 from sdcli.models.loading.weights import Stored, read
 from sdcli.models.source import INDEX, Source
@@ -38,7 +38,7 @@ def quantize(source: Source, folder: Path, name: str, on_bytes: OnBytes) -> None
     for part, (module, stored) in loading.check_parts(source, index, parts).items():
         (folder / part).mkdir()
         export.write_json(folder / part / "config.json", load_json(source.folder(part) / "config.json"))
-        counted = _counted(read(_each_once(stored)), part, on_bytes)
+        counted = _counted(read(_each_once(stored), mapped=False), part, on_bytes)
         if loading.takes_quantised(part, module):
             _write_gguf(module, counted, folder / part / f"{families.STEMS[0]}.gguf", name)
         else:
@@ -89,11 +89,9 @@ def _write_tokenizer(source: Source, part: str, module: Any, folder: Path) -> No
     if type(module).__name__.startswith("CLIP"):
         tokenizer.write(source.folder(part), folder / part)
         return
-    is_t5 = type(module).__name__.startswith("T5")
-    place = tokenizer_folder.find(source, part, is_t5=is_t5)
+    kind = language_tokenizer.kind_of(module)
+    place = tokenizer_folder.find(source, part, kind)
     if place != families.QWEN:
         shutil.copytree(place, folder / part)
         return
-    from sdcli.models import language_tokenizer
-
-    language_tokenizer.read(place, is_t5=False, model=module).save_pretrained(str(folder / part))
+    language_tokenizer.read(place, kind, module).save_pretrained(str(folder / part))

@@ -16,7 +16,7 @@ _T5_ALONE = ("google/t5-v1_1-xxl", "google/t5-v1_1-base")
 _FILES = ("tokenizer.json", "spiece.model")
 
 
-def find(source: Source, part: str, *, is_t5: bool) -> Path:
+def find(source: Source, part: str, kind: str) -> Path:
     """Return the folder of the tokenizer `part`: the model's own, or if it is a single file, one of the same kind.
 
     Raises ModelNotFound if there is none on this machine.
@@ -24,7 +24,7 @@ def find(source: Source, part: str, *, is_t5: bool) -> Path:
     folder = source.folder(part)
     if source.is_elsewhere(part) or not source.is_file or source.configs is not None:
         return folder
-    if not is_t5:
+    if kind == "qwen":
         return families.QWEN
     for name in _WITH_T5:
         snapshot = registry.cached_snapshot(registry.shipped()[name].repo or "")

@@ -183,4 +183,4 @@ def _widest(vae: Mapping[str, Any]) -> int:
     """Return the channels at the picture's full size: the last block starts with the width of the one before."""
     if "z_dim" in vae:
         return max(int(vae.get("base_dim", 96)) * int(factor) for factor in vae.get("dim_mult", (1, 2))[:2])
-    return max(map(int, vae["block_out_channels"][:2]))
+    return max(map(int, (vae.get("block_out_channels") or vae["decoder_block_out_channels"])[:2]))

@@ -28,6 +28,7 @@ from sdcli.recipe.lora import extract
 from sdcli.recipe.parts import Initial, Layout, References
 from sdcli.recipe.recipe import Recipe, adapters_of, draw_seed, initial_of, layout_of, references_of
 from sdcli.recipe.schedulers import check as check_scheduler
+from sdcli.recipe.skip_layers import SkipLayers
 
 if TYPE_CHECKING:
     from sdcli.files.canvas import InitialImage
@@ -130,6 +131,8 @@ def resolve(
     index = check_condition(facts.labels, made.condition)
     if facts.labels is not None and index is not None:
         made = made.replace(label=facts.labels.name(index))
+    if made.flow.skip_layer_guidance is not None and facts.skippable_layers:
+        SkipLayers.parse(made.flow.skip_layer_guidance).check_fits(facts.skippable_layers)
     if not facts.prompts.syntax:
         check_prompt_options(made.condition)
     check_size(made.width, made.height, facts.size_multiple, square=facts.square_only)

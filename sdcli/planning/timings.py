@@ -71,9 +71,11 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         "cache": recipe.shortcuts.cache,
         "token_merging": recipe.shortcuts.token_merging or None,
         "guidance_interval": recipe.sampling.guidance_interval,
+        "skip_layer_guidance": recipe.flow.skip_layer_guidance,
         "strength": recipe.initial.strength,  # a fraction of the steps, None without an image
         **{name: flat[name] for name in _KEYS},
         **({} if recipe.hires.hires is None else vars(recipe.hires)),
+        **({} if recipe.refiner.refiner is None else {"refiner_switch": recipe.refiner.refiner_switch}),
     }
 
 

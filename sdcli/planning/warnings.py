@@ -79,6 +79,10 @@ def _without_effect(facts: ModelFacts, recipe: Recipe, count: int) -> Iterable[R
     if recipe.flow.true_cfg_scale is not None and not facts.true_cfg:
         why = "this model's guidance_scale uses the negative prompt" if can_guide else "this model does not support it"
         yield RecipeWarning(f"true_cfg_scale has no effect: {why}", "omit it", "true_cfg_scale")
+    if recipe.flow.skip_layer_guidance is not None and not (guided and facts.skippable_layers):
+        why = why if facts.skippable_layers else "this model does not support it"
+        fix = fix if facts.skippable_layers else "omit it"
+        yield RecipeWarning(f"skip_layer_guidance has no effect: {why}", fix, "skip_layer_guidance")
     if recipe.condition.prompt_2 is not None and not facts.prompts.second:
         message = "prompt_2 has no effect: this model has one text encoder"
         yield RecipeWarning(message, "omit it", "prompt_2")

@@ -15,14 +15,17 @@ from sdcli.recipe.parts import (
     Adapters,
     Condition,
     Execution,
+    Flow,
     Hires,
     Initial,
     Layout,
     Loading,
     References,
+    Refiner,
     Sampling,
     Shortcuts,
 )
+from sdcli.recipe.skip_layers import SkipLayers
 
 MAX_PROMPT, MAX_BRACKETS = 32_768, 1_000
 """Characters of a prompt, and weights that are opened in it."""
@@ -59,6 +62,12 @@ def check_sampling(sampling: Sampling) -> None:
     if sampling.guidance_interval is not None:
         Interval.parse(sampling.guidance_interval)
     schedulers.check(sampling.scheduler, sampling.sigmas, sampling.eta)
+
+
+def check_flow(flow: Flow) -> None:
+    """Raise InvalidRecipe for an invalid skip-layer guidance."""
+    if flow.skip_layer_guidance is not None:
+        SkipLayers.parse(flow.skip_layer_guidance)
 
 
 def check_initial(initial: Initial, steps: int | None = None) -> None:
@@ -187,6 +196,17 @@ def check_engine(execution: Execution, shortcuts: Shortcuts, layout: Layout, loa
     if execution.dtype == "float16":
         what = f"engine {execution.engine} computes in float32 or bfloat16"
         raise InvalidRecipe(what, "choose one of them with dtype, or omit engine", "dtype")
+
+
+def check_refiner(refiner: Refiner, hires: Hires, initial: Initial) -> None:
+    """Raise InvalidRecipe for a refiner of a picture that has a second pass or a known part."""
+    if refiner.refiner is None:
+        if refiner.refiner_switch != Refiner.refiner_switch:
+            raise InvalidRecipe("refiner_switch has no effect without a refiner", "give refiner too", "refiner_switch")
+        return
+    for key, given in (("hires", hires.hires is not None), ("inpainting", initial.repaints)):
+        if given:
+            raise InvalidRecipe(f"a refiner cannot be combined with {key}", "omit one of them", "refiner")
 
 
 def check_quantized(loading: Loading, adapters: Adapters) -> None:

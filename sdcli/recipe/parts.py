@@ -242,6 +242,16 @@ class Hires:
 
 
 @dataclass(frozen=True)
+class Refiner:
+    """Another model that takes the last steps (SDXL)."""
+
+    refiner: str | None = None
+    """Its name or path."""
+    refiner_switch: float = field(default=0.8, metadata=within(0.01, 0.99))
+    """The fraction of the noise levels, from pure noise, after which it is used."""
+
+
+@dataclass(frozen=True)
 class References:
     """Images that a model takes as references, such as the one to edit; the picture shows them changed or combined."""
 
@@ -260,6 +270,8 @@ class Flow:
     """How far the noise levels are shifted towards noise; None is the model's own shift, which can depend on size."""
     true_cfg_scale: float | None = field(default=None, metadata=within(1, 100))
     """Guidance by a negative prompt, besides a guidance scale that is distilled into the model (FLUX.1 [dev])."""
+    skip_layer_guidance: str | None = None
+    """Guidance away from the prediction without some layers: see sdcli/recipe/skip_layers.py (SD 3.5)."""
 
 
 @dataclass(frozen=True)
@@ -286,5 +298,6 @@ LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
 INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS, *(each.name for each in fields(References)))
 """Keys of input files."""
 HIRES_KEYS = tuple(each.name for each in fields(Hires))
-WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS, "part")
+REFINER_KEYS = tuple(each.name for each in fields(Refiner))
+WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS, *REFINER_KEYS, "part")
 """Keys that the user's settings cannot have."""

@@ -15,11 +15,13 @@ from sdcli.errors import InvalidRecipe
 from sdcli.recipe.bounds import check_area
 from sdcli.recipe.combinations import (
     check_engine,
+    check_flow,
     check_hires,
     check_initial,
     check_layout,
     check_quantized,
     check_references,
+    check_refiner,
     check_sampling,
     check_shortcuts,
     check_texts,
@@ -40,6 +42,7 @@ from sdcli.recipe.parts import (
     Layout,
     Loading,
     References,
+    Refiner,
     Sampling,
     Shortcuts,
     within,
@@ -65,6 +68,7 @@ class Recipe:
     layout: Layout = field(default=Layout())
     adapters: Adapters = field(default=Adapters())
     hires: Hires = field(default=Hires())
+    refiner: Refiner = field(default=Refiner())
     references: References = field(default=References())
     flow: Flow = field(default=Flow())
     loading: Loading = field(default=Loading())
@@ -90,6 +94,7 @@ class Recipe:
         check_area(recipe.width, recipe.height)
         check_texts(recipe.condition)
         check_sampling(recipe.sampling)
+        check_flow(recipe.flow)
         check_initial(recipe.initial, recipe.sampling.steps)
         check_layout(recipe.layout, recipe.initial)
         check_references(recipe.references, recipe.initial, recipe.layout)
@@ -98,20 +103,21 @@ class Recipe:
         check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.loading)
         check_quantized(recipe.loading, recipe.adapters)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
+        check_refiner(recipe.refiner, recipe.hires, recipe.initial)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters`, `hires`, `references`, `flow`, `loading` and `shortcuts` that do not
-        apply are omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is false, and
-        OMITTED_KEYS if they have their defaults. With a label, the prompt is omitted, and the other keys of prompts if
-        they have their defaults.
+        Keys of `initial`, `layout`, `adapters`, `hires`, `refiner`, `references`, `flow`, `loading` and `shortcuts`
+        that do not apply are omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is
+        false, and OMITTED_KEYS if they have their defaults. With a label, the prompt is omitted, and the other keys of
+        prompts if they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
-        optional = self.layout, self.adapters, self.hires, self.references, self.flow, self.loading, self.shortcuts
-        for part in optional:
+        optional = self.layout, self.adapters, self.hires, self.refiner, self.references, self.flow, self.loading
+        for part in (*optional, self.shortcuts):
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         at_default = (key for key, default in _defaults_of(Execution) if getattr(self.execution, key) == default)
@@ -232,6 +238,12 @@ def layout_of(flat: Mapping[str, Any]) -> Layout:
     layout: Layout = build(Layout, flat)
     check_layout(layout, initial_of(flat))
     return layout
+
+
+def refiner_of(flat: Mapping[str, Any]) -> Refiner:
+    """Make only the part `Refiner` of flat keys. Raises InvalidRecipe."""
+    refiner: Refiner = build(Refiner, flat)
+    return refiner
 
 
 def draw_seed() -> int:

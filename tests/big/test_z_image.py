@@ -32,8 +32,8 @@ INDEX = {
     "tokenizer": ["transformers", "Qwen2Tokenizer"],
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
 }
-CASES = {"bfloat16": ((), 1.15)}
-"""Options, and the peak as a fraction of the transformer's weights in bfloat16. Add those of quantised weights here."""
+FOUR_BITS = 8 * 10**9
+"""The bytes that the model may take at most with weights of 4 bits."""
 
 # The peak of the process itself, the pages of mapped files included; the children of this one are others' too.
 MEASURED = """
@@ -87,30 +87,62 @@ def folder(tmp_path_factory):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def measure(folder: Path, directory: Path, *options: str) -> dict:
-    """Draw 512×512 pixels in 2 steps, and return the peak, the seconds and the line of the picture."""
-    words = ["generate", "arctic fox", "-m", str(folder), "-W", "512", "-H", "512", "--steps", "2", "--seed", "7"]
-    command = [sys.executable, "-c", MEASURED, *words, "--json", "-o", f"{directory}/fox.png", *options]
+def command(directory: Path, *words: str) -> dict:
+    """Run sdcli in a process of its own, and return its peak, its seconds, and its lines."""
     environment = {key: each for key, each in os.environ.items() if key != "OMP_NUM_THREADS"}  # all threads
     environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(directory / "cache")}
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=directory)
+    words = (sys.executable, "-c", MEASURED, *words)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=directory)
     seconds = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
-    line, found = map(json.loads, done.stdout.splitlines()[-2:])
+    *lines, last = done.stdout.splitlines()
+    found = json.loads(last)
     assert found["status"] == 0, done.stderr
-    return {"peak": found["peak"], "seconds": round(seconds, 1), "line": line}
+    return {"peak": found["peak"], "seconds": round(seconds, 1), "lines": lines}
+
+
+def measure(folder: Path, directory: Path, *options: str) -> dict:
+    """Draw 512×512 pixels in 2 steps, and return what `command` does, and the picture's line."""
+    words = ("generate", "arctic fox", "-m", str(folder), "-W", "512", "-H", "512", "--steps", "2", "--seed", "7")
+    found = command(directory, *words, "--json", "-o", f"{directory}/fox.png", *options)
+    return {**found, "line": json.loads(found["lines"][-1])}
+
+
+def sizes() -> dict[str, int]:
+    return {part: sum(2 * each.numel() for each in module.parameters()) for part, (module, _) in parts().items()}
+
+
+def report(case: str, found: dict) -> None:
+    print(f"\n{case}: peak {found['peak'] / 1e9:.2f} GB, {found['peak'] / 2**30:.2f} GiB, {found['seconds']} s")
+    print(found["line"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_a_picture_takes_little_more_than_the_larger_part(folder, tmp_path, case):
-    options, most = CASES[case]
-    sizes = {part: sum(2 * each.numel() for each in module.parameters()) for part, (module, _) in parts().items()}
-    assert round(sizes["transformer"] / 2e9, 2) == 6.15
-    found = measure(folder, tmp_path, "--memory", "low", "--dtype", "bfloat16", *options)
-    ratio = found["peak"] / sizes["transformer"]
-    print(f"\n{case}: peak {found['peak'] / 2**30:.2f} GiB, {ratio:.3f} of the transformer, {found['seconds']} s")
-    print(found["line"])
+def test_a_picture_takes_little_more_than_the_larger_part(folder, tmp_path):
+    transformer = sizes()["transformer"]
+    assert round(transformer / 2e9, 2) == 6.15
+    found = measure(folder, tmp_path, "--memory", "low", "--dtype", "bfloat16")
+    report(f"bfloat16, transformer {transformer / 2**30:.2f} GiB", found)
     assert found["line"]["memory"] == {"staged": True, "offload": "none", "tiling": "off"}
-    assert ratio <= most
+    assert found["peak"] / transformer <= 1.15
+
+
+@pytest.mark.slow
+def test_four_bits_on_loading(folder, tmp_path):
+    found = measure(folder, tmp_path, "--memory", "low", "--dtype", "bfloat16", "--quantize", "int4")
+    report("int4 on loading", found)
+    assert found["peak"] <= FOUR_BITS
+
+
+@pytest.mark.slow
+def test_four_bits_in_files(folder, tmp_path):
+    quantised = tmp_path / "z-image-q4"
+    made = command(tmp_path, "models", "quantize", str(folder), str(quantised), "--quantize", "int4")
+    report("models quantize", {"line": "", **made})
+    try:
+        found = measure(quantised, tmp_path, "--memory", "low", "--dtype", "bfloat16")
+    finally:
+        shutil.rmtree(quantised)
+    report("int4 in files", found)
+    assert max(found["peak"], made["peak"]) <= FOUR_BITS

@@ -92,6 +92,7 @@ class Row:
 
 
 _CLIP, _T5 = ("CLIPTextModel", "CLIPTextModelWithProjection"), ("T5EncoderModel",)
+_GEMMA = ("Gemma2Model", "Gemma2ForCausalLM")
 _QWEN3, _QWEN_VL = ("Qwen3Model", "Qwen3ForCausalLM"), ("Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration")
 _VAE = ("AutoencoderKL", "AutoencoderTiny")
 _QWEN_PIPELINES = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPlusPipeline")
@@ -105,8 +106,9 @@ def _transformer(
     encoders: tuple[tuple[str, ...], ...],
     vae: tuple[str, ...] = _VAE,
     optional: int = 0,
+    flow: bool = True,
 ) -> Row:
-    """Return the row of a transformer trained by flow matching.
+    """Return the row of a transformer with text encoders, most of them trained by flow matching.
 
     `encoders` are the classes of each text encoder; the last `optional` ones can be absent.
     """
@@ -114,7 +116,7 @@ def _transformer(
     parts = ("transformer", "vae", *names[: len(encoders) - optional])
     networks = {class_name: f"diffusers.models.transformers.{module}:{class_name}"}
     components = {"vae": vae, **dict(zip(names, encoders, strict=False))}
-    return Row("transformer", networks, dict.fromkeys(pipelines, parts), components, flow=True)
+    return Row("transformer", networks, dict.fromkeys(pipelines, parts), components, flow)
 
 
 _TEXT_TO_IMAGE = ("unet", "vae", "text_encoder")
@@ -167,6 +169,23 @@ TABLE: Mapping[str, Row] = MappingProxyType(
         "qwen_image": _transformer(
             *("QwenImageTransformer2DModel", "transformer_qwenimage", _QWEN_PIPELINES, (_QWEN_VL,)),
             vae=("AutoencoderKLQwenImage",),
+        ),
+        "chroma": _transformer(
+            "ChromaTransformer2DModel", "transformer_chroma", ("ChromaPipeline", "ChromaImg2ImgPipeline"), (_T5,)
+        ),
+        "lumina2": _transformer(
+            *("Lumina2Transformer2DModel", "transformer_lumina2"),
+            ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
+            (_GEMMA,),
+        ),
+        "sana": _transformer(
+            *("SanaTransformer2DModel", "sana_transformer", ("SanaPipeline",), (_GEMMA,)), vae=("AutoencoderDC",)
+        ),
+        "pixart": _transformer(
+            *("PixArtTransformer2DModel", "pixart_transformer_2d"),
+            ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+            (_T5,),
+            flow=False,
         ),
     }
 )

@@ -136,7 +136,9 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
     text_ids = torch.zeros(context.prompt_embeds.shape[1], 3, device=device, dtype=dtype)
     scale = torch.full([batch], guidance.scale, device=device) if network.config["guidance_embeds"] else None
     references = [packing.pack(each).expand(batch, -1, -1) for each in context.reference_latents]
-    reference_ids = [_positions(each.shape[2] // 2, each.shape[3] // 2, 1.0) for each in context.reference_latents]
+    reference_ids = [
+        packing.positions(each.shape[2] // 2, each.shape[3] // 2, 1.0) for each in context.reference_latents
+    ]
 
     def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
         height, width = latents.shape[2:]
@@ -146,7 +148,7 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
             "timestep": timestep.expand(batch).to(dtype) / 1000,
             "guidance": scale,
             "txt_ids": text_ids,
-            "img_ids": torch.cat([_positions(height // 2, width // 2), *reference_ids]).to(device, dtype),
+            "img_ids": torch.cat([packing.positions(height // 2, width // 2), *reference_ids]).to(device, dtype),
             "return_dict": False,
         }
         predicted = [network(**text, **arguments)[0][:, : tokens.shape[1]].float() for text in texts]
@@ -156,13 +158,6 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
         return packing.unpack(velocity, height, width)
 
     return denoiser
-
-
-def _positions(height: int, width: int, place: float = 0.0) -> Tensor:
-    """Return the positions (h · w, 3) of an image's tokens: its place among the images, row, column."""
-    import torch
-
-    return torch.cartesian_prod(torch.tensor([place]), torch.arange(float(height)), torch.arange(float(width)))
 
 
 def set_timesteps(scheduler: Any, steps: int, shape: tuple[int, int, int]) -> None:

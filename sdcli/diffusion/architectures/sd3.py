@@ -37,6 +37,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         in_channels=int(network.get("in_channels", 16)),
         latent_space=space,
         prompts=Prompts(MOST_TOKENS, second=True, syntax=False),
+        skippable_layers=int(network.get("num_layers", 18)),
         is_flow=True,
         defaults={"scheduler": "euler", "steps": 28, "guidance_scale": 7.0},
     )
@@ -110,7 +111,11 @@ def _states(model: LatentDiffusionModel, text: str, second: str | None = None) -
 
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
-    """Return f(z, t) with one call of the transformer for both halves of guidance. Its time is 0 … 1000."""
+    """Return f(z, t) with one call of the transformer for both halves of guidance. Its time is 0 … 1000.
+
+    With skip-layer guidance there is one more call without some layers, in some steps: the prediction is also guided
+    away from that one.
+    """
     import torch
 
     guided = guidance.is_on and context.has_unconditional
@@ -126,8 +131,16 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
         sample = latents.to(network.dtype)
         if guided:
             sample = torch.cat([sample, sample])
-        velocity = network(sample, embeds, pooled, timestep.expand(len(sample)), return_dict=False)[0].float()
-        return guide(velocity, guidance) if guided else velocity
+        velocity: Tensor = network(sample, embeds, pooled, timestep.expand(len(sample)), return_dict=False)[0].float()
+        if not guided:
+            return velocity
+        skipped, made = guidance.skip_layers, guide(velocity, guidance)
+        if skipped is not None and skipped.covers(evaluation.index, evaluation.total):
+            own, time = (each[batch:] for each in (embeds, pooled)), timestep.expand(batch)
+            options = {"skip_layers": list(skipped.layers), "return_dict": False}
+            without: Tensor = network(sample[batch:], *own, time, **options)[0].float()
+            made = made + (velocity[batch:] - without) * skipped.scale
+        return made
 
     return denoiser
 

@@ -38,6 +38,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         merges_tokens=any("CrossAttn" in str(each) for each in network.get("down_block_types", ("CrossAttn",))),
         guidance_distilled=network.get("time_cond_proj_dim") is not None,
         knows_sizes=network.get("addition_embed_type") == "text_time",
+        takes_aesthetics=bool(index.get("requires_aesthetics_score", False)),
         takes_controlnets=True,
         prompts=Prompts(second=network.get("addition_embed_type") == "text_time"),
     )
@@ -142,10 +143,11 @@ def _inputs(context: Context, batch: int, guided: bool, dtype: torch.dtype) -> t
         "timestep_cond": both(context.timestep_cond, None),
     }
     conditions = {key: value for key, value in conditions.items() if value is not None}
+    negative_ids = context.add_time_ids if context.negative_add_time_ids is None else context.negative_add_time_ids
     if context.pooled_prompt_embeds is not None:
         conditions["added_cond_kwargs"] = {
             "text_embeds": both(context.pooled_prompt_embeds, context.negative_pooled_prompt_embeds),
-            "time_ids": both(context.add_time_ids, context.add_time_ids, torch.float32),
+            "time_ids": both(context.add_time_ids, negative_ids, torch.float32),
         }
     return conditions, both(context.concat_latents, context.concat_latents)
 

@@ -25,24 +25,30 @@ class Context:
 
     For cross-attention: `prompt_embeds` (B, L, D) and, if guidance needs the unconditional half,
     `negative_prompt_embeds` (B, L, D) with the same L. SDXL's U-Net also takes pooled embeddings (B, P) and
-    `add_time_ids` (B, 6). For adaptive norms: `class_labels` (B,), integers, and `negative_class_labels`. For
-    concatenation: `concat_latents` (B, C, h, w), appended to the latents in every call. `timestep_cond` (B, E) is the
-    embedded guidance scale of a guidance-distilled U-Net (LCM). `residuals` computes the residuals of ControlNets from
-    the latents and their images.
+    `add_time_ids` (B, 6). `prompt_mask` (B, L) and `negative_prompt_mask` are for transformers that take padding. For
+    adaptive norms: `class_labels` (B,), integers, and `negative_class_labels`. For concatenation: `concat_latents`
+    (B, C, h, w), appended to the latents in every call. `timestep_cond` (B, E) is the embedded guidance scale of a
+    guidance-distilled U-Net (LCM). `residuals` computes the residuals of ControlNets from the latents and their images.
     """
 
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    negative_prompt_mask: Tensor | None = None
     class_labels: Tensor | None = None
     negative_class_labels: Tensor | None = None
     pooled_prompt_embeds: Tensor | None = None
     negative_pooled_prompt_embeds: Tensor | None = None
     add_time_ids: Tensor | None = None
+    negative_add_time_ids: Tensor | None = None
+    """Those of the unconditional half, if they differ (SDXL's refiner)."""
     concat_latents: Tensor | None = None
     timestep_cond: Tensor | None = None
     residuals: Residuals | None = None
     reference_latents: tuple[Tensor, ...] = ()
     """The latents (1, C, h, w) of each reference image, normalised, which the transformer takes as further tokens."""
+    refined: Context | None = None
+    """The context of the refiner."""
     notes: tuple[str, ...] = ()
     """Warnings about what was encoded, which belong to the picture."""
 
@@ -50,7 +56,11 @@ class Context:
     def conditional(self) -> Self:
         """The same context without its unconditional half."""
         return replace(
-            self, negative_prompt_embeds=None, negative_class_labels=None, negative_pooled_prompt_embeds=None
+            self,
+            negative_prompt_embeds=None,
+            negative_prompt_mask=None,
+            negative_class_labels=None,
+            negative_pooled_prompt_embeds=None,
         )
 
     @property

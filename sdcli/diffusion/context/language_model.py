@@ -1,4 +1,4 @@
-"""A text prompt as context: y is the hidden states of a language model, Qwen or T5, and not of CLIP.
+"""A text prompt as context: y is the hidden states of a language model, Qwen, Gemma or T5, and not of CLIP.
 
 Knows nothing of noise or of the loop. A prompt that is too long is cut, which is noted.
 """
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An encoded text: `embeds` (1, L, D), `pooled` (1, P) of models that take it, and a note if the text was cut."""
+    """An encoded text: `embeds` (1, L, D), and a note if it was cut.
+
+    `pooled` (1, P) and the `mask` (1, L) of tokens are for models that take them.
+    """
 
     embeds: Tensor
     note: str | None = None
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def as_chat(tokenizer: Any, text: str, **options: Any) -> str:
@@ -95,6 +99,8 @@ def context_of(prompt: Encoded, negative: Encoded | None) -> Context:
     return Context(
         prompt_embeds=prompt.embeds,
         negative_prompt_embeds=None if negative is None else negative.embeds,
+        prompt_mask=prompt.mask,
+        negative_prompt_mask=None if negative is None else negative.mask,
         pooled_prompt_embeds=prompt.pooled,
         negative_pooled_prompt_embeds=None if negative is None else negative.pooled,
         notes=tuple(dict.fromkeys(each.note for each in halves if each.note is not None)),

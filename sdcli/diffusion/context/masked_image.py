@@ -21,11 +21,12 @@ def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequen
     """Encode an image, `pixels` (1, 3, H, W) in −1 … 1, to normalised latents (B, C, h, w), float32, for B generators.
 
     The encoder predicts the mean and standard deviation of a Gaussian (Kingma & Welling 2014, "Auto-Encoding
-    Variational Bayes"), from which a sample is drawn with each generator. AutoencoderTiny predicts the latents.
+    Variational Bayes"), from which a sample is drawn with each generator. Some autoencoders predict the latents.
     """
     encoded = autoencode.encode(model, pixels)
-    if hasattr(encoded, "latents"):
-        z = encoded.latents.float().expand(len(generators), -1, -1, -1)
+    certain = autoencode.certain(encoded)
+    if certain is not None:
+        z = certain.float().expand(len(generators), -1, -1, -1)
     else:
         gaussian = encoded.latent_dist
         mean, deviation = gaussian.mean.float(), gaussian.std.float()

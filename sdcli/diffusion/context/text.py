@@ -36,7 +36,7 @@ def encode(
     `guidance` adds the unconditional half, from `negative_prompt`. `prompt_2` is the text for a second encoder. A U-Net
     that embeds its guidance scale (LCM) gets `timestep_cond` instead. SDXL is trained with zeros for an empty prompt
     (`force_zeros_for_empty_prompt`), and gets pooled embeddings and time ids: original size, crop at 0, 0, and target
-    size, of `width` × `height` pixels.
+    size, of `width` × `height` pixels; its refiner gets an aesthetic score instead of the target size.
 
     `clip_skip` counts like Automatic1111, 1 … number of layers: 1 is the layer that the model was trained with (the
     last one; for SDXL the second to last), 2 the layer before. diffusers counts clip_skip − 1, and None for 1. As in
@@ -69,9 +69,11 @@ def encode(
     elif with_negative:
         negative_embeds, negative_pooled = _embed(model, tokens[1], count, clip_skip=1)
 
-    time_ids, timestep_cond = None, None
-    if facts.knows_sizes:
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=model.device)
+    time_ids, negative_ids, timestep_cond = None, None, None
+    if facts.takes_aesthetics:
+        time_ids, negative_ids = (_time_ids(model, height, width, 0, 0, score) for score in AESTHETIC_SCORES)
+    elif facts.knows_sizes:
+        time_ids = _time_ids(model, height, width, 0, 0, height, width)
     if facts.guidance_distilled:
         width_of_embedding = model.network.config["time_cond_proj_dim"]
         timestep_cond = guidance_embedding(guidance_scale, width_of_embedding).to(model.device)
@@ -81,8 +83,17 @@ def encode(
         pooled_prompt_embeds=pooled,
         negative_pooled_prompt_embeds=negative_pooled,
         add_time_ids=time_ids,
+        negative_add_time_ids=negative_ids,
         timestep_cond=timestep_cond,
     )
+
+
+AESTHETIC_SCORES = 6.0, 2.5
+"""Those of diffusers, of the picture that is wanted and of the one that is not."""
+
+
+def _time_ids(model: LatentDiffusionModel, *numbers: float) -> Tensor:
+    return torch.tensor([numbers], dtype=torch.float32, device=model.device)
 
 
 def _embed(

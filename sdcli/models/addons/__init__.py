@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli.models.addons import controlnet, embedding, lora
+from sdcli.models.addons import controlnet, embedding, lora, refiner
 from sdcli.models.located import LocatedModel
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Asked, Weights
@@ -39,6 +39,8 @@ class Kind:
     """Attaches the add-ons of the kind to a loaded model, in place of those that are attached. Can import torch."""
     merged: bool = False
     """Whether it is merged into the model's weights and needs no memory of its own."""
+    has_text: bool = False
+    """Whether it has text encoders, which encode the prompt too."""
     activations: float = 0.0
     """Its activations in memory as a fraction of the U-Net's."""
 
@@ -70,6 +72,15 @@ KINDS: Mapping[str, Kind] = {
         files=embedding.files,
         attach=embedding.attach,
         merged=True,
+    ),
+    refiner.KIND: Kind(
+        title="refiner",
+        asked=refiner.asked,
+        locate=refiner.locate,
+        check_fit=refiner.check_fit,
+        files=refiner.files,
+        attach=refiner.attach,
+        has_text=True,
     ),
 }
 
@@ -108,9 +119,10 @@ def attach(model: LatentDiffusionModel, weights: Weights, before: Weights | None
     return model
 
 
-def merged(weights: Weights) -> Weights:
-    """Return `weights` with only the add-ons that are merged into the model's weights."""
-    return Weights(weights.model, tuple(each for each in weights.addons if KINDS[each.kind].merged))
+def for_text(weights: Weights) -> Weights:
+    """Return `weights` with only the add-ons that are needed to encode prompts."""
+    used = (each for each in weights.addons if KINDS[each.kind].merged or KINDS[each.kind].has_text)
+    return Weights(weights.model, tuple(used))
 
 
 def _identity(weights: Weights, kind: str) -> list[tuple[Addon, str]]:

@@ -45,6 +45,7 @@ _CLIP: Mapping[str, type[nn.Module]] = {
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
 _QWEN3 = "transformers.models.qwen3.modeling_qwen3:Qwen3Model"
+_GEMMA = "transformers.models.gemma2.modeling_gemma2:Gemma2Model"
 _QWEN_VL = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl:Qwen2_5_VLModel"
 _TEXT_ENCODERS: Mapping[str, type[nn.Module] | str] = {
     **_CLIP,
@@ -52,6 +53,8 @@ _TEXT_ENCODERS: Mapping[str, type[nn.Module] | str] = {
     # without the head that predicts words
     "Qwen3Model": _QWEN3,
     "Qwen3ForCausalLM": _QWEN3,
+    "Gemma2Model": _GEMMA,
+    "Gemma2ForCausalLM": _GEMMA,
     "Qwen2_5_VLModel": _QWEN_VL,
     "Qwen2_5_VLForConditionalGeneration": _QWEN_VL,
 }
@@ -64,6 +67,7 @@ COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
         "AutoencoderKL": AutoencoderKL,
         "AutoencoderTiny": AutoencoderTiny,
         "VQModel": VQModel,
+        "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc:AutoencoderDC",
         "AutoencoderKLFlux2": "diffusers.models.autoencoders.autoencoder_kl_flux2:AutoencoderKLFlux2",
         "AutoencoderKLQwenImage": "diffusers.models.autoencoders.autoencoder_kl_qwenimage:AutoencoderKLQwenImage",
     },
@@ -75,8 +79,8 @@ COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
 """The classes of each part, by the names in model_index.json; most as `module:class`, imported when needed."""
 _DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
 _SUPPORTED = (
-    "Stable Diffusion 1.x, 2.x, XL, 3.x, their distilled versions, FLUX.1, FLUX.2 [klein], Z-Image, Qwen-Image, DiT, "
-    "and LDM of ImageNet are supported"
+    "Stable Diffusion 1.x, 2.x, XL, 3.x, their distilled versions, FLUX.1, FLUX.2 [klein], Z-Image, Qwen-Image, "
+    "Chroma, Lumina-Image 2.0, Sana, PixArt, DiT, and LDM of ImageNet are supported"
 )
 
 
@@ -91,6 +95,7 @@ def load(
     offload: str = "none",
     find: Callable[..., Parts] | None = None,
     fill_part: Callable[..., Any] | None = None,
+    refiner: bool = False,
 ) -> LatentDiffusionModel:
     """Load the model at `source`, in `dtype` on `device`, or for it in main memory if weights are offloaded.
 
@@ -98,13 +103,13 @@ def load(
     The other parts are checked, and stay on the meta device. `quantize` is the format for the weights of the layers of
     the network and of language models. With float16, a VAE with `force_upcast` in its config stays in float32; a
     VQModel always does. `find` and `fill_part` replace `check_parts` and the reading of files, for weights from
-    elsewhere.
+    elsewhere. A `refiner` has the second text encoder of SDXL only.
 
     Raises ModelNotFound, ModelUnsafe for pickles, ModelCorrupt for files that are missing, invalid or do not fit each
     other, and ModelError for an unsupported kind of model.
     """
     source.check()
-    index = read_index(source)
+    index = read_index(source, refiner=refiner)
     vae_in_float32 = families.keeps_float32(source.config("vae"), str(dtype)[6:])
     scheduler_config, known = source.scheduler_config(), labels.read(source)
     needed = PIPELINES[index["_class_name"]]
@@ -114,6 +119,7 @@ def load(
     _check_classes(source, index, family)
     architecture = architectures.load(family)
     text_encoders = text_parts(index)
+    needed = tuple(each for each in needed if not (refiner and each == "text_encoder"))
     parts = (find or check_parts)(source, index, dict.fromkeys([*text_encoders, *needed]))
     tokenizers = [_tokenizer(source, each, parts[each][0]) for each in text_encoders]
     storage = device if offload == "none" else torch.device("cpu")
@@ -172,8 +178,11 @@ def text_parts(index: Mapping[str, Any]) -> list[str]:
     return [each for each in named if index.get(each, [None, None])[1]]
 
 
-def read_index(source: Source) -> Mapping[str, Any]:
-    """Read model_index.json. Raises ModelError unless its pipeline and component classes are supported."""
+def read_index(source: Source, *, refiner: bool = False) -> Mapping[str, Any]:
+    """Read model_index.json. Raises ModelError unless its pipeline and component classes are supported.
+
+    Only a `refiner` has no first text encoder.
+    """
     folder = source.base
     file = folder / INDEX
     index = source.index()
@@ -187,8 +196,10 @@ def read_index(source: Source) -> Mapping[str, Any]:
         if not all(each is None or isinstance(each, str) for each in library_and_class):
             raise ModelCorrupt(f"{file} has no valid entry for {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is None and part in PIPELINES[pipeline]:
-            if index.get("requires_aesthetics_score"):
-                raise ModelError(f"{folder} is a refiner of SDXL, which is not supported", _SUPPORTED)
+            if index.get("requires_aesthetics_score") and part == "text_encoder":
+                if refiner:
+                    continue
+                raise ModelError(f"{folder} is a refiner of SDXL", "use it with --refiner, after a model of SDXL")
             raise ModelCorrupt(f"{file} has no {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is not None and library_and_class[1] not in COMPONENTS[part]:
             where = source.folder(part) if source.is_elsewhere(part) else folder
@@ -276,13 +287,25 @@ def _positions(embedding: PatchEmbed) -> Tensor:
     """Return the position embedding (1, patches, D), from a new module that is not on the meta device."""
     channels, patch = embedding.proj.in_channels, embedding.patch_size
     height, width = embedding.height * patch, embedding.width * patch
-    made: Tensor = PatchEmbed(height, width, patch, channels, embedding.proj.out_channels).pos_embed
+    scale = embedding.interpolation_scale
+    made: Tensor = PatchEmbed(
+        height, width, patch, channels, embedding.proj.out_channels, interpolation_scale=scale
+    ).pos_embed
+    return made
+
+
+def _modulations(embedding: Any) -> Tensor:
+    """Return the table (layers, D) of Chroma's embedding of time, from a new one that is not on the meta device."""
+    count, channels = embedding.mod_proj.shape
+    made: Tensor = type(embedding)(channels // 2, count).mod_proj
     return made
 
 
 _BUFFERS: Mapping[str, Callable[[Any], Tensor]] = {
     "position_ids": lambda owner: torch.arange(owner.position_ids.shape[-1]).expand(owner.position_ids.shape),
     "pos_embed": _positions,
+    "mod_proj": _modulations,
+    "embed_scale": lambda owner: torch.tensor(owner.scalar_embed_scale),  # of Gemma
 }
 
 
@@ -291,6 +314,8 @@ def _with_tables(module: Any) -> nn.Module | None:
     name = type(module).__name__
     if name == "QwenEmbedRope":
         return type(module)(module.theta, module.axes_dim, module.scale_rope)  # type: ignore[no-any-return]
+    if name == "Lumina2RotaryPosEmbed":
+        return type(module)(module.theta, module.axes_dim, module.axes_lens, module.patch_size)  # type: ignore[no-any-return]
     if name.endswith("RotaryEmbedding"):
         config = getattr(module, "config", None)
         return type(module)(2 * len(module.inv_freq) if config is None else config)  # type: ignore[no-any-return]
@@ -304,8 +329,8 @@ def _tokenizer(source: Source, part: str, model: Any) -> Any:
     part = part.replace("text_encoder", "tokenizer")
     folder = source.folder(part)
     if type(model) not in _CLIP.values():
-        is_t5 = type(model).__name__.startswith("T5")
-        return language_tokenizer.read(tokenizer_folder.find(source, part, is_t5=is_t5), is_t5=is_t5, model=model)
+        kind = language_tokenizer.kind_of(model)
+        return language_tokenizer.read(tokenizer_folder.find(source, part, kind), kind, model)
     return read_tokenizer(
         folder,
         window=model.config.max_position_embeddings,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +22,38 @@ _BLOCK = 1 << 20
 _GAIN = 0.7  # keeps activations in the range of a trained network's
 
 
-def load(source: Source, *, name: str, device: torch.device, dtype: torch.dtype) -> LatentDiffusionModel:
-    """Make the model whose configs are in the folder of `source`. Raises ModelCorrupt and ModelError."""
+def load(
+    source: Source, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None = None
+) -> LatentDiffusionModel:
+    """Make the model whose configs are in the folder of `source`. Raises ModelCorrupt and ModelError.
+
+    With `layers`, a transformer has at most so many of each kind, and its language models are small.
+    """
     with TemporaryDirectory() as folder:
+        if layers is not None:
+            source = _cut(source, layers, Path(folder) / "cut")
         source = _with_tokenizers(source, Path(folder))
         return loading.load(source, name=name, device=device, dtype=dtype, find=_build, fill_part=_fill)
+
+
+_LISTS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers", "num_decoder_layers", "depth")
+_SMALL = {"num_hidden_layers": 28, "intermediate_size": 256, "d_ff": 256}
+"""The sizes of language models that are measured only in passing; families use layers up to the 27th."""
+
+
+def _cut(source: Source, layers: int, folder: Path) -> Source:
+    """Copy the configs of `source` to `folder` with fewer layers."""
+    shutil.copytree(source.path, folder)
+    for file in [folder / "transformer" / "config.json", *folder.glob("text_encoder*/config.json")]:
+        config = families.read_json(file)
+        most = dict.fromkeys(_LISTS, layers) | (_SMALL if file.parent.name.startswith("text") else {})
+        file.write_text(json.dumps(_at_most(config, most)), encoding="utf-8")
+    return Source(folder)
+
+
+def _at_most(config: dict[str, Any], most: Mapping[str, int]) -> dict[str, Any]:
+    made = {key: min(value, most[key]) if key in most else value for key, value in config.items()}
+    return {key: _at_most(value, most) if isinstance(value, dict) else value for key, value in made.items()}
 
 
 def _with_tokenizers(source: Source, folder: Path) -> Source:

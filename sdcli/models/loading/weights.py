@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def fill(
     exact = _kept_in_float32(module) if dtype == torch.float16 else ()
     state: dict[str, Tensor] = {}
     tied: dict[tuple[int, torch.dtype], Tensor] = {}
-    for name, tensor in _raw(stored):
+    for name, tensor in _raw(stored, mapped=quantize == "none"):
         each, kept = stored[name], any(part in name.split(".") for part in exact)
         wanted = torch.float32 if kept else dtype
         kind = each.entry.dtype
@@ -115,12 +116,13 @@ def tensors(module: nn.Module, stored: Mapping[str, Stored]) -> Iterator[tuple[s
     yield from read(stored)
 
 
-def read(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+def read(stored: Mapping[str, Stored], *, mapped: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor of `stored` unconverted, by its name there; quantised ones as float32.
 
-    Raises ModelCorrupt for an unreadable one.
+    Tensors that are not `mapped` are copies, whose memory is freed with them. Raises ModelCorrupt for an
+    unreadable one.
     """
-    for name, tensor in _raw(stored):
+    for name, tensor in _raw(stored, mapped=mapped):
         each = stored[name]
         if each.is_quantised:
             from sdcli.models.loading import quantised
@@ -129,13 +131,14 @@ def read(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
-def _raw(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+def _raw(stored: Mapping[str, Stored], *, mapped: bool) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor of `stored` by its name there; a quantised one as bytes, one row of them for each of its rows.
 
     Raises ModelCorrupt for an unreadable one.
     """
+    opened = _open if mapped else _Copied
     with ExitStack() as stack:
-        readers = {file: stack.enter_context(_open(file)) for file in {each.file for each in stored.values()}}
+        readers = {file: stack.enter_context(opened(file)) for file in {each.file for each in stored.values()}}
         for name, each in stored.items():
             yield name, _read(readers[each.file], each)
 
@@ -178,6 +181,21 @@ def _open(file: Path) -> Any:
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
+
+
+def _bytes_of(entry: Entry) -> int:
+    if entry.dtype in QUANTISED:
+        return stored_bytes(entry.dtype, entry.shape)
+    return math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+
+
+def _viewed(data: Tensor, entry: Entry) -> Tensor:
+    """Return the bytes of a tensor as the tensor, those of a quantised one as rows."""
+    if entry.dtype in QUANTISED:
+        # int8, not uint8: text encoders convert their input to the dtype of weights that are not int8
+        return data.view(torch.int8).reshape(*entry.shape[:-1], -1)
+    return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 class _Gguf(AbstractContextManager[Any]):
@@ -188,14 +206,35 @@ class _Gguf(AbstractContextManager[Any]):
 
     def get(self, entry: Entry) -> Tensor:
         """Return a tensor, or the bytes of a quantised one."""
-        data = self._bytes[entry.start : entry.start + stored_bytes(entry.dtype, entry.shape)]
-        if entry.dtype in QUANTISED:
-            # int8, not uint8: text encoders convert their input to the dtype of weights that are not int8
-            return data.view(torch.int8).reshape(*entry.shape[:-1], -1)
-        return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
+        return _viewed(self._bytes[entry.start : entry.start + _bytes_of(entry)], entry)
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+class _Copied(AbstractContextManager[Any]):
+    """A file whose tensors are read to memory of their own. The pages of a mapped file stay until it is closed."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._file = file.open("rb", buffering=0)
+        except OSError as error:
+            raise ModelCorrupt(f"{file} cannot be read: {error.strerror}", "download the file again") from error
+
+    def get(self, entry: Entry) -> Tensor:
+        """Return a tensor, or the bytes of a quantised one. Raises OSError if the file ends before."""
+        data = torch.empty(_bytes_of(entry), dtype=torch.uint8)
+        left = data.numpy().data
+        self._file.seek(entry.start)
+        while left:
+            count = self._file.readinto(left)
+            if not count:
+                raise OSError("the file is shorter than its header says")
+            left = left[count:]
+        return _viewed(data, entry)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def _read(reader: Any, stored: Stored) -> Tensor:
@@ -213,5 +252,5 @@ def _read(reader: Any, stored: Stored) -> Tensor:
 
 
 def _whole(reader: Any, stored: Stored) -> Tensor:
-    found: Tensor = reader.get(stored.entry) if isinstance(reader, _Gguf) else reader.get_tensor(stored.key)
+    found: Tensor = reader.get(stored.entry) if hasattr(reader, "get") else reader.get_tensor(stored.key)
     return found
