@@ -58,7 +58,7 @@ def theirs(pipe: Any, recipe: Recipe, **options: Any) -> Any:
 
 def as_theirs(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
     """Latents as the family's pipeline returns them."""
-    if model.architecture in ("flux", "qwen_image", "chroma"):
+    if model.architecture in ("flux", "qwen_image", "chroma", "krea2"):
         return packing.pack(latents)
     return model.latent_space.denormalize(latents) if model.architecture == "flux2" else latents
 

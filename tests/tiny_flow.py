@@ -19,6 +19,7 @@ from diffusers.models.transformers.sana_transformer import SanaTransformer2DMode
 from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_krea2 import Krea2Transformer2DModel
 from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -33,6 +34,8 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLCo
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
@@ -42,7 +45,7 @@ from tests import tiny
 
 EDITORS = ("flux2-klein", "flux2-base", "flux-kontext", "qwen-image-edit")
 FAMILIES = ("z-image", "flux-dev", "flux-schnell", "flux2-klein", "flux2-base", "sd3", "sd3-without-t5", "qwen-image")
-FAMILIES += ("chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma")
+FAMILIES += ("chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma", "krea2", "krea2-turbo")
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -214,6 +217,26 @@ def chroma() -> dict[str, Any]:
     return {**parts, "use_dynamic_shifting": True}
 
 
+def qwen3_vl() -> nn.Module:
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 36, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    text |= {"num_key_value_heads": 1, "vocab_size": 264, "head_dim": 8, "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    ids = {"vision_start_token_id": 259, "vision_end_token_id": 260, "image_token_id": 261, "video_token_id": 262}
+    return shaken(Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision, **ids)))
+
+
+def krea2(is_distilled: bool) -> dict[str, Any]:
+    settings = {"in_channels": 16, "num_layers": 1, "attention_head_dim": 12, "num_attention_heads": 2}
+    settings |= {"num_key_value_heads": 1, "intermediate_size": 32, "timestep_embed_dim": 16, "text_hidden_dim": 16}
+    settings |= {"text_num_attention_heads": 2, "text_num_key_value_heads": 2, "text_intermediate_size": 32}
+    settings |= {"num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1, "axes_dims_rope": (4, 4, 4)}
+    network = shaken(Krea2Transformer2DModel(**settings))
+    parts = {"transformer": network, "vae": make_qwen_vae(), "text_encoder": qwen3_vl()}
+    return {**parts, "is_distilled": is_distilled, "use_dynamic_shifting": True}
+
+
 def lumina2() -> dict[str, Any]:
     settings = {"hidden_size": 24, "num_layers": 1, "num_refiner_layers": 1, "num_attention_heads": 2}
     settings |= {"num_kv_heads": 1, "multiple_of": 16, "axes_dim_rope": (4, 4, 4), "axes_lens": (300, 64, 64)}
@@ -260,6 +283,8 @@ MAKERS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "qwen-image": ("QwenImagePipeline", qwen_image),
     "qwen-image-edit": ("QwenImageEditPlusPipeline", qwen_image),
     "chroma": ("ChromaPipeline", chroma),
+    "krea2": ("Krea2Pipeline", lambda: krea2(False)),
+    "krea2-turbo": ("Krea2Pipeline", lambda: krea2(True)),
     "lumina2": ("Lumina2Pipeline", lumina2),
     "sana": ("SanaPipeline", sana),
     "pixart-alpha": ("PixArtAlphaPipeline", lambda: pixart(128)),
@@ -272,6 +297,7 @@ _TOKENIZERS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "Gemma2Model": ("GemmaTokenizer", write_gemma_tokenizer),
     "Qwen3Model": ("Qwen2Tokenizer", write_qwen_tokenizer),
     "Qwen3ForCausalLM": ("Qwen2Tokenizer", write_qwen_tokenizer),
+    "Qwen3VLModel": ("Qwen2Tokenizer", write_qwen_tokenizer),
     "Qwen2_5_VLForConditionalGeneration": ("Qwen2Tokenizer", write_qwen_tokenizer),
 }
 

@@ -56,6 +56,8 @@ class Facts:
     """How many layers the network has that `skip_layer_guidance` can leave out; 0 if it has no such guidance."""
     is_flow: bool = False
     """Whether the model was trained by flow matching."""
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the scheduler's config that the model has elsewhere, and that replace those of the config."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of a recipe that suit every model of the architecture, where models.toml has no entry for it."""
 

@@ -94,6 +94,7 @@ class Row:
 _CLIP, _T5 = ("CLIPTextModel", "CLIPTextModelWithProjection"), ("T5EncoderModel",)
 _GEMMA = ("Gemma2Model", "Gemma2ForCausalLM")
 _QWEN3, _QWEN_VL = ("Qwen3Model", "Qwen3ForCausalLM"), ("Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration")
+_QWEN3_VL = ("Qwen3VLModel", "Qwen3VLForConditionalGeneration")
 _VAE = ("AutoencoderKL", "AutoencoderTiny")
 _QWEN_PIPELINES = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPlusPipeline")
 _LDM = {"vae": (*_VAE, "VQModel"), "text_encoder": _CLIP, "text_encoder_2": _CLIP, "class_embedder": ("Embedding",)}
@@ -172,6 +173,10 @@ TABLE: Mapping[str, Row] = MappingProxyType(
         ),
         "chroma": _transformer(
             "ChromaTransformer2DModel", "transformer_chroma", ("ChromaPipeline", "ChromaImg2ImgPipeline"), (_T5,)
+        ),
+        "krea2": _transformer(
+            *("Krea2Transformer2DModel", "transformer_krea2", ("Krea2Pipeline",), (_QWEN3_VL,)),
+            vae=("AutoencoderKLQwenImage",),
         ),
         "lumina2": _transformer(
             *("Lumina2Transformer2DModel", "transformer_lumina2"),

@@ -46,6 +46,7 @@ _CLIP: Mapping[str, type[nn.Module]] = {
 }
 _QWEN3 = "transformers.models.qwen3.modeling_qwen3:Qwen3Model"
 _GEMMA = "transformers.models.gemma2.modeling_gemma2:Gemma2Model"
+_QWEN3_VL = "transformers.models.qwen3_vl.modeling_qwen3_vl:Qwen3VLModel"
 _QWEN_VL = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl:Qwen2_5_VLModel"
 _TEXT_ENCODERS: Mapping[str, type[nn.Module] | str] = {
     **_CLIP,
@@ -55,6 +56,8 @@ _TEXT_ENCODERS: Mapping[str, type[nn.Module] | str] = {
     "Qwen3ForCausalLM": _QWEN3,
     "Gemma2Model": _GEMMA,
     "Gemma2ForCausalLM": _GEMMA,
+    "Qwen3VLModel": _QWEN3_VL,
+    "Qwen3VLForConditionalGeneration": _QWEN3_VL,
     "Qwen2_5_VLModel": _QWEN_VL,
     "Qwen2_5_VLForConditionalGeneration": _QWEN_VL,
 }
@@ -80,7 +83,7 @@ COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
 _DOWNLOAD_AGAIN = "download the model's folder again; its parts must belong together"
 _SUPPORTED = (
     "Stable Diffusion 1.x, 2.x, XL, 3.x, their distilled versions, FLUX.1, FLUX.2 [klein], Z-Image, Qwen-Image, "
-    "Chroma, Lumina-Image 2.0, Sana, PixArt, DiT, and LDM of ImageNet are supported"
+    "Chroma, Krea 2, Lumina-Image 2.0, Sana, PixArt, DiT, and LDM of ImageNet are supported"
 )
 
 
@@ -140,17 +143,18 @@ def load(
         TextEncoder(tokens, filled[each], processor) for tokens, each in zip(tokenizers, text_encoders, strict=True)
     )
     network, vae = filled[network_part], filled["vae"]
+    facts = architecture.facts(network.config, vae.config, index)
     model = LatentDiffusionModel(
         name=name,
         text_encoders=text,
         network=network,
         architecture=family,
-        facts=architecture.facts(network.config, vae.config, index),
+        facts=facts,
         latent_space=architecture.latent_space(vae),
         vae=vae,
         labels=known,
         class_embedder=filled.get("class_embedder"),
-        scheduler_config=scheduler_config,
+        scheduler_config={**scheduler_config, **facts.schedule},
         device=device,
         dtype=dtype,
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +41,15 @@ _SMALL = {"num_hidden_layers": 28, "intermediate_size": 256, "d_ff": 256}
 
 
 def _cut(source: Source, layers: int, folder: Path) -> Source:
-    """Copy the configs of `source` to `folder` with fewer layers."""
-    shutil.copytree(source.path, folder)
-    for file in [folder / "transformer" / "config.json", *folder.glob("text_encoder*/config.json")]:
-        config = families.read_json(file)
-        most = dict.fromkeys(_LISTS, layers) | (_SMALL if file.parent.name.startswith("text") else {})
-        file.write_text(json.dumps(_at_most(config, most)), encoding="utf-8")
-    return Source(folder)
+    """Return `source` with configs in `folder` that have fewer layers."""
+    parts = dict(source.parts)
+    for part in ("transformer", *loading.text_parts(source.index())):
+        most = dict.fromkeys(_LISTS, layers) | ({} if part == "transformer" else _SMALL)
+        parts[part] = folder / part
+        parts[part].mkdir(parents=True)
+        cut = json.dumps(_at_most(source.config(part), most))
+        (parts[part] / "config.json").write_text(cut, encoding="utf-8")
+    return replace(source, parts=tuple(sorted(parts.items())))
 
 
 def _at_most(config: dict[str, Any], most: Mapping[str, int]) -> dict[str, Any]:
