@@ -331,7 +331,7 @@ def test_latents_are_decoded_again_when_other_models_are_unloaded(folders, monke
 
 def test_the_latents_of_the_warm_process_come_home():
     error = NotDecoded("m", "h", [b"one", b"two"])
-    found = warm._error_from_wire(json.loads(json.dumps(warm.to_wire(error)))["error"], "here", "there")
+    found = warm.error_from_wire(json.loads(json.dumps(warm.to_wire(error)))["error"], "here", "there")
     assert isinstance(found, NotDecoded)
     assert found.latents == (b"one", b"two")
 

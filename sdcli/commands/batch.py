@@ -14,6 +14,7 @@ from sdcli.commands import completion, groups, options, picture_options
 from sdcli.errors import InputError, JobsFailed, UsageError
 from sdcli.jobs import expand, forecast, job, making, plan, read
 from sdcli.jobs.job import Fault, Job
+from sdcli.making.cluster.start import Cluster
 from sdcli.models import registry
 from sdcli.planning import resolve
 from sdcli.recipe import recipe
@@ -102,6 +103,26 @@ def batch(
         bool,
         typer.Option("--fail-fast", rich_help_panel=_JOBS, help="Stop at the first failed job.", show_default=False),
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            rich_help_panel=options.EXECUTION,
+            show_default=False,
+            help="Make the pictures on the machines of a Ray cluster: its HOST:PORT, or auto for the one that runs on "
+            "this machine.",
+        ),
+    ] = None,
+    ship_models: Annotated[
+        bool,
+        typer.Option(
+            "--ship-models",
+            rich_help_panel=options.EXECUTION,
+            show_default=False,
+            help="Copy models to machines of the cluster that lack them.",
+        ),
+    ] = False,
     picture: picture_options.Picture,
     output: BatchOutput,
     execution: options.Execution,
@@ -116,6 +137,7 @@ def batch(
         sdcli batch jobs.jsonl -o out/ | jq -r .path
         printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
         sdcli batch prompts.txt --matrix seed=1..4 --matrix scheduler=ddim,euler
+        sdcli batch jobs.jsonl -o out/ --cluster auto --threads 8
     """
     given = groups.given(picture, execution) | {"model": config.model(picture.model)}
     for key, value in given.items():
@@ -128,12 +150,21 @@ def batch(
     planned = plan.plan(expand.multiply(listed, axes), given, strict=output.strict, num_images=num_images)
     order = making.Batch(
         planned, _directory(output.directory), output.force, fail_fast, output.quiet, output.strict, output.debug,
-        output.json,
+        output.json, _cluster(cluster, ship_models),
     )  # fmt: skip
     if output.dry_run:
         _say_forecast(order, json=bool(output.json))
     else:
         making.deliver(order)
+
+
+def _cluster(address: str | None, ship: bool) -> Cluster | None:
+    """Return the cluster to use. Raises UsageError."""
+    if address is None and ship:
+        raise UsageError("--ship-models is given without --cluster", "give the cluster too: --cluster auto")
+    if address == "":
+        raise UsageError("--cluster is empty", "give it HOST:PORT, or auto")
+    return None if address is None else Cluster(address, ship)
 
 
 def _say_forecast(order: making.Batch, *, json: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sdcli.errors import (
@@ -22,14 +24,18 @@ from sdcli.errors import (
     ServerUnavailable,
 )
 from sdcli.files import names, outputs
+from sdcli.files.inputs import NO_INPUTS
 from sdcli.jobs import ledger
 from sdcli.jobs.job import Fault, explain
+from sdcli.jobs.interrupts import Interrupts
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
+from sdcli.making.cluster.start import Cluster, start_cluster
 from sdcli.making.deliver import done_line, keep_latents, prepare_libraries
 from sdcli.making.deliver import maker as choose_maker
-from sdcli.making.maker import Maker, Task
+from sdcli.making.maker import Maker, Task, group_of
+from sdcli.making.picture import Picture
 from sdcli.planning.resolve import read_inputs
 from sdcli.terminal import display, signals, streams
 
@@ -50,6 +56,8 @@ class Batch:
     debug: bool = False
     json: int = 0
     """Whether lines are JSON on a terminal too, and whether they have whole recipes; see `request.FULL`."""
+    cluster: Cluster | None = None
+    """Where pictures are made, if not in this process or the warm one."""
 
 
 @dataclass
@@ -85,11 +93,12 @@ def deliver(batch: Batch) -> None:
                 _say_cached(run, job, *found)
         if missing:
             prepare_libraries()
-            maker = choose_maker()
             try:
-                with display.job_progress(len(missing), quiet=batch.quiet) as run.show:
-                    for group in groups_of(missing):
-                        _make_group(run, maker, group)
+                with (
+                    _maker(batch, missing) as maker,
+                    display.job_progress(len(missing), quiet=batch.quiet) as run.show,
+                ):
+                    _make_all(run, maker, groups_of(missing))
             except KeyboardInterrupt:
                 kept = len(missing) - sum(ledger.finished(book, job.key) is None for job in missing)
                 streams.note(f"{kept} of {len(missing)} pictures were made; the same command makes the others")
@@ -126,46 +135,109 @@ def _groups(jobs: Sequence[Planned], key: Callable[[Planned], Any]) -> list[list
     return list(groups.values())
 
 
-def _model_of(job: Planned) -> Any:
-    execution = job.recipe.execution
-    return job.weights, job.recipe.model, execution.device, execution.dtype
+def _model_of(job: Planned) -> Hashable:
+    return group_of(job.weights, job.recipe)
 
 
-def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
-    """Load the model of `group` and make its jobs; if loading fails, all of them fail."""
+@contextmanager
+def _maker(batch: Batch, missing: Sequence[Planned]) -> Iterator[Maker]:
+    """Yield the maker of a batch: a cluster, or the maker of every command."""
+    if batch.cluster is None:
+        yield choose_maker()
+        return
+    maker = start_cluster(batch.cluster, [(job.weights, job.recipe) for job in missing])
+    try:
+        yield maker
+    finally:
+        maker.close()
+
+
+def _make_all(run: _Run, maker: Maker, groups: Sequence[Sequence[Planned]]) -> None:
+    """Make the jobs of `groups`, as many at once as the maker can.
+
+    A call that fails for several jobs is repeated for each one. After SIGINT no call is started.
+    """
+    left: dict[Hashable, deque[list[Planned]]] = {_model_of(group[0]): deque(chunks_of(group)) for group in groups}
+    ready: set[Hashable] = set()
+    ended: SimpleQueue[tuple[list[Planned], Future[list[Picture]]]] = SimpleQueue()
+    under_way = 0
+
+    def settle(chunk: list[Planned], future: Future[list[Picture]]) -> None:
+        again = _settle(run, chunk, future)
+        left[_model_of(chunk[0])].extendleft([job] for job in reversed(again))
+        run.done += len(chunk) - len(again)
+
+    with Interrupts(several=maker.capacity > 1) as interrupts:
+        latest = None
+        while True:
+            while under_way < maker.capacity and not interrupts.asked and any(left.values()):
+                group = maker.choose({each: len(chunks) for each, chunks in left.items() if chunks})
+                if group not in ready:
+                    ready.add(group)
+                    with interrupts.at_once():
+                        _load(run, maker, left[group])
+                    continue
+                chunk = left[group].popleft()
+                future = _submit(run, maker, chunk)
+                if future.done():
+                    settle(chunk, future)
+                    continue
+                under_way += 1
+                future.add_done_callback(partial(_put, ended, chunk))
+            if latest is not None:
+                settle(*latest)
+                run.show(run.done, "denoising")
+                latest = None
+            elif under_way:
+                latest = ended.get()
+                under_way -= 1
+            else:
+                return
+
+
+def _put(ended: SimpleQueue[Any], chunk: list[Planned], future: Future[list[Picture]]) -> None:
+    ended.put((chunk, future))
+
+
+def _load(run: _Run, maker: Maker, chunks: deque[list[Planned]]) -> None:
+    """Load the model of `chunks`; if that fails, all of them fail, and are removed."""
+    group = [job for chunk in chunks for job in chunk]
     run.show(run.done, f"loading {group[0].model.entry.name}")
     try:
         maker.load(group[0].weights, [job.recipe for job in group])
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
         signals.raise_again()
+        chunks.clear()
         for job in group:
             _fail(run, job, _words(run, error))
         run.done += len(group)
-        return
-    for chunk in chunks_of(group):
-        with _interrupts_deferred():
-            _make(run, maker, chunk)
-        run.done += len(chunk)
 
 
-def _task(chunk: Sequence[Planned]) -> Task:
-    """Return the task of one call, with the inputs of its recipes, which are read now."""
-    first, recipes = chunk[0], [job.recipe.replace(batch_size=len(chunk)) for job in chunk]
-    recipe, facts = first.recipe, first.model.facts
-    inputs = read_inputs(recipe.initial, recipe.layout, recipe.references, facts, first.weights)
-    return Task(first.weights, recipes, inputs)
-
-
-def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
-    """Make the pictures of one U-Net call. If a call for several fails, each one is tried separately."""
+def _submit(run: _Run, maker: Maker, chunk: list[Planned]) -> Future[list[Picture]]:
+    """Start making the pictures of one U-Net call. The inputs of its recipes are read now, or by the maker."""
 
     def on_step(step: Step) -> None:
         run.show(
             run.done + len(chunk) * step.index / step.total, "decoding" if step.index == step.total else "denoising"
         )
 
+    first, recipes = chunk[0], [job.recipe.replace(batch_size=len(chunk)) for job in chunk]
     try:
-        pictures = maker.submit(_task(chunk), on_step).result()
+        inputs = NO_INPUTS
+        if not maker.reads_inputs:
+            recipe, facts = first.recipe, first.model.facts
+            inputs = read_inputs(recipe.initial, recipe.layout, recipe.references, facts, first.weights)
+        return maker.submit(Task(first.weights, recipes, inputs), on_step)
+    except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
+        future: Future[list[Picture]] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _settle(run: _Run, chunk: Sequence[Planned], future: Future[list[Picture]]) -> Sequence[Planned]:
+    """Save the pictures of a call, or fail its jobs; returns those that are to be tried again, one by one."""
+    try:
+        pictures = future.result()
     except ServerUnavailable as error:  # affects all jobs
         for job in chunk:
             _print(run, failed_line_of(job, error.message, run.batch.json))
@@ -174,14 +246,11 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
         signals.raise_again()
         if isinstance(error, NotDecoded):
             keep_latents(error, [job.recipe for job in chunk], outputs.directory_of(f"{run.batch.directory}/"))
-            for job in chunk:
-                _fail(run, job, _words(run, error))
         elif len(chunk) > 1:
-            for job in chunk:
-                _make(run, maker, [job])
-        else:
-            _fail(run, chunk[0], _words(run, error))
-        return
+            return chunk
+        for job in chunk:
+            _fail(run, job, _words(run, error))
+        return ()
     for job, picture in zip(chunk, pictures, strict=True):
         line = done_line(picture, "", job.warnings) | {"flat": picture.flat, "recipe": picture.recipe.to_dict()}
         fault = flatness_fault(line) if run.batch.strict else None
@@ -189,6 +258,7 @@ def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
             _fail(run, job, explain(fault))
         else:
             _save(run, job, line, picture.png)
+    return ()
 
 
 def _save(run: _Run, job: Planned, line: Mapping[str, Any], data: bytes) -> None:
@@ -281,28 +351,3 @@ def _jobs_failed(run: _Run) -> JobsFailed:
         f"{run.failed} of {len(run.batch.jobs)} jobs failed",
         "see the error of each; the same command tries only these jobs again",
     )
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Delay SIGINT until the body has ended; a second one raises KeyboardInterrupt immediately."""
-    asked = False
-    told = display.before_a_line() + b"interrupted: finishing the current picture; press Ctrl-C again to stop now\n"
-
-    def defer(signal_number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            signals.interrupt(signal_number, frame)
-        asked = True
-        with suppress(OSError):  # stderr is closed: Ctrl-C has ended the reader of the pipe too
-            os.write(2, told)  # print could be interrupted
-
-    before = signal.getsignal(signal.SIGINT)
-    if before != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, defer)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,12 +38,25 @@ class Task:
     processors: int | None = None
 
 
+def group_of(weights: Weights, recipe: Recipe) -> Hashable:
+    """Return what the tasks have in common that one loaded model makes."""
+    execution = recipe.execution
+    return weights, recipe.model, execution.device, execution.dtype
+
+
 class Maker(Protocol):
     """Makes the pictures of tasks. A command uses one maker, so that it can keep loaded models."""
 
     @property
     def capacity(self) -> int:
         """How many tasks it can run at once; further tasks wait."""
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether it reads the files of recipes itself, so that tasks need no inputs."""
+
+    def choose(self, left: Mapping[Hashable, int]) -> Hashable:
+        """Return the group (see `group_of`) of the task to submit next; `left` has their numbers of tasks."""
 
     def load(self, weights: Weights, recipes: Sequence[Recipe]) -> Any:
         """Load `weights` for `recipes` in advance, if that saves time. Raises what loading raises."""
@@ -65,20 +78,29 @@ def finished(make: Callable[[], list[Picture]]) -> Future[list[Picture]]:
     return future
 
 
+class InOrder:
+    """A maker that runs one task at a time, one group after the other."""
+
+    capacity = 1
+    reads_inputs = False
+
+    def choose(self, left: Mapping[Hashable, int]) -> Hashable:
+        """Return the first group."""
+        return next(iter(left))
+
+
 _Key = tuple[Source, str, str, str, str, str, str, bool]
 """The model and its name, the device, the dtype, the format to which it is quantised, how much memory to use, the
 engine, and whether it is compiled."""
 
 
-class LocalMaker:
+class LocalMaker(InOrder):
     """Makes pictures in this process and thread, and keeps the `keep` most recently used models in memory.
 
     A model is loaded as `planning.memory` plans it. If memory runs out nevertheless, it unloads all models and tries
     once more; pictures that were sampled are only decoded again. A kept model is only used while its files are
     unchanged. Pictures with other add-ons use the same kept model, whose add-ons are replaced.
     """
-
-    capacity = 1
 
     def __init__(self, keep: int = 1) -> None:
         self.keep = keep

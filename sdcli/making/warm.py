@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, errors
 from sdcli.errors import InvalidRecipe, SdcliError, ServerBusy, ServerUnavailable, UsageError
-from sdcli.making.maker import OnStep, Task, finished
+from sdcli.making.maker import InOrder, OnStep, Task, finished
 from sdcli.making.picture import Picture
 from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
@@ -71,15 +71,13 @@ def _seconds_to_wait() -> float:
     return seconds
 
 
-class WarmMaker:
+class WarmMaker(InOrder):
     """Makes pictures in the process that listens at `path`; see `sdcli.making.maker.Maker`.
 
     A future has the exception of the other process, ServerUnavailable if it does not answer, or ServerBusy if too many
     requests wait, and still do after SDCLI_WAIT seconds. After its first picture is accepted, the other pictures of a
     command are never refused.
     """
-
-    capacity = 1
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -124,7 +122,7 @@ def to_wire(event: object) -> dict[str, Any]:
     return {"step": {"index": getattr(event, "index"), "total": getattr(event, "total")}}  # noqa: B009  of any Step
 
 
-def _error_from_wire(recorded: Mapping[str, Any], place: str, given: str) -> SdcliError:
+def error_from_wire(recorded: Mapping[str, Any], place: str, given: str) -> SdcliError:
     """Convert JSON to an error, with the model's path as the user gave it. Raises TypeError for something else."""
     kind = getattr(errors, recorded["kind"], SdcliError)
     if not (isinstance(kind, type) and issubclass(kind, SdcliError)):
@@ -141,7 +139,7 @@ def _ask(path: str, task: Task, on_step: OnStep, under_way: bool) -> list[Pictur
     asked = {
         "weights": task.weights.to_wire(),
         "directory": os.getcwd(),  # noqa: PTH109  from which the paths in recipes count
-        "recipes": [_with_threads(recipe).to_dict() for recipe in task.recipes],
+        "recipes": [with_threads(recipe).to_dict() for recipe in task.recipes],
         "processors": _processors(),
         "streams": {path: b64encode(data).decode() for path, data in task.inputs.streams.items()},
         "under_way": under_way,
@@ -158,7 +156,7 @@ def _ask(path: str, task: Task, on_step: OnStep, under_way: bool) -> list[Pictur
                     case {"pictures": pictures}:
                         return _pictures_of(pictures, task, path)
                     case {"error": error}:
-                        raise _error_from_wire(error, place, given)
+                        raise error_from_wire(error, place, given)
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         raise _broken_off(path) from error
     raise _broken_off(path)
@@ -245,11 +243,16 @@ def _processors() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def _with_threads(recipe: Recipe) -> Recipe:
+def with_threads(recipe: Recipe) -> Recipe:
     """Set the number of threads from the environment, unless the recipe has one."""
+    threads = recipe.execution.threads or threads_of_environment()
+    return recipe if threads == recipe.execution.threads else recipe.replace(threads=threads)
+
+
+def threads_of_environment() -> int:
+    """Return the number of threads that the environment sets for torch, or 0."""
     asked = os.environ.get("MKL_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""  # torch prefers MKL's
-    known = recipe.execution.threads or not asked.isascii() or not asked.isdigit() or not 0 < int(asked) <= 1024
-    return recipe if known else recipe.replace(threads=int(asked))
+    return int(asked) if asked.isascii() and asked.isdigit() and 0 < int(asked) <= 1024 else 0
 
 
 def _broken_off(path: str) -> ServerUnavailable:

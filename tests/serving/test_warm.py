@@ -397,7 +397,7 @@ def test_a_process_of_another_user_is_not_believed(tmp_path, monkeypatch):
 def test_only_errors_of_sdcli_are_raised():
     for kind in ("ExitStatus", "IntEnum", "__name__"):
         with pytest.raises(TypeError):
-            client._error_from_wire({"kind": kind, "message": "a", "hint": "b"}, "/", "/")
+            client.error_from_wire({"kind": kind, "message": "a", "hint": "b"}, "/", "/")
 
 
 def of_bytes(data: bytes) -> dict[str, str]:
@@ -452,7 +452,7 @@ def test_errors_are_raised_as_what_they_were(ask, sd15, nan):
 def test_the_environment_s_threads_are_asked_for(ask, sd15, monkeypatch):
     def threads(**options):
         recipe = tiny.recipe_for(registry.find(str(sd15)), {"prompt": "", "model": "x", **options})
-        return client._with_threads(recipe).execution.threads
+        return client.with_threads(recipe).execution.threads
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -530,7 +530,7 @@ def test_nonsense_is_refused_in_the_same_words(warm, body, error, said, monkeypa
     monkeypatch.chdir(Path(warm.socket).parent)
     with client._post("warm.sock", json.dumps(body).encode()) as response:
         assert response.status == 400
-        wrong = client._error_from_wire(json.loads(response.read())["error"], "/", "/")
+        wrong = client.error_from_wire(json.loads(response.read())["error"], "/", "/")
     assert isinstance(wrong, error)
     assert said in wrong.message
 
