@@ -26,8 +26,8 @@ from sdcli.errors import (
 from sdcli.files import names, outputs
 from sdcli.files.inputs import NO_INPUTS
 from sdcli.jobs import ledger
-from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.interrupts import Interrupts
+from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
