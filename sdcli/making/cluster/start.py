@@ -78,7 +78,7 @@ def start(
     try:
         greetings = {slot: slot.remote.call("greet", needed) for slot in slots}
         _wait(greetings.values(), seconds)
-        greetings |= _checked(greetings, ship=ship)
+        greetings |= _checked(greetings, needed, ship=ship)
     except BaseException:
         for slot in slots:
             slot.remote.kill()
@@ -99,7 +99,9 @@ def _wait(greetings: Iterable[Future[Greeting]], seconds: float) -> None:
         raise ServerUnavailable(f"the cluster has no worker: {reason}", hint)
 
 
-def _checked(greetings: Mapping[Slot, Future[Greeting]], *, ship: bool) -> dict[Slot, Future[Greeting]]:
+def _checked(
+    greetings: Mapping[Slot, Future[Greeting]], needed: Sequence[Wanted], *, ship: bool
+) -> dict[Slot, Future[Greeting]]:
     """Check what the workers that have answered have, and return the greetings of those that got models since."""
     known = {slot: each.result() for slot, each in greetings.items() if each.done() and not each.exception()}
     for slot, greeting in known.items():
@@ -111,10 +113,10 @@ def _checked(greetings: Mapping[Slot, Future[Greeting]], *, ship: bool) -> dict[
     arithmetic = sorted({greeting.arithmetic for greeting in known.values()})
     if len(arithmetic) > 1:
         streams.warn(f"pixels can depend on the worker, because workers differ: {'; '.join(arithmetic)}")
-    lacking = {slot: greeting.missing for slot, greeting in known.items() if greeting.missing}
+    lacking = {slot: {each.sha256 for each in greeting.missing} for slot, greeting in known.items() if greeting.missing}
     for slot in {slot.place.node: slot for slot in lacking}.values():  # one on each machine
-        _ship(slot, lacking[slot])
-    return {slot: slot.remote.call("greet", missing) for slot, missing in lacking.items()}
+        _ship(slot, [each for each in needed if each.sha256 in lacking[slot]])
+    return {slot: slot.remote.call("greet", needed) for slot in lacking}
 
 
 def _ship(slot: Slot, missing: Iterable[Wanted]) -> None:
