@@ -160,11 +160,28 @@ def test_ray_is_needed_for_a_cluster_alone(batch, monkeypatch):  # noqa: F811
     ],
 )
 def test_clusters_that_are_none(batch, monkeypatch, options, status, words):  # noqa: F811
-    monkeypatch.setattr(on_ray, "_import_ray", lambda: type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
+    monkeypatch.setattr(on_ray, "_import_ray", lambda: NoCluster)
     done = batch(JOBS, *options)
     assert done.status == status
     assert words in done.stderr
     assert done.stdout == b""
+
+
+class NoCluster:
+    """Ray where no cluster runs."""
+
+    is_initialized = staticmethod(lambda: False)
+
+    @staticmethod
+    def init(**given):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+
+def test_a_machine_without_a_cluster(batch, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(on_ray, "_import_ray", lambda: NoCluster)
+    done = batch(JOBS, "--cluster", "auto")
+    assert done.status == 10
+    assert "error: there is no Ray cluster on this machine\nhint: start one with: ray start --head" in done.stderr
 
 
 def node(**resources) -> dict:

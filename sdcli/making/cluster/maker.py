@@ -151,6 +151,7 @@ class ClusterMaker:
         slot.idle = True
         if isinstance(error, WorkerDied):
             if job.attempts < MOST_ATTEMPTS:
+                streams.note(f"a worker on {slot.place.name} ended; its task is repeated")
                 with self._lock:
                     self._waiting.appendleft(job)
             else:
