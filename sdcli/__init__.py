@@ -3,6 +3,7 @@
 cli.py      the command line: the commands, and exit statuses
 commands/   one file per command, and the options they share
 serving/    the warm process           jobs/  batches of jobs           training/  training models
+explaining/ a page about how a picture came about
 bench/      measuring speed, also against diffusers
 making/     from a request to pictures on disk, in this process or in the warm one
 planning/   from options to a complete recipe, warnings, dry runs, replaying

@@ -20,6 +20,7 @@ from sdcli.commands.bench import bench
 from sdcli.commands.config import config
 from sdcli.commands.edit import edit
 from sdcli.commands.encode import decode, encode
+from sdcli.commands.explain import explain
 from sdcli.commands.generate import generate
 from sdcli.commands.img2img import img2img
 from sdcli.commands.info import info
@@ -50,7 +51,7 @@ _MAKE, _EDIT, _FILES, _MODELS = "Make pictures", "Edit pictures", "Work with fil
 _TRAIN, _SETTINGS = "Train models", "Settings"
 
 for _heading, _commands in {
-    _MAKE: (generate, synthesize, batch, serve),
+    _MAKE: (generate, synthesize, batch, explain, serve),
     _EDIT: (img2img, inpaint, outpaint, edit),
     _FILES: (info, replay, encode, decode),
 }.items():

@@ -47,10 +47,10 @@ def _make(asked: Mapping[str, Any], output: options.Output) -> None:
     if not {"prompt", "label"} & asked.keys():
         hint = "give a PROMPT, or --label for a class-conditional model; see --help"
         raise UsageError("PROMPT or --label is missing", hint)
-    _check_stdin(asked)
+    check_stdin(asked)
     model = config.model(asked.get("model"))
     found = located.find(model, asked)
-    resolved = resolve.resolve(found, {**asked, "model": model, **_prompt(asked.get("prompt"))})
+    resolved = resolve.resolve(found, {**asked, "model": model, **prompt_of(asked.get("prompt"))})
     recipe = resolved.recipe
     if not output.quiet:
         _note_sizes(resolved)
@@ -138,14 +138,15 @@ def _note_sizes(resolved: Resolved) -> None:
             streams.note(note)
 
 
-def _check_stdin(asked: Mapping[str, Any]) -> None:
+def check_stdin(asked: Mapping[str, Any]) -> None:
     """Raise UsageError if stdin is both the prompt and a file."""
     for key, path, _ in paths_of(asked):
         if asked.get("prompt") == "-" and path in ("-", "/dev/stdin"):
             raise UsageError(f"the prompt and {key} both read stdin", "give one of them as an argument or a file")
 
 
-def _prompt(prompt: str | None) -> dict[str, str]:
+def prompt_of(prompt: str | None) -> dict[str, str]:
+    """Return the key of a prompt; `-` is read from stdin. Raises InputError."""
     if prompt != "-":
         return {} if prompt is None else {"prompt": prompt}
     try:

@@ -25,6 +25,7 @@ from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
 from sdcli.diffusion.offload import on_device
 from sdcli.diffusion.passes import Pass, passes
+from sdcli.diffusion.watching import Bound, Watch
 from sdcli.files import canvas, images, maps
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.recipe import checks
@@ -41,18 +42,19 @@ def run(
     inputs: Inputs = NO_INPUTS,
     contexts: Sequence[Context] | None = None,
     tiling: str | None = None,
+    watch: Watch | None = None,
 ) -> list[Result]:
     """Make the pictures of `recipes`, which only differ in their seeds, in one batch.
 
     `inputs` are the files of the recipes; without an image or latents they start from pure noise. `contexts` are those
-    of the first recipe, which are encoded here if they are not given. `tiling` replaces that of the recipes. Raises
-    OutOfMemory, ValueError if `inputs` are incomplete, and what `finish` raises.
+    of the first recipe, which are encoded here if they are not given. `tiling` replaces that of the recipes. `watch`
+    sees what the loop does. Raises OutOfMemory, ValueError if `inputs` are incomplete, and what `finish` raises.
     """
     started = time.perf_counter()
     with memory_of(recipes[0]):
         if contexts is None:
             contexts = encode_conditions(model, recipes[0], inputs)
-        latents = sample(model, recipes, on_step, inputs=inputs, contexts=contexts)
+        latents = sample(model, recipes, on_step, inputs=inputs, contexts=contexts, watch=watch)
     notes = tuple(dict.fromkeys(note for context in contexts for note in context.notes))
     sampled = Sampled(latents, notes, time.perf_counter() - started)
     return finish(model, recipes, sampled, inputs=inputs, tiling=tiling)
@@ -65,6 +67,7 @@ def sample(
     *,
     inputs: Inputs = NO_INPUTS,
     contexts: Sequence[Context] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Sample f(f(…f(N, T)…), 1): the latents (B, C, h, w), float32, of a batch of recipes that differ in their
     seeds.
@@ -85,7 +88,7 @@ def sample(
         def count(step: Step, before: int = done) -> None:
             on_step(replace(step, index=before + step.index, total=total))
 
-        latents = _sample_pass(model, each, seeds, context, latents, generators, count, inputs=inputs)
+        latents = _sample_pass(model, each, seeds, context, latents, generators, count, inputs=inputs, watch=watch)
         done += each.steps
     assert latents is not None
     return latents
@@ -101,6 +104,7 @@ def _sample_pass(
     on_step: Callable[[Step], None],
     *,
     inputs: Inputs,
+    watch: Watch | None,
 ) -> Tensor:
     """Run the loop for one pass and return the latents (B, C, h, w); `previous` are those of the pass before."""
     recipe, architecture = one.recipe, architectures.load(model.architecture)
@@ -127,8 +131,11 @@ def _sample_pass(
         on_device(model, model.network, *(each.net for each in model.controlnets.values())),
         shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
     ):
+        denoiser = _bind(model, context, recipe, scheduler, len(seeds), bind)
+        if watch is not None:
+            denoiser = watch(denoiser, Bound(model, context, Guidance.of(recipe), scheduler, bind))
         latents = denoise(
-            _bind(model, context, recipe, scheduler, len(seeds), bind),
+            denoiser,
             scheduler,
             start.latents,
             timesteps=start.timesteps,

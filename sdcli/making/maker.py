@@ -20,6 +20,7 @@ from sdcli.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from sdcli.diffusion.finish import Result
     from sdcli.diffusion.model import LatentDiffusionModel
+    from sdcli.diffusion.watching import Watch
 
 OnStep = Callable[[Any], None]
 """Called after each step with an object that has an `index`, from 1, and a `total`."""
@@ -120,29 +121,34 @@ class LocalMaker(InOrder):
         """Make the pictures of `task` now; see `Maker`."""
         return finished(lambda: self.make(task, on_step))
 
-    def make(self, task: Task, on_step: OnStep = lambda step: None) -> list[Picture]:
-        """Make the pictures of `task`. Raises what `load` and `pipeline.run` raise, and NotDecoded."""
+    def make(self, task: Task, on_step: OnStep = lambda step: None, *, watch: Watch | None = None) -> list[Picture]:
+        """Make the pictures of `task`; `watch` sees what the loop does.
+
+        Raises what `load` and `pipeline.run` raise, and NotDecoded.
+        """
         resolved = _resolve(task.recipes[0], task.processors)
         try:
-            return self._make(task, resolved, on_step)
+            return self._make(task, resolved, on_step, watch)
         except OutOfMemory as error:
             if isinstance(error, NotDecoded) or all(each == _key(task.weights, resolved) for each in self._kept):
                 raise
         self._unload()  # not in the except block, because the exception keeps references
-        return self._make(task, resolved, on_step)
+        return self._make(task, resolved, on_step, watch)
 
-    def _make(self, task: Task, resolved: Recipe, on_step: OnStep) -> list[Picture]:
+    def _make(self, task: Task, resolved: Recipe, on_step: OnStep, watch: Watch | None) -> list[Picture]:
         kept = self._ready(task.weights, resolved, task.inputs)
         execution = {key: getattr(resolved.execution, key) for key in ("device", "dtype", "threads")}
         recipes = [recipe.replace(**execution) for recipe in task.recipes]
         with of_the_model(task.weights.model):
-            results = self._results(kept, recipes, task.inputs, on_step)
+            results = self._results(kept, recipes, task.inputs, on_step, watch)
         for result in results:
             timings.record(result.recipe, task.weights, result.seconds)
         plan = kept.plan
         return [Picture.of(each, task.weights, replace(plan, tiling=each.recipe.execution.tiling)) for each in results]
 
-    def _results(self, kept: Kept, recipes: Sequence[Recipe], inputs: Inputs, on_step: OnStep) -> list[Result]:
+    def _results(
+        self, kept: Kept, recipes: Sequence[Recipe], inputs: Inputs, on_step: OnStep, watch: Watch | None
+    ) -> list[Result]:
         """Sample and decode. If there is no memory to decode, unload other models and decode again; raises NotDecoded
         with the latents if that fails.
         """
@@ -151,7 +157,8 @@ class LocalMaker(InOrder):
 
         how: dict[str, Any] = {"inputs": inputs, "tiling": kept.plan.tiling}
         try:
-            return pipeline.run(kept.model, recipes, on_step, contexts=kept.contexts_of(recipes[0], inputs), **how)
+            contexts = kept.contexts_of(recipes[0], inputs)
+            return pipeline.run(kept.model, recipes, on_step, contexts=contexts, watch=watch, **how)
         except finish.Undecoded as error:
             sampled, message = error.sampled, error.message
         if self._unload(apart_from=kept):  # not in the except block, because the exception keeps references

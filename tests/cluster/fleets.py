@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sdcli.making.cluster.fleet import Place, WorkerDied
 from sdcli.making.cluster.wanted import Wanted
 from sdcli.making.cluster.worker import VERSION, Greeting, RemoteTask, Worker
 
 
 def _one_thread() -> None:
+    import torch  # only for workers that make pictures
+
     torch.set_num_threads(1)
 
 
