@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 _WIDTH, _HEIGHT = 420, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 14, 40
 _POINTS = 120
 
 
@@ -31,9 +31,7 @@ def chart(
     for number, each in enumerate(points):
         x, y = place_of(*each)
         parts.append(f'<circle class="used" data-evaluation="{number + 1}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
-    label = (
-        f"{name} against t: from {_number(10 ** curve[0][1])} at t = 0 to {_number(10 ** curve[-1][1])} at t = {count}"
-    )
+    label = f"{name} against t: from {formatted(10 ** curve[0][1])} at t = 0 to {formatted(10 ** curve[-1][1])} at t = {count}"
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
@@ -43,7 +41,7 @@ def _axes(low: int, high: int, count: int, name: str, place_of: Callable[[float,
     for power in range(low, high + 1, step):
         x, y = place_of(0, power)
         parts.append(f'<line class="grid" x1="{x}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(10.0**power)}</text>')
+        parts.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{formatted(10.0**power)}</text>')
     for part in (0, 0.25, 0.5, 0.75, 1):
         x, y = place_of(part * (count - 1), low)
         parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{round(part * count)}</text>')
@@ -52,7 +50,13 @@ def _axes(low: int, high: int, count: int, name: str, place_of: Callable[[float,
     return "".join(parts)
 
 
-def _number(value: float) -> str:
-    return (
-        f"{value:.0e}".replace("e-0", "e−").replace("e+0", "e") if value < 0.001 or value >= 10_000 else f"{value:.3g}"
-    )
+def formatted(value: float) -> str:
+    """Format a number in three digits, or as a power of 10 if it is very small or large."""
+    if 0.001 <= value < 10_000:
+        return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    power = math.floor(math.log10(value))
+    factor = f"{value / 10**power:.2g}"
+    return ("" if factor == "1" else f"{factor}·") + "10" + str(power).translate(_RAISED)
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

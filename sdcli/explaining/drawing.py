@@ -52,18 +52,14 @@ def channels(values: Numbers) -> Image.Image:
 
 
 def heat(values: Numbers, size: tuple[int, int]) -> Image.Image:
-    """Draw numbers (h, w), of which the least is 0 and the largest 1, as colours that cover a picture of `size`.
-
-    Low values are transparent.
-    """
+    """Draw numbers (h, w) as colours, from the least, which is black, to the largest, for a picture of `size`."""
     level = smooth(values, size)
     colours = np.array(_HEAT, np.float32)
     place = level * (len(colours) - 1)
     below = np.minimum(place.astype(int), len(colours) - 2)
     part = (place - below)[..., None]
     rgb = (1 - part) * colours[below] + part * colours[below + 1]
-    alpha = 255 * np.clip(0.25 + 0.75 * level, 0, 1)[..., None]
-    return Image.fromarray(np.concatenate([rgb, alpha], axis=2).astype(np.uint8))
+    return Image.fromarray(rgb.astype(np.uint8))
 
 
 def smooth(values: Numbers, size: tuple[int, int]) -> Numbers:

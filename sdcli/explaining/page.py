@@ -79,7 +79,8 @@ def _script(value: object) -> str:
 
 
 def _told(frame: Frame, total: int) -> str:
-    return f"{frame.number} of {total}: t = {frame.timestep:.0f}, σ = {frame.sigma:.3g}, SNR = {frame.sigma**-2:.3g}"
+    sigma, ratio = (chart.formatted(each) for each in (frame.sigma, frame.sigma**-2))
+    return f"{frame.number} of {total}: t = {frame.timestep:.0f}, σ = {sigma}, SNR = {ratio}"
 
 
 def _items(explained: Explanation, urls: list[str], name: str) -> str:
@@ -124,9 +125,9 @@ def _attention(explained: Explanation, image: Image) -> str:
         for word, numbers in zip(explained.words, explained.maps, strict=True)
     )
     return (
-        "<p>At each step, each place of the latents looks at the tokens of the text (cross-attention). These maps are "
-        "the attention to the tokens of each word, averaged over all heads, layers and steps. Each map has its own scale: "
-        '<span>least<span class="scale"></span>most</span>.</p>'
+        "<p>At each step, each place of the latents looks at the tokens of the text (cross-attention). Maps show "
+        "the attention to the tokens of each word, averaged over all heads, layers and steps. Each map has its own "
+        'scale: <span>least<span class="scale"></span>most</span>.</p>'
         '<div class="control"><label for="strength">Colours over the picture</label>'
         '<input id="strength" type="range" min="0" max="100" value="65"></div>'
         f'<div class="words">{cards}</div>'

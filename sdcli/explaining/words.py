@@ -47,7 +47,7 @@ def _words(tokenizer: Tokenizer, ids: Sequence[int], first: int) -> Iterator[Wor
         if index + 1 == len(ids) or (tokenizer.byte_pairs.id_to_token(token) or END).endswith(END):
             part = list(ids[start : index + 1])
             tokens = tuple(str(tokenizer.byte_pairs.id_to_token(each)).removesuffix(END) for each in part)
-            text = tokenizer.byte_pairs.decode(part).strip() or "".join(tokens)
+            text = tokenizer.byte_pairs.decode(part).replace(END, "").strip() or "".join(tokens)
             yield Word(text, tokens, tuple(range(first + start, first + index + 1)))
             start = index + 1
 
