@@ -57,8 +57,8 @@ class Maps(TorchFunctionMode):
         """Call `function`, and look at its arguments if it is attention."""
         options = options or {}
         if function is scaled_dot_product_attention:
-            with torch._C.DisableTorchFunction():
-                self._look(arguments[0][-1].float(), arguments[1][-1].float(), options.get("scale"))
+            given = dict(zip(("query", "key"), arguments, strict=False)) | options
+            self._look(given["query"][-1].float(), given["key"][-1].float(), given.get("scale"))
         return function(*arguments, **options)
 
     def mean(self) -> Tensor | None:

@@ -31,7 +31,8 @@ def chart(
     for number, each in enumerate(points):
         x, y = place_of(*each)
         parts.append(f'<circle class="used" data-evaluation="{number + 1}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
-    label = f"{name} against t: from {formatted(10 ** curve[0][1])} at t = 0 to {formatted(10 ** curve[-1][1])} at t = {count}"
+    first, last = (formatted(10 ** each[1]) for each in (curve[0], curve[-1]))
+    label = f"{name} against t: from {first} at t = 0 to {last} at t = {count}"
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 

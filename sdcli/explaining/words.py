@@ -42,13 +42,14 @@ def of(model: LatentDiffusionModel, condition: Condition) -> list[Word]:
 
 def _words(tokenizer: Tokenizer, ids: Sequence[int], first: int) -> Iterator[Word]:
     """Yield the words of CLIP's tokens, the first of which has the place `first`."""
+    from tokenizers.decoders import ByteLevel
+
     start = 0
     for index, token in enumerate(ids):
         if index + 1 == len(ids) or (tokenizer.byte_pairs.id_to_token(token) or END).endswith(END):
             part = list(ids[start : index + 1])
             tokens = tuple(str(tokenizer.byte_pairs.id_to_token(each)).removesuffix(END) for each in part)
-            text = tokenizer.byte_pairs.decode(part).replace(END, "").strip() or "".join(tokens)
-            yield Word(text, tokens, tuple(range(first + start, first + index + 1)))
+            yield Word(ByteLevel().decode(list(tokens)), tokens, tuple(range(first + start, first + index + 1)))
             start = index + 1
 
 
