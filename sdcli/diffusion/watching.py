@@ -44,7 +44,7 @@ class Seen:
     """One evaluation at the noise level `sigma` (with z = x_0 + σ ε), on the CPU in float32.
 
     `latents` are z_t as f gets it, and `prediction` is x̂_0 by the result of f: what remains if all noise that f sees is
-    removed at once. `conditional` and `unconditional` are x̂_0 without guidance; the last is None without guidance.
+    removed at once. `conditional` and `unconditional` are x̂_0 by each half of guidance, where there is guidance.
     """
 
     timestep: float

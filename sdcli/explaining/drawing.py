@@ -43,9 +43,9 @@ def grey(values: Numbers, spread: float = 3.0) -> Image.Image:
     return Image.fromarray((255 * np.clip(values / (2 * spread) + 0.5, 0, 1)).astype(np.uint8))
 
 
-def channels(values: Numbers) -> Image.Image:
-    """Draw numbers (C, h, w) as images in a row, one for each channel, with a gap of one pixel."""
-    parts = [np.asarray(grey(each)) for each in values]
+def channels(values: Numbers, spread: float = 3.0) -> Image.Image:
+    """Draw numbers (C, h, w) as `grey` does, in a row, one image for each channel, with a gap of one pixel."""
+    parts = [np.asarray(grey(each, spread)) for each in values]
     gap = np.full((parts[0].shape[0], 1), 128, np.uint8)
     row = [part for each in parts for part in (each, gap)][:-1]
     return Image.fromarray(np.concatenate(row, axis=1))

@@ -58,8 +58,8 @@ class Concatenated:
 class Explanation:
     """A picture, and how it came about.
 
-    `total` is the number of evaluations. `maps` has the attention (h, w) to each of the `words`; `unseen` is why there
-    are none. `levels` are σ of all training timesteps. `other` is the picture of another text from the same noise.
+    `total` is the number of evaluations. `maps` has the attention (h, w) to each of the `words`; `unseen` is why they
+    are missing. `levels` are σ of all training timesteps. `other` is the picture of another text from the same noise.
     """
 
     picture: Picture
@@ -177,7 +177,7 @@ def _concatenated(bound: Bound, task: Task, way: str) -> list[Concatenated]:
         present = sorted({int(each) for each in indices.flatten()})
         names = ", ".join(each.name for each in model.classes if each.index in present)
         picture = drawing.small(maps.colours(indices, model.classes))
-        row = drawing.channels(given[0, present].float().cpu().numpy() * 2 - 1)
+        row = drawing.channels(given[0, present].float().cpu().numpy() * 2 - 1, 1.0)
         title = f"The segmentation map, one channel for each of {len(model.classes)} classes. Here are: {names}"
         return [Concatenated(title, picture), Concatenated("The channels of these classes, at the latents' size", row)]
     mask = drawing.grey(given[0, 0].float().cpu().numpy() * 2 - 1, 1.0).resize(size, Image.Resampling.NEAREST)
