@@ -28,7 +28,7 @@ class Pictures:
         Path | None,
         typer.Argument(
             metavar="DATA", show_default=False,
-            help="A folder of pictures with a metadata.jsonl, or with a text file beside each.",
+            help="A folder of pictures with a metadata.jsonl, or with a text file next to each.",
         ),
     ] = None  # fmt: skip
     prompt: Annotated[
@@ -99,7 +99,7 @@ Out = Annotated[
     Path,
     typer.Option(
         "--out", "-o", metavar="FILE", rich_help_panel=_RUN,
-        help="The .safetensors file to write. The run is in the folder FILE.run beside it, and continues from there.",
+        help="The .safetensors file to write. The run is in the folder FILE.run next to it, and continues from there.",
     ),
 ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from sdcli.files import atomic
 from sdcli.models.loading import single_file
 from sdcli.training.settings import LoraTraining
 
-ATTENTION = ("Transformer2DModel", "CLIPAttention", "CLIPMLP", "CLIPSdpaAttention")
+ATTENTION = ("Transformer2DModel", "CLIPAttention", "CLIPMLP")
 """Classes whose linear layers are changed, with the 1×1 convolutions among them, as in sd-scripts."""
 BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 """Classes whose convolutions are changed too if they have a rank of their own."""

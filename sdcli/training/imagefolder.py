@@ -1,5 +1,5 @@
 """A user's own pictures: images, with their texts in a metadata.jsonl (the hub's imagefolder convention) or in a text
-file beside each.
+file next to each.
 
 Reads only the texts, and checks that the files exist. Imports no large libraries.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from sdcli.errors import InputError
 
 FILE, TEXT, MAP = "file_name", "text", "map_file_name"
-METADATA, BESIDE = "metadata.jsonl", ".txt"
+METADATA, TEXTS = "metadata.jsonl", ".txt"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 EXAMPLE = f'an example of a line: {{"{FILE}": "fox.png", "{TEXT}": "a fox in the snow"}}'
 
@@ -54,7 +54,7 @@ def _read(folder: Path, texts: bool, maps: bool) -> list[Row]:
         if not images:
             what = "" if maps else " and no image"
             raise InputError(f"there is no {METADATA}{what} in {folder}", EXAMPLE)
-        return [Row(each, _text_beside(each, texts), None, each, 0) for each in images]
+        return [Row(each, _text_of(each, texts), None, each, 0) for each in images]
     try:
         lines = found[0].read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -71,12 +71,14 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _text_beside(image: Path, required: bool) -> str:
-    file = image.with_suffix(BESIDE)
+def _text_of(image: Path, required: bool) -> str:
+    file = image.with_suffix(TEXTS)
     if not file.is_file():
         if not required:
             return ""
-        raise InputError(f"{image} has no text: there is no {file.name} beside it", f"or write a {METADATA}; {EXAMPLE}")
+        raise InputError(
+            f"{image} has no text: there is no {file.name} next to it", f"or write a {METADATA}; {EXAMPLE}"
+        )
     try:
         return " ".join(file.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:

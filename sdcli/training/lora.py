@@ -178,7 +178,7 @@ class LoraRun:
         return {"samples": self.step * self.settings.batch}
 
     def sheet(self, path: Path) -> None:
-        """Write pictures of the first captions at fixed seeds, and the captions beside them."""
+        """Write pictures of the first captions at fixed seeds, and the captions next to them."""
         texts = self.config.begin.sheet_prompts or list(dict.fromkeys(each.text for each in self.own))
         prompts = [texts[index % len(texts)] for index in range(max(SHEET, len(self.config.begin.sheet_prompts)))]
         drawn = [

@@ -27,7 +27,7 @@ WORLDS = ("kit", "kit-rows", "kit-mixed", "few")
 MODEL = "model"
 """The folder, in the run's folder, that the finished model is written to."""
 LORA_SUFFIX, LORA_RUN = ".safetensors", ".run"
-"""The suffixes of a LoRA's file and of the folder of its run, beside it."""
+"""The suffixes of a LoRA's file and of the folder of its run, next to it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class RunConfig:
 
     @property
     def result(self) -> Path:
-        """The finished model: a folder in the run's folder, or for a LoRA a file beside it."""
+        """The finished model: a folder in the run's folder, or for a LoRA a file next to it."""
         return self.out.with_suffix(LORA_SUFFIX) if self.stage == "lora" else self.out / MODEL
 
     def classes(self) -> tuple[Class, ...]:
