@@ -21,7 +21,7 @@ from sdcli.training.lora import LoraRun
 from tests import tiny
 from tests.lora.test_lora_parity import TOLERANCE, ours, theirs
 
-SHORT = ["--steps", "4", "--batch", "2", "--warmup", "0", "--cooldown", "0", "--log-every", "1", "--save-every", "2"]
+SHORT = ["--steps", "2", "--batch", "2", "--warmup", "0", "--cooldown", "0", "--log-every", "1", "--save-every", "2"]
 FAST = [*SHORT, "--sheet-every", "0", "--rank", "2", "--dtype", "float32"]
 
 
