@@ -32,6 +32,7 @@ from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
 from sdcli.commands.synthesize import synthesize
 from sdcli.commands.train import train
+from sdcli.commands.train_lora import lora
 from sdcli.commands.trained import export, measure
 from sdcli.config import misspelt, without_effect
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
@@ -57,7 +58,7 @@ for _heading, _commands in {
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_heading)(_command)
-for _command in (measure, export):
+for _command in (lora, measure, export):
     train.command()(_command)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(bench)

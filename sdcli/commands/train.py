@@ -18,6 +18,7 @@ from sdcli.errors import UsageError
 from sdcli.models import registry
 from sdcli.terminal import streams
 from sdcli.training import run_config
+from sdcli.training.run_config import RunConfig
 from sdcli.training.settings import (
     AutoencoderTraining,
     InpaintTraining,
@@ -182,7 +183,7 @@ class Once(Execution):
     ] = False  # fmt: skip
 
 
-def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
+def with_settings(kind: type[Training]) -> Callable[[Command], Command]:
     """Make a command's parameter `settings` a group with an option, None by default, for each field of `kind`."""
     types: Mapping[str, Any] = {"int": int, "float": float}
     group = make_dataclass(
@@ -213,7 +214,7 @@ def _with_settings(kind: type[Training]) -> Callable[[Command], Command]:
 
 @train.command("autoencoder")
 @groups.expand
-@_with_settings(AutoencoderTraining)
+@with_settings(AutoencoderTraining)
 def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) -> None:
     """Train an autoencoder that maps 8×8 pixels to 8 numbers.
 
@@ -224,7 +225,7 @@ def autoencoder(*, run: Run, size: Size = None, settings: Any, execution: Once) 
 
 @train.command("text-encoder")
 @groups.expand
-@_with_settings(TextEncoderTraining)
+@with_settings(TextEncoderTraining)
 def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: Any, execution: Once) -> None:
     """Train a model's text encoder on captions of the synthetic world.
 
@@ -238,7 +239,7 @@ def text_encoder(*, out: Out, world: World = None, base: Base = None, settings: 
 
 @train.command("text-to-image")
 @groups.expand
-@_with_settings(TextToImageTraining)
+@with_settings(TextToImageTraining)
 def text_to_image(
     *, run: Run, vae: Vae = None, base: Base = None, text: Text = None, settings: Any, execution: Once
 ) -> None:
@@ -255,7 +256,7 @@ def text_to_image(
 
 @train.command("inpaint")
 @groups.expand
-@_with_settings(InpaintTraining)
+@with_settings(InpaintTraining)
 def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
     """Train an inpainting model from a text-to-image model.
 
@@ -268,7 +269,7 @@ def inpaint(*, run: Run, base: Base = None, text: Text = None, settings: Any, ex
 
 @train.command("semantic")
 @groups.expand
-@_with_settings(SemanticTraining)
+@with_settings(SemanticTraining)
 def semantic(*, run: Run, base: Base = None, text: Text = None, settings: Any, execution: Once) -> None:
     """Train a model for segmentation maps from a text-to-image model.
 
@@ -348,7 +349,7 @@ def kit(
         sdcli train kit --out runs --minutes 20 --device cuda
         sdcli train kit --out runs --phase judge --minutes 60
     """
-    how = _how(execution)
+    how = how_of(execution)
     for name in phases.phase or ():
         if name not in KIT_PHASES:
             raise UsageError(f"--phase is {name}", f"it must be one of {', '.join(KIT_PHASES)}")
@@ -367,10 +368,14 @@ def kit(
 
 
 def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapping[str, Any]) -> None:
-    how = _how(execution)
     begin = {key: _folder_of(value) if key == "base" else value for key, value in begin.items()}
     given = groups.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
-    config = run_config.plan(stage, run.out, given, groups.given(settings))
+    train_planned(run_config.plan(stage, run.out, given, groups.given(settings)), execution)
+
+
+def train_planned(config: RunConfig, execution: Once) -> None:
+    """Run what is planned, or estimate its cost."""
+    how = how_of(execution)
     prepare_libraries()
     from sdcli.training import session
 
@@ -394,7 +399,7 @@ def _folder_of(base: Path | None) -> Path | None:
     return source.path
 
 
-def _how(execution: Execution) -> dict[str, Any]:
+def how_of(execution: Execution) -> dict[str, Any]:
     """Return the arguments of `session.How`. Raises UsageError if one is invalid."""
     for name, value, allowed in (("device", execution.device, DEVICES), ("dtype", execution.dtype, DTYPES)):
         if value not in allowed:

@@ -1,25 +1,29 @@
-"""A user's own pictures in the hub's imagefolder convention: images, and a metadata.jsonl with their texts.
+"""A user's own pictures: images, with their texts in a metadata.jsonl (the hub's imagefolder convention) or in a text
+file next to each.
 
-Reads only the metadata, and checks that the files exist. Imports no large libraries.
+Reads only the texts, and checks that the files exist. Imports no large libraries.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import InputError
 
 FILE, TEXT, MAP = "file_name", "text", "map_file_name"
+METADATA, TEXTS = "metadata.jsonl", ".txt"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 EXAMPLE = f'an example of a line: {{"{FILE}": "fox.png", "{TEXT}": "a fox in the snow"}}'
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the metadata: the image, its text, its segmentation map if requested, and the line's position."""
+    """An image, its text, its segmentation map if requested, and where they are listed: a line of the metadata (0: the
+    image itself)."""
 
     image: Path
     text: str
@@ -29,19 +33,28 @@ class Row:
 
 
 def where(row: Row) -> str:
-    """Return the file and the line number of a row, for error messages."""
-    return f"{row.metadata} line {row.line}"
+    """Return the file, and the line number of a row if it has one, for error messages."""
+    return f"{row.metadata} line {row.line}" if row.line else str(row.metadata)
 
 
-def read_rows(folder: Path, *, texts: bool = True, maps: bool = False) -> list[Row]:
-    """Read FOLDER/metadata.jsonl, or FOLDER/train/metadata.jsonl.
+def read_rows(folder: Path, *, texts: bool = True, maps: bool = False, text: str | None = None) -> list[Row]:
+    """Read FOLDER/metadata.jsonl or FOLDER/train/metadata.jsonl, or else the images in FOLDER with their text files.
 
-    `texts` and `maps` require a text or a map in each line. Raises InputError with the line number if something is
-    missing.
+    `texts` and `maps` require a text or a map of each image, and `text` replaces all texts. Raises InputError, with the
+    line number if there is one, if something is missing.
     """
-    found = [path for path in (folder / "metadata.jsonl", folder / "train" / "metadata.jsonl") if path.is_file()]
+    rows = _read(folder, texts and text is None, maps)
+    return rows if text is None else [replace(row, text=text) for row in rows]
+
+
+def _read(folder: Path, texts: bool, maps: bool) -> list[Row]:
+    found = [path for path in (folder / METADATA, folder / "train" / METADATA) if path.is_file()]
     if not found:
-        raise InputError(f"there is no metadata.jsonl in {folder}", EXAMPLE)
+        images = [] if maps or not folder.is_dir() else sorted(each for each in folder.iterdir() if _is_image(each))
+        if not images:
+            what = "" if maps else " and no image"
+            raise InputError(f"there is no {METADATA}{what} in {folder}", EXAMPLE)
+        return [Row(each, _text_of(each, texts), None, each, 0) for each in images]
     try:
         lines = found[0].read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -52,6 +65,24 @@ def read_rows(folder: Path, *, texts: bool = True, maps: bool = False) -> list[R
     if not rows:
         raise InputError(f"{found[0]} has no lines", EXAMPLE)
     return rows
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _text_of(image: Path, required: bool) -> str:
+    file = image.with_suffix(TEXTS)
+    if not file.is_file():
+        if not required:
+            return ""
+        raise InputError(
+            f"{image} has no text: there is no {file.name} next to it", f"or write a {METADATA}; {EXAMPLE}"
+        )
+    try:
+        return " ".join(file.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}", "it must be UTF-8 text") from error
 
 
 def _row(metadata: Path, number: int, line: str, texts: bool, maps: bool) -> Row:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sdcli.files import atomic
 from sdcli.training import checkpoint
-from sdcli.training.optimizers import MatrixOptimizer, learning_rate
+from sdcli.training.optimizers import learning_rate
 from sdcli.training.team import Team
 
 Entry = dict[str, Any]
@@ -66,12 +66,22 @@ class LearningRates(Protocol):
         """Steps over which it falls at the end."""
 
 
+class Optimizer(Protocol):
+    """What `finish_step` needs of an optimizer."""
+
+    def step(self, lr: float) -> None:
+        """Update all parameters at this learning rate and clear the gradients."""
+
+
 class OptimizedRun(Protocol):
     """What `finish_step` needs of a run."""
 
     step: int
     team: Team
-    optimizer: MatrixOptimizer
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Updates the parameters."""
 
     @property
     def settings(self) -> LearningRates:

@@ -99,6 +99,32 @@ class MatrixOptimizer:
         self.adamw.load_state_dict(state["adamw"])
 
 
+class Adam:
+    """AdamW with the interface of MatrixOptimizer, for low-rank factors, which are no matrices of their own."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.01) -> None:
+        self.adamw = torch.optim.AdamW(list(parameters), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+
+    def parameters(self) -> list[Tensor]:
+        """Return all trained parameters."""
+        return [each for group in self.adamw.param_groups for each in group["params"]]
+
+    def step(self, lr: float) -> None:
+        """Update all parameters at this learning rate and clear the gradients."""
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state."""
+        return self.adamw.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        self.adamw.load_state_dict(state)
+
+
 def _gradient(parameter: Tensor) -> Tensor:
     whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return whole.flatten(1)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sdcli.errors import InputError, ModelCorrupt, ModelNotFound, OutputError, UsageError
+from sdcli.diffusion import architectures
+from sdcli.errors import InputError, ModelCorrupt, ModelError, ModelNotFound, OutputError, UsageError
 from sdcli.files import atomic, palette
 from sdcli.files.json_files import load_json
 from sdcli.files.palette import Class
+from sdcli.models import located
 from sdcli.training.imagefolder import Row, read_rows
 from sdcli.training.settings import STAGES, Training, resumed
 
@@ -24,6 +26,8 @@ RUN = "run.json"
 WORLDS = ("kit", "kit-rows", "kit-mixed", "few")
 MODEL = "model"
 """The folder, in the run's folder, that the finished model is written to."""
+LORA_SUFFIX, LORA_RUN = ".safetensors", ".run"
+"""The suffixes of a LoRA's file and of the folder of its run, next to it."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,12 @@ class Begin:
 
     `data`: the user's pictures; None for the synthetic world. `sprites`: a folder or archive of the world's subjects;
     None for the npm package. `world`: the name of the world. `base`: a diffusers folder to start from. `vae`: an
-    autoencoder for a new model. `size`: the side of the autoencoder's pictures in pixels. `text`: whether to train the
-    text encoder; None trains it only if it is new.
+    autoencoder for a new model. `size`: the side of the autoencoder's pictures, or of a LoRA's, in pixels. `text`:
+    whether to train the text encoder; None trains it only if it is new.
+
+    For a LoRA, `base` is any model: a name or a path. `prompt`: the text of all pictures. `class_prompts` and
+    `class_data`: what the pictures of the class are made from, and a folder of them. `sheet_prompts`: what sample
+    pictures are made from. `gradient_checkpointing`: whether activations are recomputed; None does so for large models.
     """
 
     data: str | None = None
@@ -43,6 +51,20 @@ class Begin:
     vae: str | None = None
     size: int | None = None
     text: bool | None = None
+    prompt: str | None = None
+    class_prompts: Sequence[str] = ()
+    class_data: str | None = None
+    sheet_prompts: Sequence[str] = ()
+    gradient_checkpointing: bool | None = None
+
+
+OPTIONS = {
+    "base": "--from",
+    "text": "--train-text-encoder",
+    "class_prompts": "--class-prompt",
+    "sheet_prompts": "--sheet-prompt",
+}
+"""The options of fields that have another name."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +81,19 @@ class RunConfig:
     def rows(self) -> list[Row]:
         """Return the user's pictures."""
         assert self.begin.data is not None
-        return read_rows(Path(self.begin.data), texts=self.stage != "autoencoder", maps=self.stage == "semantic")
+        folder, texts = Path(self.begin.data), self.stage != "autoencoder"
+        return read_rows(folder, texts=texts, maps=self.stage == "semantic", text=self.begin.prompt)
+
+    def class_rows(self) -> list[Row]:
+        """Return the user's pictures of the class, with their own texts or the class prompt."""
+        assert self.begin.class_data is not None
+        prompts = self.begin.class_prompts
+        return read_rows(Path(self.begin.class_data), text=prompts[0] if prompts else None)
+
+    @property
+    def result(self) -> Path:
+        """The finished model: a folder in the run's folder, or for a LoRA a file next to it."""
+        return self.out.with_suffix(LORA_SUFFIX) if self.stage == "lora" else self.out / MODEL
 
     def classes(self) -> tuple[Class, ...]:
         """Return the classes of the user's maps. Raises InputError if there is no classes.json."""
@@ -126,8 +160,8 @@ def _continued(before: RunConfig, stage: str, begin: Mapping[str, Any], settings
     for each in fields(Begin):
         was = getattr(before.begin, each.name)
         if each.name in begin and begin[each.name] != was:
-            names = {"base": "--from", "text": "--train-text-encoder"}
-            option = names.get(each.name, "--" + each.name)
+            option = OPTIONS.get(each.name, "--" + each.name.replace("_", "-"))
+            option = "--model" if before.stage == "lora" and each.name == "base" else option
             raise UsageError(
                 f"this run was started with {option} {was}, not {begin[each.name]}",
                 "omit the option to continue, or use another folder with --out",
@@ -151,6 +185,9 @@ def _check(config: RunConfig) -> None:
     if stage == "text-to-image" and (begin.base is None) == (begin.vae is None):
         hint = "--vae FOLDER trains a new model on an autoencoder, --from FOLDER continues with a trained model"
         raise UsageError("text-to-image needs one of --vae and --from", hint)
+    if stage == "lora":
+        _check_lora(config)
+        return
     for option, path, file in (("--from", begin.base, "model_index.json"), ("--vae", begin.vae, "config.json")):
         if path is not None and not Path(path, file).is_file():
             raise ModelNotFound(f"there is no {file} in {path}", f"{option} takes a folder in diffusers' layout")
@@ -160,10 +197,34 @@ def _check(config: RunConfig) -> None:
             config.classes()
 
 
+def _check_lora(config: RunConfig) -> None:
+    begin = config.begin
+    if begin.data is None:
+        raise UsageError("train lora needs a folder of pictures", "sdcli train lora FOLDER -o NAME.safetensors")
+    config.rows()
+    if begin.class_data is not None:
+        config.class_rows()
+    assert begin.base is not None
+    found = located.find(begin.base)
+    name, facts = found.entry.name, found.facts
+    if architectures.find(found.source.denoiser, found.denoiser_config) != "unet" or facts.labels is not None:
+        raise ModelError(f"{name} has no U-Net for prompts", "use Stable Diffusion 1.x, 2.x or XL, or kit")
+    if facts.in_channels != facts.latent_space.channels:
+        hint = "train on the text-to-image model it comes from; the LoRA fits both"
+        raise ModelError(f"{name} takes more than a prompt", hint)
+    if facts.guidance_distilled:
+        raise ModelError(f"{name} is distilled", "train on the model it was distilled from; the LoRA fits both")
+    multiple = facts.size_multiple
+    if begin.size is not None and begin.size % (8 * multiple):
+        raise UsageError(f"--size is {begin.size}", f"it must be a multiple of {8 * multiple}")
+
+
 def _digest(begin: Begin) -> str | None:
     if begin.data is None:
         return None
     digest = hashlib.sha256()
-    for row in read_rows(Path(begin.data), texts=False):
+    rows = read_rows(Path(begin.data), texts=False)
+    rows += read_rows(Path(begin.class_data), texts=False) if begin.class_data is not None else []
+    for row in rows:
         digest.update(f"{row.image} {row.image.stat().st_size} {row.text}\n".encode())
     return digest.hexdigest()

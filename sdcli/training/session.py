@@ -21,7 +21,7 @@ from sdcli.terminal import display, streams
 from sdcli.training import kit, loop, sprites, stages, team, world
 from sdcli.training.learners import Runtime
 from sdcli.training.loop import Stop, Watcher
-from sdcli.training.run_config import MODEL, RunConfig
+from sdcli.training.run_config import RunConfig
 
 GPU_MINUTES, CPU_MINUTES, CPU_SCALE = 20.0, 900.0, 1 / 16
 """The defaults of `train kit`: minutes on a GPU and on a CPU, and the scale on a CPU."""
@@ -149,9 +149,9 @@ def _report(config: RunConfig, how: How, done: bool, out: Any) -> None:
     step = loop.last_step(config.out)
     if how.json:
         result: dict[str, Any] = {"status": "done" if done else "stopped", "step": step}
-        streams.write_line(out, streams.to_json(result | ({"model": str(config.out / MODEL)} if done else {})))
+        streams.write_line(out, streams.to_json(result | ({"model": str(config.result)} if done else {})))
     elif done:
-        streams.write_line(out, str(config.out / MODEL))
+        streams.write_line(out, str(config.result))
     if not done:
         streams.note(
             f"{config.stage}: stopped after step {step} of {config.settings.steps}; the same command continues"

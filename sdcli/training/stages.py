@@ -10,23 +10,32 @@ import torch
 from sdcli.errors import InputError, UsageError
 from sdcli.files import folders, palette
 from sdcli.training import autoencoder as autoencoding
-from sdcli.training import checkpoint, export, loop, parts, tokenizer, world
+from sdcli.training import checkpoint, export, loop, lora, parts, tokenizer, world
 from sdcli.training.autoencoder import AutoencoderRun
 from sdcli.training.diffusion import DiffusionRun
 from sdcli.training.learners import world_classes
+from sdcli.training.lora import LoraRun
 from sdcli.training.optimizers import AveragedWeights
 from sdcli.training.parts import Parts
 from sdcli.training.pool import Encoder, Pool, Task
 from sdcli.training.reading import TextEncoderRun
-from sdcli.training.run_config import MODEL, RunConfig
-from sdcli.training.settings import AutoencoderTraining, DiffusionTraining, InpaintTraining, TextEncoderTraining
+from sdcli.training.run_config import RunConfig
+from sdcli.training.settings import (
+    AutoencoderTraining,
+    DiffusionTraining,
+    InpaintTraining,
+    LoraTraining,
+    TextEncoderTraining,
+)
 from sdcli.training.sheets import Sheet
 from sdcli.training.sources import ImageFolder, Source, World
 from sdcli.training.sprites import find_sprites
 from sdcli.training.tasks import Inpaint, Semantic, TextToImage
 from sdcli.training.team import Team
 
-AnyRun = AutoencoderRun | TextEncoderRun | DiffusionRun
+FolderRun = AutoencoderRun | TextEncoderRun | DiffusionRun
+"""Runs whose result is a folder."""
+AnyRun = FolderRun | LoraRun
 AUTOENCODER_SIDE = 256
 CAPTIONS = 20_000
 """The number of captions that a new tokenizer is trained on."""
@@ -69,6 +78,8 @@ def begin(config: RunConfig, team: Team) -> AnyRun:
         torch.manual_seed(settings.seed)
         text_encoder, tokenizer = parts.read_text(Path(config.begin.base))
         return TextEncoderRun(text_encoder, tokenizer, world.VOCABULARIES[config.begin.world], settings, team)
+    if isinstance(settings, LoraTraining):
+        return lora.begin(config, team)
     assert isinstance(settings, DiffusionTraining)
     held = parts_of(config, team)
     source = source_of(config, held.side)
@@ -110,8 +121,8 @@ def own_tokenizer(config: RunConfig, team: Team) -> Any:
 
 
 def train(config: RunConfig, team: Team, stop: loop.Stop, watcher: loop.Watcher) -> bool:
-    """Start or continue a run; returns whether it is done. A finished run has its model in the folder `model`."""
-    if loop.last_step(config.out) >= config.settings.steps and (config.out / MODEL).is_dir():
+    """Start or continue a run; returns whether it is done. A finished run has its model at `config.result`."""
+    if loop.last_step(config.out) >= config.settings.steps and config.result.exists():
         return True
     if team.leads:
         config.write()
@@ -120,8 +131,10 @@ def train(config: RunConfig, team: Team, stop: loop.Stop, watcher: loop.Watcher)
     if isinstance(run, DiffusionRun) and run.settings.sheet_every and team.leads:
         run.preview = Sheet(run.parts, run.pool, config.settings.seed, team)
     done = loop.train(run, config.out, stop, watcher)
-    if done and team.leads:
-        with folders.written(str(config.out / MODEL), force=True) as folder:
+    if done and team.leads and isinstance(run, LoraRun):
+        run.write(config.result)
+    elif done and team.leads and not isinstance(run, LoraRun):
+        with folders.written(str(config.result), force=True) as folder:
             write_model(config, run, folder)
     team.wait()
     return done
@@ -134,11 +147,14 @@ def export_run(config: RunConfig, folder: Path, *, averaged: bool | None, unet_o
     weights, which are better after it. None selects the average for unfinished runs. Raises ModelNotFound if there is
     no checkpoint.
     """
+    if config.stage == "lora":
+        raise UsageError(f"{config.out} is a run of lora, whose result is a file", "continue it: sdcli train lora")
     if unet_only and not isinstance(config.settings, DiffusionTraining):
         raise UsageError(f"a run of {config.stage} does not train a U-Net", "omit --unet-only")
     team = Team(torch.device("cpu"))
     state = checkpoint.load(config.out / loop.CHECKPOINT)
     run = begin(config, team)
+    assert not isinstance(run, LoraRun)
     run.load_state(state["run"])
     run.step = state["step"]
     wants_average = run.step < config.settings.steps if averaged is None else averaged
@@ -151,7 +167,9 @@ def export_run(config: RunConfig, folder: Path, *, averaged: bool | None, unet_o
     return run.step
 
 
-def write_model(config: RunConfig, run: AnyRun, folder: Path, *, unet_only: bool = False, shard_mb: int = 4000) -> None:
+def write_model(
+    config: RunConfig, run: FolderRun, folder: Path, *, unet_only: bool = False, shard_mb: int = 4000
+) -> None:
     """Write a run's model, with its current weights, in float16; components that were not trained are copied.
 
     For an autoencoder, the folder is that component; with `unet_only`, it is the U-Net. The run cannot continue after

@@ -112,3 +112,19 @@ def test_an_invalid_map_is_an_error_with_its_line(folder, mode, value, said):
     source = ImageFolder(read_rows(folder, maps=True), 32, seed=1, classes=3)
     with pytest.raises(InputError, match=f"line 3: the map map2.png {said}"):
         source.picture(source.rows[2])
+
+
+def test_texts_next_to_the_pictures_or_one_for_all(folder):
+    (folder / "metadata.jsonl").unlink()
+    for path in folder.glob("map*"):
+        path.unlink()
+    assert [row.text for row in read_rows(folder, text="a flag")] == ["a flag"] * 3
+    with pytest.raises(InputError, match=r"0.png has no text: there is no 0.txt next to it"):
+        read_rows(folder)
+    for index in range(3):
+        (folder / f"{index}.txt").write_text(f" picture {index},\n striped\n")
+    rows = read_rows(folder)
+    assert [(row.image.name, row.text, row.line) for row in rows][2] == ("2.png", "picture 2, striped", 0)
+    (folder / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"^\S+1.png: cannot read the image 1.png"):
+        ImageFolder(rows, 64, 0).picture(rows[1])

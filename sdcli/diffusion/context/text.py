@@ -96,6 +96,20 @@ def _time_ids(model: LatentDiffusionModel, *numbers: float) -> Tensor:
     return torch.tensor([numbers], dtype=torch.float32, device=model.device)
 
 
+def embed(model: LatentDiffusionModel, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    """Return the states (n, L, D) of plain prompts, and their pooled embeddings (n, P), with gradients.
+
+    Brackets are text like all other. All prompts have the chunks of the longest. As in `encode`, an empty prompt is
+    zeros for a model that is trained so.
+    """
+    tokens = [[chunks(each.tokenizer, prompt, False) for each in model.text_encoders] for prompt in prompts]
+    count = max(len(each) for of_prompt in tokens for each in of_prompt)
+    states, pooled = zip(*(_embed(model, each, count, 1) for each in tokens), strict=True)
+    kept = [float(bool(prompt) or not model.force_zeros_for_empty_prompt) for prompt in prompts]
+    factors = torch.tensor(kept, device=model.device, dtype=states[0].dtype)[:, None]
+    return torch.cat(states) * factors[..., None], None if pooled[0] is None else torch.cat(pooled) * factors
+
+
 def _embed(
     model: LatentDiffusionModel, tokens: Sequence[list[Chunk]], count: int, clip_skip: int
 ) -> tuple[Tensor, Tensor | None]:
