@@ -5,6 +5,7 @@ commands/   one file per command, and the options they share
 serving/    the warm process           jobs/  batches of jobs           training/  training models
 bench/      measuring speed, also against diffusers
 making/     from a request to pictures on disk, in this process or in the warm one
+sheets/     pictures side by side, as a PNG or as a page for a browser
 planning/   from options to a complete recipe, warnings, dry runs, replaying
 models/     models on this machine: names, paths, facts, digests, the hub, loading, exporting
 config.py   the user's settings

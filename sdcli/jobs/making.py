@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,6 +23,7 @@ from sdcli.errors import (
 )
 from sdcli.files import names, outputs
 from sdcli.jobs import ledger
+from sdcli.jobs.ending import NOTHING, Ending, Tally, at_the_end
 from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
@@ -32,6 +33,7 @@ from sdcli.making.deliver import maker as choose_maker
 from sdcli.making.maker import Maker, Task
 from sdcli.planning.resolve import read_inputs
 from sdcli.terminal import display, signals, streams
+from sdcli.terminal.display import OnJobs
 
 if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Step
@@ -54,26 +56,33 @@ class Batch:
 
 @dataclass
 class _Run:
-    """A running batch: its output, ledger and progress. `show` takes the number of finished jobs and an activity."""
+    """A running batch: its output, ledger, progress and tally."""
 
     batch: Batch
     out: BinaryIO
     book: Ledger
-    show: Callable[[float, str], None] = lambda done, doing: None
+    tally: Tally = field(default_factory=Tally)
+    show: OnJobs = lambda done, doing, about, failed: None
     done: int = 0
     failed: int = 0
 
 
-def deliver(batch: Batch) -> None:
+def deliver(batch: Batch, ending: Ending = NOTHING) -> None:
     """Make the missing pictures of `batch`, and print one JSON line per job when its picture is safely on disk.
 
     Invalid jobs come first, then those whose pictures exist, then the others, grouped by model. A failed job does not
-    stop the others, unless `fail_fast`. SIGINT finishes the current picture; a second one cancels it.
+    stop the others, unless `fail_fast`. SIGINT finishes the current picture; a second one cancels it. Then `ending` is
+    done.
 
     Raises JobsFailed at the end if a job failed, and OutputError immediately if nothing more can be written.
     """
-    with ledger.opened(Path(batch.directory)) as book, streams.results() as out:
-        run = _Run(batch, out, book)
+    tally = Tally([job.id for job in batch.jobs])
+    with (
+        at_the_end(ending, tally, batch.directory),
+        ledger.opened(Path(batch.directory)) as book,
+        streams.results() as out,
+    ):
+        run = _Run(batch, out, book, tally)
         for fault in (job for job in batch.jobs if isinstance(job, Fault)):
             _fail(run, fault, fault.message)
         missing = []
@@ -133,7 +142,7 @@ def _model_of(job: Planned) -> Any:
 
 def _make_group(run: _Run, maker: Maker, group: Sequence[Planned]) -> None:
     """Load the model of `group` and make its jobs; if loading fails, all of them fail."""
-    run.show(run.done, f"loading {group[0].model.entry.name}")
+    run.show(run.done, "loading", group[0].model.entry.name, run.failed)
     try:
         maker.load(group[0].weights, [job.recipe for job in group])
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
@@ -158,11 +167,11 @@ def _task(chunk: Sequence[Planned]) -> Task:
 
 def _make(run: _Run, maker: Maker, chunk: Sequence[Planned]) -> None:
     """Make the pictures of one U-Net call. If a call for several fails, each one is tried separately."""
+    about = chunk[0].recipe.condition.words
 
     def on_step(step: Step) -> None:
-        run.show(
-            run.done + len(chunk) * step.index / step.total, "decoding" if step.index == step.total else "denoising"
-        )
+        activity = "decoding" if step.index == step.total else "denoising"
+        run.show(run.done + len(chunk) * step.index / step.total, activity, about, run.failed)
 
     try:
         pictures = maker.submit(_task(chunk), on_step).result()
@@ -246,7 +255,10 @@ def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> 
 
 
 def _print(run: _Run, line: Mapping[str, Any]) -> None:
-    """Print a job's line: JSON, or its status and path for a person at a terminal, who sees errors on stderr."""
+    """Count a job's line, and print it: JSON, or its status and path for a person at a terminal, who sees errors on
+    stderr.
+    """
+    run.tally.count(line)
     if run.batch.json or not run.out.isatty():
         streams.write_line(run.out, streams.to_json(line))
     elif line["path"] is not None:
