@@ -264,7 +264,7 @@ class Terminal(io.BytesIO):
 def test_a_person_at_a_terminal_gets_paths_and_a_program_json(json_asked, expected):
     out = Terminal()
     run = making._Run(making.Batch((), "out", json=json_asked), out, None)
-    making._print(run, {"id": 1, "status": "done", "path": "out/a.png"})
+    making._print(run, {"status": "done", "path": "out/a.png", "id": 1})
     making._print(run, {"status": "failed", "path": None})
     assert out.getvalue().startswith(expected)
     assert out.getvalue().count(b"\n") == (2 if json_asked else 1)
