@@ -34,14 +34,17 @@ def shown(browser: Any, url: str, size: str, scheme: str = "light", **options: A
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=size == "phone", **options
     )
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     page, told, asked = context.new_page(), [], []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     try:
         page.goto(url)
-        yield page
+        try:
+            yield page
+        except Exception as error:
+            raise AssertionError(f"{error}\nconsole: {told}\npage: {page.inner_text('body')[:2000]}") from error
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         picture = os.environ.get("TEST_SCREENSHOTS")
         if picture:

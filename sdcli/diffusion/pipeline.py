@@ -18,6 +18,7 @@ from sdcli.diffusion import architectures, autoencode, samplers, shortcuts
 from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
 from sdcli.diffusion.denoise import Denoiser, Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
+from sdcli.diffusion.estimate import Watched
 from sdcli.diffusion.finish import RETRIED as RETRIED
 from sdcli.diffusion.finish import Result, Sampled, finish
 from sdcli.diffusion.guidance import Guidance, within
@@ -25,6 +26,7 @@ from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
 from sdcli.diffusion.offload import on_device
 from sdcli.diffusion.passes import Pass, passes
+from sdcli.diffusion.preview import preview
 from sdcli.files import canvas, images, maps
 from sdcli.files.inputs import NO_INPUTS, Inputs
 from sdcli.recipe import checks
@@ -124,15 +126,20 @@ def _sample_pass(
         on_device(model, model.network, *(each.net for each in model.controlnets.values())),
         shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
     ):
+        denoiser = Watched(_bind(model, context, recipe, scheduler, len(seeds), bind), scheduler, model.scheduler_config)
+
+        def with_preview(step: Step) -> None:
+            on_step(replace(step, preview=lambda: preview(denoiser.estimate()[0], model.latent_space)))
+
         return denoise(
-            _bind(model, context, recipe, scheduler, len(seeds), bind),
+            denoiser,
             scheduler,
             start.latents,
             timesteps=start.timesteps,
             eta=sampling.eta,
             generators=generators,
             constrain=start.constrain,
-            on_step=on_step,
+            on_step=with_preview,
         )
 
 

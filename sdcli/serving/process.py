@@ -53,6 +53,8 @@ class Service:
     idle_exit: float | None
     limits: Limits
     pid_file: str | None
+    hosts: Sequence[str]
+    key: str | None
     quiet: bool
     debug: bool
     on_ready: Callable[[], None] = lambda: None
@@ -117,7 +119,8 @@ def _doors(
     if service.port is not None:
         listener = stack.enter_context(sockets.loopback_port(service.port))
         offered = _offered(entries)
-        app = openai.make_app(line, maker, offered, limits=service.limits, ready=ready, debug=service.debug)
+        access: dict[str, Any] = {"hosts": service.hosts, "key": service.key}
+        app = openai.make_app(line, maker, offered, limits=service.limits, ready=ready, debug=service.debug, **access)
         doors.append(Door(app, listener, is_open=True))
     return doors
 
