@@ -168,9 +168,8 @@ def serve(
             max_connections, request_timeout, max_upload, max_upload_megapixels, max_megapixels, max_prompt
         )
         models, files = tuple(model or ()), pid_file
-        access = tuple(allow_host or ()), key
         service = process.Service(
-            socket, port, models, keep, queue, idle_exit, bounds, files, *access, quiet, debug, on_ready
+            socket, port, models, keep, queue, idle_exit, bounds, files, quiet, debug, on_ready, allow_host or (), key
         )
         status: int = process.run(service)
         return status

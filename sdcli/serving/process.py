@@ -53,12 +53,14 @@ class Service:
     idle_exit: float | None
     limits: Limits
     pid_file: str | None
-    hosts: Sequence[str]
-    key: str | None
     quiet: bool
     debug: bool
     on_ready: Callable[[], None] = lambda: None
     """Called when the models are loaded, before the addresses are printed."""
+    hosts: Sequence[str] = ()
+    """Further names of this host, for requests to the port."""
+    key: str | None = None
+    """What requests to the port must have."""
 
 
 @dataclass(frozen=True)
