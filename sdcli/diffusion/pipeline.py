@@ -126,7 +126,8 @@ def _sample_pass(
         on_device(model, model.network, *(each.net for each in model.controlnets.values())),
         shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
     ):
-        denoiser = Watched(_bind(model, context, recipe, scheduler, len(seeds), bind), scheduler, model.scheduler_config)
+        bound = _bind(model, context, recipe, scheduler, len(seeds), bind)
+        denoiser = Watched(bound, scheduler, model.scheduler_config)
 
         def with_preview(step: Step) -> None:
             on_step(replace(step, preview=lambda: preview(denoiser.estimate()[0], model.latent_space)))

@@ -117,7 +117,8 @@ def job_progress(jobs: int, *, quiet: bool = False, stream: TextIO | None = None
         now = time.monotonic()
         failures = f", {failed} failed" if failed else ""
         short = about if len(about) <= _LONGEST_ABOUT else f"{about[: _LONGEST_ABOUT - 1]}…"
-        told = one_line(f"job {min(int(done) + 1, jobs)} of {jobs}{failures}, {activity} {short}")
+        current = math.ceil(done) if activity == "decoding" else min(int(done) + 1, jobs)  # it is not counted yet
+        told = one_line(f"job {current} of {jobs}{failures}, {activity} {short}")
         changes: dict[str, Any] = {"description": told, "waiting": "" if activity == "denoising" else activity}
         if started is None and done > 0:
             started = now, done
