@@ -30,6 +30,7 @@ from sdcli.commands.outpaint import outpaint
 from sdcli.commands.plain_help import Commands
 from sdcli.commands.replay import replay
 from sdcli.commands.serve import serve
+from sdcli.commands.sheet import sheet
 from sdcli.commands.synthesize import synthesize
 from sdcli.commands.train import train
 from sdcli.commands.train_lora import lora
@@ -54,7 +55,7 @@ _TRAIN, _SETTINGS = "Train models", "Settings"
 for _heading, _commands in {
     _MAKE: (generate, synthesize, batch, explain, serve),
     _EDIT: (img2img, inpaint, outpaint, edit),
-    _FILES: (info, replay, encode, decode),
+    _FILES: (info, sheet, replay, encode, decode),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_heading)(_command)

@@ -43,7 +43,7 @@ DEFAULT_MODEL = "kit"
 MAX_BYTES = 2**20
 GENERAL = ("model", "output", "lora_dir", "embedding_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
-OTHER_VARIABLES = ("SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
+OTHER_VARIABLES = ("SDCLI_API_KEY", "SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger", "file")
 KINDS = ("model", "controlnet", "lora", "embedding", "vae")
 _REPO = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")

@@ -264,7 +264,7 @@ class Terminal(io.BytesIO):
 def test_a_person_at_a_terminal_gets_paths_and_a_program_json(json_asked, expected):
     out = Terminal()
     run = making._Run(making.Batch((), "out", json=json_asked), out, None)
-    making._print(run, {"status": "done", "path": "out/a.png"})
+    making._print(run, {"status": "done", "path": "out/a.png", "id": 1})
     making._print(run, {"status": "failed", "path": None})
     assert out.getvalue().startswith(expected)
     assert out.getvalue().count(b"\n") == (2 if json_asked else 1)
@@ -608,3 +608,27 @@ def test_where_stdout_has_no_room_the_status_is_8(run, tmp_path):
     )  # fmt: skip
     assert done.returncode == 8
     assert "error: stdout: No space left on device" in done.stderr
+
+
+def test_a_sheet_of_what_is_there_and_a_command_at_the_end(batch, tmp_path):
+    jobs = [{"prompt": "a fox", "seed": 1}, {"prompt": "a fox", "steps": 0}, {"prompt": "a fox", "seed": 2}]
+    ending = ["--sheet", "out/grid.png", "--html", "--notify", "echo $BATCH_DONE,$BATCH_FAILED; echo x > told"]
+    done = batch(jobs, *ending)
+    assert done.status == 7
+    assert len(done.lines) == 3  # what the command prints is not on stdout
+    assert {"1,1", "2,1"} & {*done.stderr.split()}
+    assert (tmp_path / "told").exists()
+    first = (tmp_path / "out" / "grid.png").read_bytes()
+    page = (tmp_path / "out" / "grid.html").read_text()
+    assert "seed 1" in page
+    assert batch([jobs[0]], *ending).status == 0  # all is cached, and the sheet is replaced by one of the job
+    assert (tmp_path / "out" / "grid.png").read_bytes() != first
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    for options, status, words in (
+        (["--sheet", "mine.png"], 8, "mine.png already exists"),
+        (["--html"], 2, "--html has no effect without --sheet"),
+        (["--sheet", "x.gif"], 2, "neither .png nor .html"),
+        (["--sheet", "-"], 2, "--sheet - is not a file"),
+    ):
+        refused = batch([jobs[0]], *options)
+        assert (refused.status, words in refused.stderr, refused.stdout) == (status, True, b"")

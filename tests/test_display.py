@@ -319,6 +319,9 @@ def test_a_batch_s_bar_tells_the_job_and_the_time_left_for_all(terminal, monkeyp
         show(1.5, "decoding")
         time.sleep(0.15)
         assert re.search(r"job 2 of 4, decoding.*1/4.*1:15 left", ANSI.sub("", terminal.screen()))
+        show(2, "decoding", "a fox and a very long prompt of it", 1)
+        time.sleep(0.15)
+        assert "job 2 of 4, 1 failed, decoding a fox and a very long promp…" in ANSI.sub("", terminal.screen())
     assert terminal.screen().endswith(ERASE_LINE)
 
 

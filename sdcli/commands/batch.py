@@ -11,13 +11,17 @@ import typer
 
 from sdcli import config
 from sdcli.commands import completion, groups, options, picture_options
+from sdcli.commands.sheet import Html
 from sdcli.errors import InputError, JobsFailed, UsageError
+from sdcli.files import outputs
 from sdcli.jobs import expand, forecast, job, making, plan, read
+from sdcli.jobs.ending import Ending
 from sdcli.jobs.job import Fault, Job
 from sdcli.making.cluster.start import Cluster
 from sdcli.models import registry
 from sdcli.planning import resolve
 from sdcli.recipe import recipe
+from sdcli.sheets import writing
 from sdcli.terminal import streams
 
 _JOBS = "Jobs"
@@ -43,6 +47,23 @@ class BatchOutput:
             "one object.",
         ),
     ] = 0  # fmt: skip
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            "--sheet", metavar="FILE", rich_help_panel=options.OUTPUT,
+            help="At the end, write a sheet of the batch's pictures to a file.png or file.html; see sdcli sheet. An "
+            "older sheet is replaced.",
+        ),
+    ] = None  # fmt: skip
+    html: Html = False
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            "--notify", metavar="COMMAND", rich_help_panel=options.OUTPUT,
+            help="Run a shell command at the end, also after errors and Ctrl-C, with BATCH_STATUS, BATCH_JOBS, "
+            "BATCH_DONE, BATCH_CACHED, BATCH_FAILED, BATCH_LEFT, BATCH_SECONDS, BATCH_DIRECTORY and BATCH_SHEET.",
+        ),
+    ] = None  # fmt: skip
     quiet: options.Quiet = False
     strict: options.Strict = False
     dry_run: options.DryRun = False
@@ -136,7 +157,7 @@ def batch(
 
         sdcli batch jobs.jsonl -o out/ | jq -r .path
         printf 'a fox\\na {red|blue} owl\\n' | sdcli batch - -o out/
-        sdcli batch prompts.txt --matrix seed=1..4 --matrix scheduler=ddim,euler
+        sdcli batch prompts.txt --matrix seed=1..4 --matrix scheduler=ddim,euler --sheet grid.png
         sdcli batch jobs.jsonl -o out/ --cluster auto --threads 8
     """
     given = groups.given(picture, execution) | {"model": config.model(picture.model)}
@@ -155,7 +176,24 @@ def batch(
     if output.dry_run:
         _say_forecast(order, json=bool(output.json))
     else:
-        making.deliver(order)
+        making.deliver(order, Ending(_sheet(output, order.directory), output.notify, output.quiet))
+
+
+def _sheet(output: BatchOutput, directory: str) -> writing.Sheet | None:
+    """The sheet to write at the end. Raises the errors of one that could not be written."""
+    if output.sheet is None:
+        if output.html:
+            raise UsageError("--html has no effect without --sheet", "add --sheet grid.png")
+        return None
+    if output.sheet == writing.STDOUT:
+        raise UsageError("--sheet - is not a file, and stdout has the jobs' lines", "give a file.png or file.html")
+    files = writing.files_of(output.sheet, html=output.html, option="--sheet")
+    sheet = writing.Sheet(files, force=output.force, renew=True, option="--sheet")
+    if Path(output.sheet).parent == Path(directory) and not Path(directory).exists():
+        outputs.check_directory(Path(directory), make=True)  # it is created when the batch begins
+    else:
+        writing.check(sheet)
+    return sheet
 
 
 def _cluster(address: str | None, ship: bool) -> Cluster | None:

@@ -59,24 +59,11 @@ def _print(image: str, *, json: bool) -> None:
     told = [*found.skipped, *(each.message for each in replay.unknown_keys(found))]
     for warning in told:
         streams.warn(warning)
-    recorded = {**_as_dict(image, found), "command": _command(image, data, found), "warnings": told}
+    recorded = {**_as_dict(image, found), "command": replay.command_of_picture(image, data, found), "warnings": told}
     if json:
         print(streams.to_json(recorded))
     else:
         typer.echo("\n".join(_lines(image, found, recorded["command"])))
-
-
-def _command(path: str, data: bytes, found: PictureInfo) -> str | None:
-    """The command that makes the picture; None where it says too little, or names a model that is not here."""
-    from sdcli.planning import replay
-    from sdcli.planning.command_line import command_of
-
-    named = (found.recipe or {}).get("model")
-    try:
-        source = replay.read_recorded(path, named if isinstance(named, str) else None, data=data)
-    except SdcliError:
-        return None
-    return command_of(source.model, source.recipes)
 
 
 def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sdcli.commands import completion
-from sdcli.errors import UsageError
+from sdcli.errors import InputError, UsageError
+
+MIN_KEY, MAX_KEY = 16, 512
+"""Characters of an API key."""
 
 
 def serve(
@@ -28,7 +33,7 @@ def serve(
             metavar="N",
             min=0,
             max=65535,
-            help="Serve the OpenAI images API on 127.0.0.1:N; 0 selects a free port.",
+            help="Serve a page and the OpenAI images API on 127.0.0.1:N; 0 selects a free port.",
         ),
     ] = None,
     model: Annotated[
@@ -113,6 +118,24 @@ def serve(
         int,
         typer.Option("--max-prompt", metavar="CHARACTERS", min=1, help="The longest prompt that the images API takes."),
     ] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="FILE",
+            help="Only answer requests on the port that have the key in this file.",
+            show_default="SDCLI_API_KEY, or no key",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="Also answer requests to this host, for a reverse proxy. Can be repeated.",
+            show_default="127.0.0.1 and localhost",
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print no line for each request.", show_default=False)
     ] = False,
@@ -128,10 +151,14 @@ def serve(
 
         sdcli serve --socket sdcli.sock -m kit --idle-exit 600 --background
         SDCLI_SOCKET=sdcli.sock sdcli generate "arctic fox"
-        sdcli serve --port 8188
+        sdcli serve --port 8188 -m kit    # and open http://127.0.0.1:8188 in a browser
     """
     if socket is None and port is None:
         raise UsageError("sdcli serve needs an address to listen on", "give --socket PATH, --port N or both")
+    if port is None and (api_key is not None or allow_host):
+        option = "--allow-host" if api_key is None else "--api-key"
+        raise UsageError(f"{option} has no effect without --port", "add --port 8188, or omit it")
+    key = None if port is None else _key(api_key)
     if log is not None and not background:
         raise UsageError("--log has no effect without --background", "add --background, or redirect stderr: 2>> FILE")
 
@@ -141,7 +168,9 @@ def serve(
             max_connections, request_timeout, max_upload, max_upload_megapixels, max_megapixels, max_prompt
         )
         models, files = tuple(model or ()), pid_file
-        service = process.Service(socket, port, models, keep, queue, idle_exit, bounds, files, quiet, debug, on_ready)
+        service = process.Service(
+            socket, port, models, keep, queue, idle_exit, bounds, files, quiet, debug, on_ready, allow_host or (), key
+        )
         status: int = process.run(service)
         return status
 
@@ -150,6 +179,28 @@ def serve(
 
         raise typer.Exit(child.start(run, (socket is not None) + (port is not None), log))
     raise typer.Exit(run(lambda: None))
+
+
+def _key(path: str | None) -> str | None:
+    """Return the API key: the first line of a file, or the value of SDCLI_API_KEY. Raises InputError and UsageError."""
+    key, named = os.environ.get("SDCLI_API_KEY"), "SDCLI_API_KEY"
+    if path is None and not key:
+        return None
+    if path is not None:
+        named = f"--api-key {path}"
+        try:
+            with Path(path).open(encoding="utf-8") as file:
+                key = file.readline(MAX_KEY + 2)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not a text"
+            raise InputError(f"{named}: {reason}", "give a file with the key in its first line") from error
+    key = (key or "").strip()
+    if not MIN_KEY <= len(key) <= MAX_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(
+            f"{named}: a key has {MIN_KEY} to {MAX_KEY} letters, digits and signs",
+            "make one with: openssl rand -hex 24 > key.txt",
+        )
+    return key
 
 
 def _import() -> tuple[Any, Any]:

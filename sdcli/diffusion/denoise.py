@@ -10,10 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,16 @@ float32, on their device, to the prediction (B, C, h, w), float32, that the sche
 class Step:
     """A finished step out of `total`: `index` counts from 1, and `latents` (B, C, h, w) are its result.
 
-    `timestep` is where the step started, 0 … number of training timesteps, and not always an integer.
+    `timestep` is where the step started, 0 … number of training timesteps, and not always an integer. `preview`
+    returns a small picture of what the first one of the batch is to become, or None if that is unknown; it can only be
+    called before the next step.
     """
 
     index: int
     total: int
     timestep: float
     latents: Tensor
+    preview: Callable[[], Picture | None] = lambda: None
 
 
 def start_at(scheduler: Any, strength: float) -> Tensor:

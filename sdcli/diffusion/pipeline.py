@@ -18,6 +18,7 @@ from sdcli.diffusion import architectures, autoencode, refine, samplers, shortcu
 from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
 from sdcli.diffusion.denoise import Denoiser, Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
+from sdcli.diffusion.estimate import Watched
 from sdcli.diffusion.finish import RETRIED as RETRIED
 from sdcli.diffusion.finish import Result, Sampled, finish
 from sdcli.diffusion.guidance import Guidance, within
@@ -25,6 +26,7 @@ from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
 from sdcli.diffusion.offload import on_device
 from sdcli.diffusion.passes import Pass, passes
+from sdcli.diffusion.preview import preview
 from sdcli.diffusion.watching import Bound, Watch
 from sdcli.files import canvas, images, maps
 from sdcli.files.inputs import NO_INPUTS, Inputs
@@ -131,11 +133,15 @@ def _sample_pass(
         on_device(model, model.network, *(each.net for each in model.controlnets.values())),
         shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
     ):
-        denoiser = _bind(model, context, recipe, scheduler, len(seeds), bind)
-        if watch is not None:
-            denoiser = watch(denoiser, Bound(model, context, Guidance.of(recipe), scheduler, bind))
+        denoiser = Watched(
+            _bind(model, context, recipe, scheduler, len(seeds), bind), scheduler, model.scheduler_config
+        )
+
+        def with_preview(step: Step) -> None:
+            on_step(replace(step, preview=lambda: preview(denoiser.estimate()[0], model.latent_space)))
+
         latents = denoise(
-            denoiser,
+            denoiser if watch is None else watch(denoiser, Bound(model, context, Guidance.of(recipe), scheduler, bind)),
             scheduler,
             start.latents,
             timesteps=start.timesteps,
@@ -143,7 +149,7 @@ def _sample_pass(
             eta=sampling.eta,
             generators=generators,
             constrain=start.constrain,
-            on_step=on_step,
+            on_step=with_preview,
         )
     if model.refiner is None:
         return latents

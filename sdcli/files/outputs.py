@@ -90,10 +90,10 @@ def directory_of(output: str | None) -> str:
     return str(PurePath(output).parent) + "/"
 
 
-def check(path: str, *, force: bool) -> None:
+def check(path: str, *, force: bool, kind: Kind = PICTURES) -> None:
     """Raise OutputExists or OutputError if a file cannot be written to `path`."""
-    destination = Destination(path, force=force)
-    _check_writable(destination.final.parent, make=False)
+    destination = Destination(path, force=force, kind=kind)
+    _check_writable(destination.final.parent, make=False, option=kind.option)
     _check_free(destination)
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,6 +26,7 @@ from sdcli.errors import (
 from sdcli.files import names, outputs
 from sdcli.files.inputs import NO_INPUTS
 from sdcli.jobs import ledger
+from sdcli.jobs.ending import NOTHING, Ending, Tally, at_the_end
 from sdcli.jobs.interrupts import Interrupts
 from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
@@ -38,6 +39,7 @@ from sdcli.making.maker import Maker, Task, group_of
 from sdcli.making.picture import Picture
 from sdcli.planning.resolve import read_inputs
 from sdcli.terminal import display, signals, streams
+from sdcli.terminal.display import OnJobs
 
 if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Step
@@ -62,26 +64,33 @@ class Batch:
 
 @dataclass
 class _Run:
-    """A running batch: its output, ledger and progress. `show` takes the number of finished jobs and an activity."""
+    """A running batch: its output, ledger, progress and tally."""
 
     batch: Batch
     out: BinaryIO
     book: Ledger
-    show: Callable[[float, str], None] = lambda done, doing: None
+    tally: Tally = field(default_factory=Tally)
+    show: OnJobs = lambda done, doing, about, failed: None
     done: int = 0
     failed: int = 0
 
 
-def deliver(batch: Batch) -> None:
+def deliver(batch: Batch, ending: Ending = NOTHING) -> None:
     """Make the missing pictures of `batch`, and print one JSON line per job when its picture is safely on disk.
 
     Invalid jobs come first, then those whose pictures exist, then the others, grouped by model. A failed job does not
-    stop the others, unless `fail_fast`. SIGINT finishes the current picture; a second one cancels it.
+    stop the others, unless `fail_fast`. SIGINT finishes the current picture; a second one cancels it. Then `ending` is
+    done.
 
     Raises JobsFailed at the end if a job failed, and OutputError immediately if nothing more can be written.
     """
-    with ledger.opened(Path(batch.directory)) as book, streams.results() as out:
-        run = _Run(batch, out, book)
+    tally = Tally([job.id for job in batch.jobs])
+    with (
+        at_the_end(ending, tally, batch.directory),
+        ledger.opened(Path(batch.directory)) as book,
+        streams.results() as out,
+    ):
+        run = _Run(batch, out, book, tally)
         for fault in (job for job in batch.jobs if isinstance(job, Fault)):
             _fail(run, fault, fault.message)
         missing = []
@@ -186,7 +195,7 @@ def _make_all(run: _Run, maker: Maker, groups: Sequence[Sequence[Planned]]) -> N
                 future.add_done_callback(partial(_put, ended, chunk))
             if latest is not None:
                 settle(*latest)
-                run.show(run.done, "denoising")
+                run.show(run.done, "denoising", "", run.failed)
                 latest = None
             elif under_way:
                 latest = ended.get()
@@ -202,7 +211,7 @@ def _put(ended: SimpleQueue[Any], chunk: list[Planned], future: Future[list[Pict
 def _load(run: _Run, maker: Maker, chunks: deque[list[Planned]]) -> None:
     """Load the model of `chunks`; if that fails, all of them fail, and are removed."""
     group = [job for chunk in chunks for job in chunk]
-    run.show(run.done, f"loading {group[0].model.entry.name}")
+    run.show(run.done, "loading", group[0].model.entry.name, run.failed)
     try:
         maker.load(group[0].weights, [job.recipe for job in group])
     except Exception as error:  # noqa: BLE001  whatever it is, the other models may load
@@ -215,11 +224,11 @@ def _load(run: _Run, maker: Maker, chunks: deque[list[Planned]]) -> None:
 
 def _submit(run: _Run, maker: Maker, chunk: list[Planned]) -> Future[list[Picture]]:
     """Start making the pictures of one U-Net call. The inputs of its recipes are read now, or by the maker."""
+    about = chunk[0].recipe.condition.words
 
     def on_step(step: Step) -> None:
-        run.show(
-            run.done + len(chunk) * step.index / step.total, "decoding" if step.index == step.total else "denoising"
-        )
+        activity = "decoding" if step.index == step.total else "denoising"
+        run.show(run.done + len(chunk) * step.index / step.total, activity, about, run.failed)
 
     first, recipes = chunk[0], [job.recipe.replace(batch_size=len(chunk)) for job in chunk]
     try:
@@ -316,7 +325,10 @@ def _say_cached(run: _Run, job: Planned, name: str, line: Mapping[str, Any]) -> 
 
 
 def _print(run: _Run, line: Mapping[str, Any]) -> None:
-    """Print a job's line: JSON, or its status and path for a person at a terminal, who sees errors on stderr."""
+    """Count a job's line, and print it: JSON, or its status and path for a person at a terminal, who sees errors on
+    stderr.
+    """
+    run.tally.count(line)
     if run.batch.json or not run.out.isatty():
         streams.write_line(run.out, streams.to_json(line))
     elif line["path"] is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__
 from sdcli.diffusion.context import weights
-from sdcli.errors import InputError, ModelNotFound
+from sdcli.errors import InputError, ModelNotFound, SdcliError
 from sdcli.files import foreign
 from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
 from sdcli.files.reading import Files, file_bytes
@@ -21,6 +21,7 @@ from sdcli.models.located import LocatedModel
 from sdcli.models.registry import ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.planning import found_files, resolve
+from sdcli.planning.command_line import command_of
 from sdcli.planning.warnings import RecipeWarning
 from sdcli.recipe.lora import file_stem
 from sdcli.recipe.recipe import MAX_SEED, Recipe, keys, loading_of
@@ -55,18 +56,37 @@ class Recorded:
         return self.recipes[self.index]
 
 
+def command_of_picture(path: str, data: bytes, found: PictureInfo) -> str | None:
+    """Return the command that makes a picture; None where it says too little, or names a model that is not here.
+
+    `data` is the file's content, and `found` its metadata.
+    """
+    named = (found.recipe or {}).get("model")
+    try:
+        source = read_recorded(path, named if isinstance(named, str) else None, data=data, found=found)
+    except SdcliError:
+        return None
+    return command_of(source.model, source.recipes)
+
+
 def read_recorded(
-    path: str, model: str | None = None, *, data: bytes | None = None, images: Sequence[str] = (), **execution: Any
+    path: str,
+    model: str | None = None,
+    *,
+    data: bytes | None = None,
+    found: PictureInfo | None = None,
+    images: Sequence[str] = (),
+    **execution: Any,
 ) -> Recorded:
     """Read the metadata of the picture at `path` as recipes for this machine.
 
     `model` replaces the recorded model, and `execution` (flat keys) the recorded device, dtype and threads; `data` is
-    the file's content, if it was already read, and `images` are files to look for its inputs in. Raises InputError if
-    the metadata are incomplete or an input is missing, ModelNotFound if the model is not on this machine, and
-    InvalidRecipe if the recipe does not fit the model.
+    the file's content and `found` its metadata, if they were already read, and `images` are files to look for its
+    inputs in. Raises InputError if the metadata are incomplete or an input is missing, ModelNotFound if the model is
+    not on this machine, and InvalidRecipe if the recipe does not fit the model.
     """
     data = file_bytes(path) if data is None else data
-    found = read(path, data)
+    found = read(path, data) if found is None else found
     if found.recipe is not None:
         recipe, warnings = _ours(found)
         recipe["model"] = model or _our_model(path, found)

@@ -10,6 +10,8 @@
     native.py       the protocol of `sdcli generate`, on the Unix socket (the client is sdcli/making/warm.py)
     openai.py       the OpenAI images API, on the port
     edits.py        … its forms with images
+    events.py       … its streams
+    page.py         the page at /, whose files are in static/
     guard.py        … which requests are let in
     refusals.py     … errors in its form and its terms
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sdcli.files.pictures import Decoded
 
 FILES = ("image", "image[]", "mask")
+KEYS = ("strength",)
+"""Keys of input images that an edit can have: they name no file."""
 MAX_FIELDS, MAX_FILES = 100, 17
 """Fields of a form, and files: 16 images, as OpenAI's API takes, and a mask."""
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # otherwise its log goes to stderr
@@ -89,7 +91,7 @@ def fields(form: FormData) -> dict[str, Any]:
             continue
         if not isinstance(value, str):
             raise InvalidRecipe(f"{key} is a file", "send files as image and mask", key)
-        is_option = key in keys() and key not in ("prompt", "model", *INPUT_KEYS)
+        is_option = key in KEYS or (key in keys() and key not in ("prompt", "model", *INPUT_KEYS))
         values[key] = parse_value(key, value) if is_option else value
     return values
 

@@ -13,10 +13,10 @@ import asyncio
 import re
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,7 +26,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from sdcli import __version__
-from sdcli.errors import InvalidRecipe, ModelNotFound, UsageError
+from sdcli.errors import InvalidRecipe, ModelNotFound, SdcliError, UsageError
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models import addons, located, registry
@@ -36,10 +36,13 @@ from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
 from sdcli.recipe import parts, recipe
 from sdcli.serving import edits as edits_form
-from sdcli.serving import guard, refusals
+from sdcli.serving import events, guard, page, refusals
 from sdcli.serving.limits import Limits
 from sdcli.serving.line import Line, Work
 from sdcli.terminal.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    from sdcli.files.canvas import InitialImage
 
 MAX_PICTURES = 10
 
@@ -79,6 +82,8 @@ class Generation(BaseModel):
     output_compression: int | None = Field(None, ge=0, le=100)
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=3)
+    progress: bool | None = None
+    """sdcli's own: with `stream`, an event after each step (see events.py)."""
     user: str | None = None
 
 
@@ -98,24 +103,49 @@ def make_app(
     *,
     limits: Limits | None = None,
     ready: asyncio.Event | None = None,
+    hosts: Collection[str] = (),
+    key: str | None = None,
     debug: bool = False,
 ) -> FastAPI:
     """Make the application. `served` are the available models; the first one is the default.
 
-    `/health` has the status 503 until `ready` is set.
+    `/health` has the status 503 until `ready` is set. `hosts` are further names of this host, for a proxy, and `key` is
+    what requests must have.
     """
     limits = limits or Limits()
     app = FastAPI(title="sdcli", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(guard.Guard, upload_bytes=limits.upload_mib * 2**20)
+    app.add_middleware(guard.Guard, upload_bytes=limits.upload_mib * 2**20, hosts=hosts, key=key)
     refusals.add_handlers(app, debug=debug)
     _add_state(app, line, served, ready)
+    page.add(app)
     decoding = asyncio.Lock()  # one at a time: pictures are large
+
+    async def respond(
+        request: Request,
+        asked: Generation,
+        resolved: Resolved,
+        size: tuple[int, int],
+        kind: str = events.GENERATION,
+        given: InitialImage | None = None,
+    ) -> Any:
+        """Make the pictures, and answer with all of them or with a stream; `given` is the image of an edit."""
+        tasks = _tasks(resolved, asked.n or 1)
+        if asked.stream:
+            known = _warnings(asked, resolved, transparent=False)
+            extra = partial(_recorded, known=known, given=given)
+            wanted = events.Wanted(kind, size, asked.partial_images or 0, bool(asked.progress), extra)
+            return events.respond(line, events.works(maker, tasks, wanted), wanted, resolved, debug=debug)
+        works: list[Work] = [partial(_make, maker, each) for each in tasks]
+        pictures = await _unless_gone(request, _series(line, works))
+        transparent = given is not None and await run_in_threadpool(
+            edits_form.is_transparent, given, [each.png for each in pictures]
+        )
+        return _answer(size, pictures, _warnings(asked, resolved, transparent=transparent), transparent=transparent)
 
     @app.post("/v1/images/generations")
     async def generations(asked: Generation, request: Request) -> Any:
         resolved = _resolve(asked, served, limits)
-        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
-        return _answer(resolved.recipe.size, pictures, _warnings(asked, resolved, transparent=False))
+        return await respond(request, asked, resolved, resolved.recipe.size)
 
     @app.post("/v1/images/edits", openapi_extra={"requestBody": {"content": {"multipart/form-data": _FORM}}})
     async def edits(request: Request) -> Any:
@@ -130,18 +160,14 @@ def make_app(
                 line.check_room()
                 named, files = await run_in_threadpool(edits_form.references, images, limits)
             resolved = await run_in_threadpool(partial(_resolve, asked, served, limits, named=named, files=files))
-            pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
-            return _answer(resolved.size, pictures, _warnings(asked, resolved, transparent=False))
+            return await respond(request, asked, resolved, resolved.size, events.EDIT)
         image = edits_form.only(images)
         async with decoding:
             line.check_room()
             named, given = await run_in_threadpool(edits_form.initial, image, mask, limits)
         edits_form.check_size(asked.size, given)
         resolved = _resolve(asked.model_copy(update={"size": None}), served, limits, given=given, named=named)
-        pictures = await _unless_gone(request, _series(line, _works(maker, resolved, asked.n or 1)))
-        transparent = await run_in_threadpool(edits_form.is_transparent, given, [each.png for each in pictures])
-        found = _warnings(asked, resolved, transparent=transparent)
-        return _answer(given.image.size, pictures, found, transparent=transparent)
+        return await respond(request, asked, resolved, given.image.size, events.EDIT, given)
 
     return app
 
@@ -168,7 +194,9 @@ def _add_state(
     listed = {name: {"id": name, "object": "model", "created": 0, "owned_by": "sdcli"} for name in served}
 
     @app.get("/")
-    async def describe() -> Any:
+    async def describe(request: Request) -> Any:
+        if "text/html" in request.headers.get("accept", ""):  # a browser
+            return page.file("index.html")
         paths = {"api": "/v1", "health": "/health", "description": "/openapi.json"}
         return {"name": "sdcli", "version": __version__, **paths, "models": list(listed)}
 
@@ -183,8 +211,33 @@ def _add_state(
 
     @app.get("/v1/models/{name:path}")
     async def show_model(name: str) -> Any:
-        _entry(served, name)
-        return listed[name]
+        about = await run_in_threadpool(_about, name, _entry(served, name))
+        return {**listed[name], **about}
+
+
+_DEFAULTS = ("width", "height", "steps", "guidance_scale", "scheduler", "negative_prompt")
+
+
+def _about(name: str, entry: registry.ModelEntry) -> dict[str, Any]:
+    """What the page shows of a model: its defaults, and what it can be asked for."""
+    facts = located.locate(entry).facts
+    settled = resolve.settings(entry, {"model": name}, facts)
+    return {
+        "defaults": {key: settled[key].value for key in _DEFAULTS if key in settled},
+        "size_multiple": facts.size_multiple,
+        "takes_prompts": facts.labels is None,
+        "takes_references": facts.most_references > 0,
+        "loras": sorted(filter(_is_here, lora.NAMES.all())),
+    }
+
+
+def _is_here(name: str) -> bool:
+    """Whether a LoRA is on this machine."""
+    try:
+        lora.NAMES.locate(name)
+    except SdcliError:
+        return False
+    return True
 
 
 def _resolve(asked: Generation, served: Mapping[str, registry.ModelEntry], limits: Limits, **edit: Any) -> Resolved:
@@ -194,7 +247,8 @@ def _resolve(asked: Generation, served: Mapping[str, registry.ModelEntry], limit
     """
     name = _name(asked, served)
     model = located.locate(_entry(served, name))
-    options = {**_options(asked, limits), **edit.get("named", {}), "model": name}
+    allowed = _EXTENSIONS | ({*edits_form.KEYS} if edit else set())
+    options = {**_options(asked, limits, allowed), **edit.get("named", {}), "model": name}
     given, files = edit.get("given"), edit.get("files")
     resolved = resolve.resolve(model, options, given=given, files=files, find_addon=_named_addon)
     limits.check_size(*resolved.recipe.size)
@@ -212,14 +266,14 @@ def _entry(served: Mapping[str, registry.ModelEntry], name: str) -> registry.Mod
     return served[name]
 
 
-def _options(asked: Generation, limits: Limits) -> dict[str, Any]:
-    """Return the flat recipe keys of a request. Raises InvalidRecipe for unsupported parameters."""
+def _options(asked: Generation, limits: Limits, allowed: Collection[str]) -> dict[str, Any]:
+    """Return the flat recipe keys of a request, of those that are `allowed`. Raises InvalidRecipe for others."""
     options: dict[str, Any] = {"prompt": asked.prompt}
-    for key in ("stream", "partial_images"):
-        if getattr(asked, key):
-            raise InvalidRecipe(f"{key} is {getattr(asked, key)!r}, which is not supported", "omit it", key)
+    for key in ("partial_images", "progress"):
+        if getattr(asked, key) and not asked.stream:
+            raise InvalidRecipe(f"{key} has no effect without stream", "add stream", key)
     for key, value in (asked.model_extra or {}).items():
-        if key not in _EXTENSIONS:
+        if key not in allowed:
             hint = "use size" if key in ("width", "height") else "omit it"
             raise refusals.UnknownParameter(f"unknown parameter {key!r}", hint, key)
         if value is not None:
@@ -251,11 +305,11 @@ def _without_effect(asked: Generation, transparent: bool) -> Iterator[str]:
         yield "background has no effect: the transparent pixels of the image that are not repainted are kept"
 
 
-def _works(maker: LocalMaker, resolved: Resolved, count: int) -> list[Work]:
-    """Return the work of `count` pictures, one each; picture i has the resolved seed + i."""
+def _tasks(resolved: Resolved, count: int) -> list[Task]:
+    """Return `count` tasks of one picture each; picture i has the resolved seed + i."""
     first, weights = resolved.recipe, resolved.weights.absolute()
     recipes = [first.replace(seed=first.seed + index) for index in range(count)]
-    return [partial(_make, maker, Task(weights, [each], resolved.inputs)) for each in recipes]
+    return [Task(weights, [each], resolved.inputs) for each in recipes]
 
 
 def _make(maker: LocalMaker, task: Task, on_step: OnStep) -> tuple[Picture, ...]:
@@ -305,9 +359,16 @@ def _answer(
     """The reply; what was `known` before the pictures were made is among the warnings of each, as in sdcli's lines."""
     data, known = [], list(known)
     for each in pictures:
-        found = [*known, *map(refusals.in_api_terms, each.warnings)]
-        recorded = {"seed": each.recipe.seed, "pixels_sha256": each.pixels_sha256, "warnings": found}
-        data.append({"b64_json": b64encode(each.png).decode(), **recorded})
+        data.append({"b64_json": b64encode(each.png).decode(), **_recorded(each, known)})
     background = "transparent" if transparent else "opaque"
     recorded = {"output_format": "png", "size": f"{size[0]}x{size[1]}", "background": background}
     return {"created": int(time.time()), "data": data, **recorded}
+
+
+def _recorded(picture: Picture, known: Iterable[str], given: InitialImage | None = None) -> dict[str, Any]:
+    """What sdcli adds to a picture of a reply, and the background of one that is an edit of `given`."""
+    found = [*known, *map(refusals.in_api_terms, picture.warnings)]
+    recorded = {"seed": picture.recipe.seed, "pixels_sha256": picture.pixels_sha256, "warnings": found}
+    if given is not None and edits_form.is_transparent(given, [picture.png]):
+        recorded["background"] = "transparent"
+    return recorded

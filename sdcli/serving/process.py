@@ -57,6 +57,10 @@ class Service:
     debug: bool
     on_ready: Callable[[], None] = lambda: None
     """Called when the models are loaded, before the addresses are printed."""
+    hosts: Sequence[str] = ()
+    """Further names of this host, for requests to the port."""
+    key: str | None = None
+    """What requests to the port must have."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ def _doors(
     if service.port is not None:
         listener = stack.enter_context(sockets.loopback_port(service.port))
         offered = _offered(entries)
-        app = openai.make_app(line, maker, offered, limits=service.limits, ready=ready, debug=service.debug)
+        access: dict[str, Any] = {"hosts": service.hosts, "key": service.key}
+        app = openai.make_app(line, maker, offered, limits=service.limits, ready=ready, debug=service.debug, **access)
         doors.append(Door(app, listener, is_open=True))
     return doors
 

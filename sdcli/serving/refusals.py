@@ -58,7 +58,7 @@ def add_handlers(app: FastAPI, *, debug: bool) -> None:
 
     @app.exception_handler(SdcliError)
     async def refuse(_: Request, error: SdcliError) -> Response:
-        return _refusal(error)
+        return refusal(error)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_invalid(_: Request, error: RequestValidationError) -> Response:
@@ -82,7 +82,8 @@ def add_handlers(app: FastAPI, *, debug: bool) -> None:
         return error_object(500, message, type_="server_error", code="bug")
 
 
-def _refusal(error: SdcliError) -> Response:
+def refusal(error: SdcliError) -> Response:
+    """Return the error object of an error of sdcli."""
     message = in_api_terms(f"{error.message}; {error.hint}")
     match error:
         case ServerBusy():

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from sdcli.terminal.printable import printable
+from sdcli.terminal.printable import one_line, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,6 +35,8 @@ class Step(Protocol):
     def total(self) -> int: ...  # noqa: D102
 
 
+OnJobs = Callable[..., None]
+"""Called with (jobs done, activity, what it is about, jobs that failed); the last two can be omitted."""
 OnTraining = Callable[[str, int, int, "float | None"], None]
 """Called with (activity, amount done, total amount, loss or None)."""
 OnBytes = Callable[[str, int], None]
@@ -42,6 +44,7 @@ OnBytes = Callable[[str, int], None]
 
 PREVIEW_COLUMNS, PREVIEW_ROWS = 48, 20
 _COLUMNS_FOR_BAR, _COLUMNS_FOR_TEXT, _COLUMNS_FOR_TIME = 76, 60, 20  # columns
+_LONGEST_ABOUT = 28
 _COLUMNS_FOR_ECHO = 4
 """Columns kept free for the `^C` that a terminal echoes; otherwise it would wrap the line, and the bar would remain."""
 
@@ -94,27 +97,29 @@ def progress(
 
 
 @contextmanager
-def job_progress(
-    jobs: int, *, quiet: bool = False, stream: TextIO | None = None
-) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar for the `jobs` of a batch, with the time left.
+def job_progress(jobs: int, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[OnJobs]:
+    """Show a bar for the `jobs` of a batch, with the number of those that failed and the time left.
 
-    Yields a function to call with the number of finished jobs (with the fraction of the current job) and the activity.
-    It draws under the same conditions as `progress`, and is erased at the end.
+    Yields a function to call with the number of finished jobs (with the fraction of the current job), the activity, the
+    model or the words of the current picture, and the number of failed jobs. It draws under the same conditions as
+    `progress`, and is erased at the end.
     """
     stream = sys.stderr if stream is None else stream
     if quiet or not _can_draw(stream):
-        yield lambda done, activity: None
+        yield lambda done, activity, about="", failed=0: None
         return
     bar = _bar(stream)
     task = bar.add_task("starting", total=jobs, rate="", left="", waiting="starting")
     started: tuple[float, float] | None = None  # when the first picture started, and its progress then
 
-    def show(done: float, activity: str) -> None:
+    def show(done: float, activity: str, about: str = "", failed: int = 0) -> None:
         nonlocal started
         now = time.monotonic()
-        changes: dict[str, Any] = {"description": printable(f"job {min(int(done) + 1, jobs)} of {jobs}, {activity}")}
-        changes["waiting"] = "" if activity == "denoising" else activity.partition(" ")[0]
+        failures = f", {failed} failed" if failed else ""
+        short = about if len(about) <= _LONGEST_ABOUT else f"{about[: _LONGEST_ABOUT - 1]}…"
+        current = math.ceil(done) if activity == "decoding" else min(int(done) + 1, jobs)  # it is not counted yet
+        told = one_line(f"job {current} of {jobs}{failures}, {activity} {short}")
+        changes: dict[str, Any] = {"description": told, "waiting": "" if activity == "denoising" else activity}
         if started is None and done > 0:
             started = now, done
         elif started is not None and done > started[1]:
@@ -156,6 +161,18 @@ def training(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[O
 
     with bar:
         yield show
+
+
+@contextmanager
+def counting(
+    activity: str, total: int, *, quiet: bool = False, stream: TextIO | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar for `total` things of one kind, under the same conditions as `progress`.
+
+    Yields a function to call with the number of those that are done.
+    """
+    with training(quiet=quiet, stream=stream) as show:
+        yield lambda done: show(activity, done, total, None)
 
 
 def before_a_line(stream: TextIO | None = None) -> bytes:
