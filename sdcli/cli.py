@@ -35,6 +35,7 @@ from sdcli.commands.synthesize import synthesize
 from sdcli.commands.train import train
 from sdcli.commands.train_lora import lora
 from sdcli.commands.trained import export, measure
+from sdcli.commands.upscale import upscale
 from sdcli.config import misspelt, without_effect
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
 from sdcli.terminal import signals
@@ -54,7 +55,7 @@ _TRAIN, _SETTINGS = "Train models", "Settings"
 
 for _heading, _commands in {
     _MAKE: (generate, synthesize, batch, explain, serve),
-    _EDIT: (img2img, inpaint, outpaint, edit),
+    _EDIT: (img2img, inpaint, outpaint, edit, upscale),
     _FILES: (info, sheet, replay, encode, decode),
 }.items():
     for _command in _commands:

@@ -41,11 +41,11 @@ from sdcli.terminal.spelling import did_you_mean
 PREFIX = "SDCLI_"
 DEFAULT_MODEL = "kit"
 MAX_BYTES = 2**20
-GENERAL = ("model", "output", "lora_dir", "embedding_dir")
+GENERAL = ("model", "output", "lora_dir", "embedding_dir", "upscaler_dir", "ip_adapter_dir")
 """Keys of a command rather than of a model. A prompt has no default."""
 OTHER_VARIABLES = ("SDCLI_API_KEY", "SDCLI_CONFIG", "SDCLI_SOCKET", "SDCLI_WAIT")
 MODEL_FIELDS = ("description", "license", "folder", "repo", "variant", "family", "kind", "classes", "trigger", "file")
-KINDS = ("model", "controlnet", "lora", "embedding", "vae")
+KINDS = ("model", "controlnet", "lora", "embedding", "vae", "upscaler", "ip-adapter")
 _REPO = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")
 _PLACE = "{} must be text: the path of its folder or file"
 _CHOICES = {"kind": KINDS, "classes": palette.SHIPPED}

@@ -57,7 +57,7 @@ class Pair:
     pipe: Any
     model: LatentDiffusionModel
 
-    def theirs(self, config: dict[str, Any] | None = None, **options: Any) -> Tensor:
+    def theirs(self, config: dict[str, Any] | None = None, *, more: Any = None, **options: Any) -> Tensor:
         asked = {**DEFAULTS, **options}
         self.set_scheduler(asked["scheduler"], asked.get("sigmas", "default"), config)
         passed = {key: asked[key] for key in ("width", "height", "guidance_scale", "negative_prompt") if key in asked}
@@ -70,6 +70,7 @@ class Pair:
             generator=torch.Generator("cpu").manual_seed(asked["seed"]),
             output_type="latent",
             **passed,
+            **(more or {}),
         ).images
 
     def ours(self, config: dict[str, Any] | None = None, **options: Any) -> Tensor:

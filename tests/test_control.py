@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sdcli.errors import InputError, InvalidRecipe, ModelError, ModelNotFound
 from sdcli.files import canvas, infotext, metadata
@@ -64,6 +64,11 @@ def chunk_in(path: Path) -> dict:
     [
         ("canny=e.png", Control("canny", "e.png")),
         ("canny=e.png:0.8", Control("canny", "e.png", 0.8)),
+        ("canny=canny:e.png:0.8", Control("canny", "e.png", 0.8, canny=(100, 200))),
+        ("a=canny(50,150):e.png", Control("a", "e.png", canny=(50, 150))),
+        ("a=./canny:e.png", Control("a", "./canny:e.png")),
+        ("a=canny:0.5", Control("a", "canny", 0.5)),
+        ("a=canny:0.5:0-0.5", Control("a", "canny", 0.5, 0, 0.5)),
         ("canny=e.png:.5:0-0.5", Control("canny", "e.png", 0.5, 0, 0.5)),
         ("own/er=a=b c:d.png:2", Control("own/er", "a=b c:d.png", 2)),
         ("./net=x:1:1", Control("./net", "x:1", 1)),
@@ -76,7 +81,18 @@ def test_words_are_read(text, said):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "=e.png", "canny=", "canny=e:11", "canny=e:1:0.5-0.5", "canny=e:1:0.6-0.5", "canny=e:1:0-1.5"]
+    "text",
+    [
+        "",
+        "=e.png",
+        "canny=",
+        "canny=e:11",
+        "canny=e:1:0.5-0.5",
+        "canny=e:1:0.6-0.5",
+        "canny=e:1:0-1.5",
+        "a=canny:",
+        "a=canny(9,8):e",
+    ],
 )
 def test_words_that_cannot_be_are_refused_by_name(text):
     with pytest.raises(InvalidRecipe) as refused:
@@ -269,7 +285,7 @@ def test_a_name_of_the_user_s_own(run: Run, here: Path, sd15: Path):
     assert run("models", "add", "mine", "edges").status == 0
     listed = [json.loads(line) for line in run("models", "list", "--json").lines]
     assert listed[-1]["kind"] == "controlnet"
-    assert {each["kind"] for each in listed} == {"model", "controlnet", "lora"}
+    assert {each["kind"] for each in listed} == {"model", "controlnet", "lora", "vae"}
     shown = json.loads(run("models", "show", "mine", "--json").stdout)
     assert (shown["kind"], shown["cross_attention_dim"]) == ("controlnet", 32)
     assert "defaults" not in shown
@@ -331,3 +347,31 @@ def test_a_control_picture_lies_over_the_part_that_is_worked_on():
     assert canvas.guide(picture, given, 0, (4, 4)).tobytes() == picture.crop((2, 3, 6, 7)).tobytes()
     assert canvas.guide(picture, given, None, (8, 8)).tobytes() == picture.tobytes()
     assert canvas.guide(picture, None, None, (4, 8)).size == (4, 8)
+
+
+def test_the_edges_of_an_image_are_drawn(run: Run, here: Path, sd15: Path):
+    """As if their drawing, in the picture's size, was given."""
+    cv2 = pytest.importorskip("cv2")
+    square = Image.new("RGB", (96, 64), "navy")
+    square.paste("gold", (30, 20, 60, 40))
+    square.save(here / "photo.png")
+    fitted = ImageOps.fit(square, (64, 64), Image.Resampling.LANCZOS)
+    Image.fromarray(cv2.Canny(np.asarray(fitted), 50, 150)).save(here / "drawn.png")
+    asked = ("generate", "x", "-m", sd15, "-W", "64", "-H", "64", "--steps", "2", "--seed", "1", "--control")
+    found = []
+    for image in ("canny(50,150):photo.png", "drawn.png", "photo.png"):
+        done = run(*asked, f"edges={image}", "--json")
+        assert done.status == 0, done.stderr
+        found.append(json.loads(done.lines[0]))
+    assert found[0]["pixels_sha256"] == found[1]["pixels_sha256"] != found[2]["pixels_sha256"]
+    with Image.open(here / found[0]["path"]) as image:
+        assert "Module: canny" in image.info["parameters"]
+        assert "Threshold A: 50, Threshold B: 150" in image.info["parameters"]
+        assert json.loads(image.info["sdcli"])["recipe"]["control"] == ["edges=canny(50,150):photo.png"]
+    assert run("replay", "--verify", found[0]["path"]).status == 0
+
+
+def test_without_the_library_edges_are_not_drawn(run: Run, here: Path, sd15: Path, monkeypatch):
+    monkeypatch.setattr("sdcli.files.edges.find_spec", lambda name: None)
+    done = run("generate", "x", "-m", sd15, "--control", "edges=canny:a.png", "-o", "out.png")
+    assert (done.status, "pip install 'sdcli[canny]'" in done.stderr) == (2, True)

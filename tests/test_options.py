@@ -13,7 +13,8 @@ from sdcli.commands import groups, options, picture_options
 from sdcli.recipe import parts, recipe
 
 # what files say of themselves
-NO_OPTIONS = {f"{key}_sha256" for key in ("image", "mask", "init_latents", "segmentation", "control", "reference")}
+NO_OPTIONS = {f"{key}_sha256" for key in ("image", "mask", "init_latents", "segmentation", "control")}
+NO_OPTIONS |= {"reference_sha256", "image_prompt_sha256"}
 NO_OPTIONS |= {"reference", "match_reference"}  # arguments of edit, and whether it has a size
 
 

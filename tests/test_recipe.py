@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from sdcli.errors import ExitStatus, InvalidRecipe
 from sdcli.recipe.checks import check_size
-from sdcli.recipe.parts import DEVICES, DTYPES, HIRES_KEYS, LAYOUT_KEYS, OMITTED_KEYS, REFINER_KEYS
+from sdcli.recipe.parts import (
+    DEVICES,
+    DTYPES,
+    ENLARGING_KEYS,
+    HIRES_KEYS,
+    IMAGE_PROMPT_KEYS,
+    LAYOUT_KEYS,
+    OMITTED_KEYS,
+    REFINER_KEYS,
+)
 from sdcli.recipe.recipe import MAX_SEED, Recipe, draw_seed, keys
 from sdcli.recipe.schedulers import NAMES
 
@@ -82,6 +91,8 @@ def test_keys_are_flat_and_the_fields_own():
         *LAYOUT_KEYS,
         *HIRES_KEYS,
         *REFINER_KEYS,
+        *ENLARGING_KEYS,
+        *IMAGE_PROMPT_KEYS,
         *(
             "prompt_2",
             "reference",

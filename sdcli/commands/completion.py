@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 
 from sdcli.models import registry
-from sdcli.models.addons import embedding, lora
+from sdcli.models.addons import embedding, ip_adapter, lora, upscaler
 from sdcli.recipe import parts, recipe, schedulers
 from sdcli.recipe.part import PARTS
 
@@ -64,6 +64,21 @@ def lora_name(incomplete: str) -> list[str]:
 def embedding_name(incomplete: str) -> list[str]:
     """Complete the names of embeddings."""
     return of(*embedding.NAMES.all())(incomplete)
+
+
+def upscaler_name(incomplete: str) -> list[str]:
+    """Complete the names of upscalers, with that of the filter."""
+    return of("lanczos", *upscaler.NAMES.all())(incomplete)
+
+
+def hires_upscaler(incomplete: str) -> list[str]:
+    """Complete what enlarges a picture between two passes."""
+    return of(*parts.UPSCALERS, *upscaler.NAMES.all())(incomplete)
+
+
+def ip_adapter_name(incomplete: str) -> list[str]:
+    """Complete the names of IP-Adapters."""
+    return of(*ip_adapter.NAMES.all())(incomplete)
 
 
 def control(incomplete: str) -> list[str]:

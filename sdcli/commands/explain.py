@@ -93,6 +93,8 @@ def explain(
         raise UsageError("PROMPT or --label is missing", "give a PROMPT, or --label for a class-conditional model")
     if picture.mask_image is not None and picture.image is None:
         raise UsageError("--mask is given without --image", "give the image too: --image IMAGE")
+    if asked.get("tile") is not None:
+        raise UsageError("sdcli explain shows what the network sees at once", "omit --tile")
     pictures.check_stdin(asked)
     to_stdout = path == "-"
     if not to_stdout:

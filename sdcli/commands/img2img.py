@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdcli.commands import groups, options, picture_options, pictures
+from sdcli.commands import completion, groups, options, picture_options, pictures
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,21 @@ class Redrawn(picture_options.Edited):
         typer.Option(
             "--height", "-H", metavar="PIXELS", rich_help_panel=options.PICTURE,
             show_default="that of IMAGE", help="Height of the picture.",
+        ),
+    ] = None  # fmt: skip
+    enlarge: Annotated[
+        str | None,
+        typer.Option(
+            "--enlarge", metavar="FACTOR|WxH", rich_help_panel=options.PICTURE, show_default=False,
+            help="Enlarge IMAGE by this factor or to this size before it is redrawn, in tiles of the model's size.",
+        ),
+    ] = None  # fmt: skip
+    upscaler: Annotated[
+        str | None,
+        typer.Option(
+            "--upscaler", metavar="NAME", rich_help_panel=options.PICTURE, show_default="lanczos",
+            autocompletion=completion.upscaler_name,
+            help="How to enlarge it: lanczos, or the name or .safetensors file of an upscaler.",
         ),
     ] = None  # fmt: skip
 
@@ -59,6 +74,7 @@ def img2img(
 
         sdcli img2img sketch.png "a castle at dusk" --strength 0.6
         sdcli img2img sketch.png "a castle at dusk" -W 768 -H 512
+        sdcli img2img castle.png "a castle at dusk" --enlarge 3 --strength 0.3
     """
     asked = groups.given(picture, refiner, execution, image=image, prompt=prompt, label=label, strength=strength)
     if resize if resize is not None else {"width", "height"} & asked.keys():

@@ -79,6 +79,8 @@ def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:
         "software": dict(found.software),
         "model_digest": found.chunk.get("model_digest"),
         "addons": found.chunk.get("addons", []),
+        "upscaled": found.chunk.get("upscaled", []),
+        "postprocessing": found.postprocessing,
         "parameters": found.parameters,
         "fields": dict(found.fields),
     }
@@ -86,6 +88,8 @@ def _as_dict(path: str, found: PictureInfo) -> dict[str, Any]:
 
 def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
     """Aligned `key: value` lines; the recipe of sdcli's own chunk if there is one, else A1111's fields."""
+    from sdcli.files import upscaled
+
     pairs: dict[str, Any] = {
         "file": path,
         "format": found.format,
@@ -98,9 +102,13 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
     if found.recipe is not None:
         pairs |= _digests(found)
         pairs["software"] = ", ".join(f"{name} {number}" for name, number in found.software.items())
+    for each in upscaled.described(found.chunk):
+        pairs["enlarged"] = each if "enlarged" not in pairs else f"{pairs['enlarged']}, {each}"
+    if found.postprocessing is not None:
+        pairs["postprocessing"] = found.postprocessing
     if found.intact is False:
         pairs["pixels"] = "changed since they were written"
-    if found.recipe is None and found.parameters is None and found.invokeai is None:
+    if all(each is None for each in (found.recipe, found.parameters, found.invokeai, found.postprocessing)):
         of_another = found.writer != "other"
         pairs["metadata"] = f"{found.writer}'s, read in part" if of_another else "none about how it was made"
     if command is not None:
@@ -113,7 +121,7 @@ def _lines(path: str, found: PictureInfo, command: str | None) -> Iterator[str]:
         yield f"{printable(key) + ':':<{margin}}{text.replace(chr(10), chr(10) + ' ' * margin)}"
 
 
-_OWN = ("file", "format", "size", "writer", "software", "pixels", "metadata", "command")
+_OWN = ("file", "format", "size", "writer", "software", "enlarged", "postprocessing", "pixels", "metadata", "command")
 
 
 def _digests(found: PictureInfo) -> dict[str, Any]:

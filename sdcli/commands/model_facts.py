@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli.errors import ModelError
-from sdcli.models import configs, lora_file, registry
-from sdcli.models.addons import controlnet, embedding, lora
+from sdcli.models import configs, families, ip_adapter_file, lora_file, registry
+from sdcli.models.addons import controlnet, embedding, ip_adapter, lora, upscaler
 from sdcli.models.hub import lock
 from sdcli.models.registry import ModelEntry
 from sdcli.models.source import Source
@@ -58,6 +58,11 @@ def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
     if entry.kind == registry.VAE:
         config = configs.read(source.path / "config.json")
         return {"class": config.get("_class_name"), "latent_channels": config.get("latent_channels")}
+    if entry.kind == registry.IP_ADAPTER:
+        made = ip_adapter_file.read(ip_adapter.locate(entry.name).path)
+        return {"made_for": made.made_for, "image_features": made.image_features, "patches": made.patches}
+    if entry.kind == registry.UPSCALER:
+        return {"tensors": len(families.read_header(upscaler.locate(entry.name).path).tensors)}
     if source.is_controlnet:
         return {"kind": registry.CONTROLNET, **controlnet.takes(source)}
     facts = registry.read_facts(source)

@@ -91,7 +91,7 @@ class Picture:
             "--control", metavar="NAME=IMAGE", rich_help_panel=options.PICTURE, show_default=False,
             autocompletion=completion.control,
             help="Guide the picture by a ControlNet and IMAGE. IMAGE:0.8:0-0.5 sets the scale and the part of the "
-            "steps. Can be repeated.",
+            "steps, and canny:IMAGE uses the edges of IMAGE. Can be repeated.",
         ),
     ] = None  # fmt: skip
     lora: Annotated[
@@ -117,6 +117,28 @@ class Picture:
             autocompletion=completion.embedding_name,
             help="Use an embedding (textual inversion) where its name is in a prompt: a name or a .safetensors file. "
             "Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    image_prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-prompt", metavar="IMAGE[:SCALE]", rich_help_panel=options.PICTURE, show_default=False,
+            help="Draw what IMAGE shows, besides the prompt, by an IP-Adapter. Can be repeated.",
+        ),
+    ] = None  # fmt: skip
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--ip-adapter", metavar="NAME", rich_help_panel=options.PICTURE, show_default=False,
+            autocompletion=completion.ip_adapter_name,
+            help="The IP-Adapter for --image-prompt: a name, a .safetensors file, or a file in ip_adapter_dir.",
+        ),
+    ] = None  # fmt: skip
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--image-encoder", metavar="FOLDER", rich_help_panel=options.PICTURE,
+            show_default="image_encoder near the IP-Adapter", help="The image encoder that the IP-Adapter needs.",
         ),
     ] = None  # fmt: skip
     seed: Annotated[
@@ -231,6 +253,13 @@ class Picture:
             help="Noise that DDIM adds in each step; 0 adds none.",
         ),
     ] = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            "--tile", metavar="PIXELS", rich_help_panel=options.SAMPLING, show_default="off",
+            help="Denoise a picture that is larger in overlapping tiles with sides of this length.",
+        ),
+    ] = None  # fmt: skip
     clip_skip: Annotated[
         int | None,
         typer.Option(
@@ -264,7 +293,8 @@ class Hires:
         str | None,
         typer.Option(
             "--hires-upscaler", metavar="NAME", rich_help_panel=options.PICTURE, show_default="latent",
-            autocompletion=completion.of(*UPSCALERS), help=f"How to enlarge it: {' or '.join(UPSCALERS)}.",
+            autocompletion=completion.hires_upscaler,
+            help=f"How to enlarge it: {', '.join(UPSCALERS)}, or the name or .safetensors file of an upscaler.",
         ),
     ] = None  # fmt: skip
     hires_strength: Annotated[

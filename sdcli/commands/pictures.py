@@ -117,6 +117,8 @@ def _is_file(path: str) -> bool:
 def _note_sizes(resolved: Resolved) -> None:
     recipe, inputs = resolved.recipe, resolved.inputs
     size = recipe.width, recipe.height
+    if recipe.enlarging.enlarge is not None:
+        return
     if inputs.image is not None:
         from sdcli.files import canvas
         from sdcli.planning import layouts

@@ -73,7 +73,7 @@ def replay(
         sdcli generate "arctic fox" | xargs sdcli replay --verify
     """
     from sdcli.planning import replay
-    from sdcli.planning.resolve import read_inputs
+    from sdcli.planning.resolve import inputs_of
 
     execution = groups.given(machine)
     output = handover.path if verify else config.output(handover.path)
@@ -103,9 +103,7 @@ def replay(
         maker = deliver.maker()
         for (source, asked), destination in zip(jobs, destinations, strict=True):
             recipe, facts = source.recipe, source.model.facts
-            inputs = read_inputs(
-                recipe.initial, recipe.layout, recipe.references, facts, source.weights, files=source.files
-            )
+            inputs = inputs_of(recipe, facts, source.weights, files=source.files)
             request = _fit_to_machine(replace(asked, inputs=inputs))
             picture = list(deliver.pictures(request, out, maker))[source.index]
             if verify:
@@ -178,19 +176,25 @@ def _verify(
     """Compare a picture with its replay, print the result, and return the error if they differ."""
     from PIL import Image
 
+    from sdcli.files import upscaled
     from sdcli.files.reading import decoding
     from sdcli.planning import difference, replay
 
     if destination is not None:
         outputs.write(destination, picture.png)
     made = picture.image
-    with decoding(source.path), Image.open(BytesIO(source.data)) as image:
-        found = difference.between(image, made)
-    replayed = picture.pixels_sha256
+    replayed, before = picture.pixels_sha256, upscaled.pixels_before(source.found.chunk)
+    if before is None:
+        with decoding(source.path), Image.open(BytesIO(source.data)) as image:
+            found = difference.between(image, made)
+        differs = found is not None
+    else:
+        found, differs = None, before != replayed
     error, why = None, []
-    if found is not None:
+    if differs:
         why = replay.reasons(source, picture.recipe, replayed)
-        error = PictureDiffers(f"{source.path} differs from its replay in {found}", "; ".join(why))
+        what = f"in {found}" if before is None else "of the picture before it was enlarged"
+        error = PictureDiffers(f"{source.path} differs from its replay {what}", "; ".join(why))
     if request.json:
         line = {
             "status": "differs" if error else "identical",

@@ -49,10 +49,11 @@ def decode_picture(
     return images.to_image(pixels[0]), used
 
 
-def encode(model: LatentDiffusionModel, pixels: Tensor) -> Any:
-    """Return what the encoder returns for `pixels` (B, 3, H, W) in −1 … 1."""
-    pixels = pixels.to(model.device, model.vae.dtype)
-    with on_device(model, model.vae):
+def encode(model: LatentDiffusionModel, pixels: Tensor, *, tiled: bool = False) -> Any:
+    """Return what the encoder returns for `pixels` (B, 3, H, W) in −1 … 1, all at once or in tiles."""
+    pixels, space = pixels.to(model.device, model.vae.dtype), model.latent_space
+    in_tiles = tiling.tiles(model.vae, space.vae_scale_factor // space.patch) if tiled else nullcontext()
+    with on_device(model, model.vae), in_tiles:
         return model.vae.encode(pixels.unsqueeze(2) if model.latent_space.has_frames else pixels)
 
 

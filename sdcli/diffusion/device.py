@@ -29,7 +29,7 @@ def resolve_execution(recipe: Recipe) -> Recipe:
 
     Raises InvalidRecipe for a device that this machine does not have.
     """
-    device = "cpu" if recipe.execution.engine != "torch" else _device(recipe.execution.device)
+    device = "cpu" if recipe.execution.engine != "torch" else choose(recipe.execution.device)
     # Set every time: an earlier recipe can have changed it, and MKL can use fewer threads if it is not set.
     torch.set_num_threads(recipe.execution.threads or DEFAULT_THREADS)
     dtype = _dtype(recipe.execution.dtype, device)
@@ -41,7 +41,8 @@ def devices() -> tuple[str, ...]:
     return hardware.by_preference(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
 
 
-def _device(asked: str) -> str:
+def choose(asked: str) -> str:
+    """Return the device that `asked` means on this machine. Raises InvalidRecipe if it does not have it."""
     here = devices()
     if asked == "auto":
         return here[0]

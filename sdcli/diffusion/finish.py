@@ -83,7 +83,10 @@ def finish(
         raise Undecoded(error.message, error.hint, sampled) from error
     pictures = [images.to_image(each) for each in pixels]
     flatness = [images.flatness(each) for each in pictures]
-    if inputs.image is not None:
+    if inputs.image is not None and first.enlarging.enlarge is not None:
+        box = (0, 0, *first.enlarging.target(*inputs.image.image.size))
+        pictures = [each.crop(box) for each in pictures]
+    elif inputs.image is not None:
         pictures = [canvas.put_back(each, inputs.image, recipes[0].initial.padding) for each in pictures]
     if first.references.match_reference:
         size = inputs.references[0].picture.size

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sdcli.diffusion.facts import Facts
     from sdcli.diffusion.latent_space import LatentSpace
+    from sdcli.diffusion.upscale import Upscaler
     from sdcli.files.palette import Class
     from sdcli.recipe.labels import Labels
 
@@ -80,6 +81,14 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
+class ImageEncoder:
+    """CLIP's vision tower (CLIPVisionModelWithProjection), and what prepares an image for it."""
+
+    model: Any
+    processor: Any
+
+
+@dataclass(frozen=True)
 class ControlNet:
     """A ControlNet, and its classes if it reads segmentation maps."""
 
@@ -116,6 +125,12 @@ class LatentDiffusionModel:
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)
     refiner: LatentDiffusionModel | None = None
     """Another model that takes the last steps; it decodes nothing."""
+    upscalers: Mapping[str, Upscaler] = field(default_factory=dict)
+    """Networks that enlarge pictures between passes, by their names in the recipe."""
+    image_encoder: ImageEncoder | None = None
+    """Encodes images that are prompts, for the IP-Adapter in the network."""
+    sees_patches: bool = False
+    """Whether that adapter takes the encodings of all patches of an image, instead of that of the whole image."""
     labels: Labels | None = None
     class_embedder: torch.nn.Embedding | None = None
     merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli.diffusion import architectures, autoencode, refine, samplers, shortcuts
-from sdcli.diffusion.context import Context, Residuals, control, masked_image, segmentation
+from sdcli.diffusion import architectures, autoencode, refine, samplers, shortcuts, tiled, upscale
+from sdcli.diffusion.context import Context, control, image_prompt, masked_image, segmentation
 from sdcli.diffusion.denoise import Denoiser, Step, denoise, start_at
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.estimate import Watched
@@ -27,9 +27,10 @@ from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
 from sdcli.diffusion.offload import on_device
 from sdcli.diffusion.passes import Pass, passes
 from sdcli.diffusion.preview import preview
+from sdcli.diffusion.spans import Tile
 from sdcli.diffusion.watching import Bound, Watch
-from sdcli.files import canvas, images, maps
-from sdcli.files.inputs import NO_INPUTS, Inputs
+from sdcli.files import canvas, edges, images, maps
+from sdcli.files.inputs import NO_INPUTS, InputImage, Inputs
 from sdcli.recipe import checks
 from sdcli.recipe.interval import Interval
 from sdcli.recipe.recipe import Recipe
@@ -77,7 +78,8 @@ def sample(
     Uses the passes of the first recipe, and its `contexts`, which are encoded here if they are not given. `on_step`
     counts the steps of all passes together.
     """
-    inputs.check_complete(recipes[0].initial, recipes[0].layout, recipes[0].references)
+    first = recipes[0]
+    inputs.check_complete(first.initial, first.layout, first.references, first.image_prompts)
     seeds = [each.seed for each in recipes]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     planned = passes(recipes[0])
@@ -114,18 +116,23 @@ def _sample_pass(
     scheduler = samplers.make(
         sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds, shift=recipe.flow.shift
     )
-    architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
+    architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(*recipe.seen_at_once))
     start = _start(model, recipe, scheduler, generators, inputs)
     if previous is not None:
         known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators)
         start = _continue_from(start, known, scheduler, generators, one.strength)
+    scales = [each.scale for each in recipe.image_prompts.prompts]
+    image_embeds, negative_image_embeds = image_prompt.encode(model, _opaque(inputs.prompts), scales)
     context = replace(
         context,
         concat_latents=start.concat_latents,
-        residuals=_residuals(model, recipe, inputs),
         reference_latents=_reference_latents(model, inputs),
+        image_embeds=image_embeds,
+        negative_image_embeds=negative_image_embeds,
     )
-    size = start.latents.shape[2:]
+    readings, tiles = _readings(model, recipe, inputs), tiled.tiles_of(recipe, model.latent_space)
+    contexts = [_in_tile(model, context, readings, each) for each in tiles]
+    size = [side.end - side.start for side in tiles[0]]
     stop, begin = None, 0
     if model.refiner is not None:
         stop, begin = refine.split(scheduler, start.timesteps, recipe.refiner.refiner_switch)
@@ -133,15 +140,18 @@ def _sample_pass(
         on_device(model, model.network, *(each.net for each in model.controlnets.values())),
         shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
     ):
-        denoiser = Watched(
-            _bind(model, context, recipe, scheduler, len(seeds), bind), scheduler, model.scheduler_config
-        )
+        denoisers = [
+            _bind(model, each, recipe, scheduler, len(seeds), _named(bind, place))
+            for place, each in enumerate(contexts)
+        ]
+        denoiser = Watched(tiled.blended(denoisers, tiles), scheduler, model.scheduler_config)
+        bound = Bound(model, contexts[0], Guidance.of(recipe), scheduler, bind)
 
         def with_preview(step: Step) -> None:
             on_step(replace(step, preview=lambda: preview(denoiser.estimate()[0], model.latent_space)))
 
         latents = denoise(
-            denoiser if watch is None else watch(denoiser, Bound(model, context, Guidance.of(recipe), scheduler, bind)),
+            denoiser if watch is None else watch(denoiser, bound),
             scheduler,
             start.latents,
             timesteps=start.timesteps,
@@ -155,6 +165,22 @@ def _sample_pass(
         return latents
     assert context.refined is not None
     return _refined(model.refiner, one, seeds, context.refined, latents, begin, generators, on_step)
+
+
+def _in_tile(model: LatentDiffusionModel, context: Context, readings: Sequence[control.Reading], tile: Tile) -> Context:
+    """Return the context of a tile: the parts of concatenated channels and control images that belong to it."""
+    concatenated, factor = context.concat_latents, model.vae_scale_factor
+    seen = [replace(each, pixels=tiled.crop(each.pixels, tile, factor)) for each in readings]
+    return replace(
+        context,
+        concat_latents=None if concatenated is None else tiled.crop(concatenated, tile),
+        residuals=control.encode(seen) if seen else None,
+    )
+
+
+def _named(bind: shortcuts.Bind, place: int) -> shortcuts.Bind:
+    """Return `bind` for the tile of this number, whose denoisers have names of their own."""
+    return lambda name, bind_network: bind(f"{name} {place}", bind_network)
 
 
 def _refined(
@@ -218,7 +244,7 @@ def encode_condition(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs
 
 
 def _encoded(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Context:
-    architecture, size = architectures.load(model.architecture), (recipe.width, recipe.height)
+    architecture, size = architectures.load(model.architecture), recipe.seen_at_once
     encoders: list[Any] = [*(each.model for each in model.text_encoders), *filter(None, [model.class_embedder])]
     with on_device(model, *encoders):
         return architecture.encode(model, recipe.condition, size, Guidance.of(recipe), _references(inputs))
@@ -227,7 +253,7 @@ def _encoded(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Con
 def encoded_by(recipe: Recipe) -> Hashable:
     """Return what the contexts of `recipe` depend on, apart from the model."""
     planned = [each.recipe for each in passes(recipe)]
-    of_texts = tuple((each.condition, each.width, each.height, Guidance.of(each)) for each in planned)
+    of_texts = tuple((each.condition, each.seen_at_once, Guidance.of(each)) for each in planned)
     return of_texts, recipe.references.reference_sha256, recipe.refiner.refiner
 
 
@@ -269,11 +295,12 @@ def _start(
         noise = draw_noise(generators, shape).to(model.device)
         return _Start(add_noise(scheduler, known, noise, timesteps[:1]), timesteps)
     size, padding = (recipe.width, recipe.height), recipe.initial.padding
-    pixels = images.to_pixels(canvas.working(given, padding, size))
+    pixels = images.to_pixels(_enlarged_image(model, recipe, given) or canvas.working(given, padding, size))
     from_noise = masked and strength == 1
     image_latents = None
     if not (from_noise and model.concat_channels):
-        image_latents = masked_image.encode_image(model, pixels, generators)
+        in_tiles = recipe.enlarging.tile is not None
+        image_latents = masked_image.encode_image(model, pixels, generators, tiled=in_tiles)
     noise = draw_noise(generators, shape).to(model.device)
     if from_noise:
         latents = noise * scheduler.init_noise_sigma
@@ -291,6 +318,18 @@ def _start(
     return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
 
 
+def _enlarged_image(model: LatentDiffusionModel, recipe: Recipe, given: canvas.InitialImage) -> Image.Image | None:
+    """Return the image, enlarged and extended to the working size, or None if it is not enlarged."""
+    enlarging = recipe.enlarging
+    if enlarging.enlarge is None:
+        return None
+    by = None if enlarging.network is None else model.upscalers[enlarging.network]
+    target = enlarging.target(*given.image.size)
+    larger = upscale.picture_to_size(by, canvas.fitted(canvas.opaque(given.image), target), target)
+    left = recipe.width - target[0], recipe.height - target[1]
+    return canvas.extend(larger, (0, 0, *left))[0] if any(left) else larger
+
+
 def _enlarged(
     model: LatentDiffusionModel,
     latents: Tensor,
@@ -298,14 +337,15 @@ def _enlarged(
     upscaler: str,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, by Lanczos's filter, and encoded again."""
+    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, enlarged, and encoded again."""
     if latents.shape[2:] == size:
         return latents
     if upscaler == "latent":
         return torch.nn.functional.interpolate(latents, tuple(size), mode="bilinear")
     pixels, _ = autoencode.decode_finite(model, latents)
     height, width = (side * model.vae_scale_factor for side in size)
-    pictures = [images.to_image(each).resize((width, height), Image.Resampling.LANCZOS) for each in pixels]
+    by = None if upscaler == "lanczos" else model.upscalers[upscaler]
+    pictures = [upscale.picture_to_size(by, images.to_image(each), (width, height)) for each in pixels]
     encoded = [
         masked_image.encode_image(model, images.to_pixels(picture), [generator])
         for picture, generator in zip(pictures, generators, strict=True)
@@ -338,11 +378,15 @@ def _reference_latents(model: LatentDiffusionModel, inputs: Inputs) -> tuple[Ten
 
 
 def _references(inputs: Inputs) -> list[Image.Image]:
-    return [canvas.opaque(each.picture) for each in inputs.references]
+    return _opaque(inputs.references)
 
 
-def _residuals(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Residuals | None:
-    """Return the residuals of the recipe's ControlNets, or None."""
+def _opaque(pictures: Sequence[InputImage]) -> list[Image.Image]:
+    return [canvas.opaque(each.picture) for each in pictures]
+
+
+def _readings(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> list[control.Reading]:
+    """Return the recipe's ControlNets with their images."""
     size = recipe.width, recipe.height
     control_images = iter(inputs.controls)
     readings = []
@@ -352,6 +396,7 @@ def _residuals(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> R
             picture = maps.colours(maps.fit(inputs.maps[beside.classes].indices, size), beside.classes)
         else:
             picture = canvas.guide(next(control_images).picture, inputs.image, recipe.initial.padding, size)
+            picture = picture if each.canny is None else edges.canny(picture, *each.canny)
         pixels = images.to_unit(picture).to(model.device)
         readings.append(control.Reading(beside.net, pixels, each))
-    return control.encode(readings) if readings else None
+    return readings

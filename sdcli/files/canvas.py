@@ -231,6 +231,16 @@ def good_size(
     return {"width": width, "height": height}
 
 
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop `image` to the aspect ratio of `size`, around the middle, unless they differ by rounding alone."""
+    width = min(image.width, round(image.height * size[0] / size[1]))
+    height = min(image.height, round(image.width * size[1] / size[0]))
+    if image.width - width <= 1 and image.height - height <= 1:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def guide(picture: Image.Image, given: InitialImage | None, padding: int | None, size: tuple[int, int]) -> Image.Image:
     """Return the part of a control image at `size`, RGB, that belongs to the part to work on.
 

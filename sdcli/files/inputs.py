@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sdcli.errors import InputError
 from sdcli.files.palette import Class
 from sdcli.files.reading import Files
-from sdcli.recipe.parts import Initial, Layout, References
+from sdcli.recipe.parts import ImagePrompts, Initial, Layout, References
 from sdcli.recipe.paths import ALPHA
 from sdcli.recipe.warning import RecipeWarning
 
@@ -33,11 +33,11 @@ class InputImage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The image, mask, maps, control images, reference images and latents of a recipe.
+    """The image, mask, maps, control images, reference images, image prompts and latents of a recipe.
 
-    `maps` has the segmentation map for each of its readers, by their classes. `controls` and `references` are in the
-    order of the recipe. `warnings` are about what was skipped or converted in their files, and `streams`
-    has the content of those that cannot be read again.
+    `maps` has the segmentation map for each of its readers, by their classes. `controls`, `references` and `prompts`
+    are in the order of the recipe. `warnings` are about what was skipped or converted in their files, and `streams` has
+    the content of those that cannot be read again.
     """
 
     image: InitialImage | None = None
@@ -45,10 +45,11 @@ class Inputs:
     maps: Mapping[Palette, SegmentationMap] = field(default_factory=dict)
     controls: tuple[InputImage, ...] = ()
     references: tuple[InputImage, ...] = ()
+    prompts: tuple[InputImage, ...] = ()
     warnings: tuple[RecipeWarning, ...] = ()
     streams: Mapping[str, bytes] = field(default_factory=dict)
 
-    def check_complete(self, initial: Initial, layout: Layout, references: References) -> None:
+    def check_complete(self, initial: Initial, layout: Layout, references: References, prompts: ImagePrompts) -> None:
         """Raise ValueError if the recipe names inputs that are missing, which is a bug of the caller."""
         named = sum(each.image is not None for each in layout.controls)
         missing = {
@@ -56,6 +57,7 @@ class Inputs:
             "latents": initial.init_latents is not None and self.latents is None,
             "a segmentation map": layout.segmentation_map is not None and not self.maps,
             f"{named} control images": named != len(self.controls),
+            f"{len(prompts.image_prompt)} image prompts": len(prompts.image_prompt) != len(self.prompts),
             f"{len(references.reference)} references": len(references.reference) != len(self.references),
         }
         for what, is_missing in missing.items():
@@ -65,12 +67,14 @@ class Inputs:
 
 NO_INPUTS = Inputs()
 NO_REFERENCES = References()
+NO_PROMPTS = ImagePrompts()
 
 
 def read(
     initial: Initial,
     layout: Layout,
     references: References = NO_REFERENCES,
+    prompts: ImagePrompts = NO_PROMPTS,
     *,
     palettes: Sequence[Palette] = (),
     latent_channels: int,
@@ -78,7 +82,7 @@ def read(
     files: Files | None = None,
     given: InitialImage | None = None,
 ) -> Inputs:
-    """Read and decode the files of `initial`, `layout` and `references`; `files` reads them.
+    """Read and decode the files of `initial`, `layout`, `references` and `prompts`; `files` reads them.
 
     `palettes` are the classes of each reader of the segmentation map. `given` replaces the image and its mask, for
     files that are not on this machine. Latents must have `latent_channels` and `scaling_factor`.
@@ -93,14 +97,20 @@ def read(
 
         recorded = initial.init_latents_sha256
         latents = latent_files.read(initial.init_latents, latent_channels, scaling_factor, recorded, files)
+    if any(each.canny is not None for each in layout.controls):
+        from sdcli.files import edges
+
+        edges.check()
     paths = [each.image for each in layout.controls if each.image is not None]
     controls, of_controls = _read_images("control", paths, layout.control_sha256, files)
     shown, of_shown = _read_images("reference", references.reference, references.reference_sha256, files)
+    asked = [each.image for each in prompts.prompts]
+    of_prompts, about_prompts = _read_images("image_prompt", asked, prompts.image_prompt_sha256, files)
     image = given or (None if initial.image is None else _read_image(initial, files))
     of_image = () if image is None else image.warnings
     found, of_maps = _read_maps(layout, palettes, files)
-    warnings = (*of_controls, *of_shown, *of_image, *of_maps)
-    return Inputs(image, latents, found, controls, shown, warnings, files.streams)
+    warnings = (*of_controls, *of_shown, *about_prompts, *of_image, *of_maps)
+    return Inputs(image, latents, found, controls, shown, of_prompts, warnings, files.streams)
 
 
 def _read_images(

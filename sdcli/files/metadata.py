@@ -28,10 +28,13 @@ from sdcli.files.reading import STDIN, check_size, decoding, file_bytes, is_stre
 from sdcli.files.user_files import from_home
 from sdcli.recipe import lora, schedulers
 from sdcli.recipe.control import Control
+from sdcli.recipe.parts import OVERLAP
 from sdcli.recipe.paths import exchange, exchange_weights
 from sdcli.recipe.recipe import Recipe
 
 SOFTWARE = ("torch", "diffusers", "transformers")
+UPSCALED = "upscaled"
+"""The key of sdcli's chunk about enlarging a finished picture (see upscaled.py)."""
 MAX_TEXT_CHARACTERS = 1024**2
 
 _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
@@ -46,7 +49,8 @@ class PictureInfo:
     `recipe` has flat keys as `Recipe.from_dict` takes them, unchecked, and `software` versions by name. `parameters` is
     A1111's text, and `fields` its content: `Prompt`, `Negative prompt`, `Steps`, `Sampler` and others, as strings.
     `intact` tells whether the pixels are those that were written, or None if that is not recorded. `chunk` is the whole
-    content of sdcli's chunk, and `invokeai` the JSON object of InvokeAI's `invokeai_metadata`. `skipped` has a
+    content of sdcli's chunk, `invokeai` the JSON object of InvokeAI's `invokeai_metadata`, and `postprocessing` the
+    text of A1111 about a picture that was enlarged and has no `parameters`. `skipped` has a
     sentence about each part of the metadata that is damaged or too long.
     """
 
@@ -62,6 +66,7 @@ class PictureInfo:
     intact: bool | None = None
     chunk: Mapping[str, Any] = field(default_factory=dict)
     invokeai: Mapping[str, Any] | None = None
+    postprocessing: str | None = None
     skipped: tuple[str, ...] = ()
 
 
@@ -128,6 +133,7 @@ def parameters(recipe: Recipe, hashes: Mapping[str, Mapping[str, str]] = {}) -> 
         "Eta DDIM": sampling.eta if sampling.eta and sampling.scheduler == "ddim" else None,
         **_hires(recipe),
         **_refiner(recipe),
+        **_enlarging(recipe),
         **{f"ControlNet {place}": _control(each) for place, each in enumerate(recipe.layout.controls)},
         **{
             key: ", ".join(f"{lora.file_stem(name)}: {each[:12]}" for name, each in of_kind.items()) or None
@@ -153,7 +159,19 @@ def _hires(recipe: Recipe) -> dict[str, Any]:
         "Denoising strength": f"{hires.hires_strength:g}",
         "Hires upscale" if same else "Hires resize": f"{factor:g}" if same else f"{width}x{height}",
         "Hires steps": max(1, int((hires.hires_steps or recipe.sampling.steps) * hires.hires_strength)),
-        "Hires upscaler": hires.hires_upscaler.capitalize(),
+        "Hires upscaler": hires.hires_upscaler.capitalize() if hires.network is None else lora.file_stem(hires.network),
+    }
+
+
+def _enlarging(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of an image that was enlarged and redrawn in tiles, those of A1111's script "SD upscale"."""
+    enlarging, strength = recipe.enlarging, recipe.initial.strength
+    if enlarging.enlarge is None:
+        return {}
+    return {
+        "Denoising strength": None if strength is None else f"{strength:g}",
+        "SD upscale overlap": max(recipe.seen_at_once) // OVERLAP,
+        "SD upscale upscaler": "Lanczos" if enlarging.network is None else lora.file_stem(enlarging.network),
     }
 
 
@@ -164,9 +182,13 @@ def _refiner(recipe: Recipe) -> dict[str, Any]:
 
 def _control(control: Control) -> str:
     """Format a ControlNet as A1111's extension does; its image is not recorded there."""
+    module, thresholds = "none", ""
+    if control.canny is not None:
+        module, thresholds = "canny", ", Threshold A: {}, Threshold B: {}".format(*control.canny)
     return (
-        f"Module: none, Model: {PurePath(control.name).name}, Weight: {control.scale:g}, Resize Mode: Crop and Resize, "
-        f"Guidance Start: {control.start:g}, Guidance End: {control.end:g}, Control Mode: Balanced"
+        f"Module: {module}, Model: {PurePath(control.name).name}, Weight: {control.scale:g}, "
+        f"Resize Mode: Crop and Resize, Guidance Start: {control.start:g}, Guidance End: {control.end:g}, "
+        f"Control Mode: Balanced{thresholds}"
     )
 
 
@@ -221,6 +243,7 @@ def _info(
         intact=recorded == digest if recorded else None,
         chunk=ours or {},
         invokeai=theirs,
+        postprocessing=image.info.get("postprocessing") if image.format == "PNG" else None,
         skipped=skipped,
     )
 

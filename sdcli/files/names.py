@@ -6,7 +6,7 @@ import itertools
 import re
 import string
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +24,7 @@ FIELDS = (*_FIRST, *(key for key in recipe_keys() if key not in _FIRST))
 _IN_NAMES = ("prompt", "label", "seed")
 """Keys that names have anyway."""
 _TEMPLATE_HINT = "the fields are {index} and the keys of a recipe, such as {seed} {prompt} {model} {steps} {scheduler}"
-_BRACES_HINT = f"{_TEMPLATE_HINT}; write {{{{ and }}}} for braces"
+_BRACES = "write {{ and }} for braces"
 
 
 def slug(text: str, most: int = MAX_SLUG_BYTES) -> str:
@@ -76,21 +76,28 @@ def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
 
     Numbers can have a width, as in `{index:03}`. Raises UsageError, with `option`, for an invalid template.
     """
+    if "{" not in template and "}" not in template:
+        return template
+    flat = {**dict.fromkeys(FIELDS), **recipe.to_dict(), "index": index, "prompt": recipe.condition.words}
+    return fill_fields(template, flat, option, _TEMPLATE_HINT)
+
+
+def fill_fields(
+    template: str, flat: Mapping[str, Any], option: str = "-o", hint: str = "the fields are {name} and {index}"
+) -> str:
+    """Fill in the fields of `template`, the keys of `flat`. Raises UsageError, with `hint`, for an invalid template."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UsageError(f"{option} {template}: {str(error).lower()}", _BRACES_HINT) from error
-    if all(name is None for _, name, _, _ in parts):
-        return "".join(literal for literal, *_ in parts)
-    flat = {**dict.fromkeys(FIELDS), **recipe.to_dict(), "index": index, "prompt": recipe.condition.words}
+        raise UsageError(f"{option} {template}: {str(error).lower()}", f"{hint}; {_BRACES}") from error
     filled = []
     for literal, name, width, conversion in parts:
         filled.append(literal)
         if name is None:
             continue
-        if name not in FIELDS:
-            hint = did_you_mean(name, FIELDS, _TEMPLATE_HINT) if name else _TEMPLATE_HINT
-            raise UsageError(f"{option} {template}: unknown field {{{name}}}", hint)
+        if name not in flat:
+            near = did_you_mean(name, tuple(flat), hint) if name else hint
+            raise UsageError(f"{option} {template}: unknown field {{{name}}}", near)
         value = flat[name]
         is_whole = type(value) is int
         if conversion or (width and not (is_whole and re.fullmatch(r"0?[0-9]{1,2}", width))):
@@ -98,7 +105,7 @@ def fill(template: str, recipe: Recipe, index: int, option: str = "-o") -> str:
                 f"{option} {template}: {{{name}}} has an invalid format",
                 "only whole numbers can have a width, such as {index:03}",
             )
-        text = slug(value) if name == "prompt" else _text(name, value)
+        text = value if name == "name" else slug(value) if name == "prompt" else _text(name, value)
         filled.append(format(value, width or "") if is_whole else text)
     return "".join(filled)
 

@@ -10,9 +10,10 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 
 from sdcli.errors import OutputError, OutputExists, UsageError
@@ -67,13 +68,38 @@ def plan(
     except these directories.
     """
     found = tuple(_destination(output, recipe, index, force, kind) for index, recipe in enumerate(recipes, start=1))
+    _check_plan(output, found)
+    return found
+
+
+def _check_plan(output: str | None, found: Sequence[Destination]) -> None:
     _check_distinct(output, found)
     for directory in dict.fromkeys(each.final.parent for each in found):
-        _check_writable(directory, make=_makes_directories(output), option=kind.option)
+        _check_writable(directory, make=_makes_directories(output), option=found[0].kind.option)
     for each in found:
         if not each.unique:
             _check_free(each)
-    return found
+
+
+def plan_enlarged(
+    output: str | None, stems: Sequence[str], ending: str, *, force: bool = False
+) -> tuple[Destination, ...]:
+    """Return one destination for each of the pictures of these `stems`, like `plan`; generated names get `ending`.
+
+    The fields of a file name are `{name}`, the stem, and `{index}`.
+    """
+    found = [
+        _placed(
+            output,
+            f"{stem}{ending}{PICTURES.suffix}",
+            partial(names.fill_fields, flat={"name": stem, "index": index}),
+            force,
+            PICTURES,
+        )
+        for index, stem in enumerate(stems, start=1)
+    ]
+    _check_plan(output, found)
+    return tuple(found)
 
 
 def _makes_directories(output: str | None) -> bool:
@@ -160,12 +186,17 @@ def write(destination: Destination, data: bytes, *, staging: str | None = None) 
 
 def _destination(output: str | None, recipe: Recipe, index: int, force: bool, kind: Kind) -> Destination:
     name = names.default_name(recipe, kind.suffix)
+    return _placed(output, name, lambda template: names.fill(template, recipe, index, kind.option), force, kind)
+
+
+def _placed(output: str | None, name: str, fill: Callable[[str], str], force: bool, kind: Kind) -> Destination:
+    """Return the destination of a picture with the generated `name`; `fill` fills in the fields of a template."""
     if output is None:
         return Destination(name, unique=True, kind=kind)
     if not output or "\0" in output or not _encodable(output):
         hint = f"give a file{kind.suffix}, a directory or a template"
         raise UsageError(f"{kind.option} {output!r} is not a file name", hint)
-    path = output if _is_directory(output) else names.fill(output, recipe, index, kind.option)
+    path = output if _is_directory(output) else fill(output)
     if path.endswith("/"):
         return Destination(path + name, unique=True, kind=kind)
     if _is_directory(path):

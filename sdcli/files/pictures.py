@@ -80,8 +80,11 @@ def decode(data: bytes, name: str, field: str = "image") -> Decoded:
     return Decoded(picture, (*found.warnings, *(_warning(name, each, field) for each in told)))
 
 
-def load(data: bytes, name: str, field: str = "image") -> Decoded:
-    """Decode the first frame of an image in its own mode, upright according to its EXIF data."""
+def load(data: bytes, name: str, field: str = "image", *, low_bytes: bool = False) -> Decoded:
+    """Decode the first frame of an image in its own mode, upright according to its EXIF data.
+
+    Of colours with 16 bits, Pillow keeps the high bytes; with `low_bytes` it reads the others, of a PNG.
+    """
     if not data:
         raise InputError(f"{name} is empty", "give a PNG, JPEG or WebP file")
     cleaned = png_chunks.clean(data)
@@ -90,6 +93,8 @@ def load(data: bytes, name: str, field: str = "image") -> Decoded:
         check_size(image, name)
         if cleaned.animated or (image.format != "MPO" and _has_frames(image)):
             told.append("it has several frames or pages, and only the first is used")
+        if low_bytes:
+            image.tile = [each._replace(args=str(each.args).replace("16B", "16L")) for each in image.tile]
         image.load()
         if cleaned.profile is not None:
             image.info["icc_profile"] = cleaned.profile

@@ -37,7 +37,7 @@ from sdcli.making.deliver import done_line, keep_latents, prepare_libraries
 from sdcli.making.deliver import maker as choose_maker
 from sdcli.making.maker import Maker, Task, group_of
 from sdcli.making.picture import Picture
-from sdcli.planning.resolve import read_inputs
+from sdcli.planning.resolve import inputs_of
 from sdcli.terminal import display, signals, streams
 from sdcli.terminal.display import OnJobs
 
@@ -235,7 +235,7 @@ def _submit(run: _Run, maker: Maker, chunk: list[Planned]) -> Future[list[Pictur
         inputs = NO_INPUTS
         if not maker.reads_inputs:
             recipe, facts = first.recipe, first.model.facts
-            inputs = read_inputs(recipe.initial, recipe.layout, recipe.references, facts, first.weights)
+            inputs = inputs_of(recipe, facts, first.weights)
         return maker.submit(Task(first.weights, recipes, inputs), on_step)
     except Exception as error:  # noqa: BLE001  one job's failure, even by a bug, is not the others'
         future: Future[list[Picture]] = Future()

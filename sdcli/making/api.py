@@ -80,6 +80,12 @@ class Options(TypedDict, total=False):
     hires_steps: int
     refiner: str
     refiner_switch: float
+    enlarge: str
+    upscaler: str
+    tile: int
+    image_prompt: str | list[str]
+    ip_adapter: str
+    image_encoder: str
     reference: str | list[str]
     match_reference: bool
     shift: float

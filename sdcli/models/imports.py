@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -79,3 +79,26 @@ class _DeferringLoader(Loader):
             return getattr(module, name)
 
         vars(module)["__getattr__"] = on_first_use
+
+
+@contextmanager
+def stand_ins(*names: str) -> Iterator[None]:
+    """Let imports inside this block find empty modules of these `names`, for code that is not run.
+
+    Modules that are already imported stay as they are.
+    """
+    ours = {name: _Empty(name) for name in names if name not in sys.modules}
+    sys.modules.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            sys.modules.pop(name, None)
+
+
+class _Empty(ModuleType):
+    __path__: MutableSequence[str] = []  # noqa: RUF012  that of a package without modules
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)

@@ -33,7 +33,20 @@ PACKAGE = Path(__file__).parents[1]
 SHIPPED = "sdcli"
 FILES = (".safetensors", ".gguf")
 """The suffixes of files of weights."""
-MODEL, CONTROLNET, LORA, EMBEDDING, VAE = config.KINDS
+MODEL, CONTROLNET, LORA, EMBEDDING, VAE, UPSCALER, IP_ADAPTER = config.KINDS
+TITLES = {CONTROLNET: "a ControlNet", LORA: "a LoRA", EMBEDDING: "an embedding", VAE: "a VAE"}
+TITLES |= {UPSCALER: "an upscaler", IP_ADAPTER: "an IP-Adapter"}
+"""The kinds of add-ons, as messages call them."""
+OPTIONS = {
+    MODEL: "sdcli generate -m",
+    CONTROLNET: "--control",
+    LORA: "--lora",
+    EMBEDDING: "--embedding",
+    VAE: "--vae",
+    UPSCALER: "sdcli upscale -m",
+    IP_ADAPTER: "--ip-adapter",
+}
+"""The option for each kind."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class ModelEntry:
     family: str | None = None
     """For a single file, the family of its configs; for a ControlNet or a LoRA, the family of models it fits."""
     kind: str = MODEL
-    """MODEL, or CONTROLNET, LORA, EMBEDDING or VAE for an entry that is used together with a model."""
+    """MODEL, or CONTROLNET, LORA, EMBEDDING, VAE, UPSCALER or IP_ADAPTER for what is used together with a model."""
     classes: str | None = None
     """The palette (see sdcli/files/palette) of the segmentation maps that a ControlNet reads."""
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -227,16 +240,15 @@ def cached_snapshot(repo: str, revision: str = "main") -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-_TITLES = {LORA: "a LoRA", EMBEDDING: "an embedding", VAE: "a VAE"}
-
-
 def check_is_model(entry: ModelEntry) -> None:
     """Raise InvalidRecipe for an entry that is not a model."""
     if entry.kind == CONTROLNET:
         raise _not_a_model(entry.name)
-    if entry.kind in _TITLES:
-        what = _TITLES[entry.kind]
-        raise ModelError(f"{entry.name} is {what}, not a model", f"use it with a model: --{entry.kind} {entry.name}")
+    if entry.kind in TITLES:
+        hint = f"use it with a model: {OPTIONS[entry.kind]} {entry.name}"
+        if entry.kind == UPSCALER:
+            hint = f"use it with sdcli upscale -m {entry.name}, or --hires-upscaler {entry.name}"
+        raise ModelError(f"{entry.name} is {TITLES[entry.kind]}, not a model", hint)
 
 
 def _not_a_model(name: str) -> InvalidRecipe:

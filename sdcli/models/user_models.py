@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import config
-from sdcli.errors import ModelNotFound, UsageError
+from sdcli.errors import ModelError, ModelNotFound, UsageError
 from sdcli.files.user_files import home_path, rewrite
-from sdcli.models import lora_file, registry
+from sdcli.models import families, ip_adapter_file, lora_file, registry
 from sdcli.models.source import Source
 from sdcli.recipe.recipe import loading_of
 
@@ -84,6 +84,10 @@ def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
             return {"folder": str(whole.path), "kind": registry.VAE}
         if whole.is_file and not parts:
             kind = lora_file.kind_of(whole.path)
+            if kind is None and ip_adapter_file.is_ip_adapter(families.read_header(whole.path)):
+                kind = registry.IP_ADAPTER
+            if kind is None and _is_upscaler(whole.path):
+                kind = registry.UPSCALER
             if kind is not None:
                 return {"folder": str(whole.path), "kind": kind}
         registry.read_facts(whole)
@@ -95,6 +99,19 @@ def _table(source: str, parts: Mapping[str, Path]) -> dict[str, Any]:
         )
     Source(Path(), parts=tuple(parts.items())).check()
     return {"repo": source, **extra}
+
+
+def _is_upscaler(path: Path) -> bool:
+    """Whether a file is no model, but an upscaler of a known architecture."""
+    try:
+        families.detect(path)
+    except ModelError:
+        if path.suffix == ".gguf":
+            return False
+        from sdcli.models.loading import upscaler
+
+        return upscaler.is_upscaler(families.read_header(path).tensors)
+    return False
 
 
 def _kept(table: Any) -> dict[str, Any]:

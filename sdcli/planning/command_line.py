@@ -17,7 +17,8 @@ from sdcli.terminal.printable import is_hidden
 _SHORT = {"mask_image": "--mask", "model": "-m", "negative_prompt": "-N", "width": "-W", "height": "-H", "seed": "-s"}
 _NO_OPTIONS = (
     *("model", "prompt", "label", "image", "image_sha256", "mask_sha256", "init_latents_sha256"),
-    *("segmentation_map", "segmentation_sha256", "control_sha256", "reference", "reference_sha256", "match_reference"),
+    *("segmentation_map", "segmentation_sha256", "control_sha256", "image_prompt_sha256"),
+    *("reference", "reference_sha256", "match_reference"),
 )
 
 
@@ -43,6 +44,8 @@ def command_of(model: LocatedModel, recipes: Sequence[Recipe]) -> str:
     if command == "img2img":  # its default depends on -W and -H
         recorded["resize"] = first.initial.resize
         del usual["resize"]
+    if first.enlarging.enlarge is not None:  # which gives the size
+        recorded = {key: value for key, value in recorded.items() if key not in ("width", "height", "resize")}
     needless = command != "synthesize" and recorded["model"] == config.DEFAULT_MODEL == config.model(None)
     options = [] if needless else [*_option("model", recorded["model"])]
     for key, value in recorded.items():

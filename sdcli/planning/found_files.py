@@ -12,10 +12,18 @@ from typing import Any
 from sdcli.errors import InputError, InvalidRecipe, ModelError, ModelNotFound
 from sdcli.files.reading import Files, is_stream, is_stream_name
 from sdcli.models import addons, registry
-from sdcli.models.addons import controlnet, embedding, lora
+from sdcli.models.addons import controlnet, embedding, ip_adapter, lora, upscaler
 from sdcli.recipe.paths import exchange, exchange_weights, paths_of
 
-_KINDS = {"control": controlnet.KIND, "lora": lora.KIND, "embedding": embedding.KIND}
+_KINDS = {
+    "control": controlnet.KIND,
+    "lora": lora.KIND,
+    "embedding": embedding.KIND,
+    "upscaler": upscaler.KIND,
+    "hires_upscaler": upscaler.KIND,
+    "ip_adapter": ip_adapter.KIND,
+    "image_encoder": ip_adapter.ENCODER,
+}
 """The kinds of add-ons by their keys."""
 
 

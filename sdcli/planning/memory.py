@@ -157,7 +157,8 @@ def sizes_of_vae(vae: Mapping[str, Any], parameters: int, of: Recipe, size: int)
 def _denoising(weights: Weights, of: Recipe, network: Mapping[str, Any], vae: Mapping[str, Any]) -> float:
     """Return about how many numbers the network keeps at once."""
     source, space = weights.model, LatentSpace.of(vae)
-    latents = math.prod(of.size) // (space.vae_scale_factor // space.patch) ** 2
+    most = of.enlarging.tile or max(of.size)
+    latents = math.prod(min(side, most) for side in of.size) // (space.vae_scale_factor // space.patch) ** 2
     architecture = architectures.load(architectures.find(source.denoiser, network))
     try:
         kept = architecture.activations(network, latents)

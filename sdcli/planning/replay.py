@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sdcli import __version__
 from sdcli.diffusion.context import weights
 from sdcli.errors import InputError, ModelNotFound, SdcliError
-from sdcli.files import foreign
-from sdcli.files.metadata import SOFTWARE, PictureInfo, installed_version, read
+from sdcli.files import foreign, upscaled
+from sdcli.files.metadata import SOFTWARE, UPSCALED, PictureInfo, installed_version, read
 from sdcli.files.reading import Files, file_bytes
 from sdcli.models import addons, located, other_names, registry
 from sdcli.models.addons import lora
@@ -93,6 +93,10 @@ def read_recorded(
     else:
         recipe, warnings = _theirs(path, found, model)
     warnings += [RecipeWarning(each, "the picture can be replayed without it", "image") for each in found.skipped]
+    if upscaled.pixels_before(found.chunk) is not None:
+        how = ", ".join(upscaled.described(found.chunk))
+        message = f"{path} was enlarged after it was made ({how}), and is made without that"
+        warnings.append(RecipeWarning(message, "enlarge it with sdcli upscale", "image"))
     recipe |= execution
     files = Files()
     recipe = found_files.with_weights(path, recipe, found.chunk.get("addons"))
@@ -137,7 +141,7 @@ def unknown_keys(found: PictureInfo) -> Iterator[RecipeWarning]:
         )
 
 
-CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "batch")
+CHUNK_KEYS = ("recipe", "software", "pixels_sha256", "model_digest", "addons", "batch", UPSCALED)
 
 
 def _our_model(path: str, found: PictureInfo) -> str:

@@ -23,10 +23,26 @@ from sdcli.models.registry import ModelEntry, ModelFacts
 from sdcli.models.weights import Weights
 from sdcli.recipe import recipe
 from sdcli.recipe.bounds import check_area
-from sdcli.recipe.checks import check_channels, check_condition, check_prompt_options, check_references_fit, check_size
+from sdcli.recipe.checks import (
+    check_channels,
+    check_condition,
+    check_prompt_options,
+    check_references_fit,
+    check_size,
+    check_tile,
+)
 from sdcli.recipe.lora import extract
-from sdcli.recipe.parts import Initial, Layout, References
-from sdcli.recipe.recipe import Recipe, adapters_of, draw_seed, initial_of, layout_of, references_of
+from sdcli.recipe.parts import MIN_SIDE, ImagePrompts, Initial, Layout, References
+from sdcli.recipe.recipe import (
+    Recipe,
+    adapters_of,
+    draw_seed,
+    enlarging_of,
+    image_prompts_of,
+    initial_of,
+    layout_of,
+    references_of,
+)
 from sdcli.recipe.schedulers import check as check_scheduler
 from sdcli.recipe.skip_layers import SkipLayers
 
@@ -123,7 +139,8 @@ def resolve(
         initial = initial_of(values)
     references = references_of(options)
     check_references_fit(len(references.reference), facts.least_references, facts.most_references)
-    inputs = read_inputs(initial, layout, references, facts, weights, files=files, given=given)
+    prompts = image_prompts_of(options)
+    inputs = read_inputs(initial, layout, references, prompts, facts, weights, files=files, given=given)
     completed = _completed(model, options, initial, layout, inputs, user=user)
     if completed is not options:
         values = _values(model, completed, user=user)
@@ -136,6 +153,7 @@ def resolve(
     if not facts.prompts.syntax:
         check_prompt_options(made.condition)
     check_size(made.width, made.height, facts.size_multiple, square=facts.square_only)
+    check_tile(made.enlarging.tile, facts.size_multiple)
     if made.hires.hires is not None:
         made = _with_hires(made, facts)
     sampling = made.sampling
@@ -144,10 +162,16 @@ def resolve(
     return Resolved(made, model, weights, inputs)
 
 
+def inputs_of(of: Recipe, facts: ModelFacts, weights: Weights, *, files: Files | None = None) -> Inputs:
+    """Read the files of a recipe; see `files.inputs.read`."""
+    return read_inputs(of.initial, of.layout, of.references, of.image_prompts, facts, weights, files=files)
+
+
 def read_inputs(
     initial: Initial,
     layout: Layout,
     references: References,
+    prompts: ImagePrompts,
     facts: ModelFacts,
     weights: Weights,
     *,
@@ -162,6 +186,7 @@ def read_inputs(
         initial,
         layout,
         references,
+        prompts,
         palettes=palettes,
         latent_channels=facts.latent_space.channels,
         scaling_factor=facts.latent_space.scaling_factor,
@@ -218,6 +243,8 @@ def _completed(
 ) -> Mapping[str, Any]:
     """Add values from the inputs: working size, strength, sha256."""
     facts = model.facts
+    if found.prompts:
+        options = {**options, "image_prompt_sha256": [each.sha256 for each in found.prompts]}
     if found.references:
         options = _with_references(found, options, size=_own_size(model), multiple=model.facts.size_multiple)
     if found.image is None and layout == Layout():
@@ -232,6 +259,7 @@ def _completed(
         if facts.square_only:
             side = options.get("width") or options.get("height") or size[0]
             options = {"width": side, "height": side, **options}
+        options = _with_enlarging(found.image, options, size, facts.size_multiple)
         options = canvas.complete(found.image, {**kept, **options}, size, facts.size_multiple)
     elif found.latents is not None:
         options = _with_latents(str(initial.init_latents), found.latents, options, facts)
@@ -240,6 +268,28 @@ def _completed(
 
         options = layouts.complete(options, found, size, facts.size_multiple)
     return options
+
+
+def _with_enlarging(
+    image: InitialImage, options: Mapping[str, Any], native: tuple[int, int], multiple: int
+) -> Mapping[str, Any]:
+    """Add the size to which the image is enlarged, the working size, and tiles of the model's own size."""
+    enlarging = enlarging_of(options)
+    if enlarging.enlarge is None:
+        return options
+    own = image.image.size
+    width, height = enlarging.target(*own)
+    if min(width / own[0], height / own[1]) < 1 or (width, height) == own:
+        what = f"the image is {own[0]}×{own[1]}, which {width}×{height} does not enlarge"
+        raise InvalidRecipe(what, "give a larger size; sides cannot be smaller than the image's", "enlarge")
+    sides = {"width": -(-width // multiple) * multiple, "height": -(-height // multiple) * multiple}
+    check_area(*sides.values(), what="the enlarged image", field="enlarge")
+    for key, side in sides.items():
+        if options.get(key) not in (None, side):
+            raise InvalidRecipe(f"{key} is {options[key]}, and the enlarged image needs {side}", f"omit {key}", key)
+    least = {key: max(side, MIN_SIDE) for key, side in sides.items()}
+    tile = {} if options.get("tile") else {"tile": max(native)}
+    return {**options, "enlarge": f"{width}x{height}", **least, **tile}
 
 
 def _own_size(model: LocatedModel) -> tuple[int, int]:

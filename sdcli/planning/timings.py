@@ -14,6 +14,7 @@ from sdcli.diffusion.guidance import Guidance
 from sdcli.files import atomic
 from sdcli.files.user_files import cache_folder
 from sdcli.models.weights import Weights
+from sdcli.recipe.parts import Enlarging
 from sdcli.recipe.recipe import Recipe
 
 WORTH_RECORDING = 0.1  # seconds
@@ -76,6 +77,7 @@ def _key(recipe: Recipe, weights: Weights) -> dict[str, Any]:
         **{name: flat[name] for name in _KEYS},
         **({} if recipe.hires.hires is None else vars(recipe.hires)),
         **({} if recipe.refiner.refiner is None else {"refiner_switch": recipe.refiner.refiner_switch}),
+        **({} if recipe.enlarging == Enlarging() else vars(recipe.enlarging)),
     }
 
 

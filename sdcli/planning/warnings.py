@@ -247,14 +247,14 @@ def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
 
     SDXL was trained on many aspect ratios, and takes up to 1:4.
     """
-    facts = model.facts
+    facts, (width, height) = model.facts, recipe.seen_at_once
     own = {**model.entry.defaults, **model.entry.needs}
     native = own.get("width", facts.native_size), own.get("height", facts.native_size)
-    ratio = recipe.width * recipe.height / (native[0] * native[1])
-    aspect = max(recipe.width, recipe.height) / min(recipe.width, recipe.height)
+    ratio = width * height / (native[0] * native[1])
+    aspect = max(width, height) / min(width, height)
     most = MAX_ASPECT_OF_MANY if facts.knows_sizes else MAX_ASPECT
-    size = f"{recipe.width}×{recipe.height}"
-    field = "width" if recipe.width > recipe.height else "height"
+    size = f"{width}×{height}"
+    field = "width" if width > height else "height"
     if not 1 / MAX_AREA_RATIO <= ratio <= MAX_AREA_RATIO:
         yield RecipeWarning(
             f"{size} is {_times(ratio)} the area that this model was trained on, {native[0]}×{native[1]}",

@@ -29,6 +29,14 @@ def check_size(width: int, height: int, multiple: int, *, square: bool = False) 
         )
 
 
+def check_tile(tile: int | None, multiple: int) -> None:
+    """Raise InvalidRecipe unless the side of a tile, if there are any, is a multiple of `multiple` pixels."""
+    if tile is not None and tile % multiple:
+        below, above = tile - tile % multiple, tile - tile % multiple + multiple
+        what = f"tile is {tile}, and this model needs multiples of {multiple} pixels"
+        raise InvalidRecipe(what, f"the nearest valid ones are {below} and {above}", "tile")
+
+
 def check_clip_skip(clip_skip: int, layers: int, *, penultimate: bool) -> None:
     """Raise InvalidRecipe for a `clip_skip` that a text encoder of `layers` does not have.
 

@@ -12,11 +12,14 @@ from sdcli.recipe.interval import Interval
 from sdcli.recipe.parts import (
     LATENTS_KEYS,
     MAX_SIDE,
+    UPSCALERS,
     Adapters,
     Condition,
+    Enlarging,
     Execution,
     Flow,
     Hires,
+    ImagePrompts,
     Initial,
     Layout,
     Loading,
@@ -151,6 +154,9 @@ def check_hires(hires: Hires, initial: Initial, first: tuple[int, int], steps: i
             if getattr(hires, each.name) != each.default:
                 raise InvalidRecipe(f"{each.name} has no effect without hires", "give hires too", each.name)
         return
+    if not hires.hires_upscaler.strip():
+        hint = f"it is {', '.join(UPSCALERS)}, or the name or file of an upscaler"
+        raise InvalidRecipe("hires_upscaler is empty", hint, "hires_upscaler")
     width, height = hires.size(*first)
     for key, given in (("image", initial.image), ("init_latents", initial.init_latents)):
         if given is not None:
@@ -177,7 +183,9 @@ def check_shortcuts(shortcuts: Shortcuts, execution: Execution) -> None:
             raise InvalidRecipe(f"{key} cannot be combined with compile", "omit one of them", key)
 
 
-def check_engine(execution: Execution, shortcuts: Shortcuts, layout: Layout, loading: Loading) -> None:
+def check_engine(
+    execution: Execution, shortcuts: Shortcuts, layout: Layout, prompts: ImagePrompts, loading: Loading
+) -> None:
     """Raise InvalidRecipe for what only torch can run."""
     if execution.engine == "torch":
         return
@@ -186,6 +194,7 @@ def check_engine(execution: Execution, shortcuts: Shortcuts, layout: Layout, loa
         ("cache", shortcuts.cached),
         ("token_merging", shortcuts.token_merging),
         ("control", layout.control),
+        ("image_prompt", prompts.image_prompt),
         ("quantize", loading.quantize != "none"),
     ):
         if asked:
@@ -198,15 +207,50 @@ def check_engine(execution: Execution, shortcuts: Shortcuts, layout: Layout, loa
         raise InvalidRecipe(what, "choose one of them with dtype, or omit engine", "dtype")
 
 
-def check_refiner(refiner: Refiner, hires: Hires, initial: Initial) -> None:
-    """Raise InvalidRecipe for a refiner of a picture that has a second pass or a known part."""
+def check_refiner(refiner: Refiner, hires: Hires, enlarging: Enlarging, initial: Initial) -> None:
+    """Raise InvalidRecipe for a refiner of a picture that has a second pass, tiles or a known part."""
     if refiner.refiner is None:
         if refiner.refiner_switch != Refiner.refiner_switch:
             raise InvalidRecipe("refiner_switch has no effect without a refiner", "give refiner too", "refiner_switch")
         return
-    for key, given in (("hires", hires.hires is not None), ("inpainting", initial.repaints)):
+    tiled = enlarging.tile is not None or enlarging.enlarge is not None
+    for key, given in (("hires", hires.hires is not None), ("tiles", tiled), ("inpainting", initial.repaints)):
         if given:
             raise InvalidRecipe(f"a refiner cannot be combined with {key}", "omit one of them", "refiner")
+
+
+def check_enlarging(enlarging: Enlarging, initial: Initial, size: tuple[int, int]) -> None:
+    """Raise InvalidRecipe for enlarging without an image that is redrawn as a whole, or to another size than `size`."""
+    if enlarging.enlarge is None:
+        if enlarging.upscaler != Enlarging.upscaler:
+            raise InvalidRecipe("upscaler has no effect without enlarge", "give enlarge too", "upscaler")
+        return
+    if not enlarging.upscaler.strip():
+        raise InvalidRecipe("upscaler is empty", "it is lanczos, or the name or file of an upscaler", "upscaler")
+    if initial.image is None:
+        raise InvalidRecipe("enlarge has no effect without an image", "give an image: sdcli img2img", "enlarge")
+    if initial.repaints or initial.resize:
+        what = "resize" if initial.resize else "a mask or new borders"
+        raise InvalidRecipe(f"enlarge cannot be combined with {what}", "omit one of them", "enlarge")
+    target = enlarging.target(*size)
+    if "x" in enlarging.enlarge and any(wanted > side for wanted, side in zip(target, size, strict=True)):
+        what = f"the image is enlarged to {enlarging.enlarge}, and the size is {size[0]}x{size[1]}"
+        raise InvalidRecipe(what, "omit width and height", "enlarge")
+
+
+def check_image_prompts(prompts: ImagePrompts) -> None:
+    """Raise InvalidRecipe for image prompts without an adapter, or an adapter without image prompts."""
+    if prompts.image_prompt and prompts.ip_adapter is None:
+        hint = "give the file of an IP-Adapter: --ip-adapter ip-adapter_sd15.safetensors"
+        raise InvalidRecipe("an image prompt needs an IP-Adapter", hint, "ip_adapter")
+    for key in ("image_prompt_sha256", "ip_adapter", "image_encoder"):
+        if getattr(prompts, key) and not prompts.image_prompt:
+            raise InvalidRecipe(f"{key} has no effect without an image prompt", "give image_prompt too", key)
+    if prompts.image_prompt_sha256 and len(prompts.image_prompt_sha256) != len(prompts.image_prompt):
+        count = len(prompts.image_prompt_sha256)
+        raise InvalidRecipe(
+            f"image_prompt_sha256 has {count} entries", "it must have one for each image", "image_prompt"
+        )
 
 
 def check_quantized(loading: Loading, adapters: Adapters) -> None:

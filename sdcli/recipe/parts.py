@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sdcli.errors import InvalidRecipe
-from sdcli.recipe import control, lora, part, schedulers
+from sdcli.recipe import control, image_prompt, lora, part, schedulers
 from sdcli.recipe.cache import Cache
 from sdcli.recipe.control import Control
+from sdcli.recipe.image_prompt import ImagePrompt
 from sdcli.recipe.lora import Lora
 
-MAX_SIDE = 16_384
+MIN_SIDE, MAX_SIDE = 64, 16_384
 MAX_HIRES = 8.0
+OVERLAP = 4
+"""Neighbouring tiles of a picture share 1 / OVERLAP of their side at least."""
 UPSCALERS = ("latent", "lanczos")
 QUANTIZATIONS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """By size: 8.5, 6, 5.5, 5 and 4.5 bits for each weight."""
@@ -208,18 +211,41 @@ class Loading:
         return dict(map(part.parse, self.part))
 
 
+def enlarged_size(text: str, width: int, height: int, key: str, multiple: int = 1) -> tuple[int, int]:
+    """Return the size that `text` gives, `WIDTHxHEIGHT`, or a factor of this size, in multiples of `multiple`.
+
+    Raises InvalidRecipe about `key` for anything else.
+    """
+    sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if sides is not None:
+        return int(sides[1]), int(sides[2])
+    try:
+        factor = float(text)
+    except ValueError:
+        raise InvalidRecipe(f"{key} is {text!r}", "give a factor, or a size such as 1024x768", key) from None
+    if not 1 < factor <= MAX_HIRES:
+        raise InvalidRecipe(f"{key} is {factor:g}", f"a factor must be above 1, up to {MAX_HIRES:g}", key)
+    return round(width * factor / multiple) * multiple, round(height * factor / multiple) * multiple
+
+
 @dataclass(frozen=True)
 class Hires:
     """A second pass at a larger size, which starts from the enlarged result of the first ("hires fix" in A1111)."""
 
     hires: str | None = None
     """The size of the picture, `WIDTHxHEIGHT` in pixels, or a factor of the recipe's size."""
-    hires_upscaler: str = field(default="latent", metadata=one_of(UPSCALERS))
-    """How the result of the first pass is enlarged: its latents bilinearly, or its decoded pixels by Lanczos."""
+    hires_upscaler: str = "latent"
+    """How the result of the first pass is enlarged: its latents bilinearly (`latent`), its decoded pixels by Lanczos's
+    filter (`lanczos`), or these by a network, the name or file of an upscaler."""
     hires_strength: float = field(default=0.6, metadata=within(0, 1))
     """The fraction of the second pass's steps that are run, like `strength`."""
     hires_steps: int | None = field(default=None, metadata=within(1, 1000))
     """The number of steps of the second pass; None is that of the first."""
+
+    @property
+    def network(self) -> str | None:
+        """The name of the network that enlarges, if one does."""
+        return None if self.hires is None or self.hires_upscaler in UPSCALERS else self.hires_upscaler
 
     def size(self, width: int, height: int, multiple: int = 1) -> tuple[int, int]:
         """Return the width and height of the picture for a first pass of this size.
@@ -228,17 +254,48 @@ class Hires:
         """
         if self.hires is None:
             return width, height
-        sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", self.hires)
-        if sides is not None:
-            return int(sides[1]), int(sides[2])
-        try:
-            factor = float(self.hires)
-        except ValueError:
-            hint = "give a factor, or a size such as 1024x768"
-            raise InvalidRecipe(f"hires is {self.hires!r}", hint, "hires") from None
-        if not 1 < factor <= MAX_HIRES:
-            raise InvalidRecipe(f"hires is {factor:g}", f"a factor must be above 1, up to {MAX_HIRES:g}", "hires")
-        return round(width * factor / multiple) * multiple, round(height * factor / multiple) * multiple
+        return enlarged_size(self.hires, width, height, "hires", multiple)
+
+
+@dataclass(frozen=True)
+class Enlarging:
+    """Redrawing an image larger than it is, and pictures larger than a model can take at once."""
+
+    enlarge: str | None = None
+    """The size to which the image is enlarged before it is redrawn, and which the picture has: `WIDTHxHEIGHT` in
+    pixels, or a factor. The recipe's `width` and `height` are the next multiples that the model takes."""
+    upscaler: str = "lanczos"
+    """What enlarges the image: `lanczos`, or the name or file of an upscaler."""
+    tile: int | None = field(default=None, metadata=within(MIN_SIDE, MAX_SIDE, unit=" pixels"))
+    """The side of the tiles, which overlap, in which a larger picture is denoised; None is all of it at once."""
+
+    @property
+    def network(self) -> str | None:
+        """The name of the network that enlarges the image, if one does."""
+        return None if self.enlarge is None or self.upscaler == "lanczos" else self.upscaler
+
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size that an image of this size is enlarged to. Raises InvalidRecipe."""
+        assert self.enlarge is not None
+        return enlarged_size(self.enlarge, width, height, "enlarge")
+
+
+@dataclass(frozen=True)
+class ImagePrompts:
+    """Images that say what to draw, besides the prompt, by an IP-Adapter."""
+
+    image_prompt: tuple[str, ...] = field(default=(), metadata={"each": image_prompt.canonical})
+    """The images in the syntax of sdcli/recipe/image_prompt.py."""
+    image_prompt_sha256: tuple[str, ...] = ()
+    ip_adapter: str | None = None
+    """The name or file of the IP-Adapter."""
+    image_encoder: str | None = None
+    """The folder of the image encoder, if not the one that is near the adapter."""
+
+    @property
+    def prompts(self) -> tuple[ImagePrompt, ...]:
+        """`image_prompt`, parsed."""
+        return tuple(ImagePrompt.parse(each) for each in self.image_prompt)
 
 
 @dataclass(frozen=True)
@@ -295,9 +352,11 @@ LATENTS_KEYS = ("init_latents", "init_latents_sha256", "strength")
 """The keys of `Initial` that apply if a picture starts from latents."""
 INITIAL_KEYS = tuple(each.name for each in fields(Initial))
 LAYOUT_KEYS = tuple(each.name for each in fields(Layout))
-INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS, *(each.name for each in fields(References)))
+IMAGE_PROMPT_KEYS = tuple(each.name for each in fields(ImagePrompts))
+INPUT_KEYS = (*INITIAL_KEYS, *LAYOUT_KEYS, *IMAGE_PROMPT_KEYS, *(each.name for each in fields(References)))
 """Keys of input files."""
 HIRES_KEYS = tuple(each.name for each in fields(Hires))
 REFINER_KEYS = tuple(each.name for each in fields(Refiner))
-WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS, *REFINER_KEYS, "part")
+ENLARGING_KEYS = tuple(each.name for each in fields(Enlarging))
+WITHOUT_DEFAULTS = ("prompt_2", *INPUT_KEYS, *HIRES_KEYS, *REFINER_KEYS, *ENLARGING_KEYS, "part")
 """Keys that the user's settings cannot have."""

@@ -10,7 +10,9 @@ from typing import Any
 from sdcli.errors import InvalidRecipe
 from sdcli.recipe import part
 from sdcli.recipe.control import Control
+from sdcli.recipe.image_prompt import ImagePrompt
 from sdcli.recipe.lora import Lora
+from sdcli.recipe.parts import UPSCALERS
 
 _KEYS = {
     "image": "image_sha256",
@@ -43,6 +45,14 @@ def exchange(flat: Mapping[str, Any], change: Callable[[str, str, Any], str]) ->
         recorded = _recorded(flat.get("reference_sha256"))
         changed["reference"] = [
             change("reference", each, next(recorded, None)) if isinstance(each, str) else each for each in references
+        ]
+    prompts = flat.get("image_prompt")
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if isinstance(prompts, list | tuple) and prompts:
+        of_prompts = _recorded(flat.get("image_prompt_sha256"))
+        changed["image_prompt"] = [
+            _valid(each, lambda text: _exchanged_prompt(text, of_prompts, change)) for each in prompts
         ]
     controls, digests = flat.get("control"), flat.get("control_sha256")
     if isinstance(controls, str):
@@ -77,6 +87,9 @@ def exchange_weights(flat: Mapping[str, Any], change: Callable[[str, str], str])
     changed = dict(flat)
     if isinstance(flat.get("model"), str):
         changed["model"] = change("model", flat["model"])
+    for key in ("hires_upscaler", "upscaler", "ip_adapter", "image_encoder"):
+        if isinstance(flat.get(key), str) and flat[key] not in UPSCALERS:
+            changed[key] = change(key, flat[key])
     for key, of_text in (("lora", of_lora), ("control", of_control), ("embedding", named), ("part", of_part)):
         texts = [flat[key]] if isinstance(flat.get(key), str) else flat.get(key)
         if isinstance(texts, list | tuple) and texts:
@@ -93,6 +106,11 @@ def _valid(text: Any, change: Callable[[str], str]) -> Any:
 
 def _recorded(digests: Any) -> Iterator[Any]:
     return iter(digests if isinstance(digests, list | tuple) else ())
+
+
+def _exchanged_prompt(text: str, digests: Iterator[Any], change: Callable[[str, str, Any], str]) -> str:
+    prompt = ImagePrompt.parse(text)
+    return str(replace(prompt, image=change("image_prompt", prompt.image, next(digests, None))))
 
 
 def _exchanged(text: str, digests: Iterator[Any], change: Callable[[str, str, Any], str]) -> str:

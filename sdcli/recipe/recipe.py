@@ -15,8 +15,10 @@ from sdcli.errors import InvalidRecipe
 from sdcli.recipe.bounds import check_area
 from sdcli.recipe.combinations import (
     check_engine,
+    check_enlarging,
     check_flow,
     check_hires,
+    check_image_prompts,
     check_initial,
     check_layout,
     check_quantized,
@@ -30,14 +32,17 @@ from sdcli.recipe.part import check_once
 from sdcli.recipe.parts import (
     INITIAL_KEYS,
     MAX_SIDE,
+    MIN_SIDE,
     OMITTED_KEYS,
     TEXT_KEYS,
     WITHOUT_DEFAULTS,
     Adapters,
     Condition,
+    Enlarging,
     Execution,
     Flow,
     Hires,
+    ImagePrompts,
     Initial,
     Layout,
     Loading,
@@ -61,14 +66,16 @@ class Recipe:
     condition: Condition
     sampling: Sampling
     execution: Execution
-    width: int = field(metadata=within(64, MAX_SIDE, unit=" pixels"))
-    height: int = field(metadata=within(64, MAX_SIDE, unit=" pixels"))
+    width: int = field(metadata=within(MIN_SIDE, MAX_SIDE, unit=" pixels"))
+    height: int = field(metadata=within(MIN_SIDE, MAX_SIDE, unit=" pixels"))
     seed: int = field(metadata=within(0, MAX_SEED))
     initial: Initial = field(default=Initial())
     layout: Layout = field(default=Layout())
     adapters: Adapters = field(default=Adapters())
     hires: Hires = field(default=Hires())
     refiner: Refiner = field(default=Refiner())
+    enlarging: Enlarging = field(default=Enlarging())
+    image_prompts: ImagePrompts = field(default=ImagePrompts())
     references: References = field(default=References())
     flow: Flow = field(default=Flow())
     loading: Loading = field(default=Loading())
@@ -76,8 +83,14 @@ class Recipe:
 
     @property
     def size(self) -> tuple[int, int]:
-        """The width and height of the picture, after a second pass if there is one."""
+        """The width and height that are worked at last: after a second pass if there is one."""
         return self.hires.size(self.width, self.height)
+
+    @property
+    def seen_at_once(self) -> tuple[int, int]:
+        """The width and height of what the network sees at once: a tile, or `width` and `height`."""
+        tile = self.enlarging.tile
+        return (self.width, self.height) if tile is None else (min(self.width, tile), min(self.height, tile))
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Self:
@@ -98,26 +111,28 @@ class Recipe:
         check_initial(recipe.initial, recipe.sampling.steps)
         check_layout(recipe.layout, recipe.initial)
         check_references(recipe.references, recipe.initial, recipe.layout)
+        check_image_prompts(recipe.image_prompts)
         check_once(recipe.loading.part)
         check_shortcuts(recipe.shortcuts, recipe.execution)
-        check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.loading)
+        check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.image_prompts, recipe.loading)
         check_quantized(recipe.loading, recipe.adapters)
+        check_enlarging(recipe.enlarging, recipe.initial, (recipe.width, recipe.height))
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
-        check_refiner(recipe.refiner, recipe.hires, recipe.initial)
+        check_refiner(recipe.refiner, recipe.hires, recipe.enlarging, recipe.initial)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys and values in order; `from_dict` gives the same recipe.
 
-        Keys of `initial`, `layout`, `adapters`, `hires`, `refiner`, `references`, `flow`, `loading` and `shortcuts`
-        that do not apply are omitted, as are a missing `label`, `prompt_2` or `guidance_interval`, `resize` if it is
-        false, and OMITTED_KEYS if they have their defaults. With a label, the prompt is omitted, and the other keys of
-        prompts if they have their defaults.
+        Keys of `initial`, `layout`, `adapters`, `hires`, `refiner`, `enlarging`, `image_prompts`, `references`, `flow`,
+        `loading` and `shortcuts` that do not apply are omitted, as are a missing `label`, `prompt_2` or
+        `guidance_interval`, `resize` if it is false, and OMITTED_KEYS if they have their defaults. With a label, the
+        prompt is omitted, and the other keys of prompts if they have their defaults.
         """
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
-        optional = self.layout, self.adapters, self.hires, self.refiner, self.references, self.flow, self.loading
-        for part in (*optional, self.shortcuts):
+        optional = self.layout, self.adapters, self.hires, self.refiner, self.enlarging, self.image_prompts
+        for part in (*optional, self.references, self.flow, self.loading, self.shortcuts):
             kind: Any = type(part)
             omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
         at_default = (key for key, default in _defaults_of(Execution) if getattr(self.execution, key) == default)
@@ -218,6 +233,25 @@ def adapters_of(flat: Mapping[str, Any]) -> Adapters:
     """Make only the part `Adapters` of flat keys. Raises InvalidRecipe."""
     adapters: Adapters = build(Adapters, flat)
     return adapters
+
+
+def hires_of(flat: Mapping[str, Any]) -> Hires:
+    """Make only the part `Hires` of flat keys. Raises InvalidRecipe."""
+    hires: Hires = build(Hires, flat)
+    return hires
+
+
+def enlarging_of(flat: Mapping[str, Any]) -> Enlarging:
+    """Make only the part `Enlarging` of flat keys. Raises InvalidRecipe."""
+    enlarging: Enlarging = build(Enlarging, flat)
+    return enlarging
+
+
+def image_prompts_of(flat: Mapping[str, Any]) -> ImagePrompts:
+    """Make only the part `ImagePrompts` of flat keys. Raises InvalidRecipe."""
+    prompts: ImagePrompts = build(ImagePrompts, flat)
+    check_image_prompts(prompts)
+    return prompts
 
 
 def references_of(flat: Mapping[str, Any]) -> References:

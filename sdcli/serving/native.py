@@ -22,7 +22,7 @@ from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models.registry import read_facts
 from sdcli.models.weights import Weights
-from sdcli.planning.resolve import read_inputs
+from sdcli.planning.resolve import inputs_of
 from sdcli.recipe.recipe import Recipe
 from sdcli.serving.line import Job, Line
 from sdcli.terminal.streams import show_traceback
@@ -77,7 +77,7 @@ def _make(
     """Make the pictures of a request, on the worker thread; relative paths are relative to the client's directory."""
     facts, first = read_facts(weights.model), recipes[0]
     files = Files(asked.directory, {path: b64decode(data) for path, data in asked.streams.items()})
-    inputs = read_inputs(first.initial, first.layout, first.references, facts, weights, files=files)
+    inputs = inputs_of(first, facts, weights, files=files)
     return tuple(maker.make(Task(weights, recipes, inputs, asked.processors), on_step))
 
 

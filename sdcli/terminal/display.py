@@ -97,6 +97,33 @@ def progress(
 
 
 @contextmanager
+def tiles(
+    picture: int, pictures: int, *, quiet: bool = False, stream: TextIO | None = None
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar for the tiles of one of `pictures`, with the time left.
+
+    Yields a function to call with the number of finished tiles and of all tiles. It draws under the same conditions as
+    `progress`, and is erased at the end.
+    """
+    stream = sys.stderr if stream is None else stream
+    if quiet or not _can_draw(stream):
+        yield lambda done, total: None
+        return
+    label = f"picture {picture} of {pictures}, " if pictures > 1 else ""
+    bar = _bar(stream)
+    task = bar.add_task(f"{label}enlarging", total=None, rate="", left="", waiting="enlarging")
+    started = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        seconds = (time.monotonic() - started) / done
+        left = f"{format_clock(seconds * (total - done))} left" if done < total else ""
+        bar.update(task, completed=done, total=total, left=left, waiting="")
+
+    with bar:
+        yield show
+
+
+@contextmanager
 def job_progress(jobs: int, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[OnJobs]:
     """Show a bar for the `jobs` of a batch, with the number of those that failed and the time left.
 

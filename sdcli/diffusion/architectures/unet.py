@@ -149,6 +149,10 @@ def _inputs(context: Context, batch: int, guided: bool, dtype: torch.dtype) -> t
             "text_embeds": both(context.pooled_prompt_embeds, context.negative_pooled_prompt_embeds),
             "time_ids": both(context.add_time_ids, negative_ids, torch.float32),
         }
+    if context.image_embeds:
+        pairs = zip(context.image_embeds, context.negative_image_embeds, strict=True)
+        images = [both(image, none) for image, none in pairs]
+        conditions["added_cond_kwargs"] = {**conditions.get("added_cond_kwargs", {}), "image_embeds": images}
     return conditions, both(context.concat_latents, context.concat_latents)
 
 

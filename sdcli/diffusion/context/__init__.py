@@ -49,6 +49,9 @@ class Context:
     """The latents (1, C, h, w) of each reference image, normalised, which the transformer takes as further tokens."""
     refined: Context | None = None
     """The context of the refiner."""
+    image_embeds: tuple[Tensor, ...] = ()
+    """Encoded images that are prompts, (1, 1, …) each, for the IP-Adapter in the U-Net."""
+    negative_image_embeds: tuple[Tensor, ...] = ()
     notes: tuple[str, ...] = ()
     """Warnings about what was encoded, which belong to the picture."""
 

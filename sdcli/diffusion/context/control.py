@@ -58,6 +58,8 @@ def _residuals(
     With `global_pool_conditions` (shuffle) they are only added to the conditional half, as in training.
     """
     embeds, added = conditions["encoder_hidden_states"], conditions.get("added_cond_kwargs")
+    if added is not None:  # the images of an IP-Adapter are for the U-Net alone
+        added = {key: each for key, each in added.items() if key != "image_embeds"} or None
     conditional_only = guided and reading.net.config["global_pool_conditions"]
     if conditional_only:
         sample, embeds = sample.chunk(2)[1], embeds.chunk(2)[1]

@@ -17,13 +17,16 @@ from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import add_noise, draw_noise
 
 
-def encode_image(model: LatentDiffusionModel, pixels: Tensor, generators: Sequence[Generator]) -> Tensor:
+def encode_image(
+    model: LatentDiffusionModel, pixels: Tensor, generators: Sequence[Generator], *, tiled: bool = False
+) -> Tensor:
     """Encode an image, `pixels` (1, 3, H, W) in −1 … 1, to normalised latents (B, C, h, w), float32, for B generators.
 
     The encoder predicts the mean and standard deviation of a Gaussian (Kingma & Welling 2014, "Auto-Encoding
-    Variational Bayes"), from which a sample is drawn with each generator. Some autoencoders predict the latents.
+    Variational Bayes"), from which a sample is drawn with each generator. Some autoencoders predict the latents. A
+    large image can be encoded in tiles (`tiled`).
     """
-    encoded = autoencode.encode(model, pixels)
+    encoded = autoencode.encode(model, pixels, tiled=tiled)
     certain = autoencode.certain(encoded)
     if certain is not None:
         z = certain.float().expand(len(generators), -1, -1, -1)

@@ -21,7 +21,7 @@ from sdcli.making.picture import Picture
 from sdcli.making.warm import to_wire
 from sdcli.models.registry import read_facts
 from sdcli.models.weights import Addon, Asked, Weights
-from sdcli.planning.resolve import read_inputs
+from sdcli.planning.resolve import inputs_of
 from sdcli.recipe.recipe import Recipe
 
 Version = tuple[str, int]
@@ -97,7 +97,7 @@ class Worker:
                 return self._unusable[key]
             files = Files(streams=dict(task.files))
             facts = _facts(weights.model)
-            inputs = read_inputs(recipe.initial, recipe.layout, recipe.references, facts, weights, files=files)
+            inputs = inputs_of(recipe, facts, weights, files=files)
             return self._maker.make(Task(weights, task.recipes, inputs))
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets it
             failure = Failure(to_wire(error)["error"], "".join(traceback.format_exception(error)))

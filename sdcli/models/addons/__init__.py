@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli.models.addons import controlnet, embedding, lora, refiner
+from sdcli.models.addons import controlnet, embedding, ip_adapter, lora, refiner, upscaler
 from sdcli.models.located import LocatedModel
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Asked, Weights
@@ -81,6 +81,30 @@ KINDS: Mapping[str, Kind] = {
         files=refiner.files,
         attach=refiner.attach,
         has_text=True,
+    ),
+    upscaler.KIND: Kind(
+        title="upscaler",
+        asked=upscaler.asked,
+        locate=upscaler.locate,
+        check_fit=upscaler.check_fit,
+        files=upscaler.files,
+        attach=upscaler.attach,
+    ),
+    ip_adapter.KIND: Kind(
+        title="IP-Adapter",
+        asked=ip_adapter.asked,
+        locate=ip_adapter.locate,
+        check_fit=ip_adapter.check_fit,
+        files=ip_adapter.files,
+        attach=ip_adapter.attach,
+    ),
+    ip_adapter.ENCODER: Kind(
+        title="image encoder",
+        asked=ip_adapter.encoder_asked,
+        locate=ip_adapter.locate_encoder,
+        check_fit=ip_adapter.check_encoder_fits,
+        files=ip_adapter.encoder_files,
+        attach=ip_adapter.attach_encoder,
     ),
 }
 

@@ -99,10 +99,7 @@ class Names:
         return Source(found[0])
 
     def _another(self, name: str, kind: str) -> ModelError:
-        title = {registry.CONTROLNET: "ControlNet", registry.LORA: "LoRA"}.get(kind, kind)
-        option = "-m" if kind == registry.MODEL else f"--{'control' if kind == registry.CONTROLNET else kind}"
-        return ModelError(f"{name} is {_article(title)}, not {_article(self.title)}", f"use it with {option}")
-
-
-def _article(title: str) -> str:
-    return f"{'an' if title[0] in 'aeiou' else 'a'} {title}"
+        what = registry.TITLES.get(kind, "a model")
+        return ModelError(
+            f"{name} is {what}, not {registry.TITLES[self.kind]}", f"use it with {registry.OPTIONS[kind]}"
+        )
