@@ -64,6 +64,8 @@ WRONG = [
     ("scheduler/scheduler_config.json", "sigma_data", 0.5),
     ("model_index.json", "scheduler", ["diffusers", "FlowMatchEulerDiscreteScheduler"]),
     ("model_index.json", "scheduler", ["diffusers", ["x"]]),
+    ("model_index.json", "text_encoder", ["transformers", 3]),
+    ("model_index.json", "vae", ["diffusers"]),
 ]
 
 

@@ -238,9 +238,11 @@ class Source:
     def index(self) -> dict[str, Any]:
         """Read model_index.json; a replaced part has the class in its own config.
 
-        Raises ModelCorrupt if it, or the config of a part, cannot be read.
+        Raises ModelCorrupt if it, or the config of a part, cannot be read or has no library and class of a part.
         """
         index = families.read_json(self.base / INDEX)
+        for part in PARTS:
+            _check_entry(self.base / INDEX, part, index.get(part, [None, None]))
         for part in flow.OPTIONAL if self.is_file and self.configs is None else ():
             if part in index and part not in dict(self.parts) and not split.has_part(self.path, part):
                 index[part] = [None, None]
@@ -268,6 +270,12 @@ class Source:
 
 
 _CHECK = "download the model's folder again; its parts must belong together"
+
+
+def _check_entry(file: Path, part: str, entry: object) -> None:
+    """Raise ModelCorrupt unless `entry` is a library and a class, which can be null."""
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(each, str | None) for each in entry):
+        raise ModelCorrupt(f"{file} has no valid entry for {part}", _CHECK)
 
 
 def _absolute(path: Path) -> Path:

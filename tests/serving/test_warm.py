@@ -185,16 +185,17 @@ def test_latents_are_saved_and_started_from_as_by_a_cold_run(run, warmly, sd15, 
         assert (tmp_path / "warm" / file).read_bytes() == (tmp_path / "cold" / file).read_bytes()
 
 
-def test_pictures_that_follow_pictures_are_those_of_a_cold_run(run, warmly, sd15, tmp_path):
+def test_pictures_that_follow_pictures_are_those_of_a_cold_run(run, warmly, sd15, tmp_path, tmp_path_factory):
     """ControlNets by name and by a path of the caller's, and a U-Net that takes a map."""
     import numpy as np
     from PIL import Image
 
     from sdcli.files.palette import Class
 
-    edges = tiny.make_controlnet("sd15", tmp_path / "edges")
+    weights = tmp_path_factory.mktemp("weights")  # not below the home, which is another one in this warm process
+    edges = tiny.make_controlnet("sd15", weights / "edges")
     classes = (Class(0, "sky", (1, 2, 3)), Class(1, "sea", (4, 5, 6)))
-    semantic = tiny.make_semantic_folder(tmp_path / "semantic", classes)
+    semantic = tiny.make_semantic_folder(weights / "semantic", classes)
 
     def prepare(folder):
         indices = np.random.default_rng(1).integers(0, 2, (64, 64), dtype=np.uint8)

@@ -195,10 +195,6 @@ def read_index(source: Source, *, refiner: bool = False) -> Mapping[str, Any]:
         raise ModelError(f"{folder} is a {pipeline}, which is not supported", _SUPPORTED)
     for part in COMPONENTS:
         library_and_class = index.get(part, [None, None])
-        if not isinstance(library_and_class, list) or len(library_and_class) != 2:
-            raise ModelCorrupt(f"{file} has no valid entry for {part}", _DOWNLOAD_AGAIN)
-        if not all(each is None or isinstance(each, str) for each in library_and_class):
-            raise ModelCorrupt(f"{file} has no valid entry for {part}", _DOWNLOAD_AGAIN)
         if library_and_class[1] is None and part in PIPELINES[pipeline]:
             if index.get("requires_aesthetics_score") and part == "text_encoder":
                 if refiner:
