@@ -11,9 +11,10 @@ from sdcli import cli
 from sdcli.diffusion import autoencode, openvino_engine, pipeline
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import InvalidRecipe
-from sdcli.models import assemble
+from sdcli.models import assemble, located
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
+from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny, tiny_flow
 
@@ -38,8 +39,8 @@ def made(folder, **options) -> tuple[LatentDiffusionModel, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
-def test_float32_is_that_of_torch(family, tmp_path):
-    folder = tiny.make_folder(family, tmp_path / family)
+def test_float32_is_that_of_torch(family, sd15, tmp_path):
+    folder = sd15 if family == "sd15" else tiny.make_folder(family, tmp_path / family)
     (_, *theirs), (model, *ours) = made(folder), made(folder, engine="openvino")
     assert all(each.is_meta for part in (model.network, model.vae.decoder) for each in part.parameters())
     assert (ours[0] - theirs[0]).abs().max() < 1e-3
@@ -105,3 +106,16 @@ def test_the_recipe_names_the_engine(sd15, tmp_path, capfd):
     assert "OpenVINO" in capfd.readouterr().err
     assert cli.run(["info", "--json", place]) == 0
     assert json.loads(capfd.readouterr().out)["recipe"]["engine"] == "openvino"
+
+
+@pytest.mark.slow
+def test_a_refiner_runs_by_openvino_too(tmp_path):
+    base, refiner = tiny.make_folder("sdxl", tmp_path / "base"), tiny.make_refiner(tmp_path / "refiner")
+    asked = {**ASKED, "model": str(base), "refiner": str(refiner), "width": 64, "height": 64, "threads": 1, "steps": 4}
+    made = []
+    for engine in ("torch", "openvino"):
+        found = resolve.resolve(located.find(str(base)), {**asked, "engine": engine})
+        model = assemble.load(found.weights, found.recipe)
+        made.append(pipeline.sample(model, [found.recipe]))
+    assert all(each.is_meta for each in model.refiner.network.parameters())
+    assert (made[0] - made[1]).abs().max() < 1e-3

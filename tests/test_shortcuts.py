@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import tomesd
@@ -143,6 +144,34 @@ def test_a_first_block_cache_is_that_of_diffusers_pipeline(flux, threshold):
     assert (packing.pack(ours) - expected).abs().max() < 1e-4
     assert torch.equal(ours, exact) == (threshold < 0.1)
     assert torch.equal(pipeline.sample(model, [recipe]), exact)  # nothing is left in the network
+
+
+LAYERS = {"dit": "num_layers", "qwen-image": "num_layers", "pixart-sigma": "num_layers"}
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_other_transformers_skip_blocks_too(family, tmp_path):
+    folder = tmp_path / family
+    tiny.make_dit(folder) if family == "dit" else tiny_flow.make_folder(family, folder)
+    config = json.loads((folder / "transformer" / "config.json").read_text()) | {LAYERS[family]: 3}
+    kind = getattr(diffusers, config["_class_name"])
+    torch.manual_seed(0)
+    tiny_flow.shaken(kind.from_config(config)).save_pretrained(folder / "transformer")
+    model = loading.load(Source(folder), name="", device=CPU, dtype=torch.float32)
+    text = {"label": "279"} if family == "dit" else {"prompt": "arctic fox"}
+    asked = {"model": str(folder), **text, "steps": 6, "seed": 7, "width": 64, "height": 64, "guidance_scale": 3.0}
+    recipe = tiny.recipe_for(registry.find(str(folder)), asked)
+    calls: list[int] = []
+    blocks = model.network.transformer_blocks
+    original = blocks[-1].forward
+    blocks[-1].forward = lambda *inputs, **options: (calls.append(1), original(*inputs, **options))[1]
+    exact = pipeline.sample(model, [recipe])
+    whole = len(calls)
+    assert torch.equal(pipeline.sample(model, [recipe.replace(cache="first-block:0.000000001")]), exact)
+    assert len(calls) == 2 * whole
+    ours = pipeline.sample(model, [recipe.replace(cache="first-block:1")])
+    assert len(calls) < 3 * whole
+    assert ours.isfinite().all()
 
 
 def test_a_transformer_of_one_block_has_no_first_block_cache(tmp_path):

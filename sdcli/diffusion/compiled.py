@@ -16,7 +16,7 @@ _MOST_SHAPES = 256
 
 
 def prepare(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel:
-    """Have the network of `model` compiled at its first call with each shape, if the recipe has `compile`.
+    """Have the network of `model`, and that of a refiner, compiled at their first calls, if the recipe has `compile`.
 
     The compiled code is kept in the user's cache, where later processes find it. Returns `model`. Raises InvalidRecipe
     if there is no C++ compiler, or if the weights of layers wait in main memory, which compiled code cannot move.
@@ -36,7 +36,8 @@ def prepare(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel
     torch._dynamo.config.recompile_limit = _MOST_SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * _MOST_SHAPES
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    model.network.compile(dynamic=False)
+    for each in filter(None, (model, model.refiner)):
+        each.network.compile(dynamic=False)
     return model
 
 

@@ -35,7 +35,7 @@ def check() -> None:
 
 
 def prepare(model: LatentDiffusionModel, identity: str) -> LatentDiffusionModel:
-    """Have OpenVINO run the network and the VAE's decoder of `model`, where these are loaded, and return `model`.
+    """Have OpenVINO run the network, that of a refiner, and the VAE's decoder, where they are loaded; return `model`.
 
     They are converted at their first call, unless those of the same `identity`, the digest of all weights and how they
     are merged, are kept already. Raises InvalidRecipe if the network is no U-Net.
@@ -43,8 +43,9 @@ def prepare(model: LatentDiffusionModel, identity: str) -> LatentDiffusionModel:
     check()
     if model.architecture != "unet":
         raise InvalidRecipe("engine openvino only runs models with a U-Net", "omit engine", "engine")
-    if _is_loaded(model.network):
-        model.network.forward = _forward_of(model.network, "unet", identity)
+    for name, each in (("unet", model), ("refiner", model.refiner)):
+        if each is not None and _is_loaded(each.network):
+            each.network.forward = _forward_of(each.network, name, identity)
     if type(model.vae).__name__ in _DECODERS and _is_loaded(model.vae):
         model.vae.decoder.forward = _forward_of(model.vae.decoder, "vae-decoder", identity)
     return model

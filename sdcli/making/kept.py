@@ -118,8 +118,9 @@ def fit(kept: Kept, weights: Weights, recipe: Recipe, plan: MemoryPlan, *, encod
     known = not encode or (not changed and pipeline.encoded_by(recipe) in kept.contexts)
     if plan.offload != kept.plan.offload or not (known or has_text):
         return None
-    # hooks hold on to the parameters, and OpenVINO has converted them
-    if changed and (plan.offload == "group" or not has_text or recipe.execution.engine != "torch"):
+    # hooks hold on to the parameters, and OpenVINO and compilers have converted them
+    is_fixed = plan.offload == "group" or recipe.execution.engine != "torch" or recipe.execution.compile
+    if changed and (is_fixed or not has_text):
         return None
     if changed:
         model = assemble.change(kept.model, kept.weights, weights, recipe)

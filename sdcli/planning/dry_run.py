@@ -91,7 +91,8 @@ def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
 
     Raises InvalidRecipe like the run.
     """
-    likely = dict(zip(("device", "dtype"), hardware.likely(of.execution.device, of.execution.dtype), strict=True))
+    device = of.execution.device if of.execution.engine == "torch" else "cpu"
+    likely = dict(zip(("device", "dtype"), hardware.likely(device, of.execution.dtype), strict=True))
     is_text = of.condition.label is None
     if is_text and _has_clip_alone(parts.weights.model):
         _check_clip_skip(parts.weights.model, of)

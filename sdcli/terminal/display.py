@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from sdcli.terminal.live import Live
 from sdcli.terminal.printable import one_line, printable
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
 
@@ -62,9 +64,9 @@ def progress(
     """Show a bar for one run of the loop, which makes `batch_size` of `pictures`, starting at number `picture`.
 
     Yields a function to call after each step. The bar shows the step, the rate, and the time left for this run and all
-    later ones, and "decoding" after the last step; a spinner moves where no steps do, as in loading. It uses one line
-    of `stream` (stderr if None) and is erased at the end. Nothing is drawn if `stream` is not a terminal, or `quiet` is
-    set.
+    later ones, and "decoding" after the last step; a spinner moves where no steps do, as in loading. Above it is the
+    preview of a step that has one (see live.py). It is drawn on `stream` (stderr if None) and erased at the end.
+    Nothing is drawn if `stream` is not a terminal, or `quiet` is set.
     """
     stream = sys.stderr if stream is None else stream
     if quiet or not _can_draw(stream):
@@ -74,7 +76,8 @@ def progress(
     later_runs = math.ceil((pictures - last) / batch_size)
     which = f"picture {picture}" if last == picture else f"pictures {picture}-{last}"
     label = f"{which} of {pictures}, " if pictures > 1 else ""
-    bar = _bar(stream)
+    live = Live(_console(stream))
+    bar = _bar(stream, live)
     task = bar.add_task(f"{label}starting", total=steps, rate="", left="", waiting="starting")
     first_done: float | None = None
 
@@ -90,6 +93,7 @@ def progress(
             seconds = (now - first_done) / (step.index - 1)
             to_do = step.total - step.index + step.total * later_runs
             changes |= {"rate": format_rate(seconds), "left": f"{format_clock(seconds * to_do)} left" if to_do else ""}
+        live.update(getattr(step, "preview", lambda: None))  # the warm process sends none
         bar.update(task, completed=step.index, total=step.total, **changes)
 
     with bar:
@@ -284,13 +288,25 @@ def format_size(count: int) -> str:
     return f"{size:.0f} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
 
 
-def _bar(stream: TextIO) -> Progress:
-    """A bar that fits the terminal: on a narrow one the bar itself is omitted first, then the text."""
+def _console(stream: TextIO) -> Console:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     width = Console(file=stream).width - _COLUMNS_FOR_ECHO
-    console = Console(file=stream, highlight=False, width=width if width > 0 else None)
+    return Console(file=stream, highlight=False, width=width if width > 0 else None)
+
+
+def _bar(stream: TextIO, above: Live | None = None) -> Progress:
+    """A bar that fits the terminal: on a narrow one the bar itself is omitted first, then the text."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    class Bar(Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            if above is not None:
+                yield above
+            yield from super().get_renderables()
+
+    console = _console(stream)
+    width = console.width
     columns: list[ProgressColumn] = [MofNCompleteColumn()]
     if width >= _COLUMNS_FOR_BAR:
         columns.insert(0, BarColumn(bar_width=None))
@@ -300,7 +316,7 @@ def _bar(stream: TextIO) -> Progress:
     if width >= _COLUMNS_FOR_TIME:
         columns.insert(0, _spinner(with_text=width < _COLUMNS_FOR_TEXT))
         columns.append(TextColumn("{task.fields[left]}", markup=False))
-    return Progress(*columns, console=console, transient=True, expand=width >= _COLUMNS_FOR_BAR)
+    return Bar(*columns, console=console, transient=True, expand=width >= _COLUMNS_FOR_BAR)
 
 
 def _spinner(*, with_text: bool) -> ProgressColumn:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.latent_space import LatentSpace
+from sdcli.recipe.cache import FIRST_BLOCK
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         size_multiple=space.vae_scale_factor * int(network.get("patch_size", 2)),
         in_channels=int(network.get("in_channels", 4)),
         latent_space=space,
+        cache=FIRST_BLOCK,
         prompts=Prompts(_TOKENS[index["_class_name"]], syntax=False),
         defaults={"scheduler": "dpm++-2m", "steps": 20, "guidance_scale": 4.5},
     )

@@ -13,7 +13,6 @@ from sdcli.diffusion import flow
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, rescale
 from sdcli.diffusion.latent_space import LatentSpace
-from sdcli.recipe.cache import FIRST_BLOCK
 from sdcli.recipe.parts import Condition
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ def facts(network: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str
         size_multiple=2 * space.vae_scale_factor,
         in_channels=int(network.get("in_channels", 16)),
         latent_space=space,
-        cache=FIRST_BLOCK,
         guided_above=0.0,
         prompts=Prompts(MOST_TOKENS, syntax=False),
         is_flow=True,
