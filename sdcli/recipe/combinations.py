@@ -12,7 +12,6 @@ from sdcli.recipe.interval import Interval
 from sdcli.recipe.parts import (
     LATENTS_KEYS,
     MAX_SIDE,
-    Adapters,
     Condition,
     Execution,
     Flow,
@@ -207,9 +206,3 @@ def check_refiner(refiner: Refiner, hires: Hires, initial: Initial) -> None:
     for key, given in (("hires", hires.hires is not None), ("inpainting", initial.repaints)):
         if given:
             raise InvalidRecipe(f"a refiner cannot be combined with {key}", "omit one of them", "refiner")
-
-
-def check_quantized(loading: Loading, adapters: Adapters) -> None:
-    """Raise InvalidRecipe for LoRAs with quantised weights, into which they cannot be merged."""
-    if loading.quantize != "none" and adapters.lora:
-        raise InvalidRecipe("LoRAs cannot be merged into quantised weights", "omit quantize, or the LoRAs", "quantize")

@@ -19,7 +19,6 @@ from sdcli.recipe.combinations import (
     check_hires,
     check_initial,
     check_layout,
-    check_quantized,
     check_references,
     check_refiner,
     check_sampling,
@@ -101,7 +100,6 @@ class Recipe:
         check_once(recipe.loading.part)
         check_shortcuts(recipe.shortcuts, recipe.execution)
         check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.loading)
-        check_quantized(recipe.loading, recipe.adapters)
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         check_refiner(recipe.refiner, recipe.hires, recipe.initial)
         return recipe
