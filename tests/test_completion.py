@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
+from safetensors.torch import save_file
 from typer.core import TyperGroup
 
 from sdcli import config
@@ -234,3 +237,17 @@ def reading(terminal: int, until: bytes) -> bytes:
         except BlockingIOError:
             time.sleep(0.02)
     return seen
+
+
+def test_loras_of_other_families_are_left_out(sd15, tmp_path, monkeypatch):
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    for name, width in (("ours", 32), ("xl", 2048)):
+        tensors = {f"{layer}.lora_up.weight": torch.ones(4, 2), f"{layer}.lora_down.weight": torch.ones(2, width)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"")
+    monkeypatch.setattr(config, "read", lambda: config.Config(defaults={"lora_dir": config.Setting(str(tmp_path), "")}))
+    found = {
+        model: completion.lora_name(SimpleNamespace(params={"model": model}), "")
+        for model in (str(sd15), "no-such-model")
+    }
+    assert found == {str(sd15): ["ours"], "no-such-model": ["broken", "ours", "xl"]}

@@ -7,14 +7,12 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from sdcli.errors import InvalidRecipe
 from sdcli.making.maker import LocalMaker, Task
 from sdcli.models import loading, located
 from sdcli.models.loading import quantised
 from sdcli.models.source import Source
 from sdcli.planning import resolve
 from sdcli.recipe.parts import QUANTIZATIONS
-from sdcli.recipe.recipe import Recipe
 from tests import tiny
 from tests.test_generate import FAST, two_lines
 from tests.test_split_files import folders as folders
@@ -117,8 +115,5 @@ def test_a_maker_keeps_quantised_models_apart(folders):
 def test_what_cannot_be(run, sd15):
     done = run("generate", "fox", "-m", sd15, "--quantize", "q3")
     assert (done.status, "q8_0" in two_lines(done)[1]) == (2, True)
-    flat = {"model": "m", "prompt": "fox", "steps": 1, "guidance_scale": 1, "scheduler": "euler", "seed": 1}
-    with pytest.raises(InvalidRecipe, match="cannot be merged"):
-        Recipe.from_dict({**flat, "width": 64, "height": 64, "quantize": "q8_0", "lora": ["any"]})
     done = run("models", "quantize", sd15, "out", "--quantize", "q3")
     assert (done.status, "q8_0" in two_lines(done)[1]) == (2, True)

@@ -9,7 +9,11 @@ import os
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 
-from sdcli.models import registry
+import typer
+
+from sdcli import config
+from sdcli.errors import ModelNotFound, SdcliError
+from sdcli.models import located, registry
 from sdcli.models.addons import embedding, ip_adapter, lora, upscaler
 from sdcli.recipe import parts, recipe, schedulers
 from sdcli.recipe.part import PARTS
@@ -56,9 +60,24 @@ def removable_model(incomplete: str) -> list[str]:
     return of(*_names(lambda entry: entry.origin != registry.SHIPPED or entry.repo is not None))(incomplete)
 
 
-def lora_name(incomplete: str) -> list[str]:
-    """Complete the names of LoRAs."""
-    return of(*lora.NAMES.all())(incomplete)
+def lora_name(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete the names of LoRAs, without those that are made for another family than the model."""
+    names = of(*lora.NAMES.all())(incomplete)
+    with suppress(SdcliError):
+        model = located.find(config.model(ctx.params.get("model")))
+        return [each for each in names if _fits(each, model)]
+    return names
+
+
+def _fits(name: str, model: located.LocatedModel) -> bool:
+    """Whether a LoRA fits a model as far as its names and shapes show; one that is not on this machine does."""
+    try:
+        lora.check_fit(name, lora.locate(name), model)
+    except ModelNotFound:
+        return True
+    except SdcliError:
+        return False
+    return True
 
 
 def embedding_name(incomplete: str) -> list[str]:

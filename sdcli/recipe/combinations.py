@@ -13,7 +13,6 @@ from sdcli.recipe.parts import (
     LATENTS_KEYS,
     MAX_SIDE,
     UPSCALERS,
-    Adapters,
     Condition,
     Enlarging,
     Execution,
@@ -251,9 +250,3 @@ def check_image_prompts(prompts: ImagePrompts) -> None:
         raise InvalidRecipe(
             f"image_prompt_sha256 has {count} entries", "it must have one for each image", "image_prompt"
         )
-
-
-def check_quantized(loading: Loading, adapters: Adapters) -> None:
-    """Raise InvalidRecipe for LoRAs with quantised weights, into which they cannot be merged."""
-    if loading.quantize != "none" and adapters.lora:
-        raise InvalidRecipe("LoRAs cannot be merged into quantised weights", "omit quantize, or the LoRAs", "quantize")

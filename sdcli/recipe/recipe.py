@@ -21,7 +21,6 @@ from sdcli.recipe.combinations import (
     check_image_prompts,
     check_initial,
     check_layout,
-    check_quantized,
     check_references,
     check_refiner,
     check_sampling,
@@ -115,7 +114,6 @@ class Recipe:
         check_once(recipe.loading.part)
         check_shortcuts(recipe.shortcuts, recipe.execution)
         check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.image_prompts, recipe.loading)
-        check_quantized(recipe.loading, recipe.adapters)
         check_enlarging(recipe.enlarging, recipe.initial, (recipe.width, recipe.height))
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         check_refiner(recipe.refiner, recipe.hires, recipe.enlarging, recipe.initial)

@@ -26,18 +26,40 @@ class Misfit(ValueError):
     """The tensors of a layer do not belong together, or do not fit its weight."""
 
 
-def changed(weight: Tensor, tensors: Tensors, *, scale: float, alpha: float | None, rank_stabilized: bool) -> Tensor:
-    """Return `weight`, float32, with the change of `tensors`. Raises Misfit.
+def changed(
+    weight: Tensor,
+    tensors: Tensors,
+    *,
+    scale: float,
+    alpha: float | None,
+    rank_stabilized: bool,
+    into: Tensor | None = None,
+) -> Tensor:
+    """Return `weight`, float32, with the change of `tensors`, that of a LoRA in the memory of `into`. Raises Misfit.
 
     `alpha` is used if the tensors have none. With DoRA the change is interpolated: W + scale · (W_dora − W), as in
     ComfyUI and Automatic1111.
     """
-    if tensors.keys() - _COMMON == {"down", "up"} and weight.ndim == 2 and not tensors.keys() & _NORMS:
-        return _added(weight, tensors, scale, alpha, rank_stabilized)
+    if weight.ndim == 2 and _is_low_rank(tensors):
+        return _added(weight, tensors, scale, alpha, rank_stabilized, into)
     difference = _difference(weight, tensors, alpha, rank_stabilized)
     if tensors.keys() & _NORMS:
         difference = _decomposed(weight + difference, tensors) - weight
     return weight + scale * difference
+
+
+def factors(
+    tensors: Tensors, *, scale: float, alpha: float | None, rank_stabilized: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Return (down, up) with scale · ΔW = up · down for a linear layer; None for other kinds than LoRA."""
+    if not _is_low_rank(tensors):
+        return None
+    up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
+    return down, up * (scale * scaling(down.shape[0], tensors, alpha, rank_stabilized))
+
+
+def _is_low_rank(tensors: Tensors) -> bool:
+    return tensors.keys() - _COMMON == {"down", "up"} and not tensors.keys() & _NORMS
 
 
 def of_rows(tensors: Tensors, rows: Sequence[tuple[int, int]]) -> Tensors:
@@ -73,13 +95,15 @@ def _kronecker_scaling(tensors: Tensors) -> float:
     return scaling(factors[0].shape[0], tensors, None, False) if factors else 1.0
 
 
-def _added(weight: Tensor, tensors: Tensors, scale: float, alpha: float | None, rank_stabilized: bool) -> Tensor:
+def _added(
+    weight: Tensor, tensors: Tensors, scale: float, alpha: float | None, rank_stabilized: bool, into: Tensor | None
+) -> Tensor:
     """Return W + scale · ΔW of a LoRA of a linear layer, which is the most frequent, in one operation."""
     up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
     if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != weight.shape:
         raise Misfit(f"has {list(up.shape)} and {list(down.shape)}, for a weight of {list(weight.shape)}")
     factor = scale * scaling(down.shape[0], tensors, alpha, rank_stabilized)
-    return torch.addmm(weight, up, down, alpha=factor)
+    return torch.addmm(weight, up, down, alpha=factor, out=into)
 
 
 def changed_vector(vector: Tensor, difference: Tensor, *, scale: float) -> Tensor:

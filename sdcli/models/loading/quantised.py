@@ -5,6 +5,8 @@ The formats are those of the `gguf` package; diffusers dequantises them with tor
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import gguf
 import torch
 from diffusers.quantizers.gguf.utils import dequantize_functions
@@ -42,8 +44,14 @@ def takes(module: nn.Module, name: str) -> bool:
     return leaf == "weight" and type(layer) is nn.Linear and listed and layer.in_features % 32 == 0
 
 
+Changed = Callable[[Tensor], Tensor]
+
+
 class QuantisedLinear(nn.Module):
-    """A linear layer with quantised weights."""
+    """A linear layer with quantised weights, to which changes can be added."""
+
+    down: Tensor | None
+    up: Tensor | None
 
     def __init__(self, like: nn.Linear, raw: Tensor, dtype_name: str, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -51,11 +59,36 @@ class QuantisedLinear(nn.Module):
         self.weight = _empty(raw)
         self.bias: nn.Parameter | None = like.bias
         self.dtype_name, self.compute_dtype = dtype_name, compute_dtype
+        self.changed: Changed | None = None
+        self.register_buffer("down", None, persistent=False)
+        self.register_buffer("up", None, persistent=False)
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight (out, in), without changes."""
+        return dequantise(self.weight, self.dtype_name, dtype)
+
+    def change(self, factors: Sequence[tuple[Tensor, Tensor]] = (), changed: Changed | None = None) -> None:
+        """Replace the changes: the sum of up · down for pairs (down, up) of `factors`, which is added to the output, or
+        a function from the weight, float32, to the changed one, which is called each time.
+        """
+        self.changed = changed
+        self.down = self.up = None
+        if factors:
+            downs, ups = zip(*factors, strict=True)
+            self.down = torch.cat(downs).to(self.weight.device, self.compute_dtype)
+            self.up = torch.cat(ups, dim=1).to(self.weight.device, self.compute_dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute in `compute_dtype`."""
-        weight = dequantise(self.weight, self.dtype_name, self.compute_dtype)
-        return nn.functional.linear(inputs.to(self.compute_dtype), weight, self.bias)
+        inputs = inputs.to(self.compute_dtype)
+        if self.changed is None:
+            weight = self.dequantised(self.compute_dtype)
+        else:
+            weight = self.changed(self.dequantised(torch.float32)).to(self.compute_dtype)
+        output = nn.functional.linear(inputs, weight, self.bias)
+        if self.down is not None and self.up is not None:
+            output = output + nn.functional.linear(nn.functional.linear(inputs, self.down), self.up)
+        return output
 
 
 class QuantisedEmbedding(nn.Module):
