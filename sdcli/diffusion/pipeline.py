@@ -115,7 +115,8 @@ def _sample_pass(
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(recipe.width, recipe.height))
     start = _start(model, recipe, scheduler, generators, inputs)
     if previous is not None:
-        known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators)
+        way = recipe.execution.tiling
+        known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators, way)
         start = _continue_from(start, known, scheduler, generators, one.strength)
     context = replace(
         context,
@@ -291,13 +292,17 @@ def _enlarged(
     size: Sequence[int],
     upscaler: str,
     generators: Sequence[torch.Generator],
+    way: str,
 ) -> Tensor:
-    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, by Lanczos's filter, and encoded again."""
+    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, by Lanczos's filter, and encoded again.
+
+    `way` is that of a recipe's `tiling`.
+    """
     if latents.shape[2:] == size:
         return latents
     if upscaler == "latent":
         return torch.nn.functional.interpolate(latents, tuple(size), mode="bilinear")
-    pixels, _ = autoencode.decode_finite(model, latents)
+    pixels, _ = autoencode.decode_finite(model, latents, way)
     height, width = (side * model.vae_scale_factor for side in size)
     pictures = [images.to_image(each).resize((width, height), Image.Resampling.LANCZOS) for each in pixels]
     encoded = [
