@@ -26,12 +26,13 @@ from tests import tiny, tiny_flow
 PROMPT, NEGATIVE = "arctic fox, in the snow", "blue"
 SIZE = {"width": 64, "height": 96}
 CPU = torch.device("cpu")
+FAMILIES = (*tiny_flow.FAMILIES, *tiny_flow.IN_FOLDERS)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("flow")
-    return {family: tiny_flow.make_folder(family, root / family) for family in tiny_flow.FAMILIES}
+    return {family: tiny_flow.make_folder(family, root / family) for family in FAMILIES}
 
 
 def load(folder: Path) -> LatentDiffusionModel:
@@ -63,12 +64,12 @@ def as_theirs(model: LatentDiffusionModel, latents: Tensor) -> Tensor:
     return model.latent_space.denormalize(latents) if model.architecture == "flux2" else latents
 
 
-NEGATIVES = dict.fromkeys(tiny_flow.FAMILIES, NEGATIVE) | dict.fromkeys(
+NEGATIVES = dict.fromkeys(FAMILIES, NEGATIVE) | dict.fromkeys(
     ("flux-dev", "flux-schnell", "flux2-klein", "flux2-base"), ""
 )
 
 
-@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_text_to_image(folders, family):
     """FLUX.2's pipeline takes no negative prompt, FLUX.1's models here have no use for one."""
     folder, guided = folders[family], {"guidance_scale": 3.0} if family == "z-image" else {}
@@ -100,7 +101,7 @@ def test_image_to_image(folders, family):
     assert (as_theirs(model, ours) - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_its_pictures(folders, family):
     """Two pictures in one call are those of two calls, with guidance where the family has it."""
     folder, guided = folders[family], {"guidance_scale": 3.0} if family == "z-image" else {}
@@ -111,7 +112,7 @@ def test_a_batch_is_its_pictures(folders, family):
         assert (latents - alone[0]).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_inpainting_keeps_the_known_part(folders, family, tmp_path):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 64, 3), dtype=np.uint8))
     mask = Image.new("L", (64, 96))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdcli.diffusion import pipeline, samplers
+from sdcli.diffusion import autoencode, pipeline, samplers
 from sdcli.diffusion.architectures import unet
 from sdcli.diffusion.context import masked_image
 from sdcli.diffusion.denoise import Step, denoise
@@ -157,6 +157,14 @@ def test_lanczos_enlarges_the_decoded_picture(pair):
     denoiser = unet.bind(model.network, context, Guidance(5.0), 1)
     wanted = denoise(denoiser, scheduler, latents, timesteps=scheduler.timesteps[2:], generators=[generator])
     assert torch.equal(pipeline.sample(model, [recipe_of(**HIRES, hires_upscaler="lanczos")]), wanted)
+
+
+def test_the_first_pass_is_decoded_in_the_recipes_tiles(pair, monkeypatch):
+    ways: list[str] = []
+    decode = autoencode.decode_finite
+    monkeypatch.setattr(autoencode, "decode_finite", lambda *given: ways.append(given[2]) or decode(*given))
+    pipeline.sample(pair("sd15").model, [recipe_of(**HIRES, hires_upscaler="lanczos", tiling="tiles")])
+    assert ways == ["tiles"]
 
 
 @pytest.mark.parametrize(

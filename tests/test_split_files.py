@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from sdcli.diffusion.context import language_model
 from sdcli.errors import InvalidRecipe, ModelCorrupt, ModelError, ModelNotFound
-from sdcli.models import families, language_tokenizer, loading, located, registry, tokenizer_folder
+from sdcli.models import export, families, language_tokenizer, loading, located, registry, tokenizer_folder
 from sdcli.models.families import flow
 from sdcli.models.source import Source
 from tests import original, split_files, tiny, tiny_flow
@@ -98,6 +98,17 @@ def test_a_transformer_is_a_model_with_its_parts(folders, tmp_path, family):
     model, parts = split(family, folder, tmp_path)
     source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
     assert_same(load(source), load(Source(folder)))
+
+
+@pytest.mark.parametrize("family", ["z-image", "flux-dev", "sd3-without-t5", "qwen-image"])
+def test_an_export_of_files_is_a_folder(folders, tmp_path, family):
+    folder = folders(family)
+    model, parts = split(family, folder, tmp_path / "files")
+    source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
+    (tmp_path / "out").mkdir()
+    export.export(source, tmp_path / "out", lambda part, count: None)
+    assert_same(load(Source(tmp_path / "out")), load(Source(folder)))
+    assert tiny_flow.pipeline_of(tmp_path / "out").text_encoder is not None
 
 
 def test_a_picture_of_files(folders, run, tmp_path):

@@ -45,7 +45,8 @@ from tests import tiny
 
 EDITORS = ("flux2-klein", "flux2-base", "flux-kontext", "qwen-image-edit")
 FAMILIES = ("z-image", "flux-dev", "flux-schnell", "flux2-klein", "flux2-base", "sd3", "sd3-without-t5", "qwen-image")
-FAMILIES += ("chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma", "krea2", "krea2-turbo")
+IN_FOLDERS = ("chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma", "krea2", "krea2-turbo")
+"""Families that are not read from files of a part each."""
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -303,7 +304,7 @@ _TOKENIZERS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
 
 
 def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
-    """Write a tiny diffusers folder of `family`, one of FAMILIES or EDITORS, to `directory`, and return it."""
+    """Write a tiny diffusers folder of `family`, one of those above, to `directory`, and return it."""
     pipeline, make = MAKERS[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -119,7 +119,8 @@ def _sample_pass(
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(*recipe.seen_at_once))
     start = _start(model, recipe, scheduler, generators, inputs)
     if previous is not None:
-        known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators)
+        way = recipe.execution.tiling
+        known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators, way)
         start = _continue_from(start, known, scheduler, generators, one.strength)
     scales = [each.scale for each in recipe.image_prompts.prompts]
     image_embeds, negative_image_embeds = image_prompt.encode(model, _opaque(inputs.prompts), scales)
@@ -336,13 +337,17 @@ def _enlarged(
     size: Sequence[int],
     upscaler: str,
     generators: Sequence[torch.Generator],
+    way: str,
 ) -> Tensor:
-    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, enlarged, and encoded again."""
+    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, enlarged, and encoded again.
+
+    `way` is that of a recipe's `tiling`.
+    """
     if latents.shape[2:] == size:
         return latents
     if upscaler == "latent":
         return torch.nn.functional.interpolate(latents, tuple(size), mode="bilinear")
-    pixels, _ = autoencode.decode_finite(model, latents)
+    pixels, _ = autoencode.decode_finite(model, latents, way)
     height, width = (side * model.vae_scale_factor for side in size)
     by = None if upscaler == "lanczos" else model.upscalers[upscaler]
     pictures = [upscale.picture_to_size(by, images.to_image(each), (width, height)) for each in pixels]

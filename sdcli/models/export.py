@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdcli.diffusion import architectures
-from sdcli.errors import ModelError
 from sdcli.files import folders, palette
 from sdcli.files.json_files import load_json
-from sdcli.models import families, loading, tokenizer, vocabulary
-from sdcli.models.loading.weights import tensors
+from sdcli.models import families, language_tokenizer, loading, tokenizer, tokenizer_folder, vocabulary
+from sdcli.models.loading.weights import Stored, read, tensors
 from sdcli.models.source import INDEX, SUFFIXES, Source
 from sdcli.terminal.display import OnBytes
 
@@ -39,6 +38,9 @@ def export(source: Source, folder: Path, on_bytes: OnBytes) -> str:
     index = loading.read_index(source)
     parts = loading.check_parts(source, index, [part for part in loading.COMPONENTS if index.get(part, [None])[0]])
     if _is_flow(index):
+        copied = [part for part, each in index.items() if isinstance(each, list) and each[0] is not None]
+        if any(source.file(part) is not None or not source.folder(part).is_dir() for part in copied):
+            return _put_together(source, folder, index, parts, on_bytes)
         return _copied(source, folder, index, on_bytes)
     modules = {part: module for part, (module, _) in parts.items()}
     for part, (module, stored) in parts.items():
@@ -72,11 +74,8 @@ def _is_flow(index: Mapping[str, Any]) -> bool:
 
 
 def _copied(source: Source, folder: Path, index: Mapping[str, Any], on_bytes: OnBytes) -> str:
-    """Copy the folders of the parts of a model. Raises ModelError for a model in single files."""
+    """Copy the folders of the parts of a model."""
     parts = [part for part, each in index.items() if isinstance(each, list) and each[0] is not None]
-    if any(source.file(part) is not None or not source.folder(part).is_dir() for part in parts):
-        hint = "download the model's folder from the hub: sdcli models pull"
-        raise ModelError("a model of this family in single files cannot be exported", hint)
     for part in parts:
         place = source.folder(part)
         files = {each for each in place.iterdir() if each.suffix in (*SUFFIXES, ".model", ".jinja") and each.is_file()}
@@ -87,6 +86,57 @@ def _copied(source: Source, folder: Path, index: Mapping[str, Any], on_bytes: On
             on_bytes(part, file.stat().st_size)
     write_json(folder / INDEX, dict(index))
     return str(index["_class_name"])
+
+
+def _put_together(
+    source: Source, folder: Path, index: Mapping[str, Any], parts: loading.Parts, on_bytes: OnBytes
+) -> str:
+    """Write a folder for the parts of a model in single files, with the tensors under the names of their modules."""
+    written = dict(index)
+    for part, (module, stored) in parts.items():
+        (folder / part).mkdir()
+        write_json(folder / part / "config.json", load_json(source.folder(part) / "config.json"))
+        named = (lambda name, part=part: name_of(part, name)) if _is_clip(module) else str
+        state = {named(name): tensor for name, tensor in read(each_once(stored))}
+        save(state, folder / part)
+        on_bytes(part, sum(tensor.nbytes for tensor in state.values()))
+        if part.startswith("text"):
+            written[part] = ["transformers", type(module).__name__]  # without a head
+            write_tokenizer(source, part, module, folder)
+    copy_folders(source, folder)
+    write_json(folder / INDEX, written)
+    return str(index["_class_name"])
+
+
+def each_once(stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
+    """Return the tensors by one name each, the first: an embedding can have two, and is loaded from either."""
+    names = {id(each): name for name, each in reversed(list(stored.items()))}
+    return {name: each for name, each in stored.items() if names[id(each)] == name}
+
+
+def copy_folders(source: Source, folder: Path) -> None:
+    """Copy the folders of the scheduler and of the image processor, which have no weights."""
+    for part in ("scheduler", "processor"):
+        if source.folder(part).is_dir():
+            shutil.copytree(source.folder(part), folder / part)
+
+
+def _is_clip(module: Any) -> bool:
+    return type(module).__name__.startswith("CLIP")
+
+
+def write_tokenizer(source: Source, part: str, module: Any, folder: Path) -> None:
+    """Write the tokenizer of the text encoder `part` to its place in `folder`."""
+    part = part.replace("text_encoder", "tokenizer")
+    if _is_clip(module):
+        tokenizer.write(source.folder(part), folder / part)
+        return
+    kind = language_tokenizer.kind_of(module)
+    place = tokenizer_folder.find(source, part, kind)
+    if place != families.QWEN:
+        shutil.copytree(place, folder / part)
+        return
+    language_tokenizer.read(place, kind, module).save_pretrained(str(folder / part))
 
 
 def name_of(part: str, name: str) -> str:

@@ -6,8 +6,7 @@ are those of the modules.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from sdcli.files import palette
 from sdcli.files.json_files import load_json
-from sdcli.models import export, families, language_tokenizer, loading, tokenizer, tokenizer_folder, vocabulary
+from sdcli.models import export, families, loading, vocabulary
 from sdcli.models.loading import quantised
-from sdcli.models.loading.weights import Stored, read
+from sdcli.models.loading.weights import read
 from sdcli.models.source import INDEX, Source
 from sdcli.terminal.display import OnBytes
 
@@ -38,28 +37,20 @@ def quantize(source: Source, folder: Path, name: str, on_bytes: OnBytes) -> None
     for part, (module, stored) in loading.check_parts(source, index, parts).items():
         (folder / part).mkdir()
         export.write_json(folder / part / "config.json", load_json(source.folder(part) / "config.json"))
-        counted = _counted(read(_each_once(stored), mapped=False), part, on_bytes)
+        counted = _counted(read(export.each_once(stored), mapped=False), part, on_bytes)
         if loading.takes_quantised(part, module):
             _write_gguf(module, counted, folder / part / f"{families.STEMS[0]}.gguf", name)
         else:
             export.save({export.name_of(part, key): each for key, each in counted}, folder / part)
         if part.startswith("text_encoder"):
-            _write_tokenizer(source, part.replace("text_encoder", "tokenizer"), module, folder)
-    for part in ("scheduler", "processor"):
-        if source.folder(part).is_dir():
-            shutil.copytree(source.folder(part), folder / part)
+            export.write_tokenizer(source, part, module, folder)
+    export.copy_folders(source, folder)
     known = vocabulary.read(source.path)
     if known is not None:
         vocabulary.write(folder, known)
     if palette.find(source.folder("unet")).exists():
         palette.write(folder, palette.read(palette.find(source.folder("unet")).parent))
     export.write_json(folder / INDEX, index)
-
-
-def _each_once(stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
-    """Return the tensors by one name: an embedding can have two, and is loaded from either."""
-    names = {id(each): name for name, each in stored.items()}
-    return {name: stored[name] for name in names.values()}
 
 
 def _counted(pairs: Iterable[tuple[str, Tensor]], part: str, on_bytes: OnBytes) -> Iterable[tuple[str, Tensor]]:
@@ -83,15 +74,3 @@ def _write_gguf(module: Any, pairs: Iterable[tuple[str, Tensor]], file: Path, na
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _write_tokenizer(source: Source, part: str, module: Any, folder: Path) -> None:
-    if type(module).__name__.startswith("CLIP"):
-        tokenizer.write(source.folder(part), folder / part)
-        return
-    kind = language_tokenizer.kind_of(module)
-    place = tokenizer_folder.find(source, part, kind)
-    if place != families.QWEN:
-        shutil.copytree(place, folder / part)
-        return
-    language_tokenizer.read(place, kind, module).save_pretrained(str(folder / part))
