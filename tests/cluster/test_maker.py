@@ -185,6 +185,22 @@ def test_threads_are_those_of_this_process(cluster, monkeypatch):
     assert fleet.started[0].running[0][0].recipes[0].execution.threads == 3
 
 
+def test_an_error_of_the_cluster_fails_what_waits(cluster, monkeypatch):
+    maker, fleet = cluster(1)
+    futures = [maker.submit(task()) for _ in range(2)]
+    until(lambda: fleet.started[0].running)
+
+    def fail(place):
+        raise RuntimeError("it is down")
+
+    monkeypatch.setattr(fleet, "start", fail)
+    fleet.started[0].running[0][1].set_exception(WorkerDied("killed"))
+    for future in [*futures, maker.submit(task())]:
+        error = future.exception(5)
+        assert isinstance(error, ServerUnavailable)
+    assert "it is down" in str(futures[0].exception())
+
+
 def test_closed_all_workers_are_ended(cluster):
     maker, fleet = cluster(2)
     maker.submit(task())
