@@ -22,6 +22,8 @@ from sdcli.recipe.recipe import draw_seed
 from sdcli.terminal import display, streams
 
 OTHER = "a red house"
+_WATCHED = {"engine": "torch", "compile": False}
+"""The layers of the network are looked into, whatever the user's settings are."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def explain(
 def _resolved(asked: dict[str, Any]) -> Resolved:
     usual = registry.for_maps() if "segmentation_map" in asked else config.DEFAULT_MODEL
     model = str(config.general("model", asked.get("model"), usual).value)
-    known = {**asked, "model": model, **pictures.prompt_of(asked.get("prompt"))}
+    known = {**asked, "model": model, **pictures.prompt_of(asked.get("prompt")), **_WATCHED}
     if known.get("seed") == other_tools.RANDOM_SEED:
         known["seed"] = draw_seed()
     return resolve.resolve(located.find(model, known), known)

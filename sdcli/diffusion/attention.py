@@ -79,7 +79,8 @@ class Maps(TorchFunctionMode):
         """Add one layer's attention, from queries (heads, N, d) and keys (heads, L, d) in float32."""
         places = _picture_tokens(self._size)
         if self._architecture == UNET:
-            if not self._inside or key.shape[1] != self._tokens:
+            height, width = self._grid(query.shape[1])
+            if not self._inside or key.shape[1] != self._tokens or height * width != query.shape[1]:
                 return
             of_text = slice(None)
         else:

@@ -121,6 +121,7 @@ def test_a_task_that_ends_every_worker_fails(cluster, reason, kind):
     error = future.exception(5)
     assert type(error) is kind
     assert reason in str(error)
+    until(lambda: not maker._slots)  # before its warning, which is not of another test
 
 
 def test_a_place_is_given_up_where_workers_only_end_and_without_places_nothing_goes(cluster, capsys):
@@ -182,6 +183,22 @@ def test_threads_are_those_of_this_process(cluster, monkeypatch):
     maker.submit(task(threads=0))
     until(lambda: fleet.started[0].running)
     assert fleet.started[0].running[0][0].recipes[0].execution.threads == 3
+
+
+def test_an_error_of_the_cluster_fails_what_waits(cluster, monkeypatch):
+    maker, fleet = cluster(1)
+    futures = [maker.submit(task()) for _ in range(2)]
+    until(lambda: fleet.started[0].running)
+
+    def fail(place):
+        raise RuntimeError("it is down")
+
+    monkeypatch.setattr(fleet, "start", fail)
+    fleet.started[0].running[0][1].set_exception(WorkerDied("killed"))
+    for future in [*futures, maker.submit(task())]:
+        error = future.exception(5)
+        assert isinstance(error, ServerUnavailable)
+    assert "it is down" in str(futures[0].exception())
 
 
 def test_closed_all_workers_are_ended(cluster):

@@ -43,11 +43,16 @@ class Slot:
     ready: bool = False
     group: Hashable = None
     deaths: int = 0
-    idle: bool = True
+    job: Job | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no task."""
+        return self.job is None
 
 
 @dataclass(eq=False)
-class _Job:
+class Job:
     """A task that waits or runs, and the future of its pictures."""
 
     task: Task
@@ -71,7 +76,7 @@ class ClusterMaker:
         self._fleet = fleet
         self._greet = greet
         self._slots = list(slots)
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[Job] = deque()
         self._lock = threading.RLock()
         self._events: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         for slot, greeting in slots.items():
@@ -100,7 +105,7 @@ class ClusterMaker:
         """Give the task to an idle worker, or to the first that is idle later. `on_step` is not called."""
         first = with_threads(task.recipes[0])
         recipes = [each.replace(threads=first.execution.threads) for each in task.recipes]
-        job = _Job(Task(task.weights, recipes), group_of(task.weights, task.recipes[0]))
+        job = Job(Task(task.weights, recipes), group_of(task.weights, task.recipes[0]))
         with self._lock:
             self._waiting.append(job)
         self._events.put(self._assign)
@@ -116,7 +121,10 @@ class ClusterMaker:
 
     def _handle(self) -> None:
         while (event := self._events.get()) is not None:
-            event()
+            try:
+                event()
+            except Exception as error:  # noqa: BLE001  otherwise those who wait for a future would wait forever
+                self._break(error)
 
     def _assign(self) -> None:
         """Give waiting tasks to idle workers: to each one of its model if there is one, otherwise the first."""
@@ -133,22 +141,22 @@ class ClusterMaker:
             if not self._slots:
                 self._give_up()
 
-    def _give(self, slot: Slot, job: _Job) -> None:
+    def _give(self, slot: Slot, job: Job) -> None:
         self._waiting.remove(job)
         try:
             task = remote_task(job.task)
         except Exception as error:  # noqa: BLE001  the job's failure, such as a file that is gone
             job.future.set_exception(error)
             return
-        slot.idle, slot.group = False, job.group
+        slot.job, slot.group = job, job.group
         job.attempts += 1
         called = slot.remote.call("make", task)
         called.add_done_callback(lambda done: self._events.put(partial(self._done, slot, job, done)))
 
-    def _done(self, slot: Slot, job: _Job, done: Future[Any]) -> None:
+    def _done(self, slot: Slot, job: Job, done: Future[Any]) -> None:
         """Finish a job with what its worker answered, or put it first in line again if the worker ended."""
         error = done.exception()
-        slot.idle = True
+        slot.job = None
         if isinstance(error, WorkerDied):
             if job.attempts < MOST_ATTEMPTS:
                 streams.note(f"a worker on {slot.place.name} ended; its task is repeated")
@@ -194,10 +202,21 @@ class ClusterMaker:
             self._slots.remove(slot)
         slot.remote.kill()
 
-    def _give_up(self) -> None:
-        error = ServerUnavailable("no worker of the cluster is left", "see what ended them: ray status, and Ray's logs")
+    def _break(self, error: Exception) -> None:
+        """Fail all jobs, and use no worker any more."""
+        with self._lock:
+            self._waiting.extend(slot.job for slot in self._slots if slot.job is not None)
+            for slot in self._slots:
+                slot.remote.kill()
+            self._slots.clear()
+            self._give_up(f"the cluster cannot be used any more: {type(error).__name__}: {error}")
+
+    def _give_up(self, why: str = "no worker of the cluster is left") -> None:
+        error = ServerUnavailable(why, "see what happened: ray status, and Ray's logs")
         while self._waiting:
-            self._waiting.popleft().future.set_exception(error)
+            future = self._waiting.popleft().future
+            if not future.done():
+                future.set_exception(error)
 
 
 def remote_task(task: Task) -> RemoteTask:
@@ -212,7 +231,7 @@ def remote_task(task: Task) -> RemoteTask:
     )
 
 
-def _settle(job: _Job, answer: list[Picture] | Failure) -> None:
+def _settle(job: Job, answer: list[Picture] | Failure) -> None:
     if isinstance(answer, Failure):
         source = job.task.weights.model
         error = error_from_wire(answer.recorded, str(source.absolute().path), str(source.path))

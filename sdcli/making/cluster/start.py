@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
-from sdcli.errors import ModelNotFound, ServerUnavailable, UsageError
+from sdcli.errors import ModelError, ModelNotFound, ServerUnavailable, UsageError
 from sdcli.making.cluster import shipping, wanted
-from sdcli.making.cluster.fleet import Fleet
+from sdcli.making.cluster.fleet import Fleet, WorkerDied
 from sdcli.making.cluster.maker import ClusterMaker, Slot
 from sdcli.making.cluster.wanted import Wanted
 from sdcli.making.cluster.worker import VERSION, Greeting
@@ -120,10 +120,14 @@ def _checked(
 
 
 def _ship(slot: Slot, missing: Iterable[Wanted]) -> None:
-    """Copy models to the machine of a worker. Raises ModelNotFound if the copy is not what is wanted."""
+    """Copy models to the machine of a worker. Raises ModelError if that fails, or the copy is not what is wanted."""
     for each in missing:
         streams.note(f"copying the {each.title} to {slot.place.name}")
-        for piece in shipping.pieces(each.source):
-            slot.remote.call("receive", each, piece).result()
+        try:
+            for piece in shipping.pieces(each.source):
+                slot.remote.call("receive", each, piece).result()
+        except (OSError, WorkerDied) as error:
+            hint = "check the space on that machine, and the model's files on this one"
+            raise ModelError(f"the {each.title} cannot be copied to {slot.place.name}: {error}", hint) from error
         if slot.remote.call("greet", [each]).result().missing:
             raise ModelNotFound(f"the {each.title} cannot be copied to {slot.place.name}", "copy its files by hand")
