@@ -40,7 +40,7 @@ def test_each_step_of_an_exact_model_estimates_the_picture(name, prediction_type
     config = CONFIG | {"prediction_type": prediction_type}
     scheduler = samplers.make(name, "default", config, noise_seeds=[0])
     scheduler.set_timesteps(5)
-    watched = Watched(exact(scheduler, prediction_type), scheduler, config)
+    watched = Watched(exact(scheduler, prediction_type), scheduler)
     seen = []
     start = torch.randn(TARGET.shape, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
     denoise(
@@ -53,8 +53,7 @@ def test_each_step_of_an_exact_model_estimates_the_picture(name, prediction_type
 
 
 def test_a_model_that_predicts_the_picture_itself():
-    watched = Watched(lambda *_: TARGET, None, {"prediction_type": "sample"})
-    scheduler = samplers.make("ddim", "default", CONFIG, noise_seeds=[0])
-    watched.scheduler = scheduler
+    scheduler = samplers.make("ddim", "default", CONFIG | {"prediction_type": "sample"}, noise_seeds=[0])
+    watched = Watched(lambda *_: TARGET, scheduler)
     watched(torch.zeros_like(TARGET), torch.tensor(500.0), Evaluation(0, 1, 500.0))
     assert watched.estimate() is TARGET

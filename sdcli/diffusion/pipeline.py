@@ -7,31 +7,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli.diffusion import architectures, autoencode, refine, samplers, shortcuts, tiled, upscale
-from sdcli.diffusion.context import Context, control, image_prompt, masked_image, segmentation
-from sdcli.diffusion.denoise import Denoiser, Step, denoise, start_at
+from sdcli.diffusion import architectures, refine, samplers, shortcuts, tiled
+from sdcli.diffusion.context import Context, control, image_prompt
+from sdcli.diffusion.denoise import Denoiser, Step, denoise
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.estimate import Watched
 from sdcli.diffusion.finish import RETRIED as RETRIED
 from sdcli.diffusion.finish import Result, Sampled, finish
 from sdcli.diffusion.guidance import Guidance, within
 from sdcli.diffusion.model import LatentDiffusionModel
-from sdcli.diffusion.noise import add_noise, draw_noise, initial_latents
 from sdcli.diffusion.offload import on_device
 from sdcli.diffusion.passes import Pass, passes
 from sdcli.diffusion.preview import preview
 from sdcli.diffusion.spans import Tile
+from sdcli.diffusion.start import continue_from, enlarged, start_of
 from sdcli.diffusion.watching import Bound, Watch
 from sdcli.files import canvas, edges, images, maps
 from sdcli.files.inputs import NO_INPUTS, InputImage, Inputs
-from sdcli.recipe import checks
 from sdcli.recipe.interval import Interval
 from sdcli.recipe.recipe import Recipe
 
@@ -117,11 +116,11 @@ def _sample_pass(
         sampling.scheduler, sampling.sigmas, model.scheduler_config, noise_seeds=seeds, shift=recipe.flow.shift
     )
     architecture.set_timesteps(scheduler, sampling.steps, model.latent_space.shape(*recipe.seen_at_once))
-    start = _start(model, recipe, scheduler, generators, inputs)
+    start = start_of(model, recipe, scheduler, generators, inputs)
     if previous is not None:
         way = recipe.execution.tiling
-        known = _enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators, way)
-        start = _continue_from(start, known, scheduler, generators, one.strength)
+        known = enlarged(model, previous, start.latents.shape[2:], one.upscaler, generators, way)
+        start = continue_from(start, known, scheduler, generators, one.strength)
     scales = [each.scale for each in recipe.image_prompts.prompts]
     image_embeds, negative_image_embeds = image_prompt.encode(model, _opaque(inputs.prompts), scales)
     context = replace(
@@ -145,7 +144,7 @@ def _sample_pass(
             _bind(model, each, recipe, scheduler, len(seeds), _named(bind, place))
             for place, each in enumerate(contexts)
         ]
-        denoiser = Watched(tiled.blended(denoisers, tiles), scheduler, model.scheduler_config)
+        denoiser = Watched(tiled.blended(denoisers, tiles), scheduler)
         bound = Bound(model, contexts[0], Guidance.of(recipe), scheduler, bind)
 
         def with_preview(step: Step) -> None:
@@ -256,124 +255,6 @@ def encoded_by(recipe: Recipe) -> Hashable:
     planned = [each.recipe for each in passes(recipe)]
     of_texts = tuple((each.condition, each.seen_at_once, Guidance.of(each)) for each in planned)
     return of_texts, recipe.references.reference_sha256, recipe.refiner.refiner
-
-
-@dataclass(frozen=True)
-class _Start:
-    """The start of the loop: latents, the remaining timesteps, and known parts of the picture."""
-
-    latents: Tensor
-    timesteps: Tensor
-    concat_latents: Tensor | None = None
-    constrain: Callable[[Tensor, Tensor | None], Tensor] = lambda latents, timestep: latents
-
-
-def _start(
-    model: LatentDiffusionModel,
-    recipe: Recipe,
-    scheduler: Any,
-    generators: Sequence[torch.Generator],
-    inputs: Inputs,
-) -> _Start:
-    """Start from pure noise, or from z(x) of an image or a file with noise for `strength` of the steps.
-
-    The generators are used in diffusers' order: the image's latents, noise, the masked image's latents.
-    """
-    given = inputs.image
-    masked = given is not None and given.mask is not None
-    mapped = recipe.layout.segmentation_map is not None
-    in_channels = model.latent_channels + model.concat_channels
-    checks.check_channels(in_channels, model.latent_channels, len(model.classes), masked=masked, mapped=mapped)
-    shape = model.latent_space.shape(recipe.width, recipe.height)
-    if given is None and inputs.latents is None:
-        latents = initial_latents(generators, shape, scheduler, model.device)
-        return _Start(latents, scheduler.timesteps, _map_channels(model, recipe, inputs))
-    strength = 1.0 if recipe.initial.strength is None else recipe.initial.strength
-    timesteps = start_at(scheduler, strength)
-    if given is None:
-        assert inputs.latents is not None
-        known = torch.from_numpy(inputs.latents.latents).to(model.device).expand(len(generators), -1, -1, -1)
-        noise = draw_noise(generators, shape).to(model.device)
-        return _Start(add_noise(scheduler, known, noise, timesteps[:1]), timesteps)
-    size, padding = (recipe.width, recipe.height), recipe.initial.padding
-    pixels = images.to_pixels(_enlarged_image(model, recipe, given) or canvas.working(given, padding, size))
-    from_noise = masked and strength == 1
-    image_latents = None
-    if not (from_noise and model.concat_channels):
-        in_tiles = recipe.enlarging.tile is not None
-        image_latents = masked_image.encode_image(model, pixels, generators, tiled=in_tiles)
-    noise = draw_noise(generators, shape).to(model.device)
-    if from_noise:
-        latents = noise * scheduler.init_noise_sigma
-    else:
-        assert image_latents is not None
-        latents = add_noise(scheduler, image_latents, noise, timesteps[:1])
-    if not masked:
-        return _Start(latents, timesteps)
-    mask = images.to_pixels(canvas.working_mask(given, padding, size, model.vae_scale_factor))
-    if model.concat_channels:
-        return _Start(latents, timesteps, masked_image.encode(model, pixels, mask, generators))
-    assert image_latents is not None
-    draw_noise(generators, shape)  # diffusers encodes the masked image here too, for stochastic steps to come
-    on_grid = masked_image.mask_latents(model, mask)
-    return _Start(latents, timesteps, None, masked_image.hold_known(scheduler, image_latents, noise, on_grid))
-
-
-def _enlarged_image(model: LatentDiffusionModel, recipe: Recipe, given: canvas.InitialImage) -> Image.Image | None:
-    """Return the image, enlarged and extended to the working size, or None if it is not enlarged."""
-    enlarging = recipe.enlarging
-    if enlarging.enlarge is None:
-        return None
-    by = None if enlarging.network is None else model.upscalers[enlarging.network]
-    target = enlarging.target(*given.image.size)
-    larger = upscale.picture_to_size(by, canvas.fitted(canvas.opaque(given.image), target), target)
-    left = recipe.width - target[0], recipe.height - target[1]
-    return canvas.extend(larger, (0, 0, *left))[0] if any(left) else larger
-
-
-def _enlarged(
-    model: LatentDiffusionModel,
-    latents: Tensor,
-    size: Sequence[int],
-    upscaler: str,
-    generators: Sequence[torch.Generator],
-    way: str,
-) -> Tensor:
-    """Resize latents (B, C, h, w) to `size` (h, w): bilinearly, or decoded, enlarged, and encoded again.
-
-    `way` is that of a recipe's `tiling`.
-    """
-    if latents.shape[2:] == size:
-        return latents
-    if upscaler == "latent":
-        return torch.nn.functional.interpolate(latents, tuple(size), mode="bilinear")
-    pixels, _ = autoencode.decode_finite(model, latents, way)
-    height, width = (side * model.vae_scale_factor for side in size)
-    by = None if upscaler == "lanczos" else model.upscalers[upscaler]
-    pictures = [upscale.picture_to_size(by, images.to_image(each), (width, height)) for each in pixels]
-    encoded = [
-        masked_image.encode_image(model, images.to_pixels(picture), [generator])
-        for picture, generator in zip(pictures, generators, strict=True)
-    ]
-    return torch.cat(encoded)
-
-
-def _continue_from(
-    start: _Start, known: Tensor, scheduler: Any, generators: Sequence[torch.Generator], strength: float | None
-) -> _Start:
-    """Replace the latents of `start` by `known`, those of the pass before in its size, with new noise."""
-    noise = draw_noise(generators, known.shape[1:]).to(known.device)
-    timesteps = start_at(scheduler, 1.0 if strength is None else strength)
-    return replace(start, latents=add_noise(scheduler, known, noise, timesteps[:1]), timesteps=timesteps)
-
-
-def _map_channels(model: LatentDiffusionModel, recipe: Recipe, inputs: Inputs) -> Tensor | None:
-    """Return the channels of a segmentation map, if the U-Net takes them."""
-    if not model.classes:
-        return None
-    indices = maps.fit(inputs.maps[model.classes].indices, (recipe.width, recipe.height))
-    channels = segmentation.encode(torch.from_numpy(indices)[None], len(model.classes), model.vae_scale_factor)
-    return channels.to(model.device)
 
 
 def _reference_latents(model: LatentDiffusionModel, inputs: Inputs) -> tuple[Tensor, ...]:

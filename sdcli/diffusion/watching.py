@@ -10,12 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdcli.diffusion import architectures, attention
 from sdcli.diffusion.context import Context
 from sdcli.diffusion.denoise import Denoiser, Evaluation
+from sdcli.diffusion.estimate import clean_latents, sigma_of
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.shortcuts import Bind
@@ -114,46 +114,3 @@ def unconditional(context: Context) -> Context:
     }
     found: dict[str, Any] = {key: value for key, value in pairs.items() if value is not None}
     return replace(context.conditional, **found)
-
-
-def sigma_of(scheduler: Any, timestep: float) -> float:
-    """Return σ, in z = x_0 + σ ε up to a factor, at a timestep; between two timesteps by interpolation."""
-    count: int = scheduler.config.num_train_timesteps
-    if is_flow(scheduler):
-        share = timestep / count
-        return share / max(1 - share, 1e-6)
-    sigmas = levels(scheduler)
-    below = min(max(int(timestep), 0), count - 1)
-    above = min(below + 1, count - 1)
-    part = timestep - below
-    return float(torch.exp((1 - part) * sigmas[below].log() + part * sigmas[above].log()))
-
-
-def levels(scheduler: Any) -> Tensor:
-    """Return σ of each training timestep."""
-    if is_flow(scheduler):
-        count: int = scheduler.config.num_train_timesteps
-        share = torch.arange(1, count + 1) / count
-        return share / (1 - share).clamp(min=1e-6)
-    alphas: Tensor = scheduler.alphas_cumprod.double().clamp(min=1e-10)
-    return ((1 - alphas) / alphas).sqrt()
-
-
-def clean_latents(scheduler: Any, latents: Tensor, prediction: Tensor, sigma: float) -> Tensor:
-    """Return x̂_0 by the prediction of f for latents of unit variance (or, for flow matching, (1 − s) x_0 + s ε)."""
-    if is_flow(scheduler):
-        return latents - sigma / (1 + sigma) * prediction
-    alpha = (1 / (1 + sigma**2)) ** 0.5
-    match scheduler.config.prediction_type:
-        case "v_prediction":
-            clean: Tensor = alpha * latents - alpha * sigma * prediction
-        case "sample":
-            clean = prediction
-        case _:
-            clean = latents / alpha - sigma * prediction
-    return clean
-
-
-def is_flow(scheduler: Any) -> bool:
-    """Whether the scheduler is one of flow matching."""
-    return not hasattr(scheduler, "alphas_cumprod")

@@ -80,7 +80,8 @@ def explain(task: Task, other: Task, on_step: OnStep) -> Explanation:
 
     Raises what `LocalMaker.make` raises.
     """
-    from sdcli.diffusion.watching import Recorder, levels
+    from sdcli.diffusion.estimate import levels
+    from sdcli.diffusion.watching import Recorder
 
     maker, recorder = LocalMaker(), Recorder()
     (picture,) = maker.make(task, on_step, watch=recorder)

@@ -7,7 +7,8 @@ import torch
 
 from sdcli.diffusion import pipeline, samplers
 from sdcli.diffusion.attention import cross_attention
-from sdcli.diffusion.watching import Recorder, clean_latents, sigma_of
+from sdcli.diffusion.estimate import clean_latents, sigma_of
+from sdcli.diffusion.watching import Recorder
 from sdcli.making.maker import LocalMaker, Task
 from sdcli.models import registry
 from sdcli.models.weights import Weights
