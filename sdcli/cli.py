@@ -33,6 +33,7 @@ from sdcli.commands.serve import serve
 from sdcli.commands.sheet import sheet
 from sdcli.commands.synthesize import synthesize
 from sdcli.commands.train import train
+from sdcli.commands.train_kit import kit
 from sdcli.commands.train_lora import lora
 from sdcli.commands.trained import export, measure
 from sdcli.commands.upscale import upscale
@@ -60,7 +61,7 @@ for _heading, _commands in {
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_heading)(_command)
-for _command in (lora, measure, export):
+for _command in (kit, lora, measure, export):
     train.command()(_command)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(bench)

@@ -10,7 +10,7 @@ import typer
 
 from sdcli import config as user_config
 from sdcli.commands import completion, groups
-from sdcli.commands.train import Once, train_planned, with_settings
+from sdcli.commands.train_options import Once, train_planned, with_settings
 from sdcli.errors import OutputExists, UsageError
 from sdcli.models import registry
 from sdcli.training import run_config

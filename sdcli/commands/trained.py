@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sdcli.commands import completion, groups
-from sdcli.commands.train import prepare_libraries
+from sdcli.commands.train_options import prepare_libraries
 from sdcli.errors import UsageError
 from sdcli.files import folders
 from sdcli.terminal import streams

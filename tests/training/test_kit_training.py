@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from sdcli.commands import train as command
+from sdcli.commands import train_kit as command
 from sdcli.diffusion.context import masked_image, segmentation
 from sdcli.errors import ModelNotFound
 from sdcli.files import palette
