@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -182,6 +183,15 @@ def test_a_machine_without_a_cluster(batch, monkeypatch):  # noqa: F811
     done = batch(JOBS, "--cluster", "auto")
     assert done.status == 10
     assert "error: there is no Ray cluster on this machine\nhint: start one with: ray start --head" in done.stderr
+
+
+def test_a_cluster_that_has_ended_is_told_at_once(batch, monkeypatch):  # noqa: F811
+    utils = SimpleNamespace(read_ray_address=lambda: "127.0.0.1:1")
+    ended = SimpleNamespace(is_initialized=lambda: False, _private=SimpleNamespace(utils=utils))
+    monkeypatch.setattr(on_ray, "_import_ray", lambda: ended)
+    done = batch(JOBS, "--cluster", "auto")
+    assert done.status == 10
+    assert "error: no Ray cluster answers at 127.0.0.1:1: Connection refused" in done.stderr
 
 
 def node(**resources) -> dict:

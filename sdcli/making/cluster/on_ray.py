@@ -104,8 +104,9 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     """Connect to the cluster at `address`. Raises UsageError and ServerUnavailable."""
-    if address != AUTO:
-        _check_answers(address)
+    known = os.environ.get("RAY_ADDRESS") or _recorded(ray) if address == AUTO else address
+    if known:
+        _check_answers(known)
     try:
         with _own_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -118,6 +119,12 @@ def _connect(ray: Any, address: str) -> None:
             "use the same versions of Ray and Python there",
         ) from error
     ray._private.worker._worker_logs_enabled = False  # such as Ray's words on each worker that was killed
+
+
+def _recorded(ray: Any) -> str | None:
+    """Return the address of the cluster that was started last on this machine, which may have ended since."""
+    utils = getattr(getattr(ray, "_private", None), "utils", None)
+    return None if utils is None else utils.read_ray_address()
 
 
 def _check_answers(address: str) -> None:
