@@ -55,6 +55,6 @@ def given(*groups: Any, **others: Any) -> dict[str, Any]:
     for key in ("scheduler", "quantize"):
         if key in found:
             found = {**other_tools.translate(key, found.pop(key)), **found}
-    if "vae" in found:
+    if "vae" in found and "vae" not in others:  # of a picture; an autoencoder to train with is no part
         found["part"] = [*found.get("part", []), f"vae={found.pop('vae')}"]
     return found
