@@ -192,8 +192,8 @@ def test_configs_that_do_not_fit_are_an_error(tmp_path, make, file, values, word
 
 def test_another_transformer_is_refused(tmp_path):
     folder = tiny.make_dit(tmp_path / "model")
-    change(folder / "model_index.json", _class_name="PixArtAlphaPipeline")
-    with pytest.raises(ModelError, match="is a PixArtAlphaPipeline"):
+    change(folder / "model_index.json", _class_name="HunyuanDiTPipeline")
+    with pytest.raises(ModelError, match="is a HunyuanDiTPipeline"):
         load(Source(folder))
 
 
