@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_signal_while_a_batch_imports_is_no_job_s_failure(monkeypatch):
 
     run = making._Run(making.Batch((), "."), None, None)
     with pytest.raises(KeyboardInterrupt):
-        making._make_group(run, Maker(), [Planned()])
+        making._load(run, Maker(), deque([[Planned()]]))
     assert run.failed == 0
 
 

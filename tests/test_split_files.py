@@ -310,11 +310,11 @@ def test_t5_s_tokenizer_comes_from_the_hub_cache(folders, tmp_path, monkeypatch)
     del parts["tokenizer_2"]
     source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
     with pytest.raises(ModelNotFound, match="has no tokenizer_2") as caught:
-        tokenizer_folder.find(source, "tokenizer_2", is_t5=True)
+        tokenizer_folder.find(source, "tokenizer_2", "t5")
     assert "--part tokenizer_2=FOLDER" in caught.value.hint
     pulled = {"black-forest-labs/FLUX.1-dev": folders("flux-schnell")}
     monkeypatch.setattr(registry, "cached_snapshot", pulled.get)
-    assert tokenizer_folder.find(source, "tokenizer_2", is_t5=True) == folders("flux-schnell") / "tokenizer_2"
+    assert tokenizer_folder.find(source, "tokenizer_2", "t5") == folders("flux-schnell") / "tokenizer_2"
 
 
 def test_qwen_s_tokenizer_is_part_of_sdcli(folders, tmp_path):
@@ -322,10 +322,10 @@ def test_qwen_s_tokenizer_is_part_of_sdcli(folders, tmp_path):
     model, parts = split("z-image", folders("z-image"), tmp_path)
     del parts["tokenizer"]
     source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
-    folder = tokenizer_folder.find(source, "tokenizer", is_t5=False)
+    folder = tokenizer_folder.find(source, "tokenizer", "qwen")
     rows = torch.nn.Embedding(151_936, 1, device="meta")
     encoder = type("Encoder", (), {"get_input_embeddings": lambda self: rows})()
-    tokenizer = language_tokenizer.read(folder, is_t5=False, model=encoder)
+    tokenizer = language_tokenizer.read(folder, "qwen", encoder)
     assert tokenizer(TEXT).input_ids == IDS
     assert tokenizer.decode(IDS) == TEXT
     framed = language_model.as_chat(tokenizer, "fox", enable_thinking=False)

@@ -321,6 +321,7 @@ class Refiner:
         str | None,
         typer.Option(
             "--refiner", metavar="MODEL", rich_help_panel=options.PICTURE, show_default=False,
+            autocompletion=completion.model,
             help="Denoise the last steps with a refiner of SDXL, such as sdxl-refiner.",
         ),
     ] = None  # fmt: skip

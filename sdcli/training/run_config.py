@@ -134,10 +134,16 @@ def plan(stage: str, out: Path, begin: Mapping[str, Any], settings: Mapping[str,
     if (out / RUN).exists():
         config = _continued(read(out), stage, begin, settings)
     else:
-        started = Begin(**begin)
+        started = _begin(begin)
         config = RunConfig(stage, out, STAGES[stage](**settings), started, _digest(started))
     _check(config)
     return config
+
+
+def _begin(values: Mapping[str, Any]) -> Begin:
+    """Return the inputs of a run from options or JSON, which have lists where `Begin` has tuples."""
+    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Begin(**made)
 
 
 def read(out: Path) -> RunConfig:
@@ -146,7 +152,7 @@ def read(out: Path) -> RunConfig:
         content = load_json(out / RUN)
         kind = STAGES[content["stage"]]
         return RunConfig(
-            content["stage"], out, kind(**content["settings"]), Begin(**content["begin"]), content["digest"]
+            content["stage"], out, kind(**content["settings"]), _begin(content["begin"]), content["digest"]
         )
     except FileNotFoundError as error:
         raise ModelNotFound(f"{out} is not a run of sdcli train", "give the folder of --out") from error

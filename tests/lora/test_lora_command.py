@@ -273,7 +273,7 @@ def test_names_of_ones_own(run, here):
     assert made(run, "a fox", "--lora", "ink:0.5") == made(run, "a fox", "--lora", "a.safetensors:0.5")
     assert "--lora ink" in run("generate", "a fox", "-m", "ink").stderr
     completed = run(
-        env={"_SDCLI_COMPLETE": "complete_bash", "COMP_WORDS": "sdcli generate x --lora in", "COMP_CWORD": "4"}
+        env={"_SDCLI_COMPLETE": "complete_bash", "COMP_WORDS": "sdcli generate x -m model --lora in", "COMP_CWORD": "6"}
     )
     assert b"ink" in completed.stdout
 

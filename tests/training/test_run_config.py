@@ -81,7 +81,7 @@ def test_each_setting_has_a_help_text_and_an_option_type(stage):
         ("text-to-image", {"vae": "x", "base": "y"}, UsageError, "one of --vae and --from"),
         ("inpaint", {"base": "/nowhere"}, ModelNotFound, r"no model_index\.json in /nowhere"),
         ("text-to-image", {"vae": "/nowhere"}, ModelNotFound, r"no config\.json in /nowhere"),
-        ("autoencoder", {"data": "/nowhere"}, InputError, r"no metadata\.jsonl in /nowhere"),
+        ("autoencoder", {"data": "/nowhere"}, InputError, r"no metadata\.jsonl and no image in /nowhere"),
         ("autoencoder", {"world": "other"}, UsageError, "--world is other"),
     ],
 )
