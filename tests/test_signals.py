@@ -19,6 +19,7 @@ from tests.shell import ROOT, clean_environment
 def _handlers():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has the tests, and what they start, ignore
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
