@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,12 +17,14 @@ from sdcli.files import outputs
 from sdcli.jobs import expand, forecast, job, making, plan, read
 from sdcli.jobs.ending import Ending
 from sdcli.jobs.job import Fault, Job
-from sdcli.making.cluster.start import Cluster
 from sdcli.models import registry
 from sdcli.planning import resolve
 from sdcli.recipe import recipe
 from sdcli.sheets import writing
 from sdcli.terminal import streams
+
+if TYPE_CHECKING:
+    from sdcli.making.cluster.start import Cluster
 
 _JOBS = "Jobs"
 
@@ -202,7 +204,11 @@ def _cluster(address: str | None, ship: bool) -> Cluster | None:
         raise UsageError("--ship-models is given without --cluster", "give the cluster too: --cluster auto")
     if address == "":
         raise UsageError("--cluster is empty", "give it HOST:PORT, or auto")
-    return None if address is None else Cluster(address, ship)
+    if address is None:
+        return None
+    from sdcli.making.cluster.start import Cluster
+
+    return Cluster(address, ship)
 
 
 def _say_forecast(order: making.Batch, *, json: bool) -> None:

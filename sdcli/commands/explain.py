@@ -10,7 +10,6 @@ import typer
 from sdcli import config
 from sdcli.commands import groups, options, picture_options, pictures
 from sdcli.errors import UsageError
-from sdcli.explaining.record import explain as record
 from sdcli.files import outputs
 from sdcli.making import deliver
 from sdcli.making.maker import Task
@@ -126,6 +125,7 @@ def _resolved(asked: dict[str, Any]) -> Resolved:
 
 def _page(resolved: Resolved, another: str | None, *, quiet: bool) -> str:
     from sdcli.explaining import page
+    from sdcli.explaining.record import explain as record
 
     recipe = resolved.recipe
     deliver.prepare_libraries()

@@ -32,7 +32,6 @@ from sdcli.jobs.job import Fault, explain
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.lines import failed_line_of, line_of, path_in
 from sdcli.jobs.plan import Planned
-from sdcli.making.cluster.start import Cluster, start_cluster
 from sdcli.making.deliver import done_line, keep_latents, prepare_libraries
 from sdcli.making.deliver import maker as choose_maker
 from sdcli.making.maker import Maker, Task, group_of
@@ -43,6 +42,7 @@ from sdcli.terminal.display import OnJobs
 
 if TYPE_CHECKING:
     from sdcli.diffusion.denoise import Step
+    from sdcli.making.cluster.start import Cluster
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _maker(batch: Batch, missing: Sequence[Planned]) -> Iterator[Maker]:
     if batch.cluster is None:
         yield choose_maker()
         return
+    from sdcli.making.cluster.start import start_cluster
+
     maker = start_cluster(batch.cluster, [(job.weights, job.recipe) for job in missing])
     try:
         yield maker
@@ -178,7 +180,7 @@ def _make_all(run: _Run, maker: Maker, groups: Sequence[Sequence[Planned]]) -> N
 
     with Interrupts(several=maker.capacity > 1) as interrupts:
         latest = None
-        while True:
+        while True:  # a worker gets its next call before the pictures of its last one are saved
             while under_way < maker.capacity and not interrupts.asked and any(left.values()):
                 group = maker.choose({each: len(chunks) for each, chunks in left.items() if chunks})
                 if group not in ready:

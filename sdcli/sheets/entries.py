@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -85,6 +84,8 @@ def read_all(
 
     `on_picture` is called with the number of those that are done.
     """
+
+    from concurrent.futures import ThreadPoolExecutor
 
     def read(path: str) -> Entry | SdcliError:
         try:
