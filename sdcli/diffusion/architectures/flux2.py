@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion import flow, packing
+from sdcli.diffusion import fitting, flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
@@ -66,14 +66,10 @@ def latent_space(vae: Any) -> LatentSpace:
 def misfit(model: LatentDiffusionModel) -> str | None:
     """Compare the text encoder's width and the latents' channels with those of the transformer."""
     config, text = model.network.config, model.text_encoders[0].model.config
-    takes, width = config["joint_attention_dim"], len(LAYERS) * text.hidden_size
-    if width != takes:
-        return f"its text encoder gives {width} features per token, its transformer takes {takes}"
-    if text.num_hidden_layers < LAYERS[-1]:
+    width = fitting.of_text(len(LAYERS) * text.hidden_size, config["joint_attention_dim"])
+    if width is None and text.num_hidden_layers < LAYERS[-1]:
         return f"its text encoder has {text.num_hidden_layers} layers, and layer {LAYERS[-1]} is used"
-    if config["in_channels"] != model.latent_channels:
-        return "its transformer and its VAE disagree about the latents' channels"
-    return None
+    return width or fitting.of_latents(model.latent_channels, config["in_channels"])
 
 
 def encode(
@@ -125,8 +121,7 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
 
     assert context.prompt_embeds is not None
     dtype, device = network.dtype, context.prompt_embeds.device
-    halves = [half for half in (context.negative_prompt_embeds, context.prompt_embeds) if half is not None]
-    embeds = [half.expand(batch, -1, -1).to(dtype) for half in halves]
+    embeds = context.halves(batch, dtype)
     text_ids = _text_positions(embeds[0].shape[1]).to(device)
     references = [packing.flatten(each).expand(batch, -1, -1) for each in context.reference_latents]
     reference_ids = _reference_positions([(each.shape[2], each.shape[3]) for each in context.reference_latents])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion import flow, packing
+from sdcli.diffusion import fitting, flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, rescale
 from sdcli.diffusion.latent_space import LatentSpace
@@ -66,14 +66,10 @@ def latent_space(vae: Any) -> LatentSpace:
 def misfit(model: LatentDiffusionModel) -> str | None:
     """Compare the text encoder's width and the latents' channels with those of the transformer."""
     config, text = model.network.config, model.text_encoders[0].model.config.text_config
-    if text.hidden_size != config["text_hidden_dim"]:
-        takes = config["text_hidden_dim"]
-        return f"its text encoder gives {text.hidden_size} features per token, its transformer takes {takes}"
-    if text.num_hidden_layers < LAYERS[-1] or config["num_text_layers"] != len(LAYERS):
+    width = fitting.of_text(text.hidden_size, config["text_hidden_dim"])
+    if width is None and (text.num_hidden_layers < LAYERS[-1] or config["num_text_layers"] != len(LAYERS)):
         return f"its text encoder has {text.num_hidden_layers} layers, and its transformer takes other ones"
-    if config["in_channels"] != 4 * model.latent_channels:
-        return "its transformer and its VAE disagree about the latents' channels"
-    return None
+    return width or fitting.of_latents(4 * model.latent_channels, config["in_channels"])
 
 
 def encode(
@@ -119,8 +115,7 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
     """
     import torch
 
-    halves = [context.negative_prompt_embeds if guidance.scale > 0 else None, context.prompt_embeds]
-    embeds = [half.expand(batch, *half.shape[1:]).to(network.dtype) for half in halves if half is not None]
+    embeds = context.halves(batch, network.dtype)
 
     def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
         height, width = latents.shape[2:]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion import flow
+from sdcli.diffusion import fitting, flow
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.latent_space import LatentSpace
@@ -54,11 +54,8 @@ def latent_space(vae: Any) -> LatentSpace:
 def misfit(model: LatentDiffusionModel) -> str | None:
     """Compare the text encoder's width and the latents' channels with those of the transformer."""
     config, width = model.network.config, model.text_encoders[0].model.config.hidden_size
-    if width != config["cap_feat_dim"]:
-        return f"its text encoder gives {width} features per token, its transformer takes {config['cap_feat_dim']}"
-    if config["in_channels"] != model.latent_channels:
-        return "its transformer and its VAE disagree about the latents' channels"
-    return None
+    channels = fitting.of_latents(model.latent_channels, config["in_channels"])
+    return fitting.of_text(width, config["cap_feat_dim"]) or channels
 
 
 def encode(
@@ -100,8 +97,7 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
     """
     import torch
 
-    halves = [context.negative_prompt_embeds if guidance.is_on else None, context.prompt_embeds]
-    embeds = [half.expand(batch, -1, -1).to(network.dtype) for half in halves if half is not None]
+    embeds = context.halves(batch, network.dtype)
 
     def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
         sample, time = latents.to(network.dtype), (1 - timestep / 1000).expand(batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sdcli.diffusion import fitting
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.latent_space import LatentSpace
@@ -59,11 +60,10 @@ def misfit(model: LatentDiffusionModel) -> str | None:
     """
     config, width, channels = model.network.config, model.text_encoders[0].model.config.d_model, model.latent_channels
     takes = config["caption_channels"] or config["cross_attention_dim"]
-    if width != takes:
-        return f"its text encoder gives {width} features per token, its transformer takes {takes}"
-    if config["in_channels"] != channels or model.network.out_channels not in (channels, 2 * channels):
-        return "its transformer and its VAE disagree about the latents' channels"
-    return None
+    outputs: int = model.network.out_channels
+    without_variance = outputs // 2 if outputs == 2 * channels else outputs
+    latents = fitting.of_latents(channels, config["in_channels"]) or fitting.of_latents(channels, without_variance)
+    return fitting.of_text(width, takes) or latents
 
 
 def encode(
@@ -105,8 +105,7 @@ def _states(model: LatentDiffusionModel, text: str) -> Encoded:
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
     """Return f(z, t) with one call of the transformer for each half of guidance, without its variance."""
-    halves = [context.negative_prompt_embeds if guidance.is_on else None, context.prompt_embeds]
-    embeds = [half.expand(batch, -1, -1).to(network.dtype) for half in halves if half is not None]
+    embeds = context.halves(batch, network.dtype)
     sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if context.add_time_ids is not None:
         of_each = context.add_time_ids.expand(batch, -1).to(network.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion import flow, packing
+from sdcli.diffusion import fitting, flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance, rescale
 from sdcli.diffusion.latent_space import LatentSpace
@@ -59,12 +59,8 @@ def latent_space(vae: Any) -> LatentSpace:
 def misfit(model: LatentDiffusionModel) -> str | None:
     """Compare the text encoder's width and the latents' channels with those of the transformer."""
     config, text = model.network.config, model.text_encoders[0].model.config
-    width, takes = text.text_config.hidden_size, config["joint_attention_dim"]
-    if width != takes:
-        return f"its text encoder gives {width} features per token, its transformer takes {takes}"
-    if config["in_channels"] != 4 * model.latent_channels:
-        return "its transformer and its VAE disagree about the latents' channels"
-    return None
+    channels = fitting.of_latents(4 * model.latent_channels, config["in_channels"])
+    return fitting.of_text(text.text_config.hidden_size, config["joint_attention_dim"]) or channels
 
 
 def encode(

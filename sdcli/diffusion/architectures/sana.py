@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdcli.diffusion import flow
+from sdcli.diffusion import fitting, flow
 from sdcli.diffusion.facts import Facts, Prompts
 from sdcli.diffusion.guidance import Guidance
 from sdcli.diffusion.latent_space import LatentSpace
@@ -57,11 +57,10 @@ def latent_space(vae: Any) -> LatentSpace:
 def misfit(model: LatentDiffusionModel) -> str | None:
     """Compare the text encoder's width and the latents' channels with those of the transformer."""
     config, width = model.network.config, model.text_encoders[0].model.config.hidden_size
-    if width != config["caption_channels"]:
-        return f"its text encoder gives {width} features per token, its transformer takes {config['caption_channels']}"
-    if config["in_channels"] != model.latent_channels:
+    text = fitting.of_text(width, config["caption_channels"])
+    if text is None and config["in_channels"] != model.latent_channels:
         return "its transformer and its autoencoder disagree about the latents' channels"
-    return None
+    return text
 
 
 def encode(
@@ -109,8 +108,7 @@ def _states(model: LatentDiffusionModel, text: str, instruction: str) -> Encoded
 
 def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Denoiser:
     """Return f(z, t) with one call of the transformer for each half of guidance. Its time is 0 … 1000."""
-    halves = [context.negative_prompt_embeds if guidance.is_on else None, context.prompt_embeds]
-    embeds = [half.expand(batch, -1, -1).to(network.dtype) for half in halves if half is not None]
+    embeds = context.halves(batch, network.dtype)
 
     def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
         sample = latents.to(network.dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from sdcli.diffusion.denoise import Evaluation
@@ -70,3 +71,8 @@ class Context:
     def has_unconditional(self) -> bool:
         """Whether there is an unconditional half, which guidance needs."""
         return self.negative_prompt_embeds is not None or self.negative_class_labels is not None
+
+    def halves(self, batch: int, dtype: torch.dtype) -> list[Tensor]:
+        """Return the embeddings of each half for `batch` pictures; those of the unconditional one first, if any."""
+        both = (self.negative_prompt_embeds, self.prompt_embeds)
+        return [half.expand(batch, *half.shape[1:]).to(dtype) for half in both if half is not None]
