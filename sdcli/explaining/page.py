@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -12,12 +10,12 @@ from typing import TYPE_CHECKING
 from sdcli import __version__
 from sdcli.explaining import chart, drawing
 from sdcli.explaining.record import Explanation, Frame
+from sdcli.files import templates
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _TEMPLATE = "page.html"
-_NAME = re.compile(r"\{\{(\w+)\}\}")
 
 
 def page(explained: Explanation, command: str) -> str:
@@ -57,25 +55,15 @@ def page(explained: Explanation, command: str) -> str:
         "other_words": _text(explained.other.recipe.condition.words) or "(no text)",
         "concatenated": _concatenated(explained),
         "version": __version__,
-        "told_all": _script([
+        "told_all": templates.script_json([
             {"text": text, "evaluation": frame.number} for text, frame in zip(told, frames, strict=True)
         ]),
     }  # fmt: skip
-    return fill(files("sdcli.explaining").joinpath(_TEMPLATE).read_text(encoding="utf-8"), values)
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Replace each `{{name}}` in `template` once; what comes from a value is not looked at again."""
-    return _NAME.sub(lambda match: values[match[1]], template)
+    return templates.fill(files("sdcli.explaining").joinpath(_TEMPLATE).read_text(encoding="utf-8"), values)
 
 
 def _text(text: str) -> str:
     return escape(" ".join(text.split()))
-
-
-def _script(value: object) -> str:
-    """Return JSON that cannot end a script element."""
-    return json.dumps(value, ensure_ascii=True).replace("<", "\\u003c")
 
 
 def _told(frame: Frame, total: int) -> str:

@@ -6,9 +6,7 @@ Pictures are in chunks of JSON at the end of the page, which a browser skips unt
 from __future__ import annotations
 
 import html
-import json
 import os
-import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sdcli.files.templates import fill, script_json
 from sdcli.sheets.axes import Arrangement
 from sdcli.sheets.entries import Entry
 
@@ -42,13 +41,13 @@ def page(entries: Sequence[Entry], arranged: Arrangement, path: str) -> Iterator
         "script_hash": _hash(script),
         "style": style,
         "script": script,
-        "data": _json(_data(entries, arranged, path)),
+        "data": script_json(_data(entries, arranged, path)),
     }
     before, after = template.split("{{chunks}}")
-    yield re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], before).encode()
+    yield fill(before, filled).encode()
     for number, start in enumerate(range(0, len(entries), PER_CHUNK)):
         inside = [[b64encode(each.webp).decode(), each.command] for each in entries[start : start + PER_CHUNK]]
-        yield f'<script type="application/json" id="chunk-{number}">{_json(inside)}</script>\n'.encode()
+        yield f'<script type="application/json" id="chunk-{number}">{script_json(inside)}</script>\n'.encode()
     yield after.encode()
 
 
@@ -89,11 +88,6 @@ def _picture(entry: Entry, caption: str, shared: Mapping[str, Any], folder: str)
         "caption": caption,
         "values": {key: value for key, value in entry.values.items() if key not in shared},
     }
-
-
-def _json(value: Any) -> str:
-    """JSON that can be inside a script element, also with lone surrogates."""
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _hash(text: str) -> str:

@@ -6,7 +6,8 @@ import re
 import pytest
 from PIL import Image
 
-from sdcli.explaining import chart, drawing, page, record, words
+from sdcli.explaining import chart, drawing, record, words
+from sdcli.files import templates
 from sdcli.models import assemble, registry
 from sdcli.models.weights import Weights
 from sdcli.recipe.parts import Condition
@@ -155,7 +156,7 @@ def test_words_have_their_places_in_the_context(sd15):
 
 
 def test_a_template_is_filled_once():
-    assert page.fill("{{a}} {{b}} {{a}}", {"a": "{{b}}", "b": "2"}) == "{{b}} 2 {{b}}"
+    assert templates.fill("{{a}} {{b}} {{a}}", {"a": "{{b}}", "b": "2"}) == "{{b}} 2 {{b}}"
 
 
 @pytest.mark.parametrize(("count", "most", "expected"), [(3, 8, [0, 1, 2]), (9, 3, [0, 4, 8]), (50, 2, [0, 49])])
