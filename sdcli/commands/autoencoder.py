@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import typer
 
 from sdcli import config
 from sdcli.commands import options
-from sdcli.errors import UsageError
 from sdcli.files import outputs
 from sdcli.making import deliver
 from sdcli.making.maker import load_vae
@@ -92,7 +90,7 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
     recipe = Recipe.from_dict({"seed": 0, "prompt": "", **{key: each.value for key, each in known.items()}})
     to_stdout = path == "-"
     if to_stdout:
-        _check_stdout(output)
+        outputs.check_stdout(json=bool(output.json), what="a file")
     else:
         outputs.check(path, force=output.force)
     given, warnings = work.read(found.facts)
@@ -137,10 +135,3 @@ def run(work: Work[Given], asked: Mapping[str, Any], output: Output) -> None:
         streams.say(streams.to_json(line))
     else:
         streams.say_path(path)
-
-
-def _check_stdout(output: Output) -> None:
-    if output.json:
-        raise UsageError("-o - and --json both write to stdout", "give -o a file, or omit --json")
-    if sys.stdout.isatty():
-        raise UsageError("-o - would write a file to the terminal", "redirect or pipe stdout, or give -o a file")

@@ -10,14 +10,12 @@ import typer
 
 from sdcli import config as user_config
 from sdcli.commands import completion, groups
-from sdcli.commands.train_options import Once, train_planned, with_settings
+from sdcli.commands.train_options import RUN, SETTINGS, Once, train_planned, with_settings
 from sdcli.errors import OutputExists, UsageError
 from sdcli.models import registry
 from sdcli.training import run_config
 from sdcli.training.run_config import LORA_RUN, LORA_SUFFIX
 from sdcli.training.settings import LoraTraining
-
-_RUN, _SETTINGS = "Run options", "Training options"
 
 
 @dataclass(frozen=True)
@@ -34,35 +32,35 @@ class Pictures:
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", metavar="TEXT", rich_help_panel=_RUN, show_default="those in DATA",
+            "--prompt", metavar="TEXT", rich_help_panel=RUN, show_default="those in DATA",
             help="The caption of all pictures.",
         ),
     ] = None  # fmt: skip
     class_prompt: Annotated[
         list[str] | None,
         typer.Option(
-            "--class-prompt", metavar="TEXT", rich_help_panel=_RUN, show_default=False,
+            "--class-prompt", metavar="TEXT", rich_help_panel=RUN, show_default=False,
             help="What to keep unchanged: the model makes pictures of it first. Can be repeated.",
         ),
     ] = None  # fmt: skip
     class_data: Annotated[
         Path | None,
         typer.Option(
-            "--class-data", metavar="FOLDER", rich_help_panel=_RUN, show_default=False,
+            "--class-data", metavar="FOLDER", rich_help_panel=RUN, show_default=False,
             help="Pictures of what to keep unchanged, like DATA, instead of pictures that the model makes.",
         ),
     ] = None  # fmt: skip
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", metavar="PIXELS", min=64, rich_help_panel=_RUN, show_default="the model's",
+            "--size", metavar="PIXELS", min=64, rich_help_panel=RUN, show_default="the model's",
             help="Train at PIXELS × PIXELS, or about this area where a picture has another aspect ratio.",
         ),
     ] = None  # fmt: skip
     sheet_prompt: Annotated[
         list[str] | None,
         typer.Option(
-            "--sheet-prompt", metavar="TEXT", rich_help_panel=_RUN, show_default="captions",
+            "--sheet-prompt", metavar="TEXT", rich_help_panel=RUN, show_default="captions",
             help="Prompt of a sample picture. Can be repeated.",
         ),
     ] = None  # fmt: skip
@@ -75,21 +73,21 @@ class Model:
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="NAME|PATH", rich_help_panel=_RUN, show_default=user_config.DEFAULT_MODEL,
+            "--model", "-m", metavar="NAME|PATH", rich_help_panel=RUN, show_default=user_config.DEFAULT_MODEL,
             autocompletion=completion.model, help="The model to train it for, which does not change.",
         ),
     ] = None  # fmt: skip
     text: Annotated[
         bool | None,
         typer.Option(
-            "--train-text-encoder/--freeze-text-encoder", rich_help_panel=_SETTINGS, show_default="freeze",
+            "--train-text-encoder/--freeze-text-encoder", rich_help_panel=SETTINGS, show_default="freeze",
             help="Change the text encoders too, or only the U-Net.",
         ),
     ] = None  # fmt: skip
     gradient_checkpointing: Annotated[
         bool | None,
         typer.Option(
-            "--gradient-checkpointing/--no-gradient-checkpointing", rich_help_panel=_SETTINGS,
+            "--gradient-checkpointing/--no-gradient-checkpointing", rich_help_panel=SETTINGS,
             show_default="for large models", help="Compute activations twice, which takes less memory and more time.",
         ),
     ] = None  # fmt: skip
@@ -98,7 +96,7 @@ class Model:
 Out = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", metavar="FILE", rich_help_panel=_RUN,
+        "--out", "-o", metavar="FILE", rich_help_panel=RUN,
         help="The .safetensors file to write. The run is in the folder FILE.run next to it, and continues from there.",
     ),
 ]  # fmt: skip
@@ -113,7 +111,7 @@ def lora(
     model: Model,
     force: Annotated[
         bool,
-        typer.Option("--force", rich_help_panel=_RUN, show_default=False, help="Replace a file of another run."),
+        typer.Option("--force", rich_help_panel=RUN, show_default=False, help="Replace a file of another run."),
     ] = False,
     settings: Any,
     execution: Once,

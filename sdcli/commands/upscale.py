@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, BinaryIO
@@ -187,10 +185,8 @@ def _check(images: Sequence[str], output: Written, *, to_stdout: bool) -> None:
         raise UsageError("stdin is given more than once", "give - once")
     if to_stdout and len(images) > 1:
         raise UsageError("-o - writes one picture, and there are more", "give -o a directory")
-    if to_stdout and output.json:
-        raise UsageError("-o - and --json both write to stdout", "give -o a file, or omit --json")
-    if to_stdout and sys.stdout.isatty():
-        raise UsageError("-o - would write a PNG to the terminal", "redirect or pipe stdout, or give -o a file")
+    if to_stdout:
+        outputs.check_stdout(json=bool(output.json))
 
 
 def _check_idle(enlarging: Enlarging, settings: dict[str, Any]) -> None:
@@ -228,7 +224,7 @@ def _one(
 ) -> None:
     data = file_bytes(image)
     quiet = output.quiet or enlarger.network is None
-    with display.tiles(*which, quiet=quiet) if not quiet else nullcontext(lambda done, total: None) as on_tile:
+    with display.tiles(*which, quiet=quiet) as on_tile:
         made = upscaling.enlarge(data, image, enlarger, target, on_tile)
     for warning in made.warnings:
         if output.strict:

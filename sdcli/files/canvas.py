@@ -233,12 +233,18 @@ def good_size(
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Crop `image` to the aspect ratio of `size`, around the middle, unless they differ by rounding alone."""
-    width = min(image.width, round(image.height * size[0] / size[1]))
-    height = min(image.height, round(image.width * size[1] / size[0]))
-    if image.width - width <= 1 and image.height - height <= 1:
+    left, top, right, bottom = middle(image.size, size)
+    if image.width - (right - left) <= 1 and image.height - (bottom - top) <= 1:
         return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return image.crop((left, top, right, bottom))
+
+
+def middle(size: tuple[int, int], aspect: tuple[int, int]) -> Box:
+    """Return the largest part of a picture of `size` with the aspect ratio of `aspect`, around the middle."""
+    width = min(size[0], round(size[1] * aspect[0] / aspect[1]))
+    height = min(size[1], round(size[0] * aspect[1] / aspect[0]))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, top, left + width, top + height
 
 
 def guide(picture: Image.Image, given: InitialImage | None, padding: int | None, size: tuple[int, int]) -> Image.Image:

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -114,6 +115,14 @@ def directory_of(output: str | None) -> str:
     if output.endswith("/") or Path(output).is_dir():
         return output.rstrip("/") + "/"
     return str(PurePath(output).parent) + "/"
+
+
+def check_stdout(*, json: bool, what: str = "a PNG") -> None:
+    """Raise UsageError if a file cannot be written to stdout: with JSON lines, or if stdout is a terminal."""
+    if json:
+        raise UsageError("-o - and --json both write to stdout", "give -o a file, or omit --json")
+    if sys.stdout.isatty():
+        raise UsageError(f"-o - would write {what} to the terminal", "redirect or pipe stdout, or give -o a file")
 
 
 def check(path: str, *, force: bool, kind: Kind = PICTURES) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffTags
 from PIL.PngImagePlugin import PngInfo
 
-from sdcli.files import images, pictures, png_chunks
+from sdcli.files import canvas, images, pictures, png_chunks
 from sdcli.files.reading import decoding
 from sdcli.recipe.warning import RecipeWarning
 
@@ -166,11 +166,8 @@ def _lanczos(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
 
 def cropped(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Crop `pixels` to the aspect ratio of `size`, around the middle."""
-    height, width = pixels.shape[:2]
-    wide = min(width, round(height * size[0] / size[1]))
-    high = min(height, round(width * size[1] / size[0]))
-    left, top = (width - wide) // 2, (height - high) // 2
-    return pixels[top : top + high, left : left + wide]
+    left, top, right, bottom = canvas.middle((pixels.shape[1], pixels.shape[0]), size)
+    return pixels[top:bottom, left:right]
 
 
 def shown(colours: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:

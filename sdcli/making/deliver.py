@@ -240,10 +240,7 @@ def check_stdout(request: Request) -> None:
         return
     if len(request.recipes) > 1:
         raise UsageError("-o - writes one picture, and -n asks for more", "give -o a directory, or omit -n")
-    if request.json:
-        raise UsageError("-o - and --json both write to stdout", "give -o a file, or omit --json")
-    if sys.stdout.isatty():
-        raise UsageError("-o - would write a PNG to the terminal", "redirect or pipe stdout, or give -o a file")
+    outputs.check_stdout(json=bool(request.json))
 
 
 def prepare_libraries() -> None:
