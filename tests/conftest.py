@@ -1,6 +1,7 @@
 """Fixtures that tests share: tiny models on disk, and the command as a shell sees it."""
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -24,6 +25,8 @@ __all__ = ["Finished", "Run", "clean_environment"]
 
 # A shell that runs the tests in the background has them ignore SIGINT, and ignored is what children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+gc.set_threshold(100_000, 10, 100)  # a collection traverses a million objects of the libraries, and would be frequent
 
 settings.register_profile("sdcli", deadline=None)  # a clock on a busy machine tells nothing of the code
 settings.load_profile("sdcli")

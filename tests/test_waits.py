@@ -54,8 +54,8 @@ def studio(tmp_path_factory) -> Studio:
 
 
 def copies(studio: Studio, monkeypatch: pytest.MonkeyPatch, name: str, **options) -> Counter:
-    """The copies between the host and the device from the first call of the U-Net to the last step."""
-    recipe = studio.recipe(name, device="cpu", **options)
+    """The copies between the host and the device from the first call of the U-Net to the last of three steps."""
+    recipe = studio.recipe(name, device="cpu", steps=3, **options)
     on_cpu, loop, seen = studio.model(recipe), pipeline.denoise, Copies()
     meta = torch.device("meta")
     parts = {part: copy.deepcopy(getattr(on_cpu, part)).to(meta) for part in ("network", "vae")}

@@ -7,6 +7,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
@@ -121,7 +122,7 @@ def _plain(text: str) -> Iterator[str]:
     """Yield `text` letter by letter: ASCII for Latin letters, and a space for anything but letters and digits."""
     takes_marks = False
     for letter in text:
-        base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+        base = _ascii(letter)
         if base.isalnum():
             takes_marks = False
             yield base
@@ -134,3 +135,8 @@ def _plain(text: str) -> Iterator[str]:
         elif letter not in "'’":  # fox's is one word
             takes_marks = False
             yield " "
+
+
+@lru_cache(maxsize=4096)
+def _ascii(letter: str) -> str:
+    return unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()

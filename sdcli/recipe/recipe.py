@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from types import NoneType
 from typing import Any, Self, get_args
 
@@ -51,7 +51,7 @@ from sdcli.recipe.parts import (
     Shortcuts,
     within,
 )
-from sdcli.recipe.values import build, checked, rules, typed_fields
+from sdcli.recipe.values import build, checked, default, rules, typed_fields
 from sdcli.terminal.spelling import did_you_mean
 
 MAX_SEED = 2**32 - 1
@@ -127,14 +127,16 @@ class Recipe:
         `guidance_interval`, `resize` if it is false, and OMITTED_KEYS if they have their defaults. With a label, the
         prompt is omitted, and the other keys of prompts if they have their defaults.
         """
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in self._flat.items()}
+
+    @cached_property
+    def _flat(self) -> Mapping[str, Any]:
         used = self.initial.used_keys
         omitted = {key for key in INITIAL_KEYS if key not in used}
         optional = self.layout, self.adapters, self.hires, self.refiner, self.enlarging, self.image_prompts
         for part in (*optional, self.references, self.flow, self.loading, self.shortcuts):
-            kind: Any = type(part)
-            omitted |= {key for key, default in _defaults_of(kind) if getattr(part, key) == default}
-        at_default = (key for key, default in _defaults_of(Execution) if getattr(self.execution, key) == default)
-        omitted |= {key for key in at_default if key in OMITTED_KEYS}
+            omitted |= _at_default(part)
+        omitted |= _at_default(self.execution).intersection(OMITTED_KEYS)
         if not self.initial.resize:
             omitted.add("resize")
         if self.condition.prompt_2 is None:
@@ -147,8 +149,7 @@ class Recipe:
             unset = {each.name: each.default for each in fields(Condition)}
             omitted |= {"prompt", *(key for key in TEXT_KEYS if getattr(self.condition, key) == unset[key])}
         parts: dict[Any, Any] = {None: self, **vars(self)}
-        flat = {key: getattr(parts[part], key) for part, key in _places() if key not in omitted}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+        return {key: getattr(parts[part], key) for part, key in _places() if key not in omitted}
 
     def replace(self, **flat: Any) -> Self:
         """Return a copy with these flat keys replaced, and validate it."""
@@ -206,9 +207,21 @@ def defaults() -> Mapping[str, Any]:
     return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
 
 
+def _at_default(part: Any) -> frozenset[str]:
+    """The keys of a part that have their defaults."""
+    if part is default(type(part)):  # which is usual, and fast
+        return _keys_of(type(part))
+    return frozenset(key for key, value in _defaults_of(type(part)).items() if getattr(part, key) == value)
+
+
 @cache
-def _defaults_of(part: type) -> tuple[tuple[str, Any], ...]:
-    return tuple((each.name, each.default) for each, _, _ in typed_fields(part))
+def _keys_of(part: type) -> frozenset[str]:
+    return frozenset(_defaults_of(part))
+
+
+@cache
+def _defaults_of(part: type) -> Mapping[str, Any]:
+    return {each.name: each.default for each, _, _ in typed_fields(part)}
 
 
 @cache

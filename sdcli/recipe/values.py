@@ -49,16 +49,27 @@ def rules(part: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
 
 
 def build(part: Any, flat: Mapping[str, Any]) -> Any:
-    """Make a `part`, and the parts in it, of flat keys. Raises InvalidRecipe."""
+    """Make a `part`, and the parts in it, of flat keys. Raises InvalidRecipe.
+
+    All that have nothing but defaults are one object, `default(part)`.
+    """
     values = {}
     for each, kind, is_part in typed_fields(part):
         if is_part:
             values[each.name] = build(kind, flat)
         elif each.name in flat:
-            values[each.name] = checked(each, kind, flat[each.name])
+            value = flat[each.name]
+            if value is not each.default:
+                values[each.name] = checked(each, kind, value)
         elif each.default is dataclasses.MISSING:
             raise InvalidRecipe(f"{each.name} is missing", f"give {each.name}", each.name)
-    return part(**values)
+    return part(**values) if values else default(part)
+
+
+@cache
+def default(part: Any) -> Any:
+    """The part that has all defaults."""
+    return part()
 
 
 def checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
