@@ -119,6 +119,43 @@ def test_a_bench_predicts_a_picture(sd15, monkeypatch):
     assert timings.recall(measured.recipe, measured.weights) == pytest.approx(found["results"][0]["picture"], abs=0.01)
 
 
+def test_shortcuts_of_sdcli_against_the_exact_picture(sd15, capfd):
+    options = ["--steps", "5", "--turns", "1", "--dtype", "float32", "--threads", "1", "--seconds", "1", "--json"]
+    ways = ["--cache", "deepcache:2", "--token-merging", "0.5", "--guidance-interval", "0.2-0.8"]
+    assert cli.run(["bench", "-m", str(sd15), *options, *ways, "--against", "diffusers"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["shortcuts"] == {"guidance_interval": "0.2-0.8", "cache": "deepcache:2", "token_merging": 0.5}
+    ours, theirs = found["results"]
+    assert len(ours["steps"][0]) == found["steps_run"] == 5
+    assert ours["step"] == pytest.approx(sum(ours["steps"][0]) / 5, abs=1e-4)
+    assert theirs["difference"] is None or len(theirs["steps"][0]) == 5
+    lines = "\n".join(table.lines(found))
+    assert "sdcli with --guidance-interval 0.2-0.8 --cache deepcache:2 --token-merging 0.5, the others without" in lines
+    assert "a step, on average" in lines
+
+
+def test_a_tiny_vae_of_random_numbers_against_the_own_one(monkeypatch, tmp_path):
+    for weights in (bare := tiny.make_folder("sd15", tmp_path / "bare")).rglob("*.safetensors"):
+        weights.unlink()
+    monkeypatch.setattr(families, "config_folder", lambda family: bare)
+    measured = subject.of_family("sd15", {**QUICK, "part": ["vae=taesd"]})
+    assert measured.shortcuts == {"vae": "taesd"}
+    recipe = measured.recipe.replace(steps=1)
+    model = loaded.load(measured, recipe)
+    own = loaded.own_vae(measured, recipe, model)
+    assert [type(each).__name__ for each in (model.vae, own)] == ["AutoencoderTiny", "AutoencoderKL"]
+    ours, theirs = contenders.Ours(model, recipe), contenders.rival("diffusers", model, recipe, own)
+    assert torch.equal(ours.turn(1).latents, theirs.turn(1).latents)
+
+
+def test_all_steps_are_run_where_they_differ():
+    turn = contenders.Turn(0.1, (2.0,), 1.0, 1.0, torch.zeros(1))
+    steps, turns = measure._plan([turn, turn], 20, 3, 100, whole=True)
+    assert turns * (2 * 1.1 + 0.6 * 2 * (20 + steps)) <= 100
+    assert (steps, turns) == (5, 3)
+    assert measure._plan([turn], 20, 3, 1, whole=True) == (20, 1)
+
+
 def test_steps_are_extrapolated_where_time_is_short():
     turn = contenders.Turn(0.1, (2.0,), 1.0, 1.0, torch.zeros(1))
     assert measure._plan([turn], 20, 3, 1000) == (20, 3)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdcli.bench import pipelines
 from sdcli.diffusion import autoencode, pipeline, samplers
+from sdcli.diffusion import layout as arrangement
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import draw_noise
 from sdcli.errors import UsageError
@@ -95,17 +96,18 @@ class Diffusers:
     Prompts are not encoded again: the text encoders are the same classes.
     """
 
-    def __init__(self, name: str, model: LatentDiffusionModel, recipe: Recipe) -> None:
+    def __init__(self, name: str, model: LatentDiffusionModel, recipe: Recipe, vae: Any) -> None:
         dtype, layout = RIVALS[name]
         self.name, self.recipe, self._clock = name, recipe, Clock(model.device)
         self._dtype = dtype or model.dtype
         self._config, self._space = model.scheduler_config, model.latent_space
-        vae_dtype = torch.float32 if model.vae.dtype == torch.float32 else self._dtype
+        vae_dtype = torch.float32 if vae.dtype == torch.float32 else self._dtype
         found = pipelines.of(model)
         assert found is not None
         self._kind, options = found
         network = copy.deepcopy(model.network).to(self._dtype)
-        vae = copy.deepcopy(model.vae).to(vae_dtype)
+        vae = copy.deepcopy(vae).to(vae_dtype)
+        arrangement.activate_in_place(vae, wanted=False)
         for each in (network, vae):
             each.to(memory_format=layout)
         with torch.inference_mode():
@@ -153,12 +155,16 @@ class Diffusers:
         return Turn(None, _differences(times), ended - times[-1], busy, latents.float().cpu())
 
 
-def rival(name: str, model: LatentDiffusionModel, recipe: Recipe) -> Contender:
-    """Return diffusers' pipeline for `model`, used as RIVALS says. Raises UsageError if it has none for comparison."""
+def rival(name: str, model: LatentDiffusionModel, recipe: Recipe, vae: Any = None) -> Contender:
+    """Return diffusers' pipeline for `model`, used as RIVALS says, and with another `vae` if that is given.
+
+    It computes the exact picture, without the shortcuts of `recipe`. Raises UsageError if there is no pipeline for
+    comparison.
+    """
     if pipelines.of(model) is None:
         what = f"--against {name} does not compare models of this kind"
         raise UsageError(what, "omit --against, or choose another model")
-    return Diffusers(name, model, recipe)
+    return Diffusers(name, model, recipe, model.vae if vae is None else vae)
 
 
 def _differences(times: list[float]) -> tuple[float, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sdcli.bench.subject import Subject
@@ -10,6 +12,8 @@ from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.models import assemble
 from sdcli.models.loading import random_weights
+from sdcli.models.source import Source
+from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 
 
@@ -20,12 +24,25 @@ def load(subject: Subject, recipe: Recipe) -> LatentDiffusionModel:
     """
     if not subject.is_random:
         return assemble.load(subject.weights, recipe)
-    device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
-        model = random_weights.load(
-            subject.weights.model, name=recipe.model, device=device, dtype=dtype, layers=subject.layers
-        )
-        model = layout.arrange(model)
+        model = layout.arrange(_random(subject.weights.model, subject, recipe))
         if recipe.execution.engine == "openvino":
             return openvino_engine.prepare(model, f"random numbers for {recipe.model}")
         return compiled.prepare(model, recipe)
+
+
+def own_vae(subject: Subject, recipe: Recipe, model: LatentDiffusionModel) -> Any:
+    """Return the VAE that belongs to the model: that of `model`, which was loaded, or the one that it replaces."""
+    if subject.own is None:
+        return model.vae
+    with memory_of(recipe):
+        if subject.is_random:
+            return _random(subject.own, subject, recipe, stage="vae").vae
+        return assemble.load(Weights(subject.own), recipe, stage="vae").vae
+
+
+def _random(source: Source, subject: Subject, recipe: Recipe, stage: str | None = None) -> LatentDiffusionModel:
+    device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
+    return random_weights.load(
+        source, name=recipe.model, device=device, dtype=dtype, layers=subject.layers, stage=stage
+    )

@@ -16,13 +16,17 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     guided = "with guidance" if found["guided"] else "without guidance"
     yield f"{found['model']}, {found['width']}×{found['height']}, {guided}, {found['dtype']}; {_where(found)}"
     yield f"weights: {'random numbers' if found['weights'] == 'random' else 'those of the model'}"
+    if found["shortcuts"]:
+        asked = (f"--{key.replace('_', '-')} {value}" for key, value in found["shortcuts"].items())
+        yield f"sdcli with {' '.join(asked)}{', the others without' if len(results) > 1 else ''}"
     yield _runs(found)
     yield ""
     header = ["", results[0]["name"]]
     for each in results[1:]:
         header += [each["name"], "ratio"]
     rows = [header, ["import", _seconds(found["import"])], ["load", _seconds(found["load"])]]
-    rows += [[title, *_cells(key, results)] for key, title in _ROWS.items()]
+    titles = _ROWS | ({"step": "a step, on average"} if found["shortcuts"] else {})
+    rows += [[title, *_cells(key, results)] for key, title in titles.items()]
     rows.append(["peak memory", _gib(found["memory"]["peak"])])
     yield from _aligned(rows)
     yield ""
@@ -40,7 +44,9 @@ def _where(found: Mapping[str, Any]) -> str:
 def _runs(found: Mapping[str, Any]) -> str:
     steps, run = f"{found['steps']} steps of {found['scheduler']}", found["steps_run"]
     turns = "1 turn" if found["turns"] == 1 else f"each of {found['turns']} turns"
-    return f"{steps}, of which {run} {'was' if run == 1 else 'were'} run in {turns}, after a warm-up"
+    others = len(found["results"][-1]["steps"][0])
+    counted = f"{run}" if others == run else f"{run} by sdcli, and {others} by the others,"
+    return f"{steps}, of which {counted} {'was' if run == others == 1 else 'were'} run in {turns}, after a warm-up"
 
 
 def _cells(key: str, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -52,11 +58,14 @@ def _cells(key: str, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _notes(found: Mapping[str, Any]) -> Iterator[str]:
     if found["extrapolated"]:
-        yield f"The picture is extrapolated: {found['steps']} times the step, the prompt and decoding."
+        whose = "picture" if found["steps_run"] < found["steps"] else "others' picture"
+        yield f"The {whose} is extrapolated: {found['steps']} times the step, the prompt and decoding."
     if len(found["results"]) > 1:
         yield "A ratio is sdcli's time divided by the other's: below 1, sdcli is faster."
-        apart = ", ".join(f"{each['difference']:g} from {each['name']}" for each in found["results"][1:])
-        yield f"The greatest difference of sdcli's latents, in standard deviations: {apart}."
+        known = [each for each in found["results"][1:] if each["difference"] is not None]
+        if known:
+            apart = ", ".join(f"{each['difference']:g} from {each['name']}" for each in known)
+            yield f"The greatest difference of sdcli's latents, in standard deviations: {apart}."
     busy = min(each["busy"] for each in found["results"])
     if found["device"] == "cpu" and busy < _LEAST_BUSY * found["threads"]:
         yield (
@@ -64,9 +73,9 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
             "times are longer than on an idle machine."
         )
     memory = found["memory"]
-    yield f"Weights take {_gib(memory['weights'])} of the peak" + (
-        f"; {_gib(memory['before'])} of the process before loading are not included." if memory["before"] else "."
-    )
+    of_weights = f"{memory['peak'] / memory['weights']:.2f} times the {_gib(memory['weights'])} of the weights"
+    before = f"; {_gib(memory['before'])} of the process before loading are not included" if memory["before"] else ""
+    yield f"The peak memory is {of_weights}{before}."
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sdcli import config
-from sdcli.commands import completion, groups, options
+from sdcli.commands import completion, groups, options, picture_options
 from sdcli.errors import UsageError
 from sdcli.recipe import other_tools
 from sdcli.recipe.parts import ENGINES
@@ -47,6 +47,10 @@ def bench(
         typer.Option("--guidance-scale", metavar="SCALE", rich_help_panel=options.PICTURE, show_default="the model's",
                      help="Guidance scale; with 1 or less there is no unconditional half."),
     ] = None,
+    vae: picture_options.Vae = None,
+    guidance_interval: picture_options.GuidanceInterval = None,
+    cache: picture_options.Cache = None,
+    token_merging: picture_options.TokenMerging = None,
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", rich_help_panel=options.EXECUTION, show_default="torch",
                                  autocompletion=completion.of(*ENGINES),
@@ -88,6 +92,7 @@ def bench(
 
         sdcli bench -m sdxl --size 768x768
         sdcli bench --family sd15 --against diffusers
+        sdcli bench --family sd15 --cache deepcache:3 --vae taesd --against diffusers-float32
         sdcli bench --family z-image --layers 2 --size 512x512 --against diffusers
     """
     from sdcli.bench import measure, subject, table
@@ -97,10 +102,12 @@ def bench(
     if layers is not None and family is None:
         raise UsageError("--layers has no effect without --family", "give --family too, or omit it")
     sides = {} if size is None else other_tools.size_of(size)
+    shortcuts = {"guidance_interval": guidance_interval, "cache": cache, "token_merging": token_merging}
     asked = {
-        **groups.given(machine, steps=steps, guidance_scale=guidance_scale, engine=engine),
+        **groups.given(machine, steps=steps, guidance_scale=guidance_scale, engine=engine, **shortcuts),
         **sides,
         "compile": compile,
+        **({} if vae is None else {"part": [f"vae={vae}"]}),
     }
     measured = subject.of_family(family, asked, layers) if family else subject.of_model(config.model(model), asked)
     deliver.prepare_libraries()

@@ -13,6 +13,42 @@ from sdcli.recipe.cache import METHODS as CACHES
 from sdcli.recipe.parts import QUANTIZATIONS, UPSCALERS
 from sdcli.recipe.recipe import MAX_SEED
 
+Vae = Annotated[
+    str | None,
+    typer.Option(
+        "--vae", metavar="NAME|PATH", rich_help_panel=options.PICTURE, show_default="the model's",
+        autocompletion=completion.vae,
+        help="Use another autoencoder: a name, such as taesd, which is tiny and much faster, or a file or folder. "
+        "Short for --part vae=….",
+    ),
+]  # fmt: skip
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance-interval", metavar="LOW-HIGH", rich_help_panel=options.SAMPLING, show_default="0-1",
+        help="Guide only between these noise levels, from 0 (the picture) to 1 (pure noise), such as 0.1-0.8; "
+        "steps outside take half as long.",
+    ),
+]  # fmt: skip
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache", metavar="METHOD:VALUE", rich_help_panel=options.SAMPLING, show_default="off",
+        autocompletion=completion.of(*CACHES),
+        help="Reuse results of earlier steps, which is faster and changes the picture: deepcache:3 computes the "
+        "whole U-Net in every third step; first-block:0.1 skips the blocks of a transformer if the first one "
+        "changes less than this.",
+    ),
+]  # fmt: skip
+TokenMerging = Annotated[
+    float | None,
+    typer.Option(
+        "--token-merging", metavar="0…0.75", rich_help_panel=options.SAMPLING, show_default="off",
+        help="Merge this share of similar tokens in self-attention of a U-Net, which is faster for large pictures "
+        "and changes the picture.",
+    ),
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -28,15 +64,7 @@ class Picture:
             "text_encoder=qwen_3_4b.safetensors. Can be repeated.",
         ),
     ] = None  # fmt: skip
-    vae: Annotated[
-        str | None,
-        typer.Option(
-            "--vae", metavar="NAME|PATH", rich_help_panel=options.PICTURE, show_default="the model's",
-            autocompletion=completion.vae,
-            help="Use another autoencoder: a name, such as taesd, which is tiny and much faster, or a file or folder. "
-            "Short for --part vae=….",
-        ),
-    ] = None  # fmt: skip
+    vae: Vae = None
     quantize: Annotated[
         str | None,
         typer.Option(
@@ -201,32 +229,9 @@ class Picture:
             help="Reduce the overexposure of high guidance scales.",
         ),
     ] = None
-    guidance_interval: Annotated[
-        str | None,
-        typer.Option(
-            "--guidance-interval", metavar="LOW-HIGH", rich_help_panel=options.SAMPLING, show_default="0-1",
-            help="Guide only between these noise levels, from 0 (the picture) to 1 (pure noise), such as 0.1-0.8; "
-            "steps outside take half as long.",
-        ),
-    ] = None  # fmt: skip
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            "--cache", metavar="METHOD:VALUE", rich_help_panel=options.SAMPLING, show_default="off",
-            autocompletion=completion.of(*CACHES),
-            help="Reuse results of earlier steps, which is faster and changes the picture: deepcache:3 computes the "
-            "whole U-Net in every third step; first-block:0.1 skips the blocks of a transformer if the first one "
-            "changes less than this.",
-        ),
-    ] = None  # fmt: skip
-    token_merging: Annotated[
-        float | None,
-        typer.Option(
-            "--token-merging", metavar="0…0.75", rich_help_panel=options.SAMPLING, show_default="off",
-            help="Merge this share of similar tokens in self-attention of a U-Net, which is faster for large pictures "
-            "and changes the picture.",
-        ),
-    ] = None  # fmt: skip
+    guidance_interval: GuidanceInterval = None
+    cache: Cache = None
+    token_merging: TokenMerging = None
     scheduler: Annotated[
         str | None,
         typer.Option(

@@ -22,17 +22,24 @@ _GAIN = 0.7  # keeps activations in the range of a trained network's
 
 
 def load(
-    source: Source, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None = None
+    source: Source,
+    *,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    stage: str | None = None,
 ) -> LatentDiffusionModel:
-    """Make the model whose configs are in the folder of `source`. Raises ModelCorrupt and ModelError.
+    """Make the model whose configs are in the folder of `source`, or one `stage` of it, as `loading.load` does.
 
-    With `layers`, a transformer has at most so many of each kind, and its language models are small.
+    Raises ModelCorrupt and ModelError. With `layers`, a transformer has at most so many of each kind,
+    and its language models are small.
     """
     with TemporaryDirectory() as folder:
         if layers is not None:
             source = _cut(source, layers, Path(folder) / "cut")
         source = _with_tokenizers(source, Path(folder))
-        return loading.load(source, name=name, device=device, dtype=dtype, find=_build, fill_part=_fill)
+        return loading.load(source, name=name, device=device, dtype=dtype, stage=stage, find=_build, fill_part=_fill)
 
 
 _LISTS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers", "num_decoder_layers", "depth")
