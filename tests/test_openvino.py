@@ -18,6 +18,7 @@ from sdcli.planning import resolve
 from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny, tiny_flow
 
+SLOW = pytest.mark.slow
 ASKED = {**pairs.DEFAULTS, "model": "x", "steps": 3, "negative_prompt": "blue", "device": "cpu", "dtype": "float32"}
 
 
@@ -68,6 +69,34 @@ def test_it_is_converted_once_and_used_for_other_sizes(sd15, monkeypatch):
     assert (made(sd15, engine="openvino", **wide)[2] - made(sd15, **wide)[2]).abs().max() < 1e-3
 
 
+TRANSFORMERS = (
+    *("sd3", "sd3-without-t5", "flux-dev", "flux-schnell", "flux2-klein", "flux2-base", "pixart-alpha", "pixart-sigma"),
+    *("chroma", "krea2", "sana"),
+)
+
+
+@pytest.mark.parametrize("family", [TRANSFORMERS[0], *(pytest.param(each, marks=SLOW) for each in TRANSFORMERS[1:])])
+def test_a_transformer_is_converted_for_all_sizes(family, tmp_path):
+    folder = tiny_flow.make_folder(family, tmp_path / family)
+    for size in ({}, {"width": 96, "height": 160}):
+        theirs, ours = (sampled(folder, engine=engine, **size) for engine in ("torch", "openvino"))
+        assert (theirs - ours).abs().max() < 1e-4 * theirs.std()
+
+
+@pytest.mark.slow
+def test_a_dit_is_that_of_torch(tmp_path):
+    folder = tiny.make_dit(tmp_path / "dit")
+    theirs, ours = (sampled(folder, label="0", prompt="", engine=engine) for engine in ("torch", "openvino"))
+    assert (theirs - ours).abs().max() < 1e-4 * theirs.std()
+
+
+def sampled(folder, **options) -> Tensor:
+    """The latents of two steps, with the settings of the model."""
+    asked = {"model": str(folder), "prompt": "a fox", "seed": 1, "width": 64, "height": 64, "steps": 2, "threads": 1}
+    found = resolve.resolve(located.find(str(folder)), {**asked, "device": "cpu", "dtype": "float32", **options})
+    return pipeline.sample(assemble.load(found.weights, found.recipe), [found.recipe])
+
+
 @pytest.mark.slow
 def test_other_weights_are_converted_too(sd15, tmp_path):
     other = tiny.make_folder("sd15", tmp_path / "other")
@@ -80,7 +109,7 @@ def test_other_weights_are_converted_too(sd15, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("compile", True), ("cache", "deepcache"), ("token_merging", 0.5), ("control", ["x=y.png"]), ("quantize", "q8_0"),
-     ("device", "cuda"), ("dtype", "float16")],
+     ("device", "cuda"), ("dtype", "float16"), ("skip_layer_guidance", "7,8,9")],
 )  # fmt: skip
 def test_what_only_torch_runs_is_refused(key, value):
     with pytest.raises(InvalidRecipe) as caught:
@@ -88,10 +117,14 @@ def test_what_only_torch_runs_is_refused(key, value):
     assert caught.value.field == key
 
 
-def test_a_transformer_and_a_missing_package_are_refused(tmp_path, sd15, monkeypatch):
-    folder = tiny_flow.make_folder("flux-schnell", tmp_path / "flux")
-    with pytest.raises(InvalidRecipe, match="with a U-Net"):
+@pytest.mark.parametrize("family", ["lumina2", *(pytest.param(each, marks=SLOW) for each in ("qwen-image", "z-image"))])
+def test_a_transformer_that_cannot_be_converted_is_refused(family, tmp_path):
+    folder = tiny_flow.make_folder(family, tmp_path / family)
+    with pytest.raises(InvalidRecipe, match="the transformer of"):
         assemble.load(Weights(Source(folder)), Recipe.from_dict({**ASKED, "engine": "openvino"}))
+
+
+def test_a_missing_package_is_named(sd15, monkeypatch):
     monkeypatch.setattr(openvino_engine, "find_spec", lambda name: None)
     with pytest.raises(InvalidRecipe) as caught:
         assemble.load(Weights(Source(sd15)), Recipe.from_dict({**ASKED, "engine": "openvino"}))

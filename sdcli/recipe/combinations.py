@@ -183,7 +183,7 @@ def check_shortcuts(shortcuts: Shortcuts, execution: Execution) -> None:
 
 
 def check_engine(
-    execution: Execution, shortcuts: Shortcuts, layout: Layout, prompts: ImagePrompts, loading: Loading
+    execution: Execution, shortcuts: Shortcuts, layout: Layout, prompts: ImagePrompts, loading: Loading, flow: Flow
 ) -> None:
     """Raise InvalidRecipe for what only torch can run."""
     if execution.engine == "torch":
@@ -195,6 +195,7 @@ def check_engine(
         ("control", layout.control),
         ("image_prompt", prompts.image_prompt),
         ("quantize", loading.quantize != "none"),
+        ("skip_layer_guidance", flow.skip_layer_guidance),
     ):
         if asked:
             raise InvalidRecipe(f"{key} cannot be combined with engine {execution.engine}", "omit one of them", key)

@@ -89,7 +89,7 @@ class Execution:
     batch_size: int = field(default=1, metadata=within(1, 256))
     """Pictures per U-Net call."""
     engine: str = field(default="torch", metadata=one_of(ENGINES))
-    """What runs the network and decodes: torch, or OpenVINO for U-Nets on a CPU, with other last bits."""
+    """What runs the network and decodes: torch, or OpenVINO on a CPU, with other last bits."""
     compile: bool = False
     """Whether the network is compiled for the size of the picture by torch.compile, which changes the last bits."""
     memory: str = field(default="auto", metadata=one_of(MEMORY))

@@ -113,7 +113,9 @@ class Recipe:
         check_image_prompts(recipe.image_prompts)
         check_once(recipe.loading.part)
         check_shortcuts(recipe.shortcuts, recipe.execution)
-        check_engine(recipe.execution, recipe.shortcuts, recipe.layout, recipe.image_prompts, recipe.loading)
+        check_engine(
+            recipe.execution, recipe.shortcuts, recipe.layout, recipe.image_prompts, recipe.loading, recipe.flow
+        )
         check_enlarging(recipe.enlarging, recipe.initial, (recipe.width, recipe.height))
         check_hires(recipe.hires, recipe.initial, (recipe.width, recipe.height), recipe.sampling.steps)
         check_refiner(recipe.refiner, recipe.hires, recipe.enlarging, recipe.initial)
