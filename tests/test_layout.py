@@ -1,13 +1,15 @@
 """Convolutions have their channels last where that is faster, and float32 is never touched."""
 
 import copy
+import resource
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from sdcli.diffusion import layout
+from sdcli.diffusion import heap, layout
 from sdcli.models import assemble
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
@@ -56,3 +58,37 @@ def test_it_computes_the_same(sd15):
             part.to(memory_format=torch.contiguous_format)
         for one, other in zip(arranged, outputs(), strict=True):
             assert (one - other).std() < 0.05 * other.std()
+
+
+def test_activations_in_place_decode_to_the_same_bits(sd15):
+    model = assemble.load(Weights(Source(sd15)), Recipe.from_dict(FLAT))
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    activations = [each for each in model.vae.modules() if isinstance(each, nn.SiLU)]
+    assert activations
+    made = []
+    with torch.inference_mode():
+        for wanted in (True, False):
+            assert all(each.inplace == wanted for each in activations)
+            encoded = model.vae.encode(torch.ones(1, 3, 64, 64)).latent_dist.mean
+            made.append((model.vae.decode(latents, return_dict=False)[0], encoded))
+            layout.activate_in_place(model.vae, wanted=False)
+    assert all(torch.equal(*pair) for pair in zip(*made, strict=True))
+
+
+@pytest.mark.skipif(heap._glibc() is None, reason="another C library")
+def test_memory_is_kept_for_the_next_tensor_only_within():
+    def new_pages() -> int:
+        """The pages that the system gave for tensors of 40 MiB, after a larger one."""
+        torch.empty(100 << 20, dtype=torch.uint8).fill_(1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(3):
+            torch.empty(40 << 20, dtype=torch.uint8).fill_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+
+    with heap.kept():
+        few, within = new_pages(), resident()
+    assert resident() < within - (30 << 20) // resource.getpagesize()
+    assert few < new_pages() / 2

@@ -1,4 +1,4 @@
-"""The order of numbers in memory in which convolutions are fastest. Knows nothing of files or prompts."""
+"""How a model computes with the least time and memory, without another result. Knows nothing of files or prompts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ def arrange(model: LatentDiffusionModel) -> LatentDiffusionModel:
 
     The outputs of these convolutions then have the same order. It changes the last bits of results, and is a rule, not
     a measurement, so that the same recipe always gives the same pixels: weights in 16 bits, on a CPU or an NVIDIA GPU.
-    Tensors that have that order already are not copied, nor are those that are not loaded.
+    Tensors that have that order already are not copied, nor are those that are not loaded. An AutoencoderKL activates
+    in place what its norms return, which nothing else uses.
     """
+    if type(model.vae).__name__ == "AutoencoderKL":
+        activate_in_place(model.vae)
     refiners = [] if model.refiner is None else [model.refiner.network]
     for part in (model.network, *refiners, model.vae, *(each.net for each in model.controlnets.values())):
         if _gains(part):
             part.to(memory_format=torch.channels_last)
     return model
+
+
+def activate_in_place(vae: Any, wanted: bool = True) -> None:
+    """Have the activations of an AutoencoderKL replace their inputs, or not as they come."""
+    for each in vae.modules():
+        if isinstance(each, torch.nn.SiLU):
+            each.inplace = wanted
 
 
 def _gains(part: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli.diffusion import architectures, refine, samplers, shortcuts, tiled
+from sdcli.diffusion import architectures, heap, refine, samplers, shortcuts, tiled
 from sdcli.diffusion.context import Context, control, image_prompt
 from sdcli.diffusion.denoise import Denoiser, Step, denoise
 from sdcli.diffusion.device import memory_of
@@ -137,6 +137,7 @@ def _sample_pass(
     if model.refiner is not None:
         stop, begin = refine.split(scheduler, start.timesteps, recipe.refiner.refiner_switch)
     with (
+        heap.kept(),
         on_device(model, model.network, *(each.net for each in model.controlnets.values())),
         shortcuts.applied(model.network, model.facts, recipe.shortcuts, size) as bind,
     ):
@@ -204,6 +205,7 @@ def _refined(
         on_step(replace(step, index=one.steps - step.total + step.index))
 
     with (
+        heap.kept(),
         on_device(refiner, refiner.network),
         shortcuts.applied(refiner.network, refiner.facts, recipe.shortcuts, latents.shape[2:]) as bind,
     ):
