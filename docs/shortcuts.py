@@ -1,7 +1,8 @@
-"""Measure the shortcuts of docs/speed.md with kit: python docs/shortcuts.py [PICTURES] [MODEL]
+"""Measure the shortcuts of docs/speed.md with kit: python docs/shortcuts.py FILE [PICTURES] [STEPS] [MODEL]
 
-Each picture is made in all ways in turns, with the same prompt and seed, and compared with the exact one. Prints a
-table: the median of the processor time, also relative to the exact one, the means of PSNR and SSIM, the lowest SSIM.
+Each picture is made in all ways in turns, with the same prompt and seed, and compared with the exact one. The numbers
+of each picture are one line of FILE, and pictures that are in it already are not made again. Prints a table: the median
+of the processor time, also relative to the exact one, the means of PSNR and SSIM, the lowest SSIM.
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import uniform_filter
@@ -21,11 +23,12 @@ from sdcli.training.world import KIT
 WAYS = (
     {},
     {"guidance_interval": "0.1-0.8"},
+    {"guidance_interval": "0.2-1"},
     {"cache": "deepcache:2"},
     {"cache": "deepcache:3"},
-    {"token_merging": 0.3},
     {"token_merging": 0.5},
-    {"cache": "deepcache:2", "guidance_interval": "0.1-0.8"},
+    {"cache": "deepcache:2", "token_merging": 0.5},
+    {"cache": "deepcache:3", "token_merging": 0.5},
 )
 
 
@@ -54,35 +57,39 @@ def ssim(picture: np.ndarray, other: np.ndarray, side: int = 7) -> float:
     return float(found[edge:-edge, edge:-edge].mean())
 
 
-def main(pictures: int = 100, model: str = "kit") -> None:
-    """Print the table."""
+def main(file: Path, pictures: int, steps: int, model: str) -> None:
+    """Make the pictures that `file` does not have, and print the table."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    results = [json.loads(line) for line in lines[:pictures]]
     found = located.find(model)
     trials = list(islice(chain.from_iterable(text_trials(KIT, pictures, 0).values()), pictures))
-    first = device.resolve_execution(resolved_of(found, model, {}, trials[0], 0).recipe)
-    loaded = assemble.load(resolved_of(found, model, {}, trials[0], 0).weights, first)
-    results: list[list[tuple[float, float, float]]] = [[] for _ in WAYS]
-    for seed, trial in enumerate(trials):
-        exact = None
-        for way, taken in zip(WAYS, results, strict=True):
-            recipe = resolved_of(found, model, way, trial, seed).recipe
+    first = resolved_of(found, model, {"steps": steps}, trials[0], 0)
+    loaded = assemble.load(first.weights, device.resolve_execution(first.recipe))
+    for seed in range(len(results), pictures):
+        exact, taken = None, []
+        for way in WAYS:
+            recipe = resolved_of(found, model, {"steps": steps, **way}, trials[seed], seed).recipe
             started = time.process_time()
             picture = np.asarray(pipeline.run(loaded, [recipe])[0].image)
             seconds = time.process_time() - started
             exact = picture if exact is None else exact
             taken.append((seconds, psnr(exact, picture), ssim(exact, picture)))
-        if seed % 10 == 9 or seed == len(trials) - 1:
-            show(results, seed + 1)
+        results.append(taken)
+        with file.open("a", encoding="utf-8") as kept:
+            kept.write(json.dumps(taken) + "\n")
+    show(results)
 
 
-def show(results: Sequence[Sequence[tuple[float, float, float]]], count: int) -> None:
-    """Print the table of the first `count` pictures."""
-    print(f"{count} pictures", flush=True)
-    exact = np.median([seconds for seconds, _, _ in results[0]])
-    for way, taken in zip(WAYS, results, strict=True):
-        seconds, decibels, likeness = np.array(taken).T
+def show(results: Sequence[Sequence[Sequence[float]]]) -> None:
+    """Print the table of pictures, each with the seconds, PSNR and SSIM of each way."""
+    print(f"{len(results)} pictures")
+    numbers = np.array(results)
+    exact = np.median(numbers[:, 0, 0])
+    for way, (seconds, decibels, likeness) in zip(WAYS, numbers.transpose(1, 2, 0), strict=True):
         cells = (np.median(seconds), np.median(seconds) / exact, decibels.mean(), likeness.mean(), likeness.min())
-        print(json.dumps(way), *(f"{cell:.3f}" for cell in cells), sep="\t", flush=True)
+        print(json.dumps(way), *(f"{cell:.3f}" for cell in cells), sep="\t")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:3])
+    name, pictures, steps, model = [*sys.argv[1:], *("results.jsonl", "100", "20", "kit")[len(sys.argv) - 1 :]]
+    main(Path(name), int(pictures), int(steps), model)
