@@ -200,7 +200,7 @@ def check_untouched(models: dict[int, Model], folder: Path, example: Example) ->
     assert painted.size < 50 or painted.mean() > 0.5
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(example=EXAMPLES)
 def test_not_one_byte_differs_where_the_mask_is_zero(models, tmp_path_factory, example):
     check_untouched(models, tmp_path_factory.mktemp("picture"), example)
