@@ -20,6 +20,7 @@ class Kind:
     """Where tokenizers of a kind are: in a folder of models in models.toml, or alone in repositories."""
 
     title: str
+    files: tuple[str, ...]
     folders: Mapping[str, tuple[str, ...]]
     alone: tuple[str, ...]
 
@@ -27,6 +28,7 @@ class Kind:
 _KINDS: Mapping[str, Kind] = {
     "t5": Kind(
         "T5",
+        ("spiece.model", "tokenizer.json"),
         {
             "tokenizer_2": ("flux-schnell", "flux-dev", "flux-kontext"),
             "tokenizer_3": ("sd35-medium", "sd35-large", "sd35-turbo"),
@@ -34,9 +36,13 @@ _KINDS: Mapping[str, Kind] = {
         },
         ("google/t5-v1_1-xxl", "google/t5-v1_1-base"),
     ),
-    "gemma": Kind("Gemma 2", {"tokenizer": ("lumina2", "sana")}, ("google/gemma-2-2b-it", "google/gemma-2-2b")),
+    "gemma": Kind(
+        "Gemma 2",
+        ("tokenizer.json",),
+        {"tokenizer": ("lumina2", "sana")},
+        ("google/gemma-2-2b-it", "google/gemma-2-2b"),
+    ),
 }
-_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 
 
 def find(source: Source, part: str, kind: str) -> Path:
@@ -45,6 +51,8 @@ def find(source: Source, part: str, kind: str) -> Path:
     Raises ModelNotFound if there is none on this machine.
     """
     folder = source.folder(part)
+    if not folder.is_dir() and source.folder("processor").is_dir():
+        folder = source.folder("processor")  # which has the tokenizer of Qwen-Image 2.1
     if source.is_elsewhere(part) or not source.is_file or source.configs is not None:
         return folder
     if kind == "qwen":
@@ -55,13 +63,9 @@ def find(source: Source, part: str, kind: str) -> Path:
     ]
     for repository, inside in (*places, *((each, "") for each in known.alone)):
         snapshot = registry.cached_snapshot(repository)
-        if snapshot is not None and _is_one(snapshot / inside):
+        if snapshot is not None and any((snapshot / inside / name).exists() for name in known.files):
             return snapshot / inside
     raise ModelNotFound(
         f"{source.path} has no {part}, and no model with {known.title} is in the hub cache",
-        f"add --part {part}=FOLDER with the {' or '.join(_FILES)} of any {known.title}, such as {known.alone[0]}",
+        f"add --part {part}=FOLDER with the {' or '.join(known.files)} of any {known.title}, such as {known.alone[0]}",
     )
-
-
-def _is_one(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _FILES)

@@ -208,16 +208,6 @@ def _first(shapes: Shapes, name: str) -> tuple[int, ...] | None:
     return next((shapes[prefix + name] for prefix in NETWORK_PREFIXES if prefix + name in shapes), None)
 
 
-def alike(family: str) -> tuple[str, ...]:
-    """Return the other families whose files have the same tensors, so that only the name of the file tells them."""
-    own = FAMILIES[family]
-    return tuple(
-        name
-        for name, each in FAMILIES.items()
-        if name != family and (each.kind, each.tensor, each.shape) == (own.kind, own.tensor, own.shape)
-    )
-
-
 def own_names(names: Collection[str], part: str, encoder: str = "") -> list[str]:
     """Return the names of a part's tensors in a file with tensors of these names; none if it does not have the part."""
     prefix = prefix_of(names, part, encoder)

@@ -106,7 +106,10 @@ def _converted(file: Path, own: Mapping[str, Stored], converter: str, name: str)
 
 
 class Recorded:
-    """A stored tensor in a converter, which notes the operations on it. All are on its rows."""
+    """A stored tensor in a converter, which notes the operations on it.
+
+    They are on its rows, or keep the order of its numbers.
+    """
 
     def __init__(self, stored: Stored, meta: Tensor | None = None) -> None:
         self.stored = stored
@@ -135,7 +138,7 @@ class Recorded:
 
     def squeeze(self) -> Recorded:
         """Like Tensor.squeeze, of the kernels of convolutions of one pixel."""
-        return self.reshape(*self.shape[: next((d for d in range(2, self.meta.ndim) if self.shape[d] == 1), None)])
+        return self.reshape(*self.shape[:2]) if self.shape[2:] == (1, 1) else self
 
     def _then(self, step: Callable[[Tensor], Tensor]) -> Recorded:
         before = self.stored.view
