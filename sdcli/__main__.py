@@ -1,6 +1,7 @@
 """`python -m sdcli` and the `sdcli` script."""
 
 import sys
+import warnings
 
 from sdcli.terminal import signals
 
@@ -12,6 +13,8 @@ def main() -> None:
     from sdcli.terminal import streams
 
     streams.prepare()
+    if not sys.warnoptions:  # those of libraries are for programmers
+        warnings.filterwarnings("ignore", module=r"(torch|diffusers|transformers)(\.|$)")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -69,13 +69,17 @@ def _joint(state: State) -> dict[str, Tensor]:
     return {key.replace("transformer_blocks.", "double_blocks."): value for key, value in blocks.items()}
 
 
-def flux(state: State) -> dict[str, Tensor]:
+def _flux_blocks(state: State) -> dict[str, Tensor]:
     single = {key: value for key, value in state.items() if key.startswith("single_transformer_blocks.")}
-    rest = {key: value for key, value in state.items() if "transformer_blocks." not in key}
     single = _fuse(single, lambda block, side: f"{block.removesuffix('.attn')}.linear1", ("proj_mlp",))
     names = {"norm.linear": "modulation.lin", "proj_out": "linear2"}
     names |= {"attn.norm_q.weight": "norm.query_norm.scale", "attn.norm_k.weight": "norm.key_norm.scale"}
     single = {key.replace("single_transformer_", "single_"): each for key, each in _renamed(single, names).items()}
+    return {**_joint(state), **single}
+
+
+def flux(state: State) -> dict[str, Tensor]:
+    rest = {key: value for key, value in state.items() if "transformer_blocks." not in key}
     for leaf in ("weight", "bias"):
         rest[f"norm_out.linear.{leaf}"] = _swapped(rest[f"norm_out.linear.{leaf}"])
     ends = {"norm_out.linear": "final_layer.adaLN_modulation.1", "proj_out": "final_layer.linear"}
@@ -83,7 +87,17 @@ def flux(state: State) -> dict[str, Tensor]:
     for here, there in (("timestep", "time"), ("text", "vector"), ("guidance", "guidance")):
         for number, layer in ((1, "in"), (2, "out")):
             ends[f"time_text_embed.{here}_embedder.linear_{number}"] = f"{there}_in.{layer}_layer"
-    return {**_joint(state), **single, **_renamed(rest, ends)}
+    return {**_flux_blocks(state), **_renamed(rest, ends)}
+
+
+def chroma(state: State) -> dict[str, Tensor]:
+    rest = {key: value for key, value in state.items() if "transformer_blocks." not in key}
+    ends = {".linear_1.": ".in_layer.", ".linear_2.": ".out_layer."}
+    ends |= {"context_embedder": "txt_in", "x_embedder": "img_in"}
+    renamed = _renamed({key: value for key, value in rest.items() if not key.startswith("proj_out.")}, ends)
+    renamed = {re.sub(r"(\.norms\.\d+\.)weight", r"\1scale", key): value for key, value in renamed.items()}
+    final = {key.replace("proj_out", "final_layer.linear"): rest[key] for key in rest if key.startswith("proj_out.")}
+    return {**_flux_blocks(state), **renamed, **final}
 
 
 def flux2(state: State) -> dict[str, Tensor]:
@@ -140,6 +154,107 @@ def sd3(state: State) -> dict[str, Tensor]:
     return {key.replace("transformer_blocks.", "joint_blocks."): each for key, each in _renamed(fused, names).items()}
 
 
+def _all_renamed(state: State, table: Mapping[str, str]) -> dict[str, Tensor]:
+    """Apply every row of a table of patterns, in turn."""
+    found = dict(state)
+    for here, there in table.items():
+        found = {re.sub(here, there, key): value for key, value in found.items()}
+    return found
+
+
+def lumina2(state: State) -> dict[str, Tensor]:
+    fused = _fuse(state, lambda block, side: f"{block.removesuffix('.attn')}.attention.qkv")
+    names = {r"\.attn\.to_out\.0": ".attention.out", r"\.attn\.norm_([qk])": r".attention.\1_norm"}
+    names |= {r"^norm_out\.linear_1": "final_layer.adaLN_modulation.1", r"^norm_out\.linear_2": "final_layer.linear"}
+    names |= {r"\.feed_forward\.linear_(\d)": r".feed_forward.w\1", r"\.norm1\.linear": ".adaLN_modulation.1"}
+    names |= {r"\.norm1\.norm": ".attention_norm1", r"\.norm([12])\.weight": r".attention_norm\1.weight"}
+    names |= {r"time_caption_embed\.caption_embedder": "cap_embedder"}
+    names |= {
+        rf"time_caption_embed\.timestep_embedder\.linear_{n}": f"t_embedder.mlp.{at}" for n, at in ((1, 0), (2, 2))
+    }
+    return {**_all_renamed(fused, names), "norm_final.weight": torch.ones(3)}
+
+
+def krea2(state: State) -> dict[str, Tensor]:
+    names = {
+        r"^transformer_blocks": "blocks",
+        "^text_fusion": "txtfusion",
+        "^img_in": "first",
+        "^time_mod_proj": "tproj.1",
+    }
+    names |= {r"^time_embed\.linear_1": "tmlp.0", r"^time_embed\.linear_2": "tmlp.2"}
+    names |= {
+        r"^txt_in\.norm\.weight": "txtmlp.0.scale",
+        r"^txt_in\.linear_1": "txtmlp.1",
+        r"^txt_in\.linear_2": "txtmlp.3",
+    }
+    names |= {"^final_layer.norm.weight": "last.norm.scale", "^final_layer.scale_shift_table": "last.modulation.lin"}
+    names |= {"^final_layer": "last", r"\.attn\.to_out\.0": ".attn.wo", r"\.attn\.to_gate": ".attn.gate"}
+    names |= {r"\.attn\.to_([qkv])": r".attn.w\1", r"\.attn\.norm_([qk])\.weight": r".attn.qknorm.\1norm.scale"}
+    names |= {r"\.ff\.": ".mlp.", r"\.norm1\.weight": ".prenorm.scale", r"\.norm2\.weight": ".postnorm.scale"}
+    names |= {r"\.scale_shift_table": ".mod.lin"}
+    found = _all_renamed(state, names)
+    return {key: value.flatten() if key.endswith(".mod.lin") else value for key, value in found.items()}
+
+
+_PIXART = {
+    r"^scale_shift_table": "final_layer.scale_shift_table",
+    r"^proj_out": "final_layer.linear",
+    r"^(pos_embed|patch_embed)\.proj": "x_embedder.proj",
+    r"^caption_projection\.linear_": "y_embedder.y_proj.fc",
+    r"^caption_norm": "attention_y_norm",
+    r"^(adaln_single|time_embed)\.linear": "t_block.1",
+    r"^.*timestep_embedder": "t_embedder",
+    r"^.*resolution_embedder": "csize_embedder",
+    r"^.*aspect_ratio_embedder": "ar_embedder",
+    r"_embedder\.linear_1": "_embedder.mlp.0",
+    r"_embedder\.linear_2": "_embedder.mlp.2",
+    r"^transformer_blocks": "blocks",
+    r"attn1\.norm_([qk])": r"attn.\1_norm",
+    r"attn2\.norm_([qk])": r"cross_attn.\1_norm",
+    r"attn1\.to_out\.0": "attn.proj",
+    r"attn2\.to_out\.0": "cross_attn.proj",
+    r"attn2\.to_q": "cross_attn.q_linear",
+    r"ff\.net\.0\.proj": "mlp.fc1",
+    r"ff\.net\.2": "mlp.fc2",
+    r"ff\.conv_(\w+)": r"mlp.\1_conv.conv",
+}
+
+
+def pixart(state: State) -> dict[str, Tensor]:
+    """Sana has PixArt's names."""
+    left = dict(state)
+    for key in state:
+        block, _, leaf = key.rpartition(".")
+        if block.endswith("attn1.to_q"):
+            pieces = [left.pop(f"{block[:-1]}{side}.{leaf}") for side in "qkv"]
+            left[f"{block[:-10]}attn.qkv.{leaf}"] = torch.cat(pieces)
+        elif block.endswith("attn2.to_k"):
+            pieces = [left.pop(f"{block[:-1]}{side}.{leaf}") for side in "kv"]
+            left[f"{block[:-10]}cross_attn.kv_linear.{leaf}"] = torch.cat(pieces)
+    return _all_renamed(left, _PIXART) | {"y_embedder.y_embedding": torch.ones(3, 2)}
+
+
+def dc_vae(state: State) -> dict[str, Tensor]:
+    left = dict(state)
+    for key in state:
+        if ".attn.to_q." in key:
+            pieces = [left.pop(key.replace("to_q", f"to_{side}")) for side in "qkv"]
+            left[key.replace("to_q", "qkv.conv")] = torch.cat(pieces)[:, :, None, None]
+        elif ".attn.to_out." in key:
+            left[key.replace("to_out", "proj.conv")] = left.pop(key)[:, :, None, None]
+    names = {r"_blocks\.(\d+)\.(\d+)\.": r"_blocks.\1.op_list.\2.", r"\.attn\.norm_out": ".attn.proj.norm"}
+    names |= {r"\.conv_out\.norm": ".conv_out.point_conv.norm", r"\.conv_(depth|inverted|point)": r".\1_conv.conv"}
+    names |= {r"(op_list\.\d+)\.norm": r"\1.main.conv2.norm", r"(op_list\.\d+)\.(conv[12])": r"\1.main.\2.conv"}
+    names |= {r"(op_list\.\d+)\.conv\.": r"\1.main.conv.conv.", r"\.attn\.": ".context_module.main."}
+    names |= {r"(op_list\.\d+)\.conv_out": r"\1.local_module.main", "encoder.down_blocks": "encoder.stages"}
+    names |= {"decoder.up_blocks": "decoder.stages", "coder.conv_in": "coder.project_in.conv"}
+    names |= {"encoder.conv_out": "encoder.project_out.main.op_list.0.conv"}
+    names |= {"decoder.norm_out": "decoder.project_out.main.op_list.0"}
+    names |= {"decoder.conv_out": "decoder.project_out.main.op_list.2.conv"}
+    return _all_renamed(left, names)
+
+
 def flux2_vae(state: State) -> dict[str, Tensor]:
     found = original.vae({key: value for key, value in state.items() if not key.startswith("bn.")})
     halves = {"quant_conv.": "encoder.quant_conv.", "post_quant_conv.": "decoder.post_quant_conv."}
@@ -151,10 +266,14 @@ def flux2_vae(state: State) -> dict[str, Tensor]:
 
 TRANSFORMERS: Mapping[str, Callable[[State], dict[str, Tensor]]] = {
     "z-image": z_image,
-    **dict.fromkeys(("flux-dev", "flux-schnell"), flux),
+    **dict.fromkeys(("flux-dev", "flux-schnell", "flux-kontext"), flux),
     **dict.fromkeys(("flux2-klein", "flux2-base"), flux2),
     **dict.fromkeys(("sd3", "sd3-without-t5"), sd3),
-    "qwen-image": dict,
+    **dict.fromkeys(("qwen-image", "qwen-image-edit"), dict),
+    "chroma": chroma,
+    "lumina2": lumina2,
+    **dict.fromkeys(("sana", "pixart-alpha", "pixart-sigma"), pixart),
+    **dict.fromkeys(("krea2", "krea2-turbo"), krea2),
 }
 
 
@@ -168,10 +287,12 @@ def transformer(family: str, folder: Path) -> dict[str, Tensor]:
 
 
 def vae(family: str, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's VAE in the original layout; Qwen-Image's is not in its own."""
+    """The tensors of a folder's VAE in the original layout; Qwen-Image's and Krea 2's is not in its own."""
     state = state_of(folder, "vae")
-    if family == "qwen-image":
+    if family.startswith(("qwen", "krea2")):
         return state
+    if family == "sana":
+        return dc_vae(state)
     return flux2_vae(state) if family.startswith("flux2") else original.vae(state)
 
 

@@ -97,7 +97,10 @@ def test_latents_are_those_of_diffusers(family, pair):
     assert torch.equal(ours.latents, theirs.latents)
 
 
-@pytest.mark.parametrize("family", ["z-image", "flux-dev", "flux2-klein", "flux2-base", "sd3", "qwen-image"])
+OLDER = ("z-image", "flux-dev", "flux2-klein", "flux2-base", "sd3", "qwen-image")
+
+
+@pytest.mark.parametrize("family", [*OLDER, "chroma", "krea2", "lumina2", "sana"])
 def test_latents_of_flow_matching_are_those_of_diffusers(family, tmp_path):
     """With the parts of random weights, cut to one layer: the shapes are those of the files, and the tokenizers too."""
     folder = tiny_flow.make_folder(family, tmp_path / family)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +147,9 @@ def test_a_file_without_vae_is_refused_before_weights_are_read(single, tmp_path,
     with pytest.raises(ModelCorrupt, match="has no VAE") as caught:
         loading.load(source, name="x", device=CPU, dtype=torch.float32)
     assert "--part vae=FOLDER" in caught.value.hint
+
+
+def test_language_models_take_long_texts():
+    """As Qwen2.5-VL's config says at its top, and Qwen3-VL's."""
+    for longest in (128_000, 262_144):
+        configs.check(Path("config.json"), {"max_position_embeddings": longest}, configs.NETWORK)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -344,3 +345,15 @@ def test_quantised_weights_are_refused(folder):
 def test_nothing_at_the_path(tmp_path):
     with pytest.raises(ModelNotFound, match="nothing"):
         load(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="only on Linux")
+def test_the_disk_reads_ahead_where_weights_are_converted(folder, monkeypatch):
+    """Once per part before its module is made, and again, from the start, while its tensors are converted."""
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, count, advice: asked.append((start, count > 0)))
+    plain = load(folder).network.state_dict()
+    assert asked == [(0, True)] * 3
+    half = load(folder, torch.bfloat16).network.state_dict()
+    assert asked == [(0, True)] * 9
+    assert [name for name in plain if not torch.equal(plain[name].bfloat16(), half[name])] == []

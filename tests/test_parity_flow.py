@@ -26,7 +26,7 @@ from tests import tiny, tiny_flow
 PROMPT, NEGATIVE = "arctic fox, in the snow", "blue"
 SIZE = {"width": 64, "height": 96}
 CPU = torch.device("cpu")
-FAMILIES = (*tiny_flow.FAMILIES, *tiny_flow.IN_FOLDERS)
+FAMILIES = (*tiny_flow.FAMILIES, *tiny_flow.NEWER)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,11 @@ PARAMETERS = {
     "sd35-medium": 2.243,
     "sd35-large": 8.057,
     "qwen-image": 20.430,
+    "chroma": 8.9,
+    "lumina2": 2.6,
+    "sana": 1.6,
+    "pixart-sigma": 0.6,
+    "krea2": 12.8,
 }
 """Of the transformers, in billions, without the tables of positions."""
 
@@ -81,10 +86,12 @@ def split(family, folder, target):
         (target / part).mkdir()
         file.rename(target / part / "model.safetensors")
         (target / part / "config.json").write_text((folder / part / "config.json").read_text())
-    named = target / "transformer" / f"{family}.safetensors"
+    name = {"qwen-image-edit": "qwen-image-edit-2509"}.get(family, family)
+    named = target / "transformer" / f"{name}.safetensors"
     (target / "transformer" / "model.safetensors").rename(named)
     parts = {part: str(target / part / "model.safetensors") for part in files if part != "transformer"}
-    others = {each.name: str(each) for each in (*folder.glob("tokenizer*"), folder / "scheduler")}
+    folders = (*folder.glob("tokenizer*"), *folder.glob("processor"), folder / "scheduler")
+    others = {each.name: str(each) for each in folders}
     return str(named), {**parts, **others}
 
 
@@ -92,12 +99,59 @@ def options(parts):
     return [word for part, place in parts.items() for word in ("--part", f"{part}={place}")]
 
 
-@pytest.mark.parametrize("family", ["z-image", "flux-dev", "flux2-klein", "sd3-without-t5", "qwen-image"])
+OLDER = ("z-image", "flux-dev", "flux2-klein", "sd3-without-t5", "qwen-image", "qwen-image-edit")
+
+
+@pytest.mark.parametrize("family", [*OLDER, *tiny_flow.NEWER])
 def test_a_transformer_is_a_model_with_its_parts(folders, tmp_path, family):
     folder = folders(family)
     model, parts = split(family, folder, tmp_path)
     source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
+    assert source.detected == {"qwen-image-edit": "qwen-image-edit-2509"}.get(family, source.detected)
     assert_same(load(source), load(Source(folder)))
+
+
+def test_editing_needs_a_text_encoder_that_sees(folders, tmp_path):
+    """Files of text encoders can be without vision, as those of llama.cpp are."""
+    folder = folders("qwen-image-edit")
+    state = {key: each for key, each in split_files.state_of(folder, "text_encoder").items() if "visual." not in key}
+    file = split_files.save(state, tmp_path / "qwen.safetensors")
+    with pytest.raises(ModelError, match="without vision"):
+        load(Source(folder, parts=(("text_encoder", file),)))
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+@pytest.mark.parametrize("family", ["chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma", "krea2"])
+def test_families_are_told_in_both_layouts(folders, family, layout):
+    state = split_files.state_of(folders(family), "transformer")
+    names = split_files.TRANSFORMERS[family](state) if layout == "original" else state
+    for prefix in ("", "model.diffusion_model."):
+        shapes = {prefix + name: tuple(each.shape) for name, each in names.items()}
+        assert flow.detect("some.safetensors", shapes) == family
+
+
+def test_versions_of_qwen_image_edit():
+    """ComfyUI's files of 2511 have a mark; the first version takes other prompts, and its tensors are the same."""
+    shapes = {"txt_norm.weight": (3584,)}
+    marked = shapes | {"model.diffusion_model.__index_timestep_zero__": (0,)}
+    assert flow.detect("Qwen-Image-Edit-2509-Q4_K_M.gguf", shapes) == "qwen-image-edit-2509"
+    assert flow.detect("qwen_image_edit_2511_bf16.safetensors", shapes) == "qwen-image-edit"
+    assert flow.detect("my-edit.safetensors", marked) == "qwen-image-edit"
+    with pytest.raises(ModelError, match="first Qwen-Image-Edit"):
+        flow.detect("qwen_image_edit_bf16.safetensors", shapes)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"t_block.1.weight": (), "y_embedder.y_proj.fc1.weight": (), "pos_embed": (1, 1024, 1152)}, "512 pixels"),
+        ({"attention_y_norm.weight": (1,), "cfg_embedder.mlp.0.weight": (1, 1)}, "Sana Sprint"),
+        ({"distilled_guidance_layer.in_proj.weight": (1, 1), "nerf_blocks.0.x": (1,)}, "Radiance"),
+    ],
+)
+def test_transformers_that_are_not_supported(shapes, words):
+    with pytest.raises(ModelError, match=words):
+        flow.detect("some.safetensors", shapes)
 
 
 @pytest.mark.parametrize("family", ["z-image", "flux-dev", "sd3-without-t5", "qwen-image"])
@@ -255,6 +309,9 @@ def test_a_vae_with_other_channels_is_named(folders, run):
     flux2 = folders("flux2-klein") / "vae"
     done = run("generate", "fox", "-m", folders("flux-dev"), "--part", f"vae={flux2}", "-W", 64, "-H", 64)
     assert (done.status, "takes latents of 16 channels, and its VAE has 32" in two_lines(done)[0]) == (2, True)
+    sana = folders("sana") / "vae"
+    done = run("generate", "fox", "-m", folders("sd3"), "--part", f"vae={sana}", "-W", 64, "-H", 64)
+    assert (done.status, "takes latents of 16 channels, and its VAE has 8" in two_lines(done)[0]) == (2, True)
 
 
 def test_a_text_encoder_of_the_wrong_width(folders, tmp_path):
@@ -278,7 +335,7 @@ def test_families_are_told_by_tensors_and_names(family):
     assert flow.detect(f"my-{word}-model.safetensors", shapes) == family
     if family in PARAMETERS:
         count = sum(each.numel() for each in module.parameters()) / 1e9
-        assert round(count, 3) == PARAMETERS[family]
+        assert round(count, len(str(PARAMETERS[family]).split(".")[1])) == PARAMETERS[family]
     prefixed = {f"model.diffusion_model.{name}": shape for name, shape in shapes.items()}
     assert flow.detect(f"{word}.gguf", prefixed) == family
 
@@ -303,6 +360,17 @@ def test_invalid_parts(run, sd15, tmp_path):
     assert (done.status, "nowhere.safetensors, which does not exist" in done.stderr) == (3, True)
     with pytest.raises(InvalidRecipe, match="twice"):
         located.find(str(sd15), {"part": ["vae=a", "vae=b"]})
+
+
+def test_gemma_s_tokenizer_comes_from_the_hub_cache(folders, tmp_path, monkeypatch):
+    model, parts = split("lumina2", folders("lumina2"), tmp_path / "files")
+    del parts["tokenizer"]
+    source = located.find(model, {"part": [f"{part}={place}" for part, place in parts.items()]}).source
+    with pytest.raises(ModelNotFound, match="no model with Gemma 2 is in the hub cache"):
+        tokenizer_folder.find(source, "tokenizer", "gemma")
+    pulled = {"Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": folders("sana")}
+    monkeypatch.setattr(registry, "cached_snapshot", pulled.get)
+    assert tokenizer_folder.find(source, "tokenizer", "gemma") == folders("sana") / "tokenizer"
 
 
 def test_t5_s_tokenizer_comes_from_the_hub_cache(folders, tmp_path, monkeypatch):

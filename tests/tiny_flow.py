@@ -45,8 +45,7 @@ from tests import tiny
 
 EDITORS = ("flux2-klein", "flux2-base", "flux-kontext", "qwen-image-edit")
 FAMILIES = ("z-image", "flux-dev", "flux-schnell", "flux2-klein", "flux2-base", "sd3", "sd3-without-t5", "qwen-image")
-IN_FOLDERS = ("chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma", "krea2", "krea2-turbo")
-"""Families that are not read from files of a part each."""
+NEWER = ("chroma", "lumina2", "sana", "pixart-alpha", "pixart-sigma", "krea2", "krea2-turbo")
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -239,7 +238,7 @@ def krea2(is_distilled: bool) -> dict[str, Any]:
 
 
 def lumina2() -> dict[str, Any]:
-    settings = {"hidden_size": 24, "num_layers": 1, "num_refiner_layers": 1, "num_attention_heads": 2}
+    settings = {"hidden_size": 36, "num_layers": 1, "num_refiner_layers": 1, "num_attention_heads": 3}
     settings |= {"num_kv_heads": 1, "multiple_of": 16, "axes_dim_rope": (4, 4, 4), "axes_lens": (300, 64, 64)}
     network = shaken(Lumina2Transformer2DModel(**settings, cap_feat_dim=16, sample_size=16))
     return {"transformer": network, "vae": make_vae(), "text_encoder": gemma(), "shift": 6.0}

@@ -68,6 +68,24 @@ def _with_masks(context: Context, dtype: torch.dtype) -> Options:
     return embeds | {f"{name}_mask": each.new_ones(each.shape[:2], dtype=torch.long) for name, each in embeds.items()}
 
 
+def _padded(mask: str, more: Options | None = None) -> Callable[[Context, torch.dtype], Options]:
+    """Several take embeddings of one length for both halves, and masks of their tokens, whose names end with `mask`."""
+
+    def conditions(context: Context, dtype: torch.dtype) -> Options:
+        embeds = embeds_of(context, dtype)
+        masks = {"prompt_embeds": context.prompt_mask, "negative_prompt_embeds": context.negative_prompt_mask}
+        longest = max(each.shape[1] for each in embeds.values())
+        found = dict(more or {})
+        for name, each in embeds.items():
+            own, missing = masks.get(name), longest - each.shape[1]
+            own = each.new_ones(each.shape[:2], dtype=torch.bool) if own is None else own
+            found[name] = torch.nn.functional.pad(each, (*(0, 0) * (each.ndim - 2), 0, missing))
+            found[f"{name.removesuffix('_embeds')}_{mask}"] = torch.nn.functional.pad(own, (0, missing))
+        return found
+
+    return conditions
+
+
 _TEXT = ("text_encoder", "tokenizer")
 _TWO = (*_TEXT, "text_encoder_2", "tokenizer_2")
 _OF = "diffusers.pipelines"
@@ -84,6 +102,20 @@ PIPELINES: Mapping[str, Pipeline] = {
     "qwen_image": Pipeline(
         f"{_OF}.qwenimage.pipeline_qwenimage:QwenImagePipeline",
         *(_TEXT, "transformer", _with_masks, "true_cfg_scale", packing.pack, packing.unpack),
+    ),
+    "chroma": Pipeline(
+        f"{_OF}.chroma.pipeline_chroma:ChromaPipeline",
+        *(_TEXT, "transformer", _padded("attention_mask"), "guidance_scale", packing.pack, packing.unpack),
+    ),
+    "krea2": Pipeline(
+        f"{_OF}.krea2.pipeline_krea2:Krea2Pipeline",
+        *(_TEXT, "transformer", _padded("embeds_mask"), "guidance_scale", packing.pack, packing.unpack),
+    ),
+    "lumina2": Pipeline(f"{_OF}.lumina2.pipeline_lumina2:Lumina2Pipeline", _TEXT, conditions=_padded("attention_mask")),
+    "sana": Pipeline(
+        f"{_OF}.sana.pipeline_sana:SanaPipeline",
+        _TEXT,
+        conditions=_padded("attention_mask", {"use_resolution_binning": False, "negative_prompt": None}),
     ),
 }
 _SD = Pipeline(
@@ -103,4 +135,5 @@ def of(model: LatentDiffusionModel) -> tuple[Pipeline, Options] | None:
     found = PIPELINES.get(model.architecture)
     if found is None:
         return None
-    return found, {"is_distilled": model.facts.unguided} if model.architecture == "flux2" else {}
+    distilled = {"flux2": model.facts.unguided, "krea2": bool(model.facts.schedule)}.get(model.architecture)
+    return found, {} if distilled is None else {"is_distilled": distilled}

@@ -73,6 +73,7 @@ def _of_files(entry: registry.ModelEntry, source: Source) -> dict[str, Any]:
         "size_multiple": facts.size_multiple,
         "takes": "text" if facts.labels is None else "label",
         **({} if facts.labels is None else {"labels": len(facts.labels.names)}),
+        **({"references": f"{facts.least_references} to {facts.most_references}"} if facts.most_references else {}),
         "in_channels": facts.in_channels,
         **({"classes": len(facts.classes)} if facts.classes else {}),
         "prediction_type": facts.scheduler_config.get("prediction_type", "epsilon"),

@@ -105,7 +105,7 @@ NETWORK: Mapping[str, Rule] = {
     "sample_size": _whole(1, 4096),
     "patch_size": _or_list(_whole(1, 64)),
     "time_cond_proj_dim": _optional(_whole(4, 2**16)),
-    "max_position_embeddings": _whole(3, 2**16),
+    "max_position_embeddings": _whole(3, 2**20),
     "layers_per_block": _or_list(_LAYERS),
     "transformer_layers_per_block": _or_list(_or_list(_whole(0, 1024))),
     "conditioning_embedding_out_channels": _optional(_list(_COUNT)),

@@ -247,7 +247,7 @@ class Source:
             if part in index and part not in dict(self.parts) and not split.has_part(self.path, part):
                 index[part] = [None, None]
         for part, folder in self._folders.items():
-            if part.startswith("tokenizer"):
+            if part.startswith(("tokenizer", "processor")):
                 continue
             config = families.read_json(folder / ("scheduler_config.json" if part == "scheduler" else "config.json"))
             listed = config.get("architectures")

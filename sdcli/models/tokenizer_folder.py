@@ -1,19 +1,48 @@
 """Finds the folder of a language model's tokenizer: files of weights have none. Looks for files, and reads none.
 
-CLIP's and Qwen's vocabularies are part of sdcli; T5's is in the hub cache, if a model with it was pulled.
+CLIP's and Qwen's vocabularies are part of sdcli; those of T5 and Gemma are in the hub cache, if a model with one was
+pulled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli.errors import ModelNotFound
 from sdcli.models import families, registry
 from sdcli.models.source import Source
 
-_WITH_T5 = ("flux-schnell", "flux-dev", "flux-kontext", "sd35-medium", "sd35-large", "sd35-turbo")
-_T5_ALONE = ("google/t5-v1_1-xxl", "google/t5-v1_1-base")
-_FILES = ("tokenizer.json", "spiece.model")
+
+@dataclass(frozen=True)
+class Kind:
+    """Where tokenizers of a kind are: in a folder of models in models.toml, or alone in repositories."""
+
+    title: str
+    files: tuple[str, ...]
+    folders: Mapping[str, tuple[str, ...]]
+    alone: tuple[str, ...]
+
+
+_KINDS: Mapping[str, Kind] = {
+    "t5": Kind(
+        "T5",
+        ("spiece.model", "tokenizer.json"),
+        {
+            "tokenizer_2": ("flux-schnell", "flux-dev", "flux-kontext"),
+            "tokenizer_3": ("sd35-medium", "sd35-large", "sd35-turbo"),
+            "tokenizer": ("chroma", "pixart-sigma", "pixart-alpha"),
+        },
+        ("google/t5-v1_1-xxl", "google/t5-v1_1-base"),
+    ),
+    "gemma": Kind(
+        "Gemma 2",
+        ("tokenizer.json",),
+        {"tokenizer": ("lumina2", "sana")},
+        ("google/gemma-2-2b-it", "google/gemma-2-2b"),
+    ),
+}
 
 
 def find(source: Source, part: str, kind: str) -> Path:
@@ -26,20 +55,15 @@ def find(source: Source, part: str, kind: str) -> Path:
         return folder
     if kind == "qwen":
         return families.QWEN
-    for name in _WITH_T5:
-        snapshot = registry.cached_snapshot(registry.shipped()[name].repo or "")
-        tokenizer = "tokenizer_2" if name.startswith("flux") else "tokenizer_3"
-        if snapshot is not None and _is_one(snapshot / tokenizer):
-            return snapshot / tokenizer
-    for repository in _T5_ALONE:
+    known = _KINDS[kind]
+    places = [
+        (registry.shipped()[name].repo or "", folder) for folder, names in known.folders.items() for name in names
+    ]
+    for repository, inside in (*places, *((each, "") for each in known.alone)):
         snapshot = registry.cached_snapshot(repository)
-        if snapshot is not None and _is_one(snapshot):
-            return snapshot
+        if snapshot is not None and any((snapshot / inside / name).exists() for name in known.files):
+            return snapshot / inside
     raise ModelNotFound(
-        f"{source.path} has no {part}, and no model with T5 is in the hub cache",
-        f"add --part {part}=FOLDER with the spiece.model or tokenizer.json of any T5, such as {_T5_ALONE[0]}",
+        f"{source.path} has no {part}, and no model with {known.title} is in the hub cache",
+        f"add --part {part}=FOLDER with the {' or '.join(known.files)} of any {known.title}, such as {known.alone[0]}",
     )
-
-
-def _is_one(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _FILES)

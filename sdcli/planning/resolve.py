@@ -127,7 +127,12 @@ def resolve(
     if user and facts.prompts.syntax:
         options = _with_embeddings(model, options, embedding.NAMES.all() if embeddings is None else embeddings)
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
-    check_channels(facts.in_channels, facts.latent_space.channels, len(facts.classes), masked=masked, mapped=mapped)
+    check_channels(
+        *(facts.in_channels, facts.latent_space.channels, len(facts.classes)),
+        masked=masked,
+        mapped=mapped,
+        concatenates=model.source.denoiser == "unet",
+    )
     layout = layout_of(options)
     if mapped:
         layout = _with_reader(layout, model)

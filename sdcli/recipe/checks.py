@@ -86,9 +86,17 @@ def check_condition(known: Labels | None, condition: Condition) -> int | None:
 
 
 def check_channels(
-    in_channels: int, latent_channels: int, classes: int = 0, *, masked: bool, mapped: bool = False
+    in_channels: int,
+    latent_channels: int,
+    classes: int = 0,
+    *,
+    masked: bool,
+    mapped: bool = False,
+    concatenates: bool = True,
 ) -> None:
-    """Raise InvalidRecipe unless a U-Net with `in_channels` takes the channels of a picture's context.
+    """Raise InvalidRecipe unless a network with `in_channels` takes the channels of a picture's context.
+
+    Only a U-Net `concatenates`, and so can have further ones.
 
     A U-Net for segmentation maps takes one channel for each of its `classes`, and needs a map. Otherwise, a masked
     picture has a mask and the masked image's latents; a U-Net without further channels can inpaint too. Any other
@@ -97,7 +105,7 @@ def check_channels(
     Raises ModelCorrupt if the number of classes differs from the number of channels.
     """
     extra = in_channels - latent_channels
-    if extra < 0 or (not classes and extra > latent_channels + 1):
+    if extra < 0 or (extra and not concatenates) or (not classes and extra > latent_channels + 1):
         what = f"the model's network takes latents of {in_channels} channels, and its VAE has {latent_channels}"
         raise InvalidRecipe(what, "use the VAE of a model of the same family", "model")
     if classes and extra != classes:

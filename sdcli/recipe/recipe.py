@@ -211,9 +211,10 @@ def defaults() -> Mapping[str, Any]:
 
 def _at_default(part: Any) -> frozenset[str]:
     """The keys of a part that have their defaults."""
-    if part is default(type(part)):  # which is usual, and fast
-        return _keys_of(type(part))
-    return frozenset(key for key, value in _defaults_of(type(part)).items() if getattr(part, key) == value)
+    kind: Any = type(part)
+    if part is default(kind):  # which is usual, and fast
+        return _keys_of(kind)
+    return frozenset(key for key, value in _defaults_of(kind).items() if getattr(part, key) == value)
 
 
 @cache

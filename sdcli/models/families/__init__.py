@@ -205,7 +205,8 @@ _BY_CHANNELS: Mapping[int, Mapping[str | None, Mapping[bool | None, str | None]]
 """The families by the U-Net's input channels, the kind, and whether the file records v-prediction."""
 _SUPPORTED = (
     "a single file must be a whole SD 1.x, SD 2.x or SDXL base or inpainting model, or LDM's of ImageNet classes, "
-    "in the original key layout; or a transformer of Z-Image, FLUX.1, FLUX.2 [klein], SD 3 or Qwen-Image"
+    "in the original key layout; or a transformer of Z-Image, FLUX.1, FLUX.2 [klein], SD 3, Qwen-Image, Krea 2, "
+    "Chroma, Lumina-Image 2.0, Sana or PixArt"
 )
 
 

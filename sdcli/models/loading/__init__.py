@@ -11,6 +11,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sdcli.files import palette
 from sdcli.models import configs, families, labels, language_tokenizer, tokenizer_folder
 from sdcli.models.imports import lean_imports
 from sdcli.models.loading.find import Finder
-from sdcli.models.loading.weights import Stored, check_shapes, fill
+from sdcli.models.loading.weights import Stored, begin, check_shapes, fill
 from sdcli.models.source import INDEX, Source
 from sdcli.models.tokenizer import read_tokenizer
 
@@ -122,8 +123,16 @@ def load(
     _check_classes(source, index, family)
     architecture = architectures.load(family)
     text_encoders = text_parts(index)
-    needed = tuple(each for each in needed if not (refiner and each == "text_encoder"))
-    parts = (find or check_parts)(source, index, dict.fromkeys([*text_encoders, *needed]))
+    others = (each for each in needed if not (refiner and each == "text_encoder"))
+    needed = tuple(dict.fromkeys([*text_encoders, *others]))
+    loaded = [each for each in needed if stage in (None, each, "text" if each in text_encoders else "picture")]
+    if find is None:
+        _begin(source, loaded)
+    parts = (find or check_parts)(source, index, needed)
+    seeing = index.get("processor", [None, None])[1] is not None
+    if seeing and any(getattr(parts[each][0], "visual", None) is None for each in text_encoders):
+        what = f"{source.file('text_encoder') or source.base} is without vision, which a model that edits images needs"
+        raise ModelCorrupt(what, "use a file of the text encoder with its vision, in .safetensors")
     tokenizers = [_tokenizer(source, each, parts[each][0]) for each in text_encoders]
     storage = device if offload == "none" else torch.device("cpu")
     filled = {
@@ -133,11 +142,10 @@ def load(
             torch.float32 if each == "vae" and vae_in_float32 else dtype,
             quantize if takes_quantised(each, parts[each][0]) else "none",
         )
-        if stage in (None, each, "text" if each in text_encoders else "picture")
+        if each in loaded
         else parts[each][0]
         for each in parts
     }
-    seeing = index.get("processor", [None, None])[1] is not None
     processor = language_tokenizer.read_image_processor(source.folder("processor")) if seeing else None
     text = tuple(
         TextEncoder(tokens, filled[each], processor) for tokens, each in zip(tokenizers, text_encoders, strict=True)
@@ -165,6 +173,13 @@ def load(
     if misfit is not None:
         raise source.explain(ModelCorrupt(f"{source.base}: {misfit}", _DOWNLOAD_AGAIN))
     return model
+
+
+def _begin(source: Source, parts: Iterable[str]) -> None:
+    """Let the disk read the first weights while their modules are made. What is wrong is found there."""
+    for part in parts:
+        with suppress(ModelError):
+            begin(source.weights(part))
 
 
 def _check_classes(source: Source, index: Mapping[str, Any], family: str) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from sdcli.errors import ModelError
 from sdcli.models.loading.weights import Stored
 
 _ARCHITECTURES = {"qwen3": "QWEN3", "qwen2vl": "QWEN2VL", "t5encoder": "T5ENCODER", "t5": "T5ENCODER"}
+_ARCHITECTURES |= {"qwen3vl": "QWEN3VL", "gemma2": "GEMMA2"}
 _SUFFIXES = (".weight", ".bias")
 _UNUSED = ("output.weight", "rope_freqs.weight")
 
@@ -31,4 +35,12 @@ def renamed(file: Path, own: Mapping[str, Stored], module: Any, architecture: st
             theirs = names.get_name(each, try_suffixes=_SUFFIXES)
             if theirs is not None:
                 ours.setdefault(theirs, name)
-    return {ours.get(key, key): each for key, each in own.items() if key not in _UNUSED}
+    found = {ours.get(key, key): each for key, each in own.items() if key not in _UNUSED}
+    if architecture != "gemma2":
+        return found
+    return {name: replace(each, view=_less_one) if "norm" in name else each for name, each in found.items()}
+
+
+def _less_one(weight: Tensor) -> Tensor:
+    """Gemma's norms multiply by 1 + weight; llama.cpp stores the sum."""
+    return weight - 1

@@ -44,11 +44,11 @@ def _current_name(key: str) -> str:
     return key
 
 
-# Unused tensors in files: buffers, the other half of CLIP, the head of a language model, which predicts words, and the
-# words of a tokenizer that ComfyUI keeps with its weights.
+# Unused tensors in files: buffers, the other half of CLIP, the head of a language model, which predicts words, a
+# tokenizer that ComfyUI keeps with its weights, and its mark of Qwen-Image-Edit-2511.
 _UNUSED = re.compile(
     r"position_ids$|^lm_head\.|num_batches_tracked$|^text_projection\.|^logit_scale$|^vision_model\.|"
-    r"^visual_projection\.|^(spiece_model|tekken_model)$"
+    r"^visual_projection\.|^(spiece_model|tekken_model|__index_timestep_zero__)$"
 )
 
 

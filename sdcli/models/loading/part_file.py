@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sdcli.errors import ModelCorrupt
 from sdcli.models.families import flow
 from sdcli.models.families.split import header_of
-from sdcli.models.loading import gguf_names, single_file
+from sdcli.models.loading import gguf_names, pixart_names, single_file
 from sdcli.models.loading.match import within
 from sdcli.models.loading.weights import Stored
 
@@ -35,9 +35,16 @@ _ORIGINAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "convert_z_image_transformer_checkpoint_to_diffusers",
         ("x_embedder.", "final_layer."),
     ),
+    "ChromaTransformer2DModel": (
+        *("convert_chroma_transformer_checkpoint_to_diffusers", ("double_blocks.", "single_blocks.")),
+    ),
+    "Krea2Transformer2DModel": ("convert_krea2_transformer_checkpoint_to_diffusers", ("txtfusion.", "txtmlp.")),
+    "Lumina2Transformer2DModel": ("convert_lumina2_to_diffusers", ("cap_embedder.", "final_layer.")),
+    **dict.fromkeys(("PixArtTransformer2DModel", "SanaTransformer2DModel"), ("", pixart_names.SIGNS)),
     "AutoencoderKLQwenImage": ("convert_wan_vae_to_diffusers", ("encoder.downsamples.", "decoder.upsamples.")),
+    "AutoencoderDC": ("convert_autoencoder_dc_checkpoint_to_diffusers", ("encoder.stages.", "decoder.stages.")),
 }
-"""diffusers' converters by classes, and the tensors that only files in the original layout have."""
+"""diffusers' converters by classes, or none if it has none, and the tensors that only the original layout has."""
 _ANOTHER = "download the file again, or use one of the model's family"
 
 
@@ -85,19 +92,24 @@ def _converted(file: Path, own: Mapping[str, Stored], converter: str, name: str)
     from diffusers.loaders import single_file_utils
 
     recorded: dict[str, Any] = {key: Recorded(each) for key, each in own.items()}
-    convert: Callable[..., dict[str, Recorded]] = getattr(single_file_utils, converter)
+    convert: Callable[..., dict[str, Recorded]] = getattr(single_file_utils, converter, None) or partial(
+        pixart_names.convert, name=name
+    )
     try:
         found = convert(recorded)
     except KeyError as error:
         raise ModelCorrupt(f"{file} has no tensor {error.args[0]}", _ANOTHER) from error
     except (ValueError, IndexError, RuntimeError, AttributeError, TypeError) as error:
         raise ModelCorrupt(f"{file}: its tensors are not those of a {name}: {error}", _ANOTHER) from error
-    left = {key: each for key, each in recorded.items() if key not in found} if found is not recorded else {}
-    return {key: each.stored for key, each in {**found, **left}.items()}
+    left = recorded if converter else {}  # those that diffusers' converters do not know
+    return {key: each.stored for key, each in {**left, **found}.items()}
 
 
 class Recorded:
-    """A stored tensor in a converter, which notes the operations on it. All are on its rows."""
+    """A stored tensor in a converter, which notes the operations on it.
+
+    They are on its rows, or keep the order of its numbers.
+    """
 
     def __init__(self, stored: Stored, meta: Tensor | None = None) -> None:
         self.stored = stored
@@ -120,6 +132,14 @@ class Recorded:
             raise ValueError(f"{self.stored.key} has {rows} rows")
         return [self._then(partial(_split, sizes=scaled, dim=dim, index=each)) for each in range(len(sizes))]
 
+    def reshape(self, *shape: int) -> Recorded:
+        """Like Tensor.reshape, which keeps the order of numbers."""
+        return self._then(partial(_reshaped, shape=shape))
+
+    def squeeze(self) -> Recorded:
+        """Like Tensor.squeeze, of the kernels of convolutions of one pixel."""
+        return self.reshape(*self.shape[:2]) if self.shape[2:] == (1, 1) else self
+
     def _then(self, step: Callable[[Tensor], Tensor]) -> Recorded:
         before = self.stored.view
         return Recorded(replace(self.stored, view=lambda tensor: step(before(tensor))), step(self.meta))
@@ -138,6 +158,10 @@ class Recorded:
 
 def _piece(tensor: Tensor, count: int, dim: int, index: int) -> Tensor:
     return tensor.chunk(count, dim)[index]
+
+
+def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return tensor.reshape(shape)
 
 
 def _split(tensor: Tensor, sizes: list[int], dim: int, index: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,9 +42,12 @@ def load(
         return loading.load(source, name=name, device=device, dtype=dtype, stage=stage, find=_build, fill_part=_fill)
 
 
-_LISTS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers", "num_decoder_layers", "depth")
-_SMALL = {"num_hidden_layers": 28, "intermediate_size": 256, "d_ff": 256}
-"""The sizes of language models that are measured only in passing; families use layers up to the 27th."""
+_LISTS = (
+    *("num_layers", "num_single_layers", "n_layers", "n_refiner_layers", "num_decoder_layers", "depth"),
+    *("num_refiner_layers", "approximator_layers"),
+)
+_SMALL = {"num_hidden_layers": 36, "intermediate_size": 256, "d_ff": 256}
+"""The sizes of language models that are measured only in passing; families use layers up to the 36th."""
 
 
 def _cut(source: Source, layers: int, folder: Path) -> Source:
@@ -65,24 +68,38 @@ def _at_most(config: dict[str, Any], most: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _with_tokenizers(source: Source, folder: Path) -> Source:
-    """Return `source` with a tokenizer for each language model: Qwen's own, and for T5 one of letters, in `folder`."""
+    """Return `source` with a tokenizer for each language model: Qwen's own, or one of letters, in `folder`."""
     parts = dict(source.parts)
     for encoder in loading.text_parts(source.index()):
         part, kind = encoder.replace("text_encoder", "tokenizer"), source.index()[encoder][1]
         if source.folder(part).is_dir() or kind.startswith("CLIP"):
             continue
-        if kind.startswith("T5"):
-            _write_t5_tokenizer(folder)
-        parts[part] = folder if kind.startswith("T5") else families.QWEN
+        write = next((write for name, write in _OF_LETTERS.items() if kind.startswith(name)), None)
+        parts[part] = families.QWEN if write is None else folder / kind
+        if write is not None:
+            write(parts[part])
     return replace(source, parts=tuple(sorted(parts.items())))
+
+
+_LETTERS = tuple(map(chr, range(ord("!"), ord("~") + 1)))
 
 
 def _write_t5_tokenizer(folder: Path) -> None:
     with lean_imports():
         from transformers.models.t5.tokenization_t5 import T5Tokenizer
-    letters = map(chr, range(ord("!"), ord("~") + 1))
-    vocab = [*((each, 0.0) for each in ("<pad>", "</s>", "<unk>")), *((each, -2.0) for each in ("▁", *letters))]
+    vocab = [*((each, 0.0) for each in ("<pad>", "</s>", "<unk>")), *((each, -2.0) for each in ("▁", *_LETTERS))]
     T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(folder)
+
+
+def _write_gemma_tokenizer(folder: Path) -> None:
+    with lean_imports():
+        from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
+    words = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\n", "▁", *_LETTERS)
+    vocab = {each: place for place, each in enumerate(words)}
+    GemmaTokenizer(vocab=vocab, merges=[], add_bos_token=True).save_pretrained(folder)
+
+
+_OF_LETTERS: Mapping[str, Callable[[Path], None]] = {"T5": _write_t5_tokenizer, "Gemma": _write_gemma_tokenizer}
 
 
 def _build(source: Source, index: Mapping[str, Any], parts: Iterable[str]) -> loading.Parts:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def fill(
     exact = _kept_in_float32(module) if dtype == torch.float16 else ()
     state: dict[str, Tensor] = {}
     tied: dict[tuple[int, torch.dtype], Tensor] = {}
-    for name, tensor in _raw(stored, mapped=quantize == "none"):
+    converted = quantize != "none" or any(_DTYPES.get(each.entry.dtype) != dtype for each in stored.values())
+    for name, tensor in _raw(stored, mapped=quantize == "none", ahead=converted):
         each, kept = stored[name], any(part in name.split(".") for part in exact)
         wanted = torch.float32 if kept else dtype
         kind = each.entry.dtype
@@ -131,16 +133,52 @@ def read(stored: Mapping[str, Stored], *, mapped: bool = True) -> Iterator[tuple
         yield name, tensor
 
 
-def _raw(stored: Mapping[str, Stored], *, mapped: bool) -> Iterator[tuple[str, Tensor]]:
+def _raw(stored: Mapping[str, Stored], *, mapped: bool, ahead: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor of `stored` by its name there; a quantised one as bytes, one row of them for each of its rows.
 
-    Raises ModelCorrupt for an unreadable one.
+    The order is that of the file, and with `ahead` the disk reads what follows while a tensor is used. Raises
+    ModelCorrupt for an unreadable one.
     """
     opened = _open if mapped else _Copied
     with ExitStack() as stack:
-        readers = {file: stack.enter_context(opened(file)) for file in {each.file for each in stored.values()}}
-        for name, each in stored.items():
+        files = {each.file for each in stored.values()}
+        readers = {file: stack.enter_context(opened(file)) for file in files}
+        asked = {file: stack.enter_context(_Ahead(file)) for file in files} if ahead and _CAN_ASK else {}
+        for name, each in sorted(stored.items(), key=lambda item: (item[1].file, item[1].entry.start)):
+            if each.file in asked:
+                asked[each.file].ask(each.entry.start)
             yield name, _read(readers[each.file], each)
+
+
+def begin(files: Iterable[Path]) -> None:
+    """Ask the kernel to read the beginnings of files that are used soon, while modules are made."""
+    for file in files if _CAN_ASK else ():
+        with suppress(OSError), _Ahead(file) as ahead:
+            ahead.ask(0)
+
+
+_CAN_ASK = hasattr(os, "posix_fadvise")
+
+
+class _Ahead(AbstractContextManager[Any]):
+    """Asks the kernel to read a part of a file that is used soon, and does not wait for it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file.open("rb", buffering=0)
+        self._asked = 0
+
+    def ask(self, place: int) -> None:
+        """Ask for what follows `place`."""
+        end = place + _AHEAD
+        if end - self._asked >= _AHEAD // 4:
+            os.posix_fadvise(self._file.fileno(), self._asked, end - self._asked, os.POSIX_FADV_WILLNEED)
+            self._asked = end
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+_AHEAD = 2**28
 
 
 def check_shapes(module: nn.Module, stored: Mapping[str, Stored]) -> None:
