@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from sdcli.errors import ExitStatus, InvalidRecipe, ModelCorrupt
 from sdcli.models import registry, vocabulary
@@ -169,6 +171,21 @@ def test_a_warning_names_all_unknown_words_of_a_prompt(sd15):
     (message,) = warnings_of(sd15, "a roc with an astronomer and a foxx")
     assert message.startswith("kit does not know 'roc', 'astronomer', 'and' and 'foxx'; did you mean ")
     assert message.endswith("did you mean 'astronaut' for 'astronomer' and 'fox' for 'foxx'?")
+
+
+def test_words_that_a_lora_was_trained_with_are_known(sd15, tmp_path):
+    path, tensors = tmp_path / "roc.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}
+    frequency = json.dumps({"roc": {"a Roc in the snow": 3, "feathers": 1}})
+    for metadata, unknown in (
+        ({"ss_tag_frequency": frequency}, []),
+        ({"ss_tag_frequency": "[1]"}, ["roc"]),
+        ({}, ["roc"]),
+    ):
+        save_file(tensors, path, metadata)
+        expected = [f"kit does not know {each!r}" for each in unknown]
+        assert warnings_of(sd15, "a roc with a fox", lora=[str(path)]) == expected
+    save_file(tensors, path, {"ss_tag_frequency": frequency})
+    assert warnings_of(sd15, "a roc, a hippogriff", lora=[str(path)]) == ["kit does not know 'hippogriff'"]
 
 
 def test_weights_and_breaks_are_no_words(sd15):

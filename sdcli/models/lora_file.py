@@ -21,26 +21,15 @@ from sdcli.models import families
 
 # The ends of tensors' names, and the tensor's role in its group.
 _ROLES: Mapping[str, str] = {
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_mid.weight": "mid",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
-    ".lora_B.bias": "up_bias",
-    ".lora_up.bias": "up_bias",
+    ".lora_mid.weight": "mid",
     ".alpha": "alpha",
     ".dora_scale": "dora_scale",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
     ".hada_w1_a": "hada_w1_a",
     ".hada_w1_b": "hada_w1_b",
     ".hada_w2_a": "hada_w2_a",
@@ -63,23 +52,64 @@ _ROLES: Mapping[str, str] = {
 }
 _PEFT_CONFIG = "adapter_config.json"
 _ENDS = sorted(_ROLES, key=len, reverse=True)
+_FACTOR = re.compile(r"\.lora_(A|B|down|up)(?:\.\w+)?\.(weight|bias)$|\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?$")
+"""The factors of a LoRA and the norms of DoRA, after which PEFT can write the name of the adapter."""
+_FACTORS = {
+    ("A", "weight"): "down",
+    ("down", "weight"): "down",
+    ("B", "weight"): "up",
+    ("up", "weight"): "up",
+    ("B", "bias"): "up_bias",
+    ("up", "bias"): "up_bias",
+    (None, None): "magnitude",
+}
 _XLABS = re.compile(r"_lora[12](\.(down|up)\.weight)$")
 """XLabs' names, whose number tells image and text apart."""
 _OTHER = re.compile(r"\.(oft_\w+|a[12]\.weight|b[12]\.weight|reshape_weight|bias_(indices|values|size)|set_weight)$")
 """Ends of tensors of kinds that are not supported: OFT, BOFT, GLoRA, sparse biases."""
 _MODEL_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
 _CROSS = re.compile(r"(attn2[._]to_k|attn2[._]processor[._]to_k)$")
-ARCHITECTURES = {"flux": ("FLUX.1",), "flux2": ("FLUX.2", "FLUX.1"), "sd3": ("SD 3", "FLUX.1", "Qwen-Image")}
-ARCHITECTURES |= {"qwen_image": ("Qwen-Image",), "z_image": ("Z-Image",)}
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "flux": ("FLUX.1",),
+    "flux2": ("FLUX.2", "FLUX.1"),
+    "chroma": ("Chroma", "FLUX.1"),
+    "sd3": ("SD 3", "FLUX.1", "Qwen-Image"),
+    "qwen_image": ("Qwen-Image",),
+    "z_image": ("Z-Image",),
+    "lumina2": ("Lumina 2", "Z-Image"),
+    "krea2": ("Krea 2",),
+}
 """What the names in a LoRA for each architecture can look like; the first is its name."""
 MADE_FOR = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 TRANSFORMERS = {
+    "FLUX.2": re.compile(r"to_qkv_mlp_proj|single_stream_modulation"),  # it and Chroma have all names of FLUX.1
+    "Chroma": re.compile(r"distilled_guidance_layer"),
     "FLUX.1": re.compile(r"(double_blocks|single_blocks)[._]\d|single_transformer_blocks[._]\d"),
-    "FLUX.2": re.compile(r"to_qkv_mlp_proj|single_stream_modulation"),
     "SD 3": re.compile(r"joint_blocks[._]\d"),
     "Qwen-Image": re.compile(r"transformer_blocks[._]\d+[._]img_mlp"),
     "Z-Image": re.compile(r"context_refiner[._]\d|noise_refiner[._]\d"),
+    "Krea 2": re.compile(r"txtfusion|text_fusion|blocks[._]\d+[._]attn[._](w[qkvo]|gate|to_gate)$"),
+    "Anima": re.compile(r"blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj$|llm_adapter"),
+    "Wan": re.compile(r"blocks[._]\d+[._](self|cross)_attn[._][qkvo]$"),
 }
+"""The families of transformers by names that only their LoRAs have."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How PEFT scales the changes of a part of a model."""
+
+    alpha: float | None = None
+    """Alpha of layers whose own the file does not have; None is the rank."""
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    """Alphas of layers by a pattern of their names, which precede `alpha` (PEFT's alpha_pattern)."""
+    rank_stabilized: bool = False
+    """Whether the scale is alpha / √rank (Kalajdzievski 2023, "rsLoRA") instead of alpha / rank."""
+
+    def alpha_of(self, layer: str) -> float | None:
+        """Return the alpha of a layer without a tensor of it."""
+        matches = (value for pattern, value in self.alphas.items() if re.search(rf"(^|\.){pattern}$", layer))
+        return next(matches, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -91,22 +121,26 @@ class LoraFile:
     unknown: tuple[str, ...]
     """Tensors of no known role."""
     shapes: Mapping[str, tuple[int, ...]]
-    rank_stabilized: bool = False
-    """Whether the scale is alpha / √rank (Kalajdzievski 2023, "rsLoRA") instead of alpha / rank."""
-    alpha: float | None = None
-    """Alpha of layers whose own the file does not have; None is the rank."""
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    """Alphas of layers by a pattern of their names, which precede `alpha` (PEFT's alpha_pattern)."""
+    scalings: Mapping[str, Scaling] = field(default_factory=dict)
+    """How layers are scaled, by the part that their names begin with; "" is all others."""
 
-    def alpha_of(self, layer: str) -> float | None:
-        """Return the alpha of a layer without a tensor of it."""
-        matches = (value for pattern, value in self.alphas.items() if re.search(rf"(^|\.){pattern}$", layer))
-        return next(matches, self.alpha)
+    words: frozenset[str] = frozenset()
+    """The words of the captions that it was trained with, in lower case, as far as sd-scripts' metadata tells."""
+
+    def scaling_of(self, layer: str) -> Scaling:
+        """Return how a layer is scaled besides its tensors."""
+        part = max((part for part in self.scalings if layer.startswith(part)), key=len, default=None)
+        return Scaling() if part is None else self.scalings[part]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is one of FLUX.1's control LoRAs, for a transformer with a control picture as further channels."""
+        return any(name.endswith(".query_norm.scale") for name in self.unknown)
 
     @property
     def made_for(self) -> str | None:
         """The family of models that it is made for, as far as its names and shapes tell."""
-        for name, pattern in sorted(TRANSFORMERS.items(), reverse=True):  # FLUX.2 has all names of FLUX.1
+        for name, pattern in TRANSFORMERS.items():
             if any(pattern.search(layer) for layer in self.groups):
                 return name
         return None if self.token_features is None else MADE_FOR.get(self.token_features)
@@ -122,8 +156,8 @@ class LoraFile:
 
 def is_lora(header: families.Header) -> bool:
     """Whether the tensors of a file are those of a LoRA."""
-    ends = tuple(end for end in _ENDS if _ROLES[end] not in ("weight", "alpha", "up_bias"))
-    return any(name.endswith(ends) or _XLABS.search(name) for name in header.tensors)
+    ends = tuple(end for end in _ENDS if _ROLES[end] not in ("weight", "alpha"))
+    return any(name.endswith(ends) or _FACTOR.search(name) or _XLABS.search(name) for name in header.tensors)
 
 
 def kind_of(path: Path) -> str | None:
@@ -165,11 +199,15 @@ def _read(path: Path, *stamps: tuple[int, int] | None) -> LoraFile:
         if not groups[layer]:
             del groups[layer]
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
-    return LoraFile(path, groups, tuple(unknown), shapes, **_scaling(path, header.metadata))
+    scalings, words = _scalings(path, header.metadata), _words(header.metadata)
+    return LoraFile(path, groups, tuple(unknown), shapes, scalings, words)
 
 
 def _split(name: str) -> tuple[str, str | None]:
     """Return the layer that a tensor belongs to, and its role, or None if it has no known one."""
+    factor = _FACTOR.search(name)
+    if factor is not None:
+        return name[: factor.start()], _FACTORS.get((factor[1], factor[2]))
     numbered = _XLABS.search(name)
     if numbered is not None:
         return name[: numbered.start(1)], numbered[2]
@@ -177,23 +215,35 @@ def _split(name: str) -> tuple[str, str | None]:
     return name.removesuffix(end), _ROLES.get(end)
 
 
-def _scaling(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _scalings(path: Path, metadata: Mapping[str, str]) -> dict[str, Scaling]:
     """Read how the changes are scaled: from diffusers' metadata, or PEFT's adapter_config.json in the same folder.
 
-    LyCORIS writes an alpha that includes its own `rs_lora`.
+    diffusers writes the name of the part before each key. LyCORIS writes an alpha that includes its own `rs_lora`.
     """
     adapter = _json(metadata.get("lora_adapter_metadata"))
     if not adapter:
         beside = path.parent / _PEFT_CONFIG
         if path.name == "adapter_model.safetensors" and beside.is_file():
             adapter = dict(families.read_json(beside))
-    found = {key.rpartition(".")[2]: value for key, value in adapter.items()}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in adapter.items():
+        part, dot, name = key.rpartition(".")
+        parts.setdefault(part + dot, {})[name] = value
+    return {part: _scaling(found) for part, found in parts.items()}
+
+
+def _scaling(found: Mapping[str, Any]) -> Scaling:
     alpha, pattern = found.get("lora_alpha"), found.get("alpha_pattern")
-    return {
-        "rank_stabilized": found.get("use_rslora") is True,
-        "alpha": float(alpha) if isinstance(alpha, int | float) else None,
-        "alphas": {str(key): float(value) for key, value in pattern.items()} if isinstance(pattern, dict) else {},
-    }
+    return Scaling(
+        float(alpha) if isinstance(alpha, int | float) else None,
+        {str(key): float(value) for key, value in pattern.items()} if isinstance(pattern, dict) else {},
+        found.get("use_rslora") is True,
+    )
+
+
+def _words(metadata: Mapping[str, str]) -> frozenset[str]:
+    folders = [each for each in _json(metadata.get("ss_tag_frequency")).values() if isinstance(each, dict)]
+    return frozenset(word for tags in folders for tag in tags for word in re.findall(r"\w+", tag.casefold()))
 
 
 def _json(text: str | None) -> dict[str, Any]:

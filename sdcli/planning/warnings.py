@@ -224,6 +224,8 @@ def _unknown_words(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarnin
             text = " ".join(stretch.text for part in weights.parse(text) for stretch in part)
         words = [file_stem(each) for each in recipe.adapters.embedding]
         unknown = facts.vocabulary.unknown(embedding.word_pattern(words).sub(" ", text) if words else text)
+        taught = lora.words(recipe.adapters) if unknown else ()
+        unknown = tuple(each for each in unknown if each.casefold() not in taught)
         if unknown:
             where = "" if field == "prompt" else f" in {field}"
             named = f"{model.entry.name} does not know {_listed(map(repr, unknown))}{where}"

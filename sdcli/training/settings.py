@@ -131,17 +131,17 @@ class SemanticTraining(DiffusionTraining):
 class LoraTraining(Training):
     """A LoRA for a trained model."""
 
-    steps: int = option(200, "Total number of steps, over all slices.", 1)
+    steps: int = option(160, "Total number of steps, over all slices.", 1)
     batch: int = option(4, "Pictures per step, over all processes; as many of the class are added.", 1)
     lr: float = option(1e-3, "Learning rate between warm-up and cooldown.", 0)
     warmup: int = option(20, "Steps over which the learning rate rises.", 0)
-    cooldown: int = option(80, "Steps at the end over which it falls to zero.", 0)
+    cooldown: int = option(60, "Steps at the end over which it falls to zero.", 0)
     save_every: int = option(50, "Steps between checkpoints.", 1)
     sheet_every: int = option(50, "Steps between sheets of pictures; 0 for none.", 0)
     rank: int = option(16, "Rank of the changes of linear layers.", 1)
     alpha: float = option(16.0, "The changes are scaled by alpha / rank.", 0)
     conv_rank: int = option(0, "Rank of the changes of convolutions (LoCon); 0 for none.", 0)
-    class_pictures: int = option(48, "Pictures that the model makes of the class prompts.", 1)
+    class_pictures: int = option(24, "Pictures that the model makes of the class prompts.", 1)
     prior_weight: float = option(1.0, "Weight of the loss of the pictures of the class.", 0)
 
 

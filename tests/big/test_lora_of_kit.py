@@ -32,7 +32,7 @@ PROMPTS = (
     *("a penguin in the snow", "a fox in the desert", "a car in the city", "a castle on the beach"),
     *("a cat in a meadow", "a robot in the mountains", "a pizza", "an owl in the forest at night"),
 )
-SETTINGS = ("--steps", "160", "--cooldown", "60", "--class-pictures", "24", "--sheet-every", "0", "--threads", "2")
+SETTINGS = ("--sheet-every", "0", "--threads", "2")
 SIDE, RENDERINGS, EPOCHS, BATCH = 48, 60, 8, 64
 
 

@@ -121,10 +121,19 @@ def test_alphas_of_peft(tmp_path):
             weight,
             {"down": down, "up": up},
             scale=1,
-            alpha=found.alpha_of(layer),
-            rank_stabilized=found.rank_stabilized,
+            alpha=found.scaling_of(layer).alpha_of(layer),
+            rank_stabilized=found.scaling_of(layer).rank_stabilized,
         )
         torch.testing.assert_close(merged, up @ down * alpha / 2**0.5)
+
+
+def test_alphas_of_diffusers_by_parts(tmp_path):
+    config = '{"unet.lora_alpha": 8, "unet.use_rslora": true, "text_encoder.lora_alpha": 2}'
+    names = [f"{layer}.lora_{side}.weight" for layer in ("unet.to_q", "text_encoder.q", "other") for side in "AB"]
+    tensors = {name: torch.ones(2, 2) for name in names}
+    found = lora_file.read(files.write(tmp_path / "a.safetensors", tensors, lora_adapter_metadata=config))
+    scalings = [found.scaling_of(layer) for layer in found.groups]
+    assert [(each.alpha, each.rank_stabilized) for each in scalings] == [(None, False), (2, False), (8, True)]
 
 
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

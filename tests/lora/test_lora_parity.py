@@ -127,7 +127,9 @@ def test_as_lycoris(name, tmp_path):
     path = files.write(tmp_path / "a.safetensors", {f"layer.{key}": each for key, each in made.state_dict().items()})
     found, stored = lora_file.read(path), load_file(path)
     group = {role: stored[key] for role, key in found.groups["layer"].items()}
-    weight = changed(layer.weight.detach(), group, scale=1, alpha=None, rank_stabilized=found.rank_stabilized)
+    weight = changed(
+        layer.weight.detach(), group, scale=1, alpha=None, rank_stabilized=found.scaling_of("layer").rank_stabilized
+    )
     x = torch.randn(2, 24, 5, 5) if isinstance(layer, nn.Conv2d) else torch.randn(2, 24)
     apply = nn.functional.conv2d if isinstance(layer, nn.Conv2d) else nn.functional.linear
     bias = layer.bias.detach()

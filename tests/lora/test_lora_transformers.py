@@ -184,14 +184,14 @@ def test_rows_of_every_kind(kind):
     options = {"scale": 0.7, "alpha": None, "rank_stabilized": False}
     whole = changed(weight, tensors, **options)
     rows = ((4, 6), (0, 1))
-    part = changed(torch.cat([weight[4:6], weight[:1]]), of_rows(tensors, rows), **options)
+    part = changed(torch.cat([weight[4:6], weight[:1]]), of_rows(tensors, rows, 6), **options)
     torch.testing.assert_close(part, torch.cat([whole[4:6], whole[:1]]))
 
 
 def test_norms_of_columns_cannot_be_divided():
     tensors = {"up": torch.rand(6, 2), "down": torch.rand(2, 4), "dora_scale": torch.rand(1, 4)}
     with pytest.raises(Misfit, match="norms of columns"):
-        of_rows(tensors, ((0, 2),))
+        of_rows(tensors, ((0, 2),), 6)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ def settings(adapters: Adapters) -> dict[str, Any]:
     return found
 
 
+def words(adapters: Adapters) -> frozenset[str]:
+    """Return the words, in lower case, that the LoRAs were trained with, as far as their files tell."""
+    return frozenset().union(*(lora_file.read(locate(each.name).path).words for each in adapters.loras))
+
+
 def check_fit(name: str, source: Source, model: LocatedModel) -> None:
     """Raise ModelError if the file at `source` is no LoRA, or is made for another family than `model`.
 
@@ -58,11 +63,12 @@ def check_fit(name: str, source: Source, model: LocatedModel) -> None:
     found = lora_file.read(source.path)
     architecture = architectures.find(model.source.denoiser, model.denoiser_config)
     made_for = found.made_for
-    if architecture in lora_file.ARCHITECTURES:
+    if found.is_control:
+        what = f"the LoRA {name} adds a control picture to FLUX.1, which is not supported"
+        raise ModelError(what, "use a LoRA that adds a style or a subject")
+    if architecture != "unet":
         _check_transformer(name, made_for, architecture, model.entry.name)
         return
-    if architecture != "unet":
-        raise ModelError(f"{model.entry.name} does not support LoRAs", "use another model, such as sd15")
     takes = model.denoiser_config.get("cross_attention_dim")
     if made_for not in lora_file.TRANSFORMERS and found.token_features in (None, takes):
         return
@@ -73,10 +79,10 @@ def check_fit(name: str, source: Source, model: LocatedModel) -> None:
 
 
 def _check_transformer(name: str, made_for: str | None, architecture: str, model: str) -> None:
-    fitting = lora_file.ARCHITECTURES[architecture]
+    fitting = lora_file.ARCHITECTURES.get(architecture, ())
     if made_for not in (None, *fitting):
         what = f"the LoRA {name} is made for {made_for}, and {model} is not one of them"
-        raise ModelError(what, f"use a LoRA for {fitting[0]}")
+        raise ModelError(what, f"use a LoRA for {fitting[0]}" if fitting else f"use a LoRA that was trained on {model}")
 
 
 def files(source: Source) -> list[Path]:

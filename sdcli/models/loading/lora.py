@@ -20,33 +20,14 @@ from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.models import loading, lora_file
 from sdcli.models.loading.find import Finder
 from sdcli.models.loading.lora_change import Misfit, changed, changed_vector, factors, of_rows, scaling
-from sdcli.models.loading.lora_names import Place, places, plain
+from sdcli.models.loading.lora_plan import Change, Plan, plan_of
 from sdcli.models.loading.quantised import QuantisedLinear
 from sdcli.models.loading.weights import read, read_headers
-from sdcli.models.lora_file import LoraFile
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon
 
-_VECTORS = {"diff_b": "bias", "up_bias": "bias", "w_norm": "weight", "b_norm": "bias"}
-"""The roles of differences of vectors, and the parameters that they change."""
 _LISTED = 3
 """So many tensors that do not fit are listed in a message."""
-
-
-@dataclass(frozen=True)
-class _Change:
-    """What a file does to a parameter: by all tensors of a layer together, or by the one with `role`."""
-
-    addon: Addon
-    file: LoraFile
-    layer: str
-    role: str | None = None
-    rows: tuple[tuple[int, int], ...] | None = None
-    """The rows of the file's layer that belong to the parameter; None is all of them."""
-
-
-_Plan = dict[str, dict[str, list[_Change]]]
-"""The changes of each parameter, by its part and its name."""
 
 
 def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) -> LatentDiffusionModel:
@@ -57,10 +38,14 @@ def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) 
     without effect.
     """
     parts = dict(zip((source.denoiser, *loading.text_parts(source.index())), _modules(model), strict=True))
-    known = places(parts, model.architecture)
-    plan, left_out = _plan(parts, known, [(each, lora_file.read(each.source.path)) for each in addons])
+    plan: Plan = {part: {} for part in parts}
+    left_out, twice = dict[Addon, list[str]](), dict[Addon, list[str]]()
     for each in addons:
+        own, left_out[each], twice[each] = plan_of(parts, model.architecture, each, lora_file.read(each.source.path))
         _refuse(each, left_out[each])
+        for part, of_part in own.items():
+            for name, of_name in of_part.items():
+                plan[part].setdefault(name, []).extend(of_name)
     files = {each: dict(read(read_headers([each.source.path]))) for each in addons}
     find, effective, scratch = Finder(source), set[Addon](), _Scratch()
     for part, module in parts.items():
@@ -83,7 +68,7 @@ def merge(model: LatentDiffusionModel, source: Source, addons: Sequence[Addon]) 
                 _add(layer, fitting, part, files)
             else:
                 _replace(module, name, weight, owned=name in model.merged.get(part, ()))
-    notes = [note for each in addons for note in _notes(each, left_out[each], each in effective)]
+    notes = [note for each in addons for note in _notes(each, left_out[each], twice[each], each in effective)]
     merged = {part: tuple(changes) for part, changes in plan.items()}
     return replace(model, merged=merged, notes=tuple(notes))
 
@@ -111,31 +96,6 @@ def _modules(model: LatentDiffusionModel) -> list[nn.Module]:
     return [model.network, *(each.model for each in model.text_encoders)]
 
 
-def _plan(
-    parts: Mapping[str, nn.Module],
-    known: Mapping[str, tuple[Place, ...]],
-    files: Sequence[tuple[Addon, LoraFile]],
-) -> tuple[_Plan, dict[Addon, list[str]]]:
-    """Return the changes of each parameter, and the tensors of each file for which the model has none."""
-    names = {part: set(module.state_dict()) for part, module in parts.items()}
-    plan: _Plan = {part: {} for part in parts}
-    left_out: dict[Addon, list[str]] = {}
-    for addon, file in files:
-        unused = left_out.setdefault(addon, list(file.unknown))
-        for layer, tensors in file.groups.items():
-            found = known.get(plain(layer), ())
-            vectors = [role for role in tensors if role in _VECTORS]
-            for role in [*vectors, *([None] if len(tensors) > len(vectors) else [])]:
-                leaf = _VECTORS.get(role or "", "weight")
-                fitting = [each for each in found if f"{each.module}.{leaf}" in names[each.part]]
-                for place in fitting:
-                    change = _Change(addon, file, layer, role, place.rows)
-                    plan[place.part].setdefault(f"{place.module}.{leaf}", []).append(change)
-                if not found or len(fitting) != len(found):
-                    unused += [tensors[role]] if role else [tensors[each] for each in tensors if each not in vectors]
-    return plan, left_out
-
-
 @dataclass
 class _Scratch:
     """Memory for one weight after another: new memory for each would take longer than the additions."""
@@ -150,7 +110,7 @@ class _Scratch:
 
 
 def _applied(
-    weight: Tensor, change: _Change, part: str, tensors: Mapping[str, Tensor], into: Tensor | None = None
+    weight: Tensor, change: Change, part: str, tensors: Mapping[str, Tensor], into: Tensor | None = None
 ) -> Tensor:
     """Return `weight` with `change`, in the memory of `into` where the kind can do that. Raises Misfit."""
     group, how = _group(change, part, tensors)
@@ -164,7 +124,7 @@ def _applied(
     return changed_vector(weight, difference, scale=how["scale"])
 
 
-def _group(change: _Change, part: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _group(change: Change, part: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a change by role, float32, and how they are scaled. Raises ModelCorrupt and Misfit."""
     asked, file = change.addon.asked, change.file
     scale = asked.text_scale if part.startswith("text") else asked.scale
@@ -172,13 +132,14 @@ def _group(change: _Change, part: str, tensors: Mapping[str, Tensor]) -> tuple[d
     if not all(tensor.isfinite().all() for tensor in group.values()):
         raise _not_finite(change)
     if change.rows is not None:
-        group = dict(of_rows(group, change.rows))
-    alpha = file.alpha_of(change.layer)
-    return group, {"scale": scale, "alpha": alpha, "rank_stabilized": file.rank_stabilized}
+        group = dict(of_rows(group, change.rows, change.total))
+    scaling = file.scaling_of(change.layer)
+    alpha = scaling.alpha_of(change.layer)
+    return group, {"scale": scale, "alpha": alpha, "rank_stabilized": scaling.rank_stabilized}
 
 
 def _add(
-    layer: QuantisedLinear, changes: Sequence[_Change], part: str, files: Mapping[Addon, Mapping[str, Tensor]]
+    layer: QuantisedLinear, changes: Sequence[Change], part: str, files: Mapping[Addon, Mapping[str, Tensor]]
 ) -> None:
     """Have a quantised layer add `changes` in each call: to its output if all are LoRAs, otherwise to its weight."""
     pairs = []
@@ -193,7 +154,7 @@ def _add(
 
 
 def _all_applied(
-    weight: Tensor, changes: Sequence[_Change], part: str, files: Mapping[Addon, Mapping[str, Tensor]]
+    weight: Tensor, changes: Sequence[Change], part: str, files: Mapping[Addon, Mapping[str, Tensor]]
 ) -> Tensor:
     for change in changes:
         weight = _applied(weight, change, part, files[change.addon])
@@ -216,26 +177,33 @@ def _replace(module: nn.Module, name: str, value: Tensor, *, owned: bool) -> Non
 def _refuse(addon: Addon, left_out: Sequence[str]) -> None:
     """Raise ModelError if there are tensors that do not fit, unless the add-on may be used without them."""
     if left_out and not addon.asked.partial:
-        message = f"the LoRA {addon.name} does not fit this model: {_listed(left_out)}"
+        message = f"the LoRA {addon.name} does not fit this model: {_misfits(left_out)}"
         raise ModelError(message, "use a LoRA for this family of models, or --no-strict-lora to use what fits")
 
 
-def _notes(addon: Addon, left_out: Sequence[str], effective: bool) -> list[str]:
-    """Return the warnings about a merged add-on. Raises ModelError for one without effect."""
+def _notes(addon: Addon, left_out: Sequence[str], twice: Sequence[str], effective: bool) -> Iterator[str]:
+    """Yield the warnings about a merged add-on. Raises ModelError for one without effect."""
     if not effective and (addon.asked.scale or addon.asked.text_scale):
         raise ModelError(
             f"the LoRA {addon.name} has no effect on this model", "check that its training has saved its result"
         )
-    return [f"the LoRA {addon.name} is used in part: {_listed(left_out)}"] if left_out else []
+    if left_out:
+        yield f"the LoRA {addon.name} is used in part: {_misfits(left_out)}"
+    if twice:
+        also = "is not used, as the LoRA has its queries, keys and values apart too"
+        yield f"the LoRA {addon.name}: {_listed(twice)} {also}"
 
 
-def _listed(left_out: Sequence[str]) -> str:
-    shown = ", ".join(left_out[:_LISTED])
-    more = f", and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
-    return f"the model has no place for {len(left_out)} of its tensors or layers: {shown}{more}"
+def _misfits(left_out: Sequence[str]) -> str:
+    return f"the model has no place for {len(left_out)} of its tensors or layers: {_listed(left_out)}"
 
 
-def _not_finite(change: _Change) -> ModelCorrupt:
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
+
+
+def _not_finite(change: Change) -> ModelCorrupt:
     return ModelCorrupt(
         f"the LoRA {change.addon.name}: {change.layer} has numbers that are not finite",
         "download the file again, or use another one",

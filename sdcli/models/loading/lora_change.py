@@ -62,14 +62,15 @@ def _is_low_rank(tensors: Tensors) -> bool:
     return tensors.keys() - _COMMON == {"down", "up"} and not tensors.keys() & _NORMS
 
 
-def of_rows(tensors: Tensors, rows: Sequence[tuple[int, int]]) -> Tensors:
+def of_rows(tensors: Tensors, rows: Sequence[tuple[int, int]], total: int) -> Tensors:
     """Return the tensors of the layer that has only `rows` of the layer of `tensors`, one range after the other.
 
-    Raises Misfit for rows that the layer does not have, and for norms of columns, which depend on all rows.
+    Raises Misfit if that layer has not `total` rows, and for norms of columns, which depend on all rows.
     """
     by_row = {"up", "hada_w1_a", "hada_w2_a", "diff", "diff_b", "up_bias", "magnitude"}
     whole = max((tensors[role].shape[0] for role in by_row & tensors.keys()), default=0)
     if any(role.startswith("lokr") for role in tensors):
+        _check_rows(_kronecker_shape(tensors)[0], total)
         product = _kronecker(tensors).flatten(1)
         tensors = {role: each for role, each in tensors.items() if not role.startswith("lokr") and role != "alpha"} | {
             "diff": product * _kronecker_scaling(tensors)
@@ -82,12 +83,17 @@ def of_rows(tensors: Tensors, rows: Sequence[tuple[int, int]]) -> Tensors:
         if norms.shape[0] != norms.numel() or norms.numel() != whole:
             raise Misfit("has norms of columns, which cannot be divided among several layers")
         by_row.add("dora_scale")
-    if "on_input" not in tensors and max(end for _, end in rows) > whole:
-        raise Misfit(f"has {whole} rows, of which {max(end for _, end in rows)} are needed")
+    if "on_input" not in tensors:
+        _check_rows(whole, total)
     return {
         role: torch.cat([each[start:end] for start, end in rows]) if role in by_row else each
         for role, each in tensors.items()
     }
+
+
+def _check_rows(found: int, total: int) -> None:
+    if found != total:
+        raise Misfit(f"has {found} rows, and the model's layers have {total}")
 
 
 def _kronecker_scaling(tensors: Tensors) -> float:
@@ -119,13 +125,18 @@ def _difference(weight: Tensor, tensors: Tensors, alpha: float | None, rank_stab
     try:
         if {"down", "up"} <= roles <= {"down", "up", "mid"}:
             rank = tensors["down"].shape[0]
+            if "mid" not in tensors:
+                _check_shape((tensors["up"].shape[0], tensors["down"].flatten(1).shape[1]), weight)
             product = _low_rank(tensors["up"], tensors["down"], tensors.get("mid"))
         elif {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= roles:
             rank = tensors["hada_w1_b"].shape[0]
+            if "hada_t1" not in tensors:
+                _check_shape((tensors["hada_w1_a"].shape[0], tensors["hada_w1_b"].shape[1]), weight)
             product = _hadamard(tensors)
         elif _has_half(roles, "lokr_w1") and _has_half(roles, "lokr_w2"):
             factors = [tensors[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in tensors]
             rank = factors[0].shape[0] if factors else None
+            _check_shape(_kronecker_shape(tensors), weight)
             product = _kronecker(tensors)
         elif roles == {"weight", "on_input"}:
             return _rescaled(weight, tensors["weight"], on_input=bool(tensors["on_input"].reshape(-1)[0]))
@@ -140,6 +151,12 @@ def _difference(weight: Tensor, tensors: Tensors, alpha: float | None, rank_stab
     if rank is None:
         return product
     return product * scaling(rank, tensors, alpha, rank_stabilized)
+
+
+def _check_shape(made: tuple[int, int], weight: Tensor) -> None:
+    """Raise Misfit for a change of another shape, before memory is needed for it."""
+    if made != weight.flatten(1).shape:
+        raise Misfit(f"changes {made[0]} × {made[1]} numbers, and the weight has {list(weight.shape)}")
 
 
 def scaling(rank: int, tensors: Tensors, alpha: float | None, rank_stabilized: bool) -> float:
@@ -182,6 +199,17 @@ def _kronecker(tensors: Tensors) -> Tensor:
         a, b = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
         second = (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
     return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - first.ndim)), second.contiguous())
+
+
+def _kronecker_shape(tensors: Tensors) -> tuple[int, int]:
+    """The rows and the columns of w1 ⊗ w2, whose further dimensions are columns too."""
+    core, rows, columns = tensors.get("lokr_t2"), 1, 1
+    for name in ("lokr_w1", "lokr_w2"):
+        first, last = (name, name) if name in tensors else (f"{name}_a", f"{name}_b")
+        is_tucker = core is not None and name == "lokr_w2"
+        rows *= tensors[first].shape[1 if is_tucker else 0]
+        columns *= math.prod(tensors[last].shape[1:])
+    return rows, columns * math.prod(core.shape[2:] if core is not None else ())
 
 
 def _rescaled(weight: Tensor, factors: Tensor, *, on_input: bool) -> Tensor:

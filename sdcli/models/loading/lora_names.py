@@ -24,6 +24,8 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "transformer": (
         *("", "transformer_", "lora_unet_", "lora_transformer_", "unet_", "lycoris_", "lycoris_transformer_"),
         *("diffusion_model_", "model_diffusion_model_", "base_model_model_", "base_model_model_transformer_"),
+        *("transformer_diffusion_model_", "base_model_model_transformer_diffusion_model_"),
+        "base_model_model_diffusion_model_",
     ),
     "text_encoder": (
         *("lora_te_", "lora_te1_", "lycoris_te_", "lycoris_te1_", "te1_", "text_encoder_", "clip_l_"),
@@ -35,7 +37,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     ),
     "text_encoder_3": ("lora_te3_", "lycoris_te3_", "te3_", "text_encoder_3_", "base_model_model_text_encoder_3_"),
 }
-_T5 = ("lora_te2_", "lora_te3_", "t5xxl_", "t5xxl_transformer_", "text_encoders_t5xxl_transformer_")
+_T5 = ("lora_te2_", "lora_te3_", "t5_", "t5xxl_", "t5xxl_transformer_", "text_encoders_t5xxl_transformer_")
 """Further prefixes of T5, which is the second text encoder of FLUX.1 and the third of SD 3."""
 
 # diffusers before 0.18 named the projections of attention after its LoRA processor.
@@ -68,6 +70,8 @@ def places(parts: Mapping[str, nn.Module], architecture: str) -> dict[str, tuple
         if part == "transformer":
             for original, names in original_names.layers(architecture, layers.keys()):
                 named[original] = _rows(part, original, names, layers, architecture)
+                if len(names) > 1:  # OneTrainer numbers the layers in a fused one
+                    named |= {f"{original}.{index}": (Place(part, name),) for index, name in enumerate(names)}
         found |= {f"{prefix}{alias.replace('.', '_')}": place for alias, place in named.items() for prefix in prefixes}
     return found
 
@@ -91,7 +95,7 @@ def _rows(
 
 def plain(layer: str) -> str:
     """Return the name of a layer in a file in the form of `places`."""
-    return layer.replace(".processor.", ".").replace(".", "_")
+    return layer.replace(".processor.", ".").replace(".", "_").replace("lora_unet__", "lora_unet_")
 
 
 def _aliases(part: str, name: str, config: Any) -> Iterator[str]:
@@ -106,8 +110,8 @@ def _aliases(part: str, name: str, config: Any) -> Iterator[str]:
         if name.endswith(".to_out.0"):
             yield name.removesuffix(".0")
         return
-    inner = name.removeprefix("text_model.")
-    for prefix in ("text_model.", "model.", ""):
+    inner = name.removeprefix("text_model.").removeprefix("model.").removeprefix("language_model.")
+    for prefix in ("text_model.", "model.", "model.language_model.", ""):
         yield prefix + inner
         for old, new in _OLD_TEXT.items():
             if inner.endswith(f".self_attn.{new}"):

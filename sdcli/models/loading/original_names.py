@@ -6,7 +6,7 @@ Only names. N is the number of a block. Several modules are the rows of one orig
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 _Names = Mapping[str, tuple[str, ...]]
 
@@ -41,6 +41,7 @@ _FLUX: _Names = {
         ("txt_mod.lin", "norm1_context.linear"),
     ),
     "single_blocks.N.linear1": (*(f"{_SINGLE}.attn.to_{each}" for each in "qkv"), f"{_SINGLE}.proj_mlp"),
+    "single_blocks.N.proj": (f"{_SINGLE}.proj_out",),
     "single_blocks.N.qkv": tuple(f"{_SINGLE}.attn.to_{each}" for each in "qkv"),
     **_same("single_blocks.N", _SINGLE, ("linear2", "proj_out"), ("modulation.lin", "norm.linear")),
     **_same("time_in", "time_text_embed.timestep_embedder", ("in_layer", "linear_1"), ("out_layer", "linear_2")),
@@ -86,20 +87,59 @@ _SD3: _Names = {
     "final_layer.linear": ("proj_out",),
     "final_layer.adaLN_modulation.1": ("norm_out.linear",),
 }
+_BLOCKS = ("layers", "noise_refiner", "context_refiner")
 _Z_IMAGE: _Names = {
-    **{
-        f"{block}.N.attention.qkv": tuple(f"{block}.N.attention.to_{each}" for each in "qkv")
-        for block in ("layers", "noise_refiner", "context_refiner")
-    },
-    **{
-        f"{block}.N.attention.out": (f"{block}.N.attention.to_out.0",)
-        for block in ("layers", "noise_refiner", "context_refiner")
-    },
+    **{f"{block}.N.attention.qkv": tuple(f"{block}.N.attention.to_{each}" for each in "qkv") for block in _BLOCKS},
+    **{f"{block}.N.attention.out": (f"{block}.N.attention.to_out.0",) for block in _BLOCKS},
     "x_embedder": ("all_x_embedder.2-1",),
     "final_layer.linear": ("all_final_layer.2-1.linear",),
     "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
 }
-_TABLES: Mapping[str, _Names] = {"flux": _FLUX, "flux2": _FLUX2, "sd3": _SD3, "z_image": _Z_IMAGE}
+_LUMINA2: _Names = {
+    **{f"{block}.N.attention.qkv": tuple(f"{block}.N.attn.to_{each}" for each in "qkv") for block in _BLOCKS},
+    **{f"{block}.N.attention.out": (f"{block}.N.attn.to_out.0",) for block in _BLOCKS},
+    **{
+        f"{block}.N.feed_forward.w{number}": (f"{block}.N.feed_forward.linear_{number}",)
+        for block in _BLOCKS
+        for number in (1, 2, 3)
+    },
+    **{f"{block}.N.adaLN_modulation.1": (f"{block}.N.norm1.linear",) for block in _BLOCKS},
+    **_same("t_embedder", "time_caption_embed.timestep_embedder", ("mlp.0", "linear_1"), ("mlp.2", "linear_2")),
+    "cap_embedder.1": ("time_caption_embed.caption_embedder.1",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear_1",),
+    "final_layer.linear": ("norm_out.linear_2",),
+}
+_CHROMA: _Names = {
+    **{original: names for original, names in _FLUX.items() if "mod" not in original},
+    **_same(
+        *("distilled_guidance_layer", "distilled_guidance_layer"),
+        *(("layers.N.in_layer", "layers.N.linear_1"), ("layers.N.out_layer", "layers.N.linear_2")),
+    ),
+}
+_OF_KREA2 = (
+    *(("attn.wq", "attn.to_q"), ("attn.wk", "attn.to_k"), ("attn.wv", "attn.to_v"), ("attn.wo", "attn.to_out.0")),
+    *(("attn.gate", "attn.to_gate"), ("mlp.gate", "ff.gate"), ("mlp.up", "ff.up"), ("mlp.down", "ff.down")),
+)
+_KREA2: _Names = {
+    **_same("blocks.N", "transformer_blocks.N", *_OF_KREA2),
+    **_same("txtfusion.layerwise_blocks.N", "text_fusion.layerwise_blocks.N", *_OF_KREA2),
+    **_same("txtfusion.refiner_blocks.N", "text_fusion.refiner_blocks.N", *_OF_KREA2),
+    **_same("tmlp", "time_embed", ("0", "linear_1"), ("2", "linear_2")),
+    **_same("txtmlp", "txt_in", ("1", "linear_1"), ("3", "linear_2")),
+    "first": ("img_in",),
+    "last.linear": ("final_layer.linear",),
+    "tproj.1": ("time_mod_proj",),
+    "txtfusion.projector": ("text_fusion.projector",),
+}
+_TABLES: Mapping[str, _Names] = {
+    "flux": _FLUX,
+    "flux2": _FLUX2,
+    "chroma": _CHROMA,
+    "sd3": _SD3,
+    "z_image": _Z_IMAGE,
+    "lumina2": _LUMINA2,
+    "krea2": _KREA2,
+}
 _SWAPPED = ("flux", "flux2", "sd3")
 """The architectures whose last modulation has shift and scale in another order in diffusers."""
 
@@ -113,11 +153,23 @@ def layers(architecture: str, modules: Collection[str]) -> Iterator[tuple[str, t
     """Yield each original layer with the names of the `modules` that are its rows, in order."""
     numbers = {match[1] for name in modules for match in re.finditer(r"\.(\d+)\.", name)}
     known = set(modules)
-    for original, templates in _TABLES.get(architecture, {}).items():
+    for original, templates in {**_TABLES.get(architecture, {}), **_fused(modules)}.items():
         for number in numbers if "N" in original.split(".") else ("",):
             names = tuple(_numbered(each, number) for each in templates)
             if known.issuperset(names):
                 yield _numbered(original, number), names
+
+
+def _fused(modules: Iterable[str]) -> _Names:
+    """The names of diffusers' own fused projections, which its `fuse_qkv_projections` makes."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in modules:
+        attention, _, last = name.rpartition(".")
+        if last == "to_q":
+            found[f"{attention}.to_qkv"] = tuple(f"{attention}.to_{each}" for each in "qkv")
+        elif last == "add_q_proj":
+            found[f"{attention}.to_added_qkv"] = tuple(f"{attention}.add_{each}_proj" for each in "qkv")
+    return found
 
 
 def _numbered(template: str, number: str) -> str:
