@@ -27,6 +27,8 @@ from sdcli.models.weights import Addon, Asked, Weights
 from sdcli.recipe.image_prompt import ImagePrompt
 from sdcli.recipe.recipe import Recipe
 from tests import pairs
+from tests.serving.conftest import serving
+from tests.serving.test_openai import call, form
 
 PIPELINES = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 FAST = ("--steps", "2", "--seed", "1", "-W", "64", "-H", "64")
@@ -55,7 +57,11 @@ def make_adapter(path: Path, unet: Any, kind: str, seed: int = 0) -> Path:
     if kind == "base":
         tensors |= {"proj.weight": random(4 * width, 24), "proj.bias": random(4 * width)}
         tensors |= {"norm.weight": 1 + random(width), "norm.bias": random(width)}
-    else:
+    elif kind == "full-face":
+        tensors |= {"proj.0.weight": random(32, 32), "proj.0.bias": random(32)}
+        tensors |= {"proj.2.weight": random(width, 32), "proj.2.bias": random(width)}
+        tensors |= {"proj.3.weight": 1 + random(width), "proj.3.bias": random(width)}
+    else:  # plus, and plus-face, which has the same layout
         tensors |= {"latents": random(1, 5, 48), "proj_in.weight": random(48, 32), "proj_in.bias": random(48)}
         tensors |= {"proj_out.weight": random(width, 48), "proj_out.bias": random(width)}
         tensors |= {"norm_out.weight": 1 + random(width), "norm_out.bias": random(width)}
@@ -95,12 +101,15 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 52, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("kind", ["base", "plus"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-@pytest.mark.parametrize("scales", [[0.7], [1.0, 0.4]])
+@pytest.mark.parametrize(
+    ("family", "kind", "scales"),
+    [
+        *((family, kind, [0.7]) for family in ("sd15", "sdxl") for kind in ("base", "plus-face")),
+        ("sd15", "full-face", [0.7]),
+        ("sd15", "plus", [1.0, 0.4]),
+    ],
+)
 def test_latents_are_those_of_diffusers(pair, made, family, kind, scales):
-    if len(scales) == 2 and (family, kind) != ("sd15", "plus"):
-        pytest.skip("several images are independent of family and kind")
     path, both = made(family, kind), pair(family)
     images = [picture(seed) for seed in range(len(scales))]
     encoder = CLIPVisionModelWithProjection.from_pretrained(path.parent / "image_encoder").eval()
@@ -193,6 +202,70 @@ def test_jobs_have_image_prompts_of_their_own(run, sd15, made, tmp_path):
     assert done.status == 0, done.stderr
     found = [json.loads(line)["pixels_sha256"] for line in done.lines]
     assert len(set(found)) == 4  # those without an image are the same, before and after others
+
+
+def test_the_images_api(run, sd15, made, tmp_path, tmp_path_factory, forked):
+    """Forms have image prompts as files, and adapters by their names, and make the pictures that generate makes."""
+    home, adapter = tmp_path_factory.mktemp("warm"), made("sd15", "plus")
+    (home / ".config/sdcli").mkdir(parents=True)
+    (home / ".config/sdcli/config.toml").write_text(f'[defaults]\nip_adapter_dir = "{adapter.parent}"\n')
+    files = []
+    for seed in (1, 2):
+        picture(seed).save(tmp_path / f"{seed}.png")
+        files.append(("image_prompt", (f"{seed}.png", (tmp_path / f"{seed}.png").read_bytes())))
+    asked = {"prompt": "x", "steps": "2", "seed": "1", "dtype": "float32"}
+    plain = {**asked, "size": "64x64"}
+    named = {**asked, "ip_adapter": adapter.stem}
+    with serving(home, forked, "-m", sd15) as warm:
+
+        def sent(fields: dict[str, Any], *parts: Any) -> tuple[int, Any]:
+            texts = [
+                (key, each) for key, value in fields.items() for each in ([value] if isinstance(value, str) else value)
+            ]
+            of_texts = [(f'name="{key}"'.encode(), text.encode()) for key, text in texts]
+            of_files = [(f'name="{key}"; filename="{name}"'.encode(), data) for key, (name, data) in parts]
+            status, _, answer = call(warm, **form(*of_texts, *of_files))
+            return status, answer
+
+        def pixels(fields: dict[str, Any], *parts: Any) -> str:
+            status, answer = sent(fields, *parts)
+            assert status == 200, answer
+            return str(answer["data"][0]["pixels_sha256"])
+
+        words = (
+            "generate",
+            "x",
+            "-m",
+            sd15,
+            *FAST,
+            "--dtype",
+            "float32",
+            "--ip-adapter",
+            adapter,
+            "--json",
+            "-o",
+            "x.png",
+        )
+        for scales, texts in ((["0.6"], ["1.png:0.6", "2.png:0.6"]), (["1", "0"], ["1.png", "2.png:0"])):
+            options = [word for text in texts for word in ("--image-prompt", text)]
+            line = run(*words, *options, "--force").lines[0]
+            fields = {**plain, **named, "image_prompt_scale": scales}
+            assert pixels(fields, *files) == json.loads(line)["pixels_sha256"]
+        image = ("image", ("1.png", (tmp_path / "1.png").read_bytes()))
+        assert pixels({**named, "strength": "0.5"}, image, files[1]) != pixels({**asked, "strength": "0.5"}, image)
+        wrong = {
+            "no IP-Adapter": ({**plain, "ip_adapter": str(adapter)}, files),
+            "image_prompt_scale is -1": ({**plain, **named, "image_prompt_scale": "-1"}, files[:1]),
+            "image_prompt_scale is nan": ({**plain, **named, "image_prompt_scale": "nan"}, files[:1]),
+            "image_prompt_scale is 1, 1": ({**plain, **named, "image_prompt_scale": ["1", "1"]}, files[:1]),
+            "not a picture": ({**plain, **named}, [("image_prompt", ("a.png", b"x"))]),
+            "files named image": (plain, []),
+            "image_prompt is not a file": ({**plain, **named, "image_prompt": "/etc/passwd"}, files[:1]),
+            "unknown parameter 'image_encoder'": ({**plain, **named, "image_encoder": "/etc"}, files[:1]),
+        }
+        for message, (fields, parts) in wrong.items():
+            status, answer = sent(fields, *parts)
+            assert (status, message in answer["error"]["message"]) == (400, True), (message, answer)
 
 
 def test_an_adapter_has_a_name(run, made, sd15, tmp_path):

@@ -2,13 +2,14 @@
 
 Follows https://platform.openai.com/docs/api-reference/images/createEdit. Without a mask, the transparent part of the
 image is repainted, or the whole image if it has none. A model that takes reference images gets the images as references
-instead, one or more, unless there is a mask.
+instead, one or more, unless there is a mask. Image prompts are sdcli's own fields, which need no image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sdcli.errors import InvalidRecipe
 from sdcli.files.reading import Files
+from sdcli.recipe.image_prompt import MAX_SCALE, ImagePrompt
 from sdcli.recipe.parts import INPUT_KEYS, Initial
 from sdcli.recipe.paths import ALPHA
 from sdcli.recipe.recipe import keys, parse_value
@@ -33,11 +35,12 @@ if TYPE_CHECKING:
     from sdcli.files.canvas import InitialImage
     from sdcli.files.pictures import Decoded
 
-FILES = ("image", "image[]", "mask")
-KEYS = ("strength",)
-"""Keys of input images that an edit can have: they name no file."""
-MAX_FIELDS, MAX_FILES = 100, 17
-"""Fields of a form, and files: 16 images, as OpenAI's API takes, and a mask."""
+PROMPTS, SCALES = ("image_prompt", "image_prompt[]"), "image_prompt_scale"
+FILES = ("image", "image[]", "mask", *PROMPTS)
+KEYS = ("strength", "ip_adapter")
+"""Keys about input images that an edit can have: they name no file."""
+MAX_FIELDS, MAX_FILES = 100, 33
+"""Fields of a form, and files: 16 images, as OpenAI's API takes, a mask, and 16 image prompts."""
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # otherwise its log goes to stderr
 _REPAINT = "make the part to repaint transparent"
 
@@ -87,18 +90,23 @@ def fields(form: FormData) -> dict[str, Any]:
     """Return the form's fields except files: keys of a recipe by their type, the others as the texts that they are."""
     values: dict[str, Any] = {}
     for key, value in form.items():
-        if key in FILES:
+        if key in FILES or key == SCALES:
             continue
         if not isinstance(value, str):
-            raise InvalidRecipe(f"{key} is a file", "send files as image and mask", key)
+            raise InvalidRecipe(f"{key} is a file", "send files as image, mask and image_prompt", key)
         is_option = key in KEYS or (key in keys() and key not in ("prompt", "model", *INPUT_KEYS))
         values[key] = parse_value(key, value) if is_option else value
     return values
 
 
 async def files(form: FormData) -> tuple[list[Upload], Upload | None]:
-    """Return the images and the mask. Raises InvalidRecipe unless they are files, with one image or more."""
+    """Return the images and the mask.
+
+    Raises InvalidRecipe unless they are files, with one image or more, or none and no mask if there are image prompts.
+    """
     images = [each for key in ("image", "image[]") for each in form.getlist(key)]
+    if not images and "mask" not in form and any(key in form for key in PROMPTS):
+        return [], None
     masks = form.getlist("mask")
     uploads = [await _upload(each, "image") for each in images if isinstance(each, UploadFile)]
     if not uploads or len(uploads) != len(images):
@@ -107,6 +115,25 @@ async def files(form: FormData) -> tuple[list[Upload], Upload | None]:
         raise InvalidRecipe("mask is not a file", "send it as a file, or omit it", "mask")
     mask = await _upload(masks[0], "mask") if masks and isinstance(masks[0], UploadFile) else None
     return uploads, mask
+
+
+async def image_prompts(form: FormData) -> list[tuple[Upload, float]]:
+    """Return the image prompts and their scales. Raises InvalidRecipe unless they are files, with a number for each."""
+    sent = [each for key in PROMPTS for each in form.getlist(key)]
+    uploads = [await _upload(each, "image_prompt") for each in sent if isinstance(each, UploadFile)]
+    if len(uploads) != len(sent):
+        raise InvalidRecipe("image_prompt is not a file", "send it as a file, or omit it", "image_prompt")
+    texts = form.getlist(SCALES) or ["1"]
+    try:
+        scales = [float(each) for each in texts if isinstance(each, str) and math.isfinite(float(each))]
+    except ValueError:
+        scales = []
+    if len(scales) != len(texts) or len(scales) not in (1, len(uploads)):
+        hint = "send one number for all image prompts, or one for each of them"
+        raise InvalidRecipe(f"{SCALES} is {', '.join(map(str, texts))}", hint, SCALES)
+    if SCALES in form and not uploads:
+        raise InvalidRecipe(f"there is no image_prompt for {SCALES}", "send a file, or omit it", SCALES)
+    return list(zip(uploads, scales if len(scales) == len(uploads) else scales * len(uploads), strict=True))
 
 
 def only(images: list[Upload]) -> Upload:
@@ -121,13 +148,30 @@ def references(images: list[Upload], limits: Limits) -> tuple[dict[str, Any], Fi
 
     Raises UnfitFile for a file that is not a picture, and InvalidRecipe for one with too many pixels.
     """
-    for each in images:
-        _decode(each, "image", limits)
-    names = [each.name for each in images]
+    streams = _named(images, "image", limits)
+    return {"reference": list(streams)}, Files(streams=streams)
+
+
+def prompts(shown: list[tuple[Upload, float]], limits: Limits) -> tuple[dict[str, Any], Files]:
+    """Return the recipe keys of image prompts, and the files by the names in them. Raises as `references` does."""
+    if not shown:
+        return {}, Files()
+    streams = _named([upload for upload, _ in shown], "image_prompt", limits)
+    texts = [str(ImagePrompt(name, scale)) for name, (_, scale) in zip(streams, shown, strict=True)]
+    if [ImagePrompt.parse(each).image for each in texts] != list(streams):  # otherwise it would name another file
+        hint = f"send numbers from 0 to {MAX_SCALE:g}, such as 0.6"
+        raise InvalidRecipe(f"{SCALES} is {', '.join(f'{scale:g}' for _, scale in shown)}", hint, SCALES)
+    return {"image_prompt": texts}, Files(streams=streams)
+
+
+def _named(uploads: list[Upload], param: str, limits: Limits) -> dict[str, bytes]:
+    """Return the content of pictures by their names, which are numbered if some are the same."""
+    for each in uploads:
+        _decode(each, param, limits)
+    names = [each.name for each in uploads]
     repeated = len(set(names)) != len(names)
     named = [f"{place}-{each}" if repeated else each for place, each in enumerate(names, start=1)]
-    streams = {name: each.data for name, each in zip(named, images, strict=True)}
-    return {"reference": named}, Files(streams=streams)
+    return {name: each.data for name, each in zip(named, uploads, strict=True)}
 
 
 async def _upload(file: UploadFile, otherwise: str) -> Upload:
@@ -172,7 +216,7 @@ def _decode(upload: Upload, param: str, limits: Limits) -> Decoded:
             with decoding(upload.name), Image.open(BytesIO(upload.data)) as image:
                 size = image.size
             limits.check_upload(size, param)
-        return pictures.decode(upload.data, upload.name, "image" if param == "image" else "mask_image")
+        return pictures.decode(upload.data, upload.name, "mask_image" if param == "mask" else "image")
 
 
 def _white(mask: Image.Image, image: Image.Image) -> Image.Image:

@@ -30,7 +30,7 @@ from sdcli.errors import InvalidRecipe, ModelNotFound, SdcliError, UsageError
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models import addons, located, registry
-from sdcli.models.addons import embedding, lora
+from sdcli.models.addons import embedding, ip_adapter, lora
 from sdcli.models.source import Source
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
@@ -88,11 +88,15 @@ class Generation(BaseModel):
 
 
 def _named_addon(kind: str, name: str) -> Source:
-    """Find an add-on that has a name here: clients must not read files of this machine."""
-    names = {lora.KIND: lora.NAMES, embedding.KIND: embedding.NAMES}[kind]
-    if name not in names.all():
+    """Find an add-on that has a name here: clients must not read files of this machine.
+
+    An image encoder has no name: it is the one near the IP-Adapter.
+    """
+    kinds = {lora.KIND: lora.NAMES, embedding.KIND: embedding.NAMES, ip_adapter.KIND: ip_adapter.NAMES}
+    names = kinds.get(kind)
+    if names is not None and name not in names.all():
         known = did_you_mean(name, names.all(), f"use a name of sdcli models list, or in the server's {names.key}")
-        raise InvalidRecipe(f"no {names.title} {name!r}", known, kind)
+        raise InvalidRecipe(f"no {names.title} {name!r}", known, kind.replace("-", "_"))
     return addons.find_addon(kind, name)
 
 
@@ -154,19 +158,29 @@ def make_app(
             raise UsageError("an edit is a form", "send it as multipart/form-data, with image, mask and prompt")
         async with edits_form.read_form(request) as form:
             asked, uploads = _edit(form), await edits_form.files(form)
+            shown = await edits_form.image_prompts(form)
         images, mask = uploads
+        async with decoding:
+            line.check_room()
+            keys, prompts = await run_in_threadpool(edits_form.prompts, shown, limits)
+        complete = partial(_resolve, asked, served, limits)
+        if not images:
+            resolved = await run_in_threadpool(partial(complete, named=keys, files=prompts))
+            return await respond(request, asked, resolved, resolved.recipe.size)
         if mask is None and located.locate(_entry(served, _name(asked, served))).facts.most_references:
             async with decoding:
                 line.check_room()
                 named, files = await run_in_threadpool(edits_form.references, images, limits)
-            resolved = await run_in_threadpool(partial(_resolve, asked, served, limits, named=named, files=files))
+            files.streams.update(prompts.streams)
+            resolved = await run_in_threadpool(partial(complete, named=named | keys, files=files))
             return await respond(request, asked, resolved, resolved.size, events.EDIT)
         image = edits_form.only(images)
         async with decoding:
             line.check_room()
             named, given = await run_in_threadpool(edits_form.initial, image, mask, limits)
         edits_form.check_size(asked.size, given)
-        resolved = _resolve(asked.model_copy(update={"size": None}), served, limits, given=given, named=named)
+        complete = partial(_resolve, asked.model_copy(update={"size": None}), served, limits)
+        resolved = await run_in_threadpool(partial(complete, given=given, named=named | keys, files=prompts))
         return await respond(request, asked, resolved, given.image.size, events.EDIT, given)
 
     return app
@@ -176,10 +190,13 @@ def make_app(
 _FORM = {
     "schema": {
         "type": "object",
-        "required": ["image", "prompt"],
+        "required": ["prompt"],
         "properties": {
             "image": {"type": "string", "format": "binary"},
             "mask": {"type": "string", "format": "binary", "description": "repainted where it is transparent"},
+            "image_prompt": {"type": "string", "format": "binary", "description": "shows what to draw"},
+            "image_prompt_scale": {"type": "number"},
+            "ip_adapter": {"type": "string", "description": "the name of an IP-Adapter"},
             **{key: {"type": "string"} for key in Generation.model_fields},
             "n": {"type": "integer", "minimum": 1, "maximum": MAX_PICTURES},
         },
