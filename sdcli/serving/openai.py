@@ -27,6 +27,7 @@ from starlette.datastructures import FormData
 
 from sdcli import __version__
 from sdcli.errors import InvalidRecipe, ModelNotFound, SdcliError, UsageError
+from sdcli.files.reading import Files
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models import addons, located, registry
@@ -171,7 +172,7 @@ def make_app(
             async with decoding:
                 line.check_room()
                 named, files = await run_in_threadpool(edits_form.references, images, limits)
-            files.streams.update(prompts.streams)
+            files = Files(streams=files.streams | prompts.streams)
             resolved = await run_in_threadpool(partial(complete, named=named | keys, files=files))
             return await respond(request, asked, resolved, resolved.size, events.EDIT)
         image = edits_form.only(images)
