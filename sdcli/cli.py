@@ -6,8 +6,9 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -15,58 +16,44 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from sdcli import __version__
 from sdcli.commands import completion, usage
-from sdcli.commands.batch import batch
-from sdcli.commands.bench import bench
-from sdcli.commands.config import config
-from sdcli.commands.edit import edit
-from sdcli.commands.encode import decode, encode
-from sdcli.commands.explain import explain
-from sdcli.commands.generate import generate
-from sdcli.commands.img2img import img2img
-from sdcli.commands.info import info
-from sdcli.commands.inpaint import inpaint
-from sdcli.commands.models import models
-from sdcli.commands.outpaint import outpaint
 from sdcli.commands.plain_help import Commands
-from sdcli.commands.replay import replay
-from sdcli.commands.serve import serve
-from sdcli.commands.sheet import sheet
-from sdcli.commands.synthesize import synthesize
-from sdcli.commands.train import train
-from sdcli.commands.train_kit import kit
-from sdcli.commands.train_lora import lora
-from sdcli.commands.trained import export, measure
-from sdcli.commands.upscale import upscale
 from sdcli.config import misspelt, without_effect
 from sdcli.errors import ExitStatus, OutOfMemory, OutputError, SdcliError, UsageError
 from sdcli.terminal import signals
 from sdcli.terminal.streams import complain, show_traceback, warn
 
-app = Commands(
-    name="sdcli",
-    help="""Generate images from text with latent diffusion models, on this machine.
+COMMANDS = {
+    "Make pictures": ("generate", "synthesize", "batch", "explain", "serve"),
+    "Edit pictures": ("img2img", "inpaint", "outpaint", "edit", "upscale"),
+    "Work with files": ("info", "sheet", "replay", "encode", "decode"),
+    "Manage models": ("models", "bench"),
+    "Train models": ("train",),
+    "Settings": ("config",),
+}
+"""The names of commands and of groups of commands, by the heading that they have in the help."""
+_MODULES = {"decode": "sdcli.commands.encode"}
+"""The modules of commands, where their names are others."""
 
-    Results go to stdout, everything else to stderr. See 'sdcli COMMAND --help' for one command.""",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
-_MAKE, _EDIT, _FILES, _MODELS = "Make pictures", "Edit pictures", "Work with files", "Manage models"
-_TRAIN, _SETTINGS = "Train models", "Settings"
+def application(names: Collection[str] | None = None) -> Commands:
+    """Return the command line with the commands of these names, or with all. Importing all of them takes 0.2 s."""
+    app = Commands(
+        name="sdcli",
+        help="""Generate images from text with latent diffusion models, on this machine.
 
-for _heading, _commands in {
-    _MAKE: (generate, synthesize, batch, explain, serve),
-    _EDIT: (img2img, inpaint, outpaint, edit, upscale),
-    _FILES: (info, sheet, replay, encode, decode),
-}.items():
-    for _command in _commands:
-        app.command(rich_help_panel=_heading)(_command)
-for _command in (kit, lora, measure, export):
-    train.command()(_command)
-app.add_typer(models, name="models", rich_help_panel=_MODELS)
-app.command(rich_help_panel=_MODELS)(bench)
-app.add_typer(train, name="train", rich_help_panel=_TRAIN)
-app.add_typer(config, name="config", rich_help_panel=_SETTINGS)
+        Results go to stdout, everything else to stderr. See 'sdcli COMMAND --help' for one command.""",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for heading, all_names in COMMANDS.items():
+        for name in all_names if names is None else [each for each in all_names if each in names]:
+            command = getattr(import_module(_MODULES.get(name, f"sdcli.commands.{name}")), name)
+            if isinstance(command, Commands):
+                app.add_typer(command, name=name, rich_help_panel=heading)
+            else:
+                app.command(rich_help_panel=heading)(command)
+    return app
 
 
 def _print_version(asked: bool) -> None:
@@ -75,7 +62,6 @@ def _print_version(asked: bool) -> None:
         raise Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -105,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     completion.prepare(os.environ, arguments)
     try:
         signals.watch()
-        status = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)
+        status = _application_for(arguments)(args=list(arguments), prog_name="sdcli", standalone_mode=False)
         sys.stdout.flush()
         return int(status or ExitStatus.OK)
     except BaseException as error:  # noqa: BLE001  every exception ends here, as an exit status
@@ -113,6 +99,12 @@ def run(arguments: Sequence[str]) -> int:
             show_traceback(error)
         number = signals.came()
         return _exit_status(error, arguments) if number is None else 128 + number
+
+
+def _application_for(arguments: Sequence[str]) -> Commands:
+    """Return the command line with the command that is asked for, or with all where it does not come first."""
+    first = arguments[0] if arguments else ""
+    return application([first] if any(first in names for names in COMMANDS.values()) else None)
 
 
 def _exit_status(error: BaseException, arguments: Sequence[str]) -> int:

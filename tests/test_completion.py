@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from typer.core import TyperGroup
 
 from sdcli import config
-from sdcli.cli import app
+from sdcli.cli import application
 from sdcli.commands import completion
 from sdcli.jobs import read
 from sdcli.models import registry
@@ -134,7 +134,7 @@ def test_whatever_has_choices_has_a_completer():
             if takes and each._custom_shell_complete is None:
                 missing.append([*path, each.name])
 
-    walk(typer.main.get_command(app), [])
+    walk(typer.main.get_command(application()), [])
     assert missing == []
 
 

@@ -57,7 +57,7 @@ def written(text: str) -> str:
 def test_the_reference_says_what_the_program_says():
     text = REFERENCE.read_text()
     commands = [match[1] for match in HELP.finditer(text)]
-    assert sorted(commands) == sorted(named(typer.main.get_command(cli.app), "sdcli"))
+    assert sorted(commands) == sorted(named(typer.main.get_command(cli.application()), "sdcli"))
     assert written(text) == text, "docs/reference.md is stale: run python -m tests.test_docs"
 
 

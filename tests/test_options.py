@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sdcli.cli import app
+from sdcli.cli import application
 from sdcli.commands import groups, options, picture_options
 from sdcli.recipe import parts, recipe
 
@@ -25,7 +25,7 @@ class Animal:
 
 
 def parameters_of(*commands: str) -> set[str]:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(application())
     return {each.name for name in commands for each in root.commands[name].params}  # type: ignore[attr-defined]
 
 

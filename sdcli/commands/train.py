@@ -11,6 +11,8 @@ import typer
 
 from sdcli.commands import groups
 from sdcli.commands.plain_help import Commands
+from sdcli.commands.train_kit import kit
+from sdcli.commands.train_lora import lora
 from sdcli.commands.train_options import (
     RUN,
     SETTINGS,
@@ -23,6 +25,7 @@ from sdcli.commands.train_options import (
     train_planned,
     with_settings,
 )
+from sdcli.commands.trained import export, measure
 from sdcli.training import run_config
 from sdcli.training.settings import (
     AutoencoderTraining,
@@ -148,3 +151,7 @@ def _run_stage(stage: str, run: Run, execution: Once, settings: Any, begin: Mapp
     begin = {key: folder_of(value) if key == "base" else value for key, value in begin.items()}
     given = groups.given(data=run.data, world=run.world, sprites=run.sprites, **begin)
     train_planned(run_config.plan(stage, run.out, given, groups.given(settings)), execution)
+
+
+for _command in (kit, lora, measure, export):
+    train.command()(_command)
