@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import AutoencoderKLQwenImage21
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
@@ -22,6 +23,7 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DMo
 from diffusers.models.transformers.transformer_krea2 import Krea2Transformer2DModel
 from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Transformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from torch import nn
@@ -209,6 +211,17 @@ def qwen_image() -> dict[str, Any]:
     return {**parts, **flow, "max_image_seq_len": 8192}
 
 
+def qwen_image21() -> dict[str, Any]:
+    settings = {"in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 12}
+    settings |= {"num_attention_heads": 2, "context_in_dim": 16, "axes_dims_rope": (4, 4, 4)}
+    network = shaken(QwenImage21Transformer2DModel(**settings))
+    sizes = {"base_dim": 8, "decoder_base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 2, 2], "num_res_blocks": 1}
+    statistics = {"latents_mean": torch.randn(4).tolist(), "latents_std": (1 + torch.rand(4)).tolist()}
+    vae = shaken(AutoencoderKLQwenImage21(**sizes, **statistics))
+    parts = {"transformer": network, "vae": vae, "text_encoder": qwen3_vl()}
+    return {**parts, "use_dynamic_shifting": True}
+
+
 def chroma() -> dict[str, Any]:
     settings = {"in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 12}
     settings |= {"num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 4)}
@@ -282,6 +295,7 @@ MAKERS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "sd3-without-t5": ("StableDiffusion3Pipeline", lambda: sd3(False)),
     "qwen-image": ("QwenImagePipeline", qwen_image),
     "qwen-image-edit": ("QwenImageEditPlusPipeline", qwen_image),
+    "qwen-image-21": ("QwenImage21Pipeline", qwen_image21),
     "chroma": ("ChromaPipeline", chroma),
     "krea2": ("Krea2Pipeline", lambda: krea2(False)),
     "krea2-turbo": ("Krea2Pipeline", lambda: krea2(True)),
@@ -320,6 +334,9 @@ def make_folder(family: str, directory: Path, *, seed: int = 0) -> Path:
             index[part] = index[tokens] = [None, None]
             if module is not None:
                 name, write = _TOKENIZERS[type(module).__name__]
+                if family == "qwen-image-21":
+                    del index[tokens]
+                    tokens, name = "processor", "Qwen3VLProcessor"
                 write(directory / tokens)
                 index[part], index[tokens] = ["transformers", type(module).__name__], ["transformers", name]
         if isinstance(module, nn.Module):

@@ -53,6 +53,8 @@ def encode(model: LatentDiffusionModel, pixels: Tensor, *, tiled: bool = False) 
     """Return what the encoder returns for `pixels` (B, 3, H, W) in −1 … 1, all at once or in tiles."""
     pixels, space = pixels.to(model.device, model.vae.dtype), model.latent_space
     in_tiles = tiling.tiles(model.vae, space.vae_scale_factor // space.patch) if tiled else nullcontext()
+    if getattr(model.vae.config, "in_channels", 3) == 4:
+        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)  # opaque
     with on_device(model, model.vae), in_tiles:
         return model.vae.encode(pixels.unsqueeze(2) if model.latent_space.has_frames else pixels)
 
@@ -76,7 +78,7 @@ def decode(model: LatentDiffusionModel, latents: Tensor, way: str = "off") -> Te
     with on_device(model, vae), tiled:
         parts = [z] if way == "off" else z.split(1)
         pixels = torch.cat([vae.decode(each, return_dict=False)[0].float().cpu() for each in parts])
-    return pixels.squeeze(2) if space.has_frames else pixels
+    return (pixels.squeeze(2) if space.has_frames else pixels)[:, :3]
 
 
 def decode_that_fits(model: LatentDiffusionModel, latents: Tensor, way: str) -> tuple[Tensor, list[int], str]:

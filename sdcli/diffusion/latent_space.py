@@ -38,7 +38,7 @@ class LatentSpace:
     @classmethod
     def of(cls, vae: Mapping[str, Any]) -> Self:
         """Return the latent space of the config of an AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel,
-        AutoencoderKLFlux2 or AutoencoderKLQwenImage.
+        AutoencoderKLFlux2, AutoencoderKLQwenImage or AutoencoderKLQwenImage21.
 
         The mean and standard deviation of an AutoencoderKLFlux2 are in its weights: see `with_statistics`. Raises
         KeyError, TypeError or ValueError for another config.

@@ -51,6 +51,8 @@ def find(source: Source, part: str, kind: str) -> Path:
     Raises ModelNotFound if there is none on this machine.
     """
     folder = source.folder(part)
+    if not folder.is_dir() and source.folder("processor").is_dir():
+        folder = source.folder("processor")  # which has the tokenizer of Qwen-Image 2.1
     if source.is_elsewhere(part) or not source.is_file or source.configs is not None:
         return folder
     if kind == "qwen":

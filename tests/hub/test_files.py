@@ -117,7 +117,7 @@ def test_a_model_of_classes_that_is_pickled_is_unsafe():
         needed([path.replace("transformer/diffusion_pytorch_model.safetensors", "transformer/x.bin") for path in DIT])
 
 
-@pytest.mark.parametrize("family", ["z-image", "sd3", "qwen-image-edit", "flux-dev"])
+@pytest.mark.parametrize("family", ["z-image", "sd3", "qwen-image-edit", "flux-dev", "qwen-image-21"])
 def test_all_of_a_transformer_s_folder_is_needed(family, tmp_path):
     folder = tiny_flow.make_folder(family, tmp_path)
     paths = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

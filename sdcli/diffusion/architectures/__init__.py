@@ -171,6 +171,10 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             *("QwenImageTransformer2DModel", "transformer_qwenimage", _QWEN_PIPELINES, (_QWEN_VL,)),
             vae=("AutoencoderKLQwenImage",),
         ),
+        "qwen_image21": _transformer(
+            *("QwenImage21Transformer2DModel", "transformer_qwenimage21", ("QwenImage21Pipeline",), (_QWEN3_VL,)),
+            vae=("AutoencoderKLQwenImage21",),
+        ),
         "chroma": _transformer(
             "ChromaTransformer2DModel", "transformer_chroma", ("ChromaPipeline", "ChromaImg2ImgPipeline"), (_T5,)
         ),

@@ -12,6 +12,10 @@ from sdcli.models.families import PICKLES, STEMS, VARIANTS, shards_first
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
+_TOKENIZER = (
+    *("added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json"),
+    *("spiece.model", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
+)
 _CONFIGS = {
     "unet": ("config.json",),
     "transformer": ("config.json",),
@@ -19,17 +23,7 @@ _CONFIGS = {
     "text_encoder": ("config.json",),
     "class_embedder": ("config.json",),
     "scheduler": ("scheduler_config.json",),
-    "tokenizer": (
-        "added_tokens.json",
-        "chat_template.jinja",
-        "merges.txt",
-        "special_tokens_map.json",
-        "spiece.model",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-    ),
-    "processor": ("preprocessor_config.json",),
+    "tokenizer": _TOKENIZER,
 }
 _WITH_WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "class_embedder")
 _TEXT_PARTS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")
@@ -70,10 +64,17 @@ def needed(paths: Collection[str], variant: str | None = None, file: str | None 
         if folder in _OPTIONAL and folder not in present:
             continue
         kind = folder.removesuffix("_2").removesuffix("_3")
-        found |= {f"{folder}/{name}" for name in _CONFIGS[kind]} & set(paths)
+        found |= {f"{folder}/{name}" for name in _configs(kind, present)} & set(paths)
         if kind in _WITH_WEIGHTS:
             found |= _weights(folder, paths, variant)
     return sorted(found)
+
+
+def _configs(kind: str, present: Collection[str]) -> tuple[str, ...]:
+    """Return the files of a folder without weights; that of a processor can have the tokenizer."""
+    if kind == "processor":
+        return "preprocessor_config.json", *(() if "tokenizer" in present else _TOKENIZER)
+    return _CONFIGS[kind]
 
 
 def _parts(present: Collection[str]) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ COMPONENTS: Mapping[str, Mapping[str, type[nn.Module] | str]] = {
         "VQModel": VQModel,
         "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc:AutoencoderDC",
         "AutoencoderKLFlux2": "diffusers.models.autoencoders.autoencoder_kl_flux2:AutoencoderKLFlux2",
+        "AutoencoderKLQwenImage21": "diffusers.models.autoencoders.autoencoder_kl_qwenimage21:AutoencoderKLQwenImage21",
         "AutoencoderKLQwenImage": "diffusers.models.autoencoders.autoencoder_kl_qwenimage:AutoencoderKLQwenImage",
     },
     "class_embedder": {"Embedding": nn.Embedding},
@@ -129,7 +130,7 @@ def load(
     if find is None:
         _begin(source, loaded)
     parts = (find or check_parts)(source, index, needed)
-    seeing = index.get("processor", [None, None])[1] is not None
+    seeing = index.get("processor", [None, None])[1] == "Qwen2VLProcessor"
     if seeing and any(getattr(parts[each][0], "visual", None) is None for each in text_encoders):
         what = f"{source.file('text_encoder') or source.base} is without vision, which a model that edits images needs"
         raise ModelCorrupt(what, "use a file of the text encoder with its vision, in .safetensors")
@@ -327,6 +328,10 @@ _BUFFERS: Mapping[str, Callable[[Any], Tensor]] = {
 def _with_tables(module: Any) -> nn.Module | None:
     """Return a new module for one that computes tables when it is made, which are in no file; None for others."""
     name = type(module).__name__
+    if name == "QwenImage21TemporalTimesteps":
+        return type(module)(2 * len(module.freqs))  # type: ignore[no-any-return]
+    if name == "QwenImage21Rope":
+        return type(module)(module.theta, module.axes_dim)  # type: ignore[no-any-return]
     if name == "QwenEmbedRope":
         return type(module)(module.theta, module.axes_dim, module.scale_rope)  # type: ignore[no-any-return]
     if name == "Lumina2RotaryPosEmbed":
