@@ -38,7 +38,7 @@ def test_a_signal_that_becomes_another_exception_is_still_the_signal(monkeypatch
                 raise
             raise becomes("initialization failed") from error
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(cli, "application", lambda names: interrupted)
     assert cli.run([]) == 128 + number
     assert capsys.readouterr().err == ""
 
@@ -49,7 +49,7 @@ def test_a_bug_after_an_earlier_command_s_signal_is_a_bug(monkeypatch, capsys):
     def broken(**given):
         raise ImportError("x")
 
-    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr(cli, "application", lambda names: broken)
     assert cli.run([]) == 1
 
 
