@@ -130,7 +130,7 @@ def read_models() -> Mapping[str, UserModel]:
 def environment() -> dict[str, Setting]:
     """Read the `SDCLI_…` variables; empty ones are ignored. Raises UsageError for an invalid value."""
     found: dict[str, Setting] = {}
-    if not any(name.startswith(PREFIX) for name in os.environ):  # which is usual, and asked for each job of a batch
+    if PREFIX.encode() not in b"\0".join(os.environb):  # which is usual, and asked for each job of a batch
         return found
     for key in (*GENERAL, *recipe_keys()):
         variable = PREFIX + key.upper()

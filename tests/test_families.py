@@ -295,7 +295,11 @@ def test_every_family_has_its_configs(family):
             assert families.read_json(folder / part / "config.json")
     schedule = families.read_json(folder / "scheduler" / "scheduler_config.json")
     if family in flow.FAMILIES:
-        assert schedule["_class_name"] == "FlowMatchEulerDiscreteScheduler"
+        is_pixart = flow.FAMILIES[family].kind == "pixart"
+        solver = {"sana": "DPMSolverMultistepScheduler", "pixart": "DPMSolverMultistepScheduler"}
+        assert schedule["_class_name"] == solver.get(flow.FAMILIES[family].kind, "FlowMatchEulerDiscreteScheduler")
+        assert ("use_flow_sigmas" in schedule) == (family == "sana")
+        assert ("beta_start" in schedule) == is_pixart
         return
     assert schedule["prediction_type"] == ("v_prediction" if "-v" in family else "epsilon")
     assert schedule.get("rescale_betas_zero_snr", False) == family.endswith("-zsnr")

@@ -272,4 +272,4 @@ def _of_size(model: LocatedModel, recipe: Recipe) -> Iterable[RecipeWarning]:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.1f} times" if ratio >= 1 else f"1/{1 / ratio:.1f} of"
+    return f"{round(ratio, 1):g} times" if ratio >= 1 else f"1/{round(1 / ratio, 1):g} of"

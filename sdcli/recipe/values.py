@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
+from operator import is_
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -53,23 +54,33 @@ def build(part: Any, flat: Mapping[str, Any]) -> Any:
 
     All that have nothing but defaults are one object, `default(part)`.
     """
+    known = _defaults(part)
+    if known is not None and all(map(is_, map(flat.get, *known), known[1])):  # which is usual, and fast
+        return default(part)
     values = {}
     for each, kind, is_part in typed_fields(part):
         if is_part:
             values[each.name] = build(kind, flat)
         elif each.name in flat:
-            value = flat[each.name]
-            if value is not each.default:
-                values[each.name] = checked(each, kind, value)
+            values[each.name] = checked(each, kind, flat[each.name])
         elif each.default is dataclasses.MISSING:
             raise InvalidRecipe(f"{each.name} is missing", f"give {each.name}", each.name)
-    return part(**values) if values else default(part)
+    return part(**values)
 
 
 @cache
 def default(part: Any) -> Any:
     """The part that has all defaults."""
     return part()
+
+
+@cache
+def _defaults(part: Any) -> tuple[tuple[str, ...], tuple[Any, ...]] | None:
+    """The names of the fields and their defaults; None for a part with a field that has none, or that is a part."""
+    known = typed_fields(part)
+    if any(is_part or each.default is dataclasses.MISSING for each, _, is_part in known):
+        return None
+    return tuple(each.name for each, _, _ in known), tuple(each.default for each, _, _ in known)
 
 
 def checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:
