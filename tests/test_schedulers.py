@@ -70,12 +70,14 @@ def test_the_table_says_which_follow_a_model_that_predicts_x_0(name):
             stepped(name, 1, "sample")
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd-turbo"])
 @pytest.mark.parametrize(
-    ("name", "sigmas"),
-    [(name, sigmas) for name in NAMES for sigmas in TABLE[name].sigmas],
+    ("solver", "family"),
+    cases.product(
+        [(name, sigmas) for name in NAMES for sigmas in TABLE[name].sigmas], ["sd15", "sdxl", "sd-turbo"], every=3
+    ),
 )
-def test_make_is_from_config(name, family, sigmas):
+def test_make_is_from_config(solver, family):
+    name, sigmas = solver
     class_name, extra = pairs.SCHEDULERS[name]
     if sigmas != "default":
         extra = {**extra, f"use_{sigmas}_sigmas": True}
