@@ -280,6 +280,21 @@ def test_a_matrix_of_wildcards(batch, tmp_path):
     assert {line["status"] for line in lines_of(batch("a {red|blue} fox\n", *options))} == {"cached"}
 
 
+def test_the_pictures_of_a_matrix_have_one_seed_and_one_choice(sdcli, sd15, tmp_path):
+    (tmp_path / "prompts").write_text("a {red|blue|green} fox\na {red|blue|green} owl\n")
+    words = ("batch", "prompts", "-o", "out", "-m", sd15, "--dry-run", "--json")
+    several = ("--matrix", "steps=1,2,3", "--matrix", "scheduler=ddim,euler")
+
+    def planned(*options):
+        recipes = [each["recipe"] for each in json.loads(sdcli(*words, *options).lines[0])["jobs"]]
+        return [(each["prompt"], each["seed"]) for each in recipes]
+
+    alike = planned(*several)
+    assert len(alike) == 12
+    assert [len(set(alike[:6])), len(set(alike[6:])), len({seed for _, seed in alike})] == [1, 1, 2]
+    assert len({prompt for prompt, _ in planned("--matrix", "seed=1..20")}) > 2
+
+
 def test_strict_makes_what_deserves_a_word_a_failure(batch, tmp_path, monkeypatch):
     jobs = [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 2, "negative_prompt": "c", "guidance_scale": 1}]
     done = batch(jobs, "--strict")

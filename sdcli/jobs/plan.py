@@ -92,7 +92,8 @@ def plan(
     Options without effect are warnings of a job, or its fault if `strict`.
 
     Unless it is given, a job's seed is drawn from a hash of its own values and of the number of equal jobs before it,
-    and so are the choices of its wildcards. Its identity is a hash of its recipe (without the model's name), the
+    and so are the choices of its wildcards. What a matrix sets, except seeds, is not part of that hash, so that its
+    pictures can be compared. Its identity is a hash of its recipe (without the model's name), the
     digests of the model and its add-ons, the version of sdcli's numerics, its output's name, and the number of equal
     jobs before it.
     """
@@ -105,12 +106,18 @@ def plan(
         count = item.num_images or num_images
         asked = _canonical({"output": item.output, **item.values})
         seen.asked[asked] += 1
-        key = f"{_hash(asked)} {seen.asked[asked]}"
+        key = f"{_hash(_canonical(_compared(item)))} {seen.asked[asked]}"
         for number in range(count):
             job = item if count == 1 or item.id is None else replace(item, id=f"{item.id}-{number + 1}")
             place = _Place(len(planned) + 1, number, count, key)
             planned.append(_planned(job, place, defaults, seen, strict))
     return _with_differing(planned)
+
+
+def _compared(item: Job) -> Mapping[str, Any]:
+    """What a job has in common with those that a matrix compares it with: all but what the matrix sets, or its seed."""
+    common = {key: value for key, value in item.values.items() if key == "seed" or key not in item.varies}
+    return {"output": item.output, **common}
 
 
 def _with_differing(planned: list[Planned | Fault]) -> list[Planned | Fault]:
