@@ -72,6 +72,7 @@ def warm(home: Path, *commands: Iterable[str | Path]) -> None:
 
 def _in_child(arguments: Collection[Any], home: Path, stdin: bytes, env: dict[str, str], writing: int) -> None:
     try:
+        sys.dont_write_bytecode = True  # which would be files outside of what a command may write
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(10 * SECONDS)  # it may wait for other processes
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
