@@ -122,9 +122,12 @@ def _compared(item: Job) -> Mapping[str, Any]:
 
 def _with_differing(planned: list[Planned | Fault]) -> list[Planned | Fault]:
     flats = (each.recipe.to_dict() for each in planned if isinstance(each, Planned))
-    first, differing = next(flats, {}), dict[str, None]()
+    first, differing = next(flats, {}), set[str]()
+    alike = dict(first)
     for flat in flats:
-        differing |= dict.fromkeys(key for key in {**first, **flat} if flat.get(key) != first.get(key))
+        if not alike.items() <= flat.items() or not flat.keys() <= first.keys() | differing:
+            differing |= {key for key in {**first, **flat} if flat.get(key) != first.get(key)}
+            alike = {key: value for key, value in first.items() if key not in differing}
     keys = tuple(key for key in recipe_keys() if key in differing and key not in IN_LINES)
     return [each if isinstance(each, Fault) else replace(each, differing=keys) for each in planned]
 
