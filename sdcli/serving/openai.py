@@ -31,7 +31,7 @@ from sdcli.files.reading import Files
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 from sdcli.models import addons, located, registry
-from sdcli.models.addons import embedding, ip_adapter, lora
+from sdcli.models.addons import embedding, ip_adapter, lora, upscaler
 from sdcli.models.source import Source
 from sdcli.planning import resolve, warnings
 from sdcli.planning.resolve import Resolved
@@ -88,14 +88,21 @@ class Generation(BaseModel):
     user: str | None = None
 
 
+_NAMES = {each.KIND: each.NAMES for each in (lora, embedding, ip_adapter, upscaler)}
+"""The names of add-ons by kind, for those that clients can choose."""
+
+
 def _named_addon(kind: str, name: str) -> Source:
     """Find an add-on that has a name here: clients must not read files of this machine.
 
-    An image encoder has no name: it is the one near the IP-Adapter.
+    No client can name an image encoder: it is the one near the IP-Adapter.
     """
-    kinds = {lora.KIND: lora.NAMES, embedding.KIND: embedding.NAMES, ip_adapter.KIND: ip_adapter.NAMES}
-    names = kinds.get(kind)
-    if names is not None and name not in names.all():
+    if kind == ip_adapter.ENCODER:
+        return addons.find_addon(kind, name)
+    names = _NAMES.get(kind)
+    if names is None:
+        raise InvalidRecipe(f"a {kind} cannot be chosen over the API", "omit it", kind)
+    if name not in names.all():
         known = did_you_mean(name, names.all(), f"use a name of sdcli models list, or in the server's {names.key}")
         raise InvalidRecipe(f"no {names.title} {name!r}", known, kind.replace("-", "_"))
     return addons.find_addon(kind, name)

@@ -109,6 +109,8 @@ def test_models_are_listed(client, sd15):
         ({"extra_body": {"strength": 0.5}}, "strength", "unknown parameter"),
         ({"extra_body": {"stream": "maybe"}}, "stream", "true or false"),
         ({"extra_body": {"lora": "/etc/passwd"}}, "lora", "no LoRA '/etc/passwd'"),
+        ({"extra_body": {"refiner": "/etc"}}, "refiner", "a refiner cannot be chosen over the API"),
+        ({"extra_body": {"hires": "2", "hires_upscaler": "/etc/passwd"}}, "upscaler", "no upscaler '/etc/passwd'"),
         ({"extra_body": {"sigmas": "karras", "scheduler": "pndm"}}, "sigmas", "use sigmas default"),
         ({"extra_body": {"device": "mps"}}, "device", "choose device auto"),
         ({"prompt": "x" * 8001}, "prompt", "8,001 characters"),
