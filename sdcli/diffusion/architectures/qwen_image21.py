@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion import fitting, flow, packing
 from sdcli.diffusion.facts import Facts, Prompts
-from sdcli.diffusion.guidance import Guidance
+from sdcli.diffusion.guidance import Guidance, guide
 from sdcli.diffusion.latent_space import LatentSpace
 from sdcli.recipe.parts import Condition
 
@@ -113,11 +113,9 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
                 img_mask=mask.expand(batch, -1),
                 return_dict=False,
             )[0]
-            predicted.append(made[:, -tokens.shape[1] :].float())
-        velocity = predicted[-1]
-        if len(predicted) == 2:
-            velocity = predicted[0] + guidance.scale * (velocity - predicted[0])
-        return packing.unflatten(velocity, height, width)
+            predicted.append(packing.unflatten(made[:, -tokens.shape[1] :].float(), height, width))
+        velocity = torch.cat(predicted)
+        return guide(velocity, guidance) if len(embeds) == 2 else velocity
 
     return denoiser
 
