@@ -106,7 +106,7 @@ def plan(
         count = item.num_images or num_images
         asked = _canonical({"output": item.output, **item.values})
         seen.asked[asked] += 1
-        key = f"{_hash(_canonical(_compared(item)))} {seen.asked[asked]}"
+        key = f"{_hash(_canonical(_compared(item)) if item.varies else asked)} {seen.asked[asked]}"
         for number in range(count):
             job = item if count == 1 or item.id is None else replace(item, id=f"{item.id}-{number + 1}")
             place = _Place(len(planned) + 1, number, count, key)

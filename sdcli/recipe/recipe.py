@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
@@ -51,7 +51,7 @@ from sdcli.recipe.parts import (
     Shortcuts,
     within,
 )
-from sdcli.recipe.values import build, checked, default, rules, typed_fields
+from sdcli.recipe.values import build, checked, default, defaults_of, rules, typed_fields
 from sdcli.terminal.spelling import did_you_mean
 
 MAX_SEED = 2**32 - 1
@@ -138,7 +138,7 @@ class Recipe:
         optional = self.layout, self.adapters, self.hires, self.refiner, self.enlarging, self.image_prompts
         for part in (*optional, self.references, self.flow, self.loading, self.shortcuts):
             omitted |= _at_default(part)
-        omitted |= _at_default(self.execution).intersection(OMITTED_KEYS)
+        omitted |= _at_default(self.execution) & {*OMITTED_KEYS}
         if not self.initial.resize:
             omitted.add("resize")
         if self.condition.prompt_2 is None:
@@ -209,22 +209,13 @@ def defaults() -> Mapping[str, Any]:
     return {key: value for key, value in found.items() if key not in ("label", *WITHOUT_DEFAULTS)}
 
 
-def _at_default(part: Any) -> frozenset[str]:
+def _at_default(part: Any) -> Set[str]:
     """The keys of a part that have their defaults."""
     kind: Any = type(part)
+    known = defaults_of(kind)
     if part is default(kind):  # which is usual, and fast
-        return _keys_of(kind)
-    return frozenset(key for key, value in _defaults_of(kind).items() if getattr(part, key) == value)
-
-
-@cache
-def _keys_of(part: type) -> frozenset[str]:
-    return frozenset(_defaults_of(part))
-
-
-@cache
-def _defaults_of(part: type) -> Mapping[str, Any]:
-    return {each.name: each.default for each, _, _ in typed_fields(part)}
+        return known.keys()
+    return {key for key, value in known.items() if getattr(part, key) == value}
 
 
 @cache

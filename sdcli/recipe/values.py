@@ -54,8 +54,8 @@ def build(part: Any, flat: Mapping[str, Any]) -> Any:
 
     All that have nothing but defaults are one object, `default(part)`.
     """
-    known = _defaults(part)
-    if known is not None and all(map(is_, map(flat.get, *known), known[1])):  # which is usual, and fast
+    known = defaults_of(part)
+    if known and all(map(is_, map(flat.get, known, known.values()), known.values())):  # which is usual, and fast
         return default(part)
     values = {}
     for each, kind, is_part in typed_fields(part):
@@ -75,12 +75,12 @@ def default(part: Any) -> Any:
 
 
 @cache
-def _defaults(part: Any) -> tuple[tuple[str, ...], tuple[Any, ...]] | None:
-    """The names of the fields and their defaults; None for a part with a field that has none, or that is a part."""
+def defaults_of(part: Any) -> Mapping[str, Any]:
+    """The defaults of the fields of a part by their names; none for one with a field without default, or with parts."""
     known = typed_fields(part)
     if any(is_part or each.default is dataclasses.MISSING for each, _, is_part in known):
-        return None
-    return tuple(each.name for each, _, _ in known), tuple(each.default for each, _, _ in known)
+        return {}
+    return {each.name: each.default for each, _, _ in known}
 
 
 def checked(each: dataclasses.Field[Any], kind: type, value: Any) -> Any:

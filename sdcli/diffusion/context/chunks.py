@@ -21,8 +21,6 @@ def chunks(tokenizer: Tokenizer, prompt: str, prompt_weights: bool = True) -> li
     A word's tokens stay together unless they fill more than a chunk. BREAK ends a chunk, even an empty one. Raises
     InvalidRecipe for more than MAX_CHUNKS.
     """
-    if not prompt:  # which most negative prompts are
-        return [[]]
     room = tokenizer.max_length - 2
     parts = weights.parse(prompt) if prompt_weights else [[weights.Weighted(prompt, 1.0)]]
     least = len(parts) if parts[-1] else len(parts) - 1

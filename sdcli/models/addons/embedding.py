@@ -97,8 +97,6 @@ def files(source: Source) -> list[Path]:
 
 def with_words(tokenizer: Tokenizer, first_id: int, addons: Sequence[Addon]) -> Tokenizer:
     """Return `tokenizer` with the names of embeddings as words, whose ids count from `first_id`."""
-    if not addons and not tokenizer.words:
-        return tokenizer
     words, start = {}, first_id
     for each in addons:
         count = next(iter(vectors(each.source).values()))[0]
