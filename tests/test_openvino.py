@@ -1,6 +1,10 @@
 """--engine openvino: the same pictures as by torch within tolerances, converted once, and what it refuses."""
 
+import ctypes
+import gc
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +71,28 @@ def test_it_is_converted_once_and_used_for_other_sizes(sd15, monkeypatch):
     assert torch.equal(made(sd15, engine="openvino")[1], first)
     wide = {"width": 128, "steps": 1}
     assert (made(sd15, engine="openvino", **wide)[2] - made(sd15, **wide)[2]).abs().max() < 1e-3
+
+
+class _Stack(ctypes.Structure):
+    """stack_t of sigaltstack(2): where signal handlers run."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory map of Linux")
+def test_signals_are_handled_after_several_models(sd15):
+    """OpenVINO installs a stack for signal handlers; if it were freed with a model, the next signal would crash."""
+    first, second = (made(sd15, engine="openvino", steps=1)[0] for _ in range(2))
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    stack = _Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    if stack.start:
+        regions = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        writable = [tuple(int(end, 16) for end in where.split("-")) for where, rights, *_ in regions if "w" in rights]
+        assert any(low <= stack.start and stack.start + stack.size <= high for low, high in writable)
 
 
 TRANSFORMERS = (

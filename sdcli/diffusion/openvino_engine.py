@@ -28,6 +28,8 @@ _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 REFUSED = {"lumina2": "Lumina 2", "qwen_image": "Qwen-Image", "z_image": "Z-Image"}
 """The architectures that OpenVINO 2026.4 cannot convert: they compute with complex numbers."""
 _DECODERS = ("AutoencoderKL", "AutoencoderTiny")
+_CORES: list[Any] = []
+"""The core of this process, once there is one."""
 
 
 def check() -> None:
@@ -135,7 +137,20 @@ def _converted(called: _Call, name: str) -> Any:
             except BaseException:
                 shutil.rmtree(temporary)
                 raise
-    return openvino.Core().read_model(place / "model.xml")
+    return _core().read_model(place / "model.xml")
+
+
+def _core() -> Any:
+    """Return the core of OpenVINO, one for the whole process.
+
+    The CPU plugin of each core gives signal handlers a stack, and frees it with itself. If there were several that did
+    not end in reverse order, a freed stack would remain in use (OpenVINO 2026.4): the next signal would be a crash.
+    """
+    import openvino
+
+    if not _CORES:
+        _CORES.append(openvino.Core())
+    return _CORES[0]
 
 
 def _convert(called: _Call) -> Any:
@@ -161,9 +176,7 @@ def _convert(called: _Call) -> Any:
 
 def _compiled(model: Any, tensors: Sequence[Tensor], hint: str) -> Any:
     """Compile for the sizes of `tensors`, which is faster than for any size."""
-    import openvino
-
     sized = model.clone()
     sized.reshape({place: list(each.shape) for place, each in enumerate(tensors)})
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return openvino.Core().compile_model(sized, "CPU", options)
+    return _core().compile_model(sized, "CPU", options)
