@@ -115,6 +115,14 @@ def test_latents_of_flow_matching_are_those_of_diffusers(family, tmp_path):
     assert (ours.latents - theirs.latents).abs().max() <= 1e-4
 
 
+def test_the_warm_up_has_as_many_steps_as_the_model_needs(tmp_path, capfd):
+    """Qwen-Image's noise levels cannot end where its config says with one step."""
+    folder = tiny_flow.make_folder("qwen-image", tmp_path / "qwen-image")
+    options = ["--size", "64x64", "--steps", "2", "--turns", "1", "--threads", "1"]
+    assert cli.run(["bench", "-m", str(folder), *options]) == 0
+    assert "a step" in capfd.readouterr().out
+
+
 def test_a_bench_predicts_a_picture(sd15, monkeypatch):
     measured = subject.of_model(str(sd15), QUICK)
     monkeypatch.setattr(timings, "WORTH_RECORDING", 0)

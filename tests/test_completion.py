@@ -194,8 +194,8 @@ def test_in_bash_no_space_follows_a_key(at_home, tmp_path):
         reading(terminal, b"> ")
         os.write(terminal, b"sdcli batch --matrix clip\t")
         seen = reading(terminal, b"clip_skip=")
-        os.write(terminal, b"2\r")
-        seen += reading(terminal, b"clip_skip=2")
+        os.write(terminal, b"2")
+        seen += reading(terminal, b"2")
     finally:
         os.close(terminal)
         os.waitpid(child, 0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli.bench.subject import Subject
 from sdcli.planning import timings
+from sdcli.recipe import schedulers
 
 if TYPE_CHECKING:
     from sdcli.bench.contenders import Contender, Turn
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sdcli.recipe.recipe import Recipe
 
 TURNS, SECONDS = 3, 200.0
-_LEAST_STEPS = 2
+_LEAST_STEPS = 2  # that the turns run
 _LATER_STEP = 0.6  # of the time of the first step, which prepares kernels
 
 OnActivity = Callable[[str, int, int], None]
@@ -51,14 +52,15 @@ def measure(
     load = time.perf_counter() - begun
     ours = contenders.Ours(model, recipe)
     on_activity("warming up sdcli", 0, 1)
-    warm = {ours.name: ours.turn(1)}
+    few = schedulers.least_steps(recipe.sampling.scheduler, model.scheduler_config)
+    warm = {ours.name: ours.turn(few)}
     found = memory.found(model)
     rivals: list[Contender] = []
     vae = loaded.own_vae(subject, recipe, model) if against else None
     for name in against:
         on_activity(f"warming up {name}", 0, 1)
         rivals.append(contenders.rival(name, model, recipe, vae))
-        warm[name] = rivals[-1].turn(1)
+        warm[name] = rivals[-1].turn(few)
     left, whole = seconds - (time.perf_counter() - started), bool(subject.shortcuts)
     steps, turns = _plan(list(warm.values()), recipe.sampling.steps, turns, left, whole=whole)
     counts = {ours.name: recipe.sampling.steps if whole else steps, **dict.fromkeys(against, steps)}

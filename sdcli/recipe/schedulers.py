@@ -280,6 +280,14 @@ def check(
         _check_steps(name, sigmas, scheduler_config, steps)
 
 
+def least_steps(name: str, config: Config) -> int:
+    """Return the least number of steps that a scheduler can use with this model."""
+    least = TABLE[name].least_steps
+    if predicts_flow(config) and config.get("shift_terminal"):
+        return max(least, 2)  # diffusers stretches the noise levels between the first and the last
+    return least
+
+
 def predicts_flow(config: Config) -> bool:
     """Whether the model with this scheduler config was trained by flow matching."""
     return config.get("prediction_type") == FLOW
@@ -320,10 +328,8 @@ def _check_steps(name: str, sigmas: str, config: Config, steps: int) -> None:
     Trailing spacing counts down from the number of training timesteps T in steps of T/steps. For some numbers of steps
     (61 of 1000), rounding gives one timestep too many, −1.
     """
-    row, trained = TABLE[name], int(config.get("num_train_timesteps", 1000))
-    least, most = row.least_steps, row.most_steps(config)
-    if predicts_flow(config) and config.get("shift_terminal"):
-        least = max(least, 2)  # diffusers stretches the noise levels between the first and the last
+    trained = int(config.get("num_train_timesteps", 1000))
+    least, most = least_steps(name, config), TABLE[name].most_steps(config)
     if not least <= steps <= most:
         message = f"the scheduler {name} cannot use {steps} steps with this model"
         raise InvalidRecipe(message, f"steps must be between {least} and {most}", "steps")
