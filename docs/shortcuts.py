@@ -1,8 +1,10 @@
-"""Measure the shortcuts of docs/speed.md with kit: python docs/shortcuts.py FILE [PICTURES] [STEPS] [MODEL]
+"""Measure the shortcuts of docs/speed.md with kit: python docs/shortcuts.py FOLDER [PICTURES] [STEPS] [MODEL] [JUDGE]
 
 Each picture is made in all ways in turns, with the same prompt and seed, and compared with the exact one. The numbers
-of each picture are one line of FILE, and pictures that are in it already are not made again. Prints a table: the median
-of the processor time, also relative to the exact one, the means of PSNR and SSIM, the lowest SSIM.
+of each picture are one line of FOLDER/numbers.jsonl, and its pictures are FOLDER/PICTURE-WAY.png; those that are there
+already are not made again. Prints a table: the median of the processor time, also relative to the exact one, the means
+of PSNR and SSIM, the lowest SSIM, and, with a JUDGE (the file judge.pt of `sdcli train kit`), the shares of pictures
+with the right subject, and with all answers right.
 """
 
 import json
@@ -13,11 +15,14 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from sdcli.diffusion import device, pipeline
 from sdcli.models import assemble, located
-from sdcli.training.measure import resolved_of, text_trials
+from sdcli.training import judge as judging
+from sdcli.training.measure import Trial, resolved_of, text_trials
+from sdcli.training.pool import to_tensor
 from sdcli.training.world import KIT
 
 WAYS = (
@@ -26,9 +31,11 @@ WAYS = (
     {"guidance_interval": "0.2-1"},
     {"cache": "deepcache:2"},
     {"cache": "deepcache:3"},
+    {"cache": "deepcache:4"},
     {"token_merging": 0.5},
-    {"cache": "deepcache:2", "token_merging": 0.5},
     {"cache": "deepcache:3", "token_merging": 0.5},
+    {"cache": "deepcache:4", "token_merging": 0.5},
+    {"cache": "deepcache:4", "token_merging": 0.5, "guidance_interval": "0.2-1"},
 )
 
 
@@ -57,8 +64,10 @@ def ssim(picture: np.ndarray, other: np.ndarray, side: int = 7) -> float:
     return float(found[edge:-edge, edge:-edge].mean())
 
 
-def main(file: Path, pictures: int, steps: int, model: str) -> None:
-    """Make the pictures that `file` does not have, and print the table."""
+def main(folder: Path, pictures: int, steps: int, model: str, judge: Path | None) -> None:
+    """Make the pictures that `folder` does not have, and print the table."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "numbers.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     results = [json.loads(line) for line in lines[:pictures]]
     found = located.find(model)
@@ -67,17 +76,20 @@ def main(file: Path, pictures: int, steps: int, model: str) -> None:
     loaded = assemble.load(first.weights, device.resolve_execution(first.recipe))
     for seed in range(len(results), pictures):
         exact, taken = None, []
-        for way in WAYS:
+        for number, way in enumerate(WAYS):
             recipe = resolved_of(found, model, {"steps": steps, **way}, trials[seed], seed).recipe
             started = time.process_time()
-            picture = np.asarray(pipeline.run(loaded, [recipe])[0].image)
-            seconds = time.process_time() - started
+            made = pipeline.run(loaded, [recipe])[0].image
+            seconds, picture = time.process_time() - started, np.asarray(made)
+            made.save(folder / f"{seed:03}-{number}.png")
             exact = picture if exact is None else exact
             taken.append((seconds, psnr(exact, picture), ssim(exact, picture)))
         results.append(taken)
         with file.open("a", encoding="utf-8") as kept:
             kept.write(json.dumps(taken) + "\n")
     show(results)
+    if judge is not None:
+        show_answers(folder, trials[: len(results)], judge)
 
 
 def show(results: Sequence[Sequence[Sequence[float]]]) -> None:
@@ -90,6 +102,16 @@ def show(results: Sequence[Sequence[Sequence[float]]]) -> None:
         print(json.dumps(way), *(f"{cell:.3f}" for cell in cells), sep="\t")
 
 
+def show_answers(folder: Path, trials: Sequence[Trial], file: Path) -> None:
+    """Print what a judge finds in the pictures of each way."""
+    judge, _ = judging.load(file)
+    for number, way in enumerate(WAYS):
+        made = [np.asarray(Image.open(folder / f"{seed:03}-{number}.png")) for seed in range(len(trials))]
+        shares = judging.accuracy(judge, to_tensor(np.stack(made)), [trial.answers for trial in trials])
+        print(json.dumps(way), *(f"{key} {shares[key]:.3f}" for key in ("subject", "all")), sep="\t")
+
+
 if __name__ == "__main__":
-    name, pictures, steps, model = [*sys.argv[1:], *("results.jsonl", "100", "20", "kit")[len(sys.argv) - 1 :]]
-    main(Path(name), int(pictures), int(steps), model)
+    defaults = ("results", "100", "20", "kit", "")
+    name, pictures, steps, model, judge = [*sys.argv[1:], *defaults[len(sys.argv) - 1 :]]
+    main(Path(name), int(pictures), int(steps), model, Path(judge) if judge else None)

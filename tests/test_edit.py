@@ -146,7 +146,7 @@ def test_the_picture_has_the_size_of_the_first_image(folders, images, monkeypatc
 @pytest.mark.parametrize(
     ("family", "count", "words"),
     [
-        ("flux-kontext", 2, "at most 1 reference images, not 2"),
+        ("flux-kontext", 2, "at most 1 reference image, not 2"),
         ("qwen-image-edit", 0, "this model edits images, and there is none"),
         ("kit", 1, "no reference images"),
     ],

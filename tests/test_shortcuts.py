@@ -1,7 +1,6 @@
 """Shortcuts: caches and token merging, against the whole network, against diffusers' pipelines and against tomesd."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,15 +31,15 @@ ASKED = {**pairs.DEFAULTS, "model": "x", "steps": 5, "negative_prompt": "blue"}
 
 @contextmanager
 def whole_but_cached(network: Any, interval: int) -> Iterator[list[int]]:
-    """Run the whole U-Net in each evaluation, but with the deep features of the last `interval`th as the input of the
-    last layer: what DeepCache defines. Yields the number of evaluations so far.
+    """Run the whole U-Net in each evaluation, but, after the first ones, with the deep features of the last
+    `interval`th as the input of the last layer: what DeepCache defines. Yields the number of evaluations so far.
     """
     kept: list[Tensor] = []
-    count = [0]
+    count, first = [0], min(interval, 3)
 
     def last_layer(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         skipped = network.config["block_out_channels"][0]
-        if count[0] % interval == 0:
+        if count[0] < first or (count[0] - first + 1) % interval == 0:
             kept[:] = [inputs[0][:, :-skipped]]
         count[0] += 1
         return torch.cat([kept[0], inputs[0][:, -skipped:]], dim=1), *inputs[1:]
@@ -52,20 +51,20 @@ def whole_but_cached(network: Any, interval: int) -> Iterator[list[int]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("interval", [2, 4])
+@pytest.mark.parametrize(("interval", "whole"), [(2, {0, 1, 3, 5}), (4, {0, 1, 2, 6})])
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_deepcache_is_the_whole_network_with_cached_features(pair, family, interval):
-    model, recipe = pair(family).model, Recipe.from_dict(ASKED)
+def test_deepcache_is_the_whole_network_with_cached_features(pair, family, interval, whole):
+    model, recipe = pair(family).model, Recipe.from_dict({**ASKED, "steps": 7})
     with whole_but_cached(model.network, interval) as count:
         expected = pipeline.sample(model, [recipe])
-    assert count == [5]
+    assert count == [7]
     calls: list[int] = []
     handle = model.network.mid_block.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
         ours = pipeline.sample(model, [recipe.replace(cache=f"deepcache:{interval}")])
     finally:
         handle.remove()
-    assert len(calls) == math.ceil(5 / interval)
+    assert len(calls) == len(whole)
     assert (ours - expected).abs().max() < 1e-4
     assert (ours - pipeline.sample(model, [recipe])).abs().max() > 0.01
 
@@ -86,11 +85,12 @@ def test_deepcache_passes_controlnets_residuals_on(pair):
     first = torch.randn(network.conv_in(sample).shape, generator=generator)
     down = [first, *(torch.randn(each.shape, generator=generator) for each in skips)]
     extra = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": torch.zeros(1)}
-    shallow = deepcache.Shallow(network, 3)
+    shallow = deepcache.Shallow(network, Cache.parse("deepcache:3"))
+    times = (9.0, 8.0, 7.0, 6.0)
     with torch.no_grad(), whole_but_cached(network, 3):
-        expected = [network(sample + t, torch.tensor(t), texts, **extra, return_dict=False)[0] for t in (9.0, 8.0)]
+        expected = [network(sample + t, torch.tensor(t), texts, **extra, return_dict=False)[0] for t in times]
     with torch.no_grad():
-        for index, t in enumerate((9.0, 8.0)):
+        for index, t in enumerate(times):
             shallow.evaluation = index
             (made,) = shallow(sample + t, torch.tensor(t), encoder_hidden_states=texts, **extra, return_dict=False)
             assert (made - expected[index]).abs().max() < 1e-5
@@ -108,17 +108,17 @@ def test_deep_features_are_computed_again_after_a_pause(pair):
 
         return denoiser
 
-    denoiser = deepcache.bind(network, 3, bind)
+    denoiser = deepcache.bind(network, Cache.parse("deepcache:3"), bind)
     handle = network.mid_block.register_forward_pre_hook(lambda *_: indices.append(current[0]))
     current = [0]
     try:
-        for index in (0, 1, 2, 3, 10, 11, 12, 13):
+        for index in (0, 1, 2, 3, 4, 5, 12, 13, 14, 15):
             current[0] = index
             with torch.no_grad():
                 denoiser(torch.zeros(1, 4, 8, 8), torch.tensor(9.0), Evaluation(index, 20))
     finally:
         handle.remove()
-    assert indices == [0, 3, 10, 13]
+    assert indices == [0, 1, 2, 5, 12, 15]
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +266,7 @@ def test_what_has_no_effect_is_a_warning(flux, sd15, capfd):
         ["-m", str(flux), "--token-merging", "0.5"],
         ["-m", str(sd15), "--cache", "first-block"],
         ["-m", str(sd15), "--cache", "deepcache:2", "--steps", "1"],
+        ["-m", str(sd15), "--cache", "deepcache:5", "--steps", "2"],
     ):
         assert cli.run(["generate", "a fox", "--dry-run", *words]) == 0
         said = capfd.readouterr().err

@@ -36,8 +36,8 @@ Cache = Annotated[
         "--cache", metavar="METHOD:VALUE", rich_help_panel=options.SAMPLING, show_default="off",
         autocompletion=completion.of(*CACHES),
         help="Reuse results of earlier steps, which is faster and changes the picture: deepcache:3 computes the "
-        "whole U-Net in every third step; first-block:0.1 skips the blocks of a transformer if the first one "
-        "changes less than this.",
+        "whole U-Net in the first steps and then in every third; first-block:0.1 skips the blocks of a transformer "
+        "if the first one changes less than this.",
     ),
 ]  # fmt: skip
 TokenMerging = Annotated[

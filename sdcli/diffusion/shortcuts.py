@@ -33,7 +33,7 @@ def applied(network: Any, facts: Facts, asked: Shortcuts, size: Sequence[int]) -
         if cache is None:
             return merging.bind(bind_network(network))
         if cache.method == DEEPCACHE:
-            return merging.bind(deepcache.bind(network, int(cache.value), bind_network))
+            return merging.bind(deepcache.bind(network, cache, bind_network))
         from sdcli.diffusion import first_block
 
         return first_block.bind(network, name, bind_network)

@@ -104,8 +104,9 @@ def _of_shortcuts(facts: ModelFacts, recipe: Recipe) -> Iterable[RecipeWarning]:
     if cache is not None and cache.method != facts.cache:
         hint = f"use {facts.cache}" if facts.cache else "omit it"
         yield RecipeWarning(f"cache {cache} has no effect: this model's network has no such cache", hint, "cache")
-    elif cache is not None and int(steps * (recipe.initial.strength or 1)) < 2:
-        yield RecipeWarning(f"cache {cache} has no effect: there is one step", "use more steps, or omit it", "cache")
+    elif cache is not None and 2 * int(steps * (recipe.initial.strength or 1)) - 1 <= cache.first:
+        why = "the network is computed as a whole in the few steps there are"
+        yield RecipeWarning(f"cache {cache} has no effect: {why}", "use more steps, or omit it", "cache")
     if recipe.shortcuts.token_merging and not facts.merges_tokens:
         why = "only U-Nets with attention merge tokens"
         yield RecipeWarning(f"token_merging has no effect: {why}", "omit it", "token_merging")

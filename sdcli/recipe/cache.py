@@ -12,6 +12,7 @@ from sdcli.terminal.spelling import did_you_mean
 DEEPCACHE, FIRST_BLOCK = "deepcache", "first-block"
 METHODS = (DEEPCACHE, FIRST_BLOCK)
 MAX_INTERVAL = 100
+_MOST_FIRST = 3
 _DEFAULTS = {DEEPCACHE: 3.0, FIRST_BLOCK: 0.1}
 _KEY = "cache"
 _EXAMPLE = "write it as deepcache:3 or first-block:0.1"
@@ -21,7 +22,8 @@ _EXAMPLE = "write it as deepcache:3 or first-block:0.1"
 class Cache:
     """What is reused between the steps of a picture.
 
-    `deepcache` computes the whole U-Net in every `value`-th evaluation, and only its outer layers in the others.
+    `deepcache` computes the whole U-Net in the first evaluations and then in every `value`-th, and only its outer
+    layers in the others.
     `first-block` computes only the first block of a transformer if its result has changed by less than `value`,
     relative to the last time that all blocks were computed.
     """
@@ -46,6 +48,11 @@ class Cache:
         if method == FIRST_BLOCK and not 0 < made.value <= 1:
             raise InvalidRecipe(f"{_KEY} is {text}", "the threshold must be above 0, and at most 1", _KEY)
         return made
+
+    @property
+    def first(self) -> int:
+        """How many evaluations at the beginning of a picture are whole."""
+        return min(int(self.value), _MOST_FIRST) if self.method == DEEPCACHE else 1
 
     def __str__(self) -> str:
         return f"{self.method}:{self.value:.9f}".rstrip("0").rstrip(".")

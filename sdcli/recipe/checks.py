@@ -61,7 +61,8 @@ def check_prompt_options(condition: Condition) -> None:
 def check_references_fit(count: int, least: int, most: int) -> None:
     """Raise InvalidRecipe unless a model that takes `least` to `most` reference images gets `count` of them."""
     if count > most:
-        takes = f"at most {most} reference images, not {count}" if most else "no reference images"
+        images = "image" if most == 1 else "images"
+        takes = f"at most {most} reference {images}, not {count}" if most else "no reference images"
         hint = "give fewer images" if most else "use a model that edits, such as -m flux2-klein, or sdcli img2img"
         raise InvalidRecipe(f"this model takes {takes}", hint, "reference")
     if count < least:
