@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,28 @@ from unittest import mock
 
 import typer
 
+from sdcli import cli
 from sdcli.__main__ import main
+from sdcli.commands.plain_help import Commands
 
 ROOT = Path(__file__).parent.parent
 
-# typer makes all commands from their functions whenever one is run.
+
+def _kept(make: Callable[..., Commands]) -> Callable[..., Commands]:
+    """`cli.application` that makes each command line once; `forget` does not know of it."""
+    made: dict[tuple[str, ...] | None, Commands] = {}
+
+    def application(names: Collection[str] | None = None) -> Commands:
+        key = None if names is None else tuple(names)
+        if key not in made:
+            made[key] = make(names)
+        return made[key]
+
+    return application
+
+
+# A process makes its command line once, and typer makes all commands of one from their functions whenever it is run.
+cli.application = _kept(cli.application)
 typer.main.get_command = functools.cache(typer.main.get_command)
 
 
