@@ -42,6 +42,9 @@ def _kept(make: Callable[..., Commands]) -> Callable[..., Commands]:
     return application
 
 
+_CONSTANT = ("sdcli.recipe.", "sdcli.training.", "sdcli.models.registry", "sdcli.models.vocabulary")
+"""Modules whose caches depend on nothing but the source."""
+
 # A process makes its command line once, and typer makes all commands of one from their functions whenever it is run.
 cli.application = _kept(cli.application)
 typer.main.get_command = functools.cache(typer.main.get_command)
@@ -202,8 +205,8 @@ def _libraries() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Empty what sdcli and huggingface_hub have kept from an earlier run."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sdcli"]:
+    """Empty what sdcli and huggingface_hub have kept from an earlier run, except what is the same in all runs."""
+    for name in [name for name in sys.modules if name.startswith("sdcli.") and not name.startswith(_CONSTANT)]:
         for kept in _caches_of(name):
             kept.cache_clear()
     if "huggingface_hub.constants" in sys.modules:  # they are read from the environment when it is imported
