@@ -111,13 +111,16 @@ def resolve(
     files: Files | None = None,
     find_addon: addons.Find | None = None,
     embeddings: Sequence[str] | None = None,
+    to_load: bool = False,
 ) -> Resolved:
     """Complete the recipe of `options` (flat keys) for `model` from `settings`, and find its add-ons and inputs.
 
     The seed is random if there is none, and an image is read from its path, by `files`, unless it is `given`.
     `find_addon` (see `addons.locate`), and `embeddings`, the names of those on this machine, are for callers that
-    resolve many recipes. Raises InvalidRecipe for options that are invalid together or with the model, InputError for
-    unreadable images, maps and latents, ModelError for missing or unusable add-ons, and UsageError for settings.
+    resolve many recipes. With `to_load`, the recipe only serves for loading the model, and lacks what the model needs
+    besides a prompt, such as a mask. Raises InvalidRecipe for options that are invalid together or with the model,
+    InputError for unreadable images, maps and latents, ModelError for missing or unusable add-ons, and UsageError for
+    settings.
     """
     for key in ("width", "height"):  # from which other values follow
         if options.get(key) is not None:
@@ -129,8 +132,8 @@ def resolve(
     masked, mapped = initial_of(options).repaints, options.get("segmentation_map") is not None
     check_channels(
         *(facts.in_channels, facts.latent_space.channels, len(facts.classes)),
-        masked=masked,
-        mapped=mapped,
+        masked=masked or to_load,
+        mapped=mapped or to_load,
         concatenates=model.source.denoiser == "unet",
     )
     layout = layout_of(options)
@@ -143,7 +146,8 @@ def resolve(
     if initial.image is not None:
         initial = initial_of(values)
     references = references_of(options)
-    check_references_fit(len(references.reference), facts.least_references, facts.most_references)
+    least = 0 if to_load else facts.least_references
+    check_references_fit(len(references.reference), least, facts.most_references)
     prompts = image_prompts_of(options)
     inputs = read_inputs(initial, layout, references, prompts, facts, weights, files=files, given=given)
     completed = _completed(model, options, initial, layout, inputs, user=user)

@@ -90,7 +90,7 @@ def run(service: Service) -> ExitStatus:
     to_load = []
     for name, entry in entries.items():
         model = located.locate(entry)
-        recipe = resolve.resolve(model, {**resolve.any_words(model.facts), "model": name}).recipe
+        recipe = resolve.resolve(model, {**resolve.any_words(model.facts), "model": name}, to_load=True).recipe
         to_load.append((Weights(model.source).absolute(), recipe))
     deliver.prepare_libraries()
     with streams.results() as out, ExitStack() as stack:

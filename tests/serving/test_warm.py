@@ -175,6 +175,22 @@ def test_pictures_that_start_from_pictures_and_replays_are_those_of_a_cold_run(r
     assert files["replayed.png"] == files["again.png"]
 
 
+def test_a_model_that_needs_a_mask_is_loaded_in_advance(run, serve, tmp_path):
+    import numpy as np
+
+    inpainting = tiny.make_folder("sd15", tmp_path / "inpainting", in_channels=9)
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
+    for name in ("photo.png", "mask.png"):
+        Image.fromarray(pixels).convert("RGB").save(tmp_path / name)
+    words = ("inpaint", "photo.png", "a fox", "--mask", "mask.png", "-m", inpainting, "-s", 7, *FAST)
+    with serve("-m", inpainting) as warm:
+        assert run(*words, "-o", "warm.png", env={"SDCLI_SOCKET": warm.socket}).stderr == ""
+        refused = run("generate", "a fox", "-m", inpainting, env={"SDCLI_SOCKET": warm.socket})
+    assert (refused.status, "can only inpaint" in refused.stderr) == (2, True)
+    assert run(*words, "-o", "cold.png").status == 0
+    assert (tmp_path / "warm.png").read_bytes() == (tmp_path / "cold.png").read_bytes()
+
+
 def test_latents_are_saved_and_started_from_as_by_a_cold_run(run, warmly, sd15, tmp_path):
     for name, runner in (("cold", run), ("warm", warmly)):
         (tmp_path / name).mkdir()
