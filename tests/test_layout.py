@@ -71,7 +71,7 @@ def test_activations_in_place_decode_to_the_same_bits(sd15):
             assert all(each.inplace == wanted for each in activations)
             encoded = model.vae.encode(torch.ones(1, 3, 64, 64)).latent_dist.mean
             made.append((model.vae.decode(latents, return_dict=False)[0], encoded))
-            layout.activate_in_place(model.vae, wanted=False)
+            layout.use_less_memory(model.vae, wanted=False)
     assert all(torch.equal(*pair) for pair in zip(*made, strict=True))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdcli.bench import pipelines
-from sdcli.diffusion import autoencode, pipeline, samplers
+from sdcli.diffusion import autoencode, packed, pipeline, samplers
 from sdcli.diffusion import layout as arrangement
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.noise import draw_noise
@@ -105,9 +105,11 @@ class Diffusers:
         found = pipelines.of(model)
         assert found is not None
         self._kind, options = found
+        packed.undo(model.network)
         network = copy.deepcopy(model.network).to(self._dtype)
+        packed.prepare(model, recipe)
         vae = copy.deepcopy(vae).to(vae_dtype)
-        arrangement.activate_in_place(vae, wanted=False)
+        arrangement.use_less_memory(vae, wanted=False)
         for each in (network, vae):
             each.to(memory_format=layout)
         with torch.inference_mode():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sdcli.diffusion import tiling
+from sdcli.diffusion import heap, tiling
 from sdcli.diffusion.device import free_memory, is_out_of_memory
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.offload import on_device
@@ -75,7 +75,7 @@ def decode(model: LatentDiffusionModel, latents: Tensor, way: str = "off") -> Te
     space, vae = model.latent_space, model.vae
     z = space.denormalize(latents).to(vae.dtype)
     tiled = tiling.tiles(vae, space.vae_scale_factor // space.patch) if way == "tiles" else nullcontext()
-    with on_device(model, vae), tiled:
+    with heap.kept(), on_device(model, vae), tiled:
         parts = [z] if way == "off" else z.split(1)
         pixels = torch.cat([vae.decode(each, return_dict=False)[0].float().cpu() for each in parts])
     return (pixels.squeeze(2) if space.has_frames else pixels)[:, :3]

@@ -30,6 +30,13 @@ def kept() -> Iterator[None]:
         yield
     finally:
         _set(library, _USUAL, 2 * _USUAL)
+        trim()
+
+
+def trim() -> None:
+    """Give the memory back that is free."""
+    library = _glibc()
+    if library is not None:
         library.malloc_trim(0)
 
 

@@ -36,7 +36,9 @@ class Merging:
 
 
 class _Merged:
-    """An attention processor that calls another one with fewer tokens. `seen` is the input of the norm before it."""
+    """An attention processor that calls another one with fewer tokens. `seen` is the input of the norm before it, of
+    both halves of guidance even where attention is computed for the first half only.
+    """
 
     def __init__(self, inner: Any, merging: Merging, size: tuple[int, int]) -> None:
         self.inner, self.merging, self.size = inner, merging, size
@@ -46,7 +48,7 @@ class _Merged:
         assert self.seen is not None
         generator = Generator().manual_seed(self.merging.evaluation)
         count = int(hidden_states.shape[1] * self.merging.ratio)
-        merge, unmerge = match(self.seen, self.size, count, generator)
+        merge, unmerge = match(self.seen[: len(hidden_states)], self.size, count, generator)
         self.seen = None
         return unmerge(self.inner(attention, merge(hidden_states), *inputs, **options))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdcli.diffusion import compiled, layout, openvino_engine
+from sdcli.diffusion import compiled, layout, openvino_engine, packed
 from sdcli.diffusion.device import free_memory, memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.diffusion.offload import in_groups
@@ -32,7 +32,7 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
         )
         if stage == "text":
             weights = addons.for_text(weights)
-        model = layout.arrange(addons.attach(model, weights))
+        model = packed.prepare(layout.arrange(addons.attach(model, weights)), recipe)
         if offload == "group":
             models = [model] if model.refiner is None else [model, model.refiner]
             encoders = [encoder.model for each in models for encoder in each.text_encoders]
@@ -62,4 +62,4 @@ def change(model: LatentDiffusionModel, before: Weights, weights: Weights, recip
     `model` cannot be used afterwards. Raises what the kinds of add-ons raise, and OutOfMemory.
     """
     with memory_of(recipe):
-        return layout.arrange(addons.attach(model, weights, before))
+        return packed.prepare(layout.arrange(addons.attach(model, weights, before)), recipe)

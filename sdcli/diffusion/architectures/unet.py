@@ -7,6 +7,7 @@ y enters by cross-attention (text, or a class as one token), and for SDXL with t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sdcli.diffusion.facts import Facts, Prompts
@@ -106,12 +107,16 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
     """Return f(z, t) with one call of the U-Net in its dtype for both halves of guidance, the unconditional one first.
 
     There is no unconditional half if the context has none, or if the U-Net embeds its guidance scale (`timestep_cond`).
-    Concatenated channels and residuals are the same in both halves.
+    Concatenated channels and residuals are the same in both halves, and so are time embeddings, except those of SDXL.
+    Layers before the context are then computed for one half. Their last bits change, so float32 is left as it is.
     """
     import torch
 
+    from sdcli.diffusion import halves
+
     guided = guidance.is_on and context.has_unconditional and context.timestep_cond is None
     conditions, concat_latents = _inputs(context, batch, guided, network.dtype)
+    are_alike = guided and context.pooled_prompt_embeds is None and network.dtype != torch.float32
 
     def denoiser(latents: Tensor, timestep: Tensor, evaluation: Evaluation) -> Tensor:
         sample = latents.to(network.dtype)
@@ -122,7 +127,8 @@ def bind(network: Any, context: Context, guidance: Guidance, batch: int) -> Deno
             residuals = context.residuals(sample, timestep, conditions, evaluation, guided)
         if concat_latents is not None:
             sample = torch.cat([sample, concat_latents], dim=1)
-        noise_pred: Tensor = network(sample, timestep, **conditions, **residuals, return_dict=False)[0].float()
+        with halves.computed_once(getattr(network, "network", network)) if are_alike else nullcontext():
+            noise_pred: Tensor = network(sample, timestep, **conditions, **residuals, return_dict=False)[0].float()
         return guide(noise_pred, guidance) if guided else noise_pred
 
     return denoiser

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sdcli.diffusion import packed
 from sdcli.diffusion.model import ImageEncoder, LatentDiffusionModel
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.models import families, ip_adapter_file
@@ -44,6 +45,7 @@ def attach(model: LatentDiffusionModel, paths: Sequence[Path]) -> LatentDiffusio
     if made.layers != layers:
         what = f"{path} is made for U-Nets with {made.layers} cross-attentions, and this one has {layers}"
         raise ModelError(what, "use an IP-Adapter that was trained for this family of models")
+    packed.undo(unet)  # diffusers moves the whole U-Net to its device
     try:
         unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
     except (RuntimeError, KeyError, ValueError) as error:

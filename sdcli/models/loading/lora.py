@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdcli.diffusion import packed
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import ModelCorrupt, ModelError
 from sdcli.models import loading, lora_file
@@ -170,7 +171,8 @@ def _replace(module: nn.Module, name: str, value: Tensor, *, owned: bool) -> Non
     if owned and not old.is_meta:
         old.copy_(value)
         return
-    new = torch.empty(value.shape, device=old.device, dtype=old.dtype)
+    device = old.device if packed.of(owner) is None else value.device
+    new = torch.empty(value.shape, device=device, dtype=old.dtype)
     setattr(owner, leaf, nn.Parameter(new.copy_(value), requires_grad=False))
 
 
