@@ -1,8 +1,8 @@
 """U-Nets in bfloat16 on a CPU: weights in the order in which oneDNN multiplies them, and heads one after the other.
 
 As torch calls oneDNN, the weights of each layer are brought into that order in each call; here this is done once, and
-results are equal to the bit, except at sizes of a few tokens. The packed weights replace the others, whose parameters
-are left on the meta device.
+results are equal to the bit, except for tokens that are not contiguous. The packed weights replace the others, whose
+parameters are left on the meta device.
 """
 
 from __future__ import annotations
