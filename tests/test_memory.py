@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from sdcli import cli
-from sdcli.diffusion import autoencode, device, offload, pipeline, room, tiling
+from sdcli.diffusion import autoencode, device, layout, offload, pipeline, room, tiling
 from sdcli.errors import ModelError, NotDecoded
 from sdcli.making import maker as making
 from sdcli.making import warm
@@ -199,7 +198,7 @@ def test_loras_are_merged_into_staged_text_encoders(folders, tmp_path, stages):
 
 def starve(monkeypatch, most: int) -> list[tuple[int, ...]]:
     """Let decoding run out of memory for more than `most` latents; returns the shapes that were decoded."""
-    forward, seen = Decoder.forward, []
+    forward, seen = layout._Decoder.forward, []
 
     def starved(self, sample, *args, **more):
         seen.append(tuple(sample.shape))
@@ -207,7 +206,7 @@ def starve(monkeypatch, most: int) -> list[tuple[int, ...]]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, sample, *args, **more)
 
-    monkeypatch.setattr(Decoder, "forward", starved)
+    monkeypatch.setattr(layout._Decoder, "forward", starved)
     return seen
 
 

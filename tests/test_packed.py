@@ -36,7 +36,7 @@ def of_kit(**keys):
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
-    return [each for each in network.modules() if packed.of(each) is not None]
+    return [each for each in network.modules() if packed.is_packed(each)]
 
 
 def latents(model, recipe):
@@ -46,8 +46,7 @@ def latents(model, recipe):
 def test_all_bits_are_those_of_unpacked_weights(monkeypatch):
     monkeypatch.setattr(packed, "_LEAST", 1 << 16)  # a smaller layer of kit has tokens that are not contiguous
     model, recipe = of_kit(width=256, height=256)
-    kinds = {type(each) for each in layers_of(model.network)}
-    assert kinds == {nn.Linear, nn.Conv2d}
+    assert {type(each) for each in layers_of(model.network)} == {packed._PackedLinear, packed._PackedConv2d}
     with torch.inference_mode():
         found = latents(model, recipe)
         packed.undo(model.network)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.vae import Decoder
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
 from torch import Tensor
 
 from sdcli.diffusion import heap
@@ -41,14 +42,11 @@ def use_less_memory(vae: Any, wanted: bool = True) -> None:
     for each in vae.modules():
         if isinstance(each, torch.nn.SiLU):
             each.inplace = wanted
-        elif type(each).__name__ == "ResnetBlock2D" and _is_plain(each):
-            _replace_forward(each, _block, wanted)
-    if all(type(each).__name__ == "UpDecoderBlock2D" for each in vae.decoder.up_blocks):
-        _replace_forward(vae.decoder, _decoder, wanted)
-
-
-def _replace_forward(module: Any, forward: Callable[..., Tensor], wanted: bool) -> None:
-    module.forward = MethodType(forward if wanted else type(module).forward, module)
+        elif isinstance(each, ResnetBlock2D) and _is_plain(each):
+            each.__class__ = _Block if wanted else ResnetBlock2D
+    decoder = vae.decoder
+    if isinstance(decoder, Decoder) and all(isinstance(each, UpDecoderBlock2D) for each in decoder.up_blocks):
+        decoder.__class__ = _Decoder if wanted else Decoder
 
 
 def _is_plain(block: Any) -> bool:
@@ -57,25 +55,25 @@ def _is_plain(block: Any) -> bool:
     return block.output_scale_factor == 1 and not any(each is not None for each in parts)
 
 
-def _block(block: Any, inputs: Tensor, temb: None = None) -> Tensor:
-    """Compute a ResnetBlock2D."""
-    hidden_states = block.norm1(inputs)
-    for layer in (block.nonlinearity, block.conv1, block.norm2, block.nonlinearity, block.conv2):
-        hidden_states = layer(hidden_states)
-    result: Tensor = hidden_states.add_(inputs if block.conv_shortcut is None else block.conv_shortcut(inputs))
-    return result
+class _Block(ResnetBlock2D):  # type: ignore[misc]
+    def forward(self, inputs: Tensor, temb: None = None) -> Tensor:
+        hidden_states = self.norm1(inputs)
+        for layer in (self.nonlinearity, self.conv1, self.norm2, self.nonlinearity, self.conv2):
+            hidden_states = layer(hidden_states)
+        result: Tensor = hidden_states.add_(inputs if self.conv_shortcut is None else self.conv_shortcut(inputs))
+        return result
 
 
-def _decoder(decoder: Any, sample: Tensor, latent_embeds: None = None) -> Tensor:
-    """Compute the decoder of an AutoencoderKL."""
-    sample = decoder.mid_block(decoder.conv_in(sample))
-    for block in decoder.up_blocks:
-        heap.trim()
-        for layer in (*block.resnets, *(block.upsamplers or ())):
+class _Decoder(Decoder):  # type: ignore[misc]
+    def forward(self, sample: Tensor, latent_embeds: None = None) -> Tensor:
+        sample = self.mid_block(self.conv_in(sample))
+        for block in self.up_blocks:
+            heap.trim()
+            for layer in (*block.resnets, *(block.upsamplers or ())):
+                sample = layer(sample)
+        for layer in (self.conv_norm_out, self.conv_act, self.conv_out):
             sample = layer(sample)
-    for layer in (decoder.conv_norm_out, decoder.conv_act, decoder.conv_out):
-        sample = layer(sample)
-    return sample
+        return sample
 
 
 def _gains(part: Any) -> bool:

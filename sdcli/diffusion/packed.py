@@ -7,7 +7,7 @@ parameters are left on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def prepare(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel
     for network in (model.network, *refiners, *(each.net for each in model.controlnets.values())):
         for layer in network.modules():
             if _gains(layer):
-                layer.forward = _Packed(layer)
+                _pack(layer)
             elif isinstance(layer, Attention) and _is_plain(layer) and _is_on_cpu(layer.to_q.weight):
                 layer.set_processor(_HeadsApart())
     heap.trim()
@@ -51,17 +51,15 @@ def prepare(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel
 def undo(network: nn.Module) -> None:
     """Give a network its own weights and attention again."""
     for layer in network.modules():
-        packed = of(layer)
-        if packed is not None:
-            packed.undo()
+        if is_packed(layer):
+            _unpack(layer)
         elif isinstance(layer, Attention) and isinstance(layer.processor, _HeadsApart):
             layer.set_processor(AttnProcessor2_0())
 
 
-def of(layer: nn.Module) -> _Packed | None:
-    """Return what has replaced the `forward` of a layer."""
-    found = vars(layer).get("forward")
-    return found if isinstance(found, _Packed) else None
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a layer has a packed weight; or had one, and has got another."""
+    return isinstance(layer, _PackedLinear | _PackedConv2d)
 
 
 def _gains(layer: Any) -> bool:
@@ -70,11 +68,11 @@ def _gains(layer: Any) -> bool:
     With oneDNN 3.12, that of a convolution depends on the size if its channels can be divided into blocks of 64 and of
     48, or if it is of 1 × 1. A weight in another order than the size needs makes a call 10 times as slow, or worse.
     """
-    if type(layer) is nn.Conv2d:
+    if isinstance(layer, nn.Conv2d):
         plain = layer.kernel_size == (3, 3) and layer.padding == (1, 1) and layer.padding_mode == "zeros"
         if not plain or layer.groups != 1 or layer.out_channels % 64 or layer.out_channels % 48 == 0:
             return False
-    elif type(layer) is not nn.Linear:
+    if type(layer) not in _KINDS and not is_packed(layer):
         return False
     return _is_on_cpu(layer.weight) and layer.weight.numel() >= _LEAST
 
@@ -83,42 +81,57 @@ def _is_on_cpu(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
 
 
-class _Packed:
-    """The `forward` of a linear layer or a convolution whose weight is packed, until the layer gets another weight."""
+class _PackedLinear(nn.Linear):
+    """A linear layer with a packed weight, until it gets another one."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
-        self._layer, self._weight = layer, self._packed(layer)
-        layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
+    packed: Tensor
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def pack(self) -> None:
+        """Pack the weight."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), _ROWS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
         """Compute the layer."""
-        layer, operators = self._layer, torch.ops.mkldnn
-        result: Tensor
-        if isinstance(layer, nn.Linear):
-            result = operators._linear_pointwise(inputs, self._weight, layer.bias, "none", [], "")
-        else:
-            shape = layer.padding, layer.stride, layer.dilation, layer.groups
-            result = operators._convolution_pointwise(inputs, self._weight, layer.bias, *shape, "none", [], "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
         return result
 
-    def _packed(self, layer: nn.Linear | nn.Conv2d) -> Tensor:
-        operators, weight = torch.ops.mkldnn, layer.weight.detach()
-        packed: Tensor
-        if isinstance(layer, nn.Linear):
-            packed = operators._reorder_linear_weight(weight, _ROWS)
-        else:
-            shape = layer.padding, layer.stride, layer.dilation, layer.groups
-            packed = operators._reorder_convolution_weight(weight, *shape, (2, layer.in_channels, *_SIZE))
-        return packed
 
-    def undo(self) -> None:
-        """Give the layer its `forward` again, and its weight if that is packed."""
-        layer = self._layer
-        if layer.weight.is_meta:
-            weight = self._weight.to_dense().reshape(layer.weight.shape)
-            kind = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-            layer.weight = nn.Parameter(weight.contiguous(memory_format=kind), requires_grad=False)
-        del layer.forward
+class _PackedConv2d(nn.Conv2d):
+    """A convolution with a packed weight, until it gets another one."""
+
+    packed: Tensor
+
+    def pack(self) -> None:
+        """Pack the weight."""
+        size = (2, self.in_channels, *_SIZE)
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *self._shape(), size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute the layer."""
+        call = torch.ops.mkldnn._convolution_pointwise
+        result: Tensor = call(inputs, self.packed, self.bias, *self._shape(), "none", [], "")
+        return result
+
+    def _shape(self) -> tuple[Any, ...]:
+        return self.padding, self.stride, self.dilation, self.groups
+
+
+_KINDS: Mapping[type[nn.Module], type[nn.Module]] = {nn.Linear: _PackedLinear, nn.Conv2d: _PackedConv2d}
+
+
+def _pack(layer: Any) -> None:
+    layer.__class__ = _KINDS.get(type(layer), type(layer))
+    layer.pack()
+    layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
+
+
+def _unpack(layer: Any) -> None:
+    if layer.weight.is_meta:
+        weight = layer.packed.to_dense().reshape(layer.weight.shape)
+        kind = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+        layer.weight = nn.Parameter(weight.contiguous(memory_format=kind), requires_grad=False)
+    del layer.packed
+    layer.__class__ = next(kind for kind, packed in _KINDS.items() if isinstance(layer, packed))
 
 
 def _is_plain(layer: Attention) -> bool:

@@ -171,7 +171,7 @@ def _replace(module: nn.Module, name: str, value: Tensor, *, owned: bool) -> Non
     if owned and not old.is_meta:
         old.copy_(value)
         return
-    device = old.device if packed.of(owner) is None else value.device
+    device = value.device if packed.is_packed(owner) else old.device
     new = torch.empty(value.shape, device=device, dtype=old.dtype)
     setattr(owner, leaf, nn.Parameter(new.copy_(value), requires_grad=False))
 
