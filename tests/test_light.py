@@ -14,6 +14,7 @@ from tests.conftest import clean_environment
 
 HEAVY = {"torch", "transformers", "diffusers", "numpy", "PIL", "safetensors", "tokenizers", "scipy", "torchsde"}
 HEAVY |= {"httpx", "httpx2"}  # with which huggingface_hub reaches for the network
+HEAVY |= {"pydantic"}  # of newer versions of typer
 
 PROBE = """
 import json, sys
