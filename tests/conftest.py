@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,12 @@ def command(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def forked(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> list[str]:
     """The words that start the command as a process, quickly (see tests/forked.py for what that cannot show)."""
-    folder = tmp_path_factory.mktemp("forked")
-    with waiting(folder, clean_environment(folder) | {"PYTHONPATH": str(ROOT)}) as words:
-        yield words
+    alone = worker_id == "master"
+    folder = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
+    environment = clean_environment(folder) | {"PYTHONPATH": str(ROOT)}
+    return waiting(folder, environment, os.getpid() if alone else os.getppid())
 
 
 @pytest.fixture(scope="session")

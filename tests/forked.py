@@ -11,13 +11,13 @@ import importlib
 import json
 import os
 import pkgutil
+import select
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 SERVE = "--serve"
@@ -25,26 +25,31 @@ _LONGEST = 2**20
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@contextmanager
-def waiting(folder: Path, environment: dict[str, str]) -> Iterator[list[str]]:
-    """The words that run the command in a fork, while a process waits with a socket in `folder`."""
+def waiting(folder: Path, environment: dict[str, str], master: int) -> list[str]:
+    """The words that run the command in a fork of a process that waits with a socket in `folder`.
+
+    It is started if there is none, and ends after the process `master`.
+    """
+    import fcntl
     import subprocess
     import time
 
     place = folder / "socket"
     near = os.path.relpath(place, Path.cwd())  # temporary directories can be too long for a socket
-    with subprocess.Popen([sys.executable, "-m", "tests.forked", SERVE, near], env=environment) as process:
-        try:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            words = [sys.executable, "-m", "tests.forked", SERVE, near, str(master)]
+            process = subprocess.Popen(words, env=environment, start_new_session=True)
             while not place.exists():
                 assert process.poll() is None
                 time.sleep(0.05)
-            yield [sys.executable, "-IS", __file__, str(place)]
-        finally:
-            process.terminate()
+            process.returncode = 0  # it is not waited for
+    return [sys.executable, "-IS", __file__, str(place)]
 
 
-def serve(path: str) -> None:
-    """Import all modules, then run each command that comes in a fork."""
+def serve(path: str, master: int) -> None:
+    """Import all modules, then run each command that comes in a fork, until the process `master` has ended."""
     import sdcli
 
     for module in pkgutil.walk_packages(sdcli.__path__, "sdcli."):
@@ -53,7 +58,9 @@ def serve(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
-        while True:
+        while Path(f"/proc/{master}").exists():
+            if not select.select([listening], [], [], 1.0)[0]:
+                continue
             connection, _ = listening.accept()
             if os.fork() == 0:  # waits for the command, so that several can run at once
                 listening.close()
@@ -133,6 +140,6 @@ def call(path: str, arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == SERVE:
-        serve(sys.argv[2])
+        serve(sys.argv[2], int(sys.argv[3]))
     else:
         sys.exit(call(sys.argv[1], sys.argv[2:]))

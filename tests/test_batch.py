@@ -573,16 +573,26 @@ for line in sys.stdin: print(json.loads(line)["path"])' | xargs ls
 
 
 FULL_DISK = """
-set -e
-mkdir disk
-mount -t tmpfs -o size=40k tmpfs disk
-status=0; "$0" -m sdcli batch jobs.jsonl -o disk/out $1 > first || status=$?
-echo $status
-find disk -type f | sort
-cd disk/out; sha256sum *.png; cd ../..
-mount -o remount,size=10m disk
-"$0" -m sdcli batch jobs.jsonl -o disk/out $1 > second
-cp -r disk/out whole
+import os, subprocess, sys
+from sdcli import cli
+
+def shell(script):
+    subprocess.run(["sh", "-ec", script], check=True)
+
+def batch(lines):
+    kept = os.dup(1)
+    with open(lines, "w") as file:
+        os.dup2(file.fileno(), 1)
+    status = cli.run(["batch", "jobs.jsonl", "-o", "disk/out", *sys.argv[1:]])
+    os.dup2(kept, 1)
+    return int(status)
+
+shell("mkdir disk; mount -t tmpfs -o size=40k tmpfs disk")
+print(batch("first"), flush=True)
+shell("find disk -type f | sort; cd disk/out; sha256sum *.png")
+shell("mount -o remount,size=10m disk")
+assert batch("second") == 0
+shell("cp -r disk/out whole")
 """
 
 
@@ -591,7 +601,7 @@ def test_a_full_disk_ends_a_batch_and_room_resumes_it(sd15, tmp_path, mounts):
         pytest.skip("this user may not mount a file system, not even in a namespace of its own")
     (tmp_path / "jobs.jsonl").write_text("".join(FORTY.splitlines(keepends=True)[:8]))
     done = subprocess.run(
-        [*mounts, "bash", "-c", FULL_DISK, sys.executable, f"-m {sd15} --steps 1"],
+        [*mounts, sys.executable, "-c", FULL_DISK, "-m", str(sd15), "--steps", "1"],
         capture_output=True, text=True, check=False, cwd=tmp_path,
         env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -48,12 +48,8 @@ def with_command(shell: dict[str, str], folder: Path, words: list[str]) -> dict[
 @pytest.fixture(scope="module")
 def quick(shell: dict[str, str], forked: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which `sdcli` is a fork of a process that has imported the libraries; it makes three steps."""
-    return with_command(shell | {"SDCLI_STEPS": "3"}, tmp_path_factory.mktemp("forked") / "bin", forked)
-
-
-@pytest.fixture(scope="module")
-def spawned(shell: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return with_command(shell, tmp_path_factory.mktemp("spawned") / "bin", [sys.executable, "-m", "sdcli"])
+    few = {"SDCLI_STEPS": "3", "SDCLI_WIDTH": "64", "SDCLI_HEIGHT": "64"}
+    return with_command(shell | few, tmp_path_factory.mktemp("forked") / "bin", forked)
 
 
 def test_the_first_block_installs_and_generates_and_another_tests():
@@ -76,14 +72,11 @@ def test_the_readme_fits_three_screens():
         if TEST_COMMAND not in block
     ],
 )
-def test_a_block_runs(block: str, request: pytest.FixtureRequest, tmp_path: Path):
-    """The first block starts a process of its own. Pictures are small, unless a block has a mask of kit's size."""
-    environment = request.getfixturevalue("spawned" if block == BLOCKS[0][1] else "quick")
-    if "256" not in block:
-        environment = environment | {"SDCLI_WIDTH": "128", "SDCLI_HEIGHT": "128"}
-    script = "set -euo pipefail\n" + INSTALL.sub("", block)
+def test_a_block_runs(block: str, quick: dict[str, str], tmp_path: Path):
+    """Pictures are small, and so is a mask of kit's size."""
+    script = "set -euo pipefail\n" + INSTALL.sub("", block).replace("(256, 256)", "(64, 64)")
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
+        ["bash", "-c", script], cwd=tmp_path, env=quick, capture_output=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
 

@@ -71,7 +71,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             self.close_connection = True
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     site.url = f"http://127.0.0.1:{server.server_port}"
     yield site
     server.shutdown()
