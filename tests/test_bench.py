@@ -218,3 +218,14 @@ def test_the_names_of_rivals():
 
     assert set(bench.RIVALS) == set(contenders.RIVALS)
     assert families.NAMES
+
+
+def test_the_rivals_of_an_engine_have_its_weights_in_torch(sd15):
+    measured = subject.of_model(str(sd15), QUICK)
+    recipe = measured.recipe.replace(engine="openvino", device="cpu", dtype="float32")
+    model = loaded.load(measured, recipe)
+    theirs = measure._in_torch(measured, recipe, model)
+    assert "forward" in vars(model.network)
+    assert "forward" not in vars(theirs.network)
+    for one, other in zip(model.network.parameters(), theirs.network.parameters(), strict=True):
+        assert torch.equal(one, other)

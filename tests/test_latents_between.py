@@ -21,7 +21,7 @@ from sdcli.files import latent_files
 from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
 
-FOX = ("arctic fox", "--steps", "2", "-s", "7", "--quiet", "--threads", "1")
+FOX = ("arctic fox", "--steps", "2", "-s", "7", "--quiet", "--threads", "1", "-W", "128", "-H", "128")
 FLAT = {"model": "tiny", "prompt": "a fox", "steps": 4, "guidance_scale": 5.0, "scheduler": "ddim", "seed": 7} | {
     "width": 64,
     "height": 64,

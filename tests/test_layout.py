@@ -2,6 +2,8 @@
 
 import copy
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from sdcli.models.weights import Weights
 from sdcli.recipe.recipe import Recipe
 from tests import pairs
 
+ROOT = Path(__file__).parent.parent
 FLAT = {**pairs.DEFAULTS, "model": "tiny"}
 
 
@@ -75,20 +78,44 @@ def test_activations_in_place_decode_to_the_same_bits(sd15):
     assert all(torch.equal(*pair) for pair in zip(*made, strict=True))
 
 
+OF_THE_SYSTEM = """
+import ctypes, resource
+from pathlib import Path
+from sdcli.diffusion import heap
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.free.argtypes = library.memset.argtypes = [ctypes.c_void_p]
+
+def fill(size):
+    place = library.malloc(ctypes.c_size_t(size << 20))
+    ctypes.memset(place, 1, size << 20)
+    library.free(place)
+
+def new_pages():
+    fill(100)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        fill(40)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+with heap.kept():
+    few, within = new_pages(), resident()
+    heap.trim()
+    trimmed = resident()
+    again, until = new_pages(), resident()
+print(few, within, trimmed, until, resident(), new_pages())
+"""
+
+
 @pytest.mark.skipif(heap._glibc() is None, reason="another C library")
-def test_memory_is_kept_for_the_next_tensor_only_within():
-    def new_pages() -> int:
-        """The pages that the system gave for tensors of 40 MiB, after a larger one."""
-        torch.empty(100 << 20, dtype=torch.uint8).fill_(1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(3):
-            torch.empty(40 << 20, dtype=torch.uint8).fill_(1)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-
-    with heap.kept():
-        few, within = new_pages(), resident()
-    assert resident() < within - (30 << 20) // resource.getpagesize()
-    assert few < new_pages() / 2
+def test_memory_is_kept_only_within_and_until_it_is_trimmed():
+    """The pages that the system gives for three times 40 MiB after 100, and those that are in memory."""
+    done = subprocess.run([sys.executable, "-c", OF_THE_SYSTEM], capture_output=True, check=True, cwd=ROOT)
+    few, within, trimmed, until, after, many = map(int, done.stdout.split())
+    assert few < many / 2
+    assert trimmed < within - (30 << 20) // resource.getpagesize()
+    assert after < until - (30 << 20) // resource.getpagesize()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Finished, clean_environment
 
@@ -80,9 +81,10 @@ def test_where_nobody_can_be_told_the_status_is_the_same(shell, script):
     assert shell(f"sdcli generate x --steps 0 {script}").status == 2
 
 
-def test_what_is_said_lands_in_no_picture(shell, sd15, tmp_path):
+def test_what_is_said_lands_in_no_picture(shell, tmp_path):
     """A picture's file must not take the number of a closed descriptor."""
-    done = shell(f"sdcli generate x -s 1 -m {sd15} --steps 1 >&- 2>&-")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    done = shell("sdcli sheet x.png -o sheet.png >&- 2>&-")
     assert done.status == 8
-    assert (tmp_path / "x-1.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "x-1.png").read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "sheet.png").read_bytes().endswith(b"IEND\xaeB`\x82")

@@ -56,10 +56,11 @@ def measure(
     warm = {ours.name: ours.turn(few)}
     found = memory.found(model)
     rivals: list[Contender] = []
-    vae = loaded.own_vae(subject, recipe, model) if against else None
+    theirs = _in_torch(subject, recipe, model) if against else model
+    vae = loaded.own_vae(subject, recipe, theirs) if against else None
     for name in against:
         on_activity(f"warming up {name}", 0, 1)
-        rivals.append(contenders.rival(name, model, recipe, vae))
+        rivals.append(contenders.rival(name, theirs, recipe, vae))
         warm[name] = rivals[-1].turn(few)
     left, whole = seconds - (time.perf_counter() - started), bool(subject.shortcuts)
     steps, turns = _plan(list(warm.values()), recipe.sampling.steps, turns, left, whole=whole)
@@ -83,6 +84,13 @@ def measure(
         "results": results,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _in_torch(subject: Subject, recipe: Recipe, model: LatentDiffusionModel) -> LatentDiffusionModel:
+    """Return a model with the same weights in torch: `model`, or another one if an engine has replaced its weights."""
+    from sdcli.bench import loaded
+
+    return model if recipe.execution.engine == "torch" else loaded.load(subject, recipe.replace(engine="torch"))
 
 
 def _take_turns(
