@@ -22,8 +22,9 @@ FLAT = {**pairs.DEFAULTS, "model": "tiny", "dtype": "bfloat16", "steps": 2}
 
 
 @pytest.fixture(autouse=True)
-def _small_weights_are_packed(monkeypatch):
+def _small_weights_are_packed_on_every_processor(monkeypatch):
     monkeypatch.setattr(packed, "_LEAST", 2000)
+    monkeypatch.setattr(packed, "is_measured", lambda: True)
 
 
 def load(folder, **keys):
@@ -43,6 +44,7 @@ def latents(model, recipe):
     return pipeline.sample(model, [recipe])
 
 
+@pytest.mark.skipif(not packed.is_measured(), reason="another processor may round otherwise")
 def test_all_bits_are_those_of_unpacked_weights(monkeypatch):
     monkeypatch.setattr(packed, "_LEAST", 1 << 16)  # a smaller layer of kit has tokens that are not contiguous
     model, recipe = of_kit(width=256, height=256)

@@ -30,10 +30,10 @@ _ROWS, _SIZE = 2048, (32, 32)
 def prepare(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel:
     """Pack the weights of U-Nets and ControlNets in bfloat16 on a CPU that are not packed; return `model`.
 
-    Not if torch's compiler or another engine runs them.
+    Not if torch's compiler or another engine runs them, and not on processors where it was not measured.
     """
     runs = recipe.execution.engine == "torch" and not recipe.execution.compile
-    if model.architecture != "unet" or not runs or not torch.backends.mkldnn.is_available():
+    if model.architecture != "unet" or not runs or not is_measured():
         return model
     refiners = [] if model.refiner is None else [model.refiner.network]
     for network in (model.network, *refiners, *(each.net for each in model.controlnets.values())):
@@ -44,6 +44,12 @@ def prepare(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel
                 layer.set_processor(_HeadsApart())
     heap.trim()
     return model
+
+
+def is_measured() -> bool:
+    """Whether this processor is of the kind where all orders of weights are known: with AVX-512 bf16, without AMX."""
+    known: bool = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return known and torch.backends.mkldnn.is_available()
 
 
 @torch.inference_mode(False)
