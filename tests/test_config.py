@@ -277,7 +277,7 @@ VALUES = {
     "cache": st.sampled_from(["deepcache", "deepcache:3", "first-block:0.1"]),
     "token_merging": st.floats(0, 0.75),
     "eta": st.floats(0, 1),
-    "device": st.sampled_from(parts.DEVICES),
+    "device": st.sampled_from([each for each in parts.DEVICES if each not in parts.OF_OPENVINO]),
     "dtype": st.sampled_from(parts.DTYPES),
     "threads": st.integers(0, 1024),
     "batch_size": st.integers(1, 256),

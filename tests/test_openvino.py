@@ -13,12 +13,14 @@ from torch import Tensor
 
 from sdcli import cli
 from sdcli.diffusion import autoencode, openvino_engine, pipeline
+from sdcli.diffusion.device import resolve_execution
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import InvalidRecipe
 from sdcli.models import assemble, located
 from sdcli.models.source import Source
 from sdcli.models.weights import Weights
 from sdcli.planning import resolve
+from sdcli.recipe import parts
 from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny, tiny_flow
 
@@ -178,3 +180,52 @@ def test_a_refiner_runs_by_openvino_too(tmp_path):
         made.append(pipeline.sample(model, [found.recipe]))
     assert all(each.is_meta for each in model.refiner.network.parameters())
     assert (made[0] - made[1]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("device", ["xpu", "npu"])
+def test_a_device_that_openvino_does_not_find_is_refused(device):
+    if parts.OF_OPENVINO[device] in {each.partition(".")[0] for each in openvino_engine._core().available_devices}:
+        pytest.skip("it is here")
+    recipe = Recipe.from_dict({**ASKED, "device": device, "engine": "openvino", "dtype": "auto"})
+    with pytest.raises(InvalidRecipe, match=f"OpenVINO finds no {device}"):
+        resolve_execution(recipe)
+
+
+@pytest.mark.parametrize("device", ["xpu", "npu"])
+def test_only_openvino_uses_its_devices(device):
+    with pytest.raises(InvalidRecipe, match="needs engine openvino"):
+        Recipe.from_dict({**ASKED, "device": device})
+
+
+def test_an_npu_has_no_float32():
+    with pytest.raises(InvalidRecipe, match="does not compute in float32"):
+        Recipe.from_dict({**ASKED, "device": "npu", "engine": "openvino", "dtype": "float32"})
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cpu", torch.bfloat16, ("CPU", "bf16", True)),
+        ("xpu", torch.bfloat16, ("GPU", "f16", False)),
+        ("xpu", torch.float32, ("GPU", "f32", False)),
+        ("npu", torch.bfloat16, ("NPU", "f16", False)),
+    ],
+)
+def test_each_device_is_asked_by_its_name_and_for_a_precision_that_it_has(monkeypatch, device, dtype, expected):
+    """Without these devices: what the core is asked to compile."""
+    asked = []
+
+    class Core:
+        def compile_model(self, model, name, options):
+            asked.append((name, options["INFERENCE_PRECISION_HINT"], "INFERENCE_NUM_THREADS" in options))
+
+    class Model:
+        def clone(self):
+            return self
+
+        def reshape(self, shapes):
+            assert shapes == {0: [1, 4, 8, 8]}
+
+    monkeypatch.setattr(openvino_engine, "_core", Core)
+    openvino_engine._compiled(Model(), [torch.zeros(1, 4, 8, 8)], dtype, device)
+    assert asked == [expected]

@@ -16,6 +16,7 @@ from sdcli.recipe.parts import (
     HIRES_KEYS,
     IMAGE_PROMPT_KEYS,
     LAYOUT_KEYS,
+    OF_OPENVINO,
     OMITTED_KEYS,
     REFINER_KEYS,
 )
@@ -49,7 +50,7 @@ recipes = st.fixed_dictionaries(
         "clip_skip": st.integers(1, 12),
         "prompt_weights": st.booleans(),
         "guidance_rescale": st.floats(0, 1),
-        "device": st.sampled_from(DEVICES),
+        "device": st.sampled_from([each for each in DEVICES if each not in OF_OPENVINO]),
         "dtype": st.sampled_from(DTYPES),
         "threads": st.integers(0, 1024),
         "batch_size": st.integers(1, 256),

@@ -27,7 +27,7 @@ def load(subject: Subject, recipe: Recipe) -> LatentDiffusionModel:
     with memory_of(recipe):
         model = packed.prepare(layout.arrange(_random(subject.weights.model, subject, recipe)), recipe)
         if recipe.execution.engine == "openvino":
-            return openvino_engine.prepare(model, f"random numbers for {recipe.model}")
+            return openvino_engine.prepare(model, f"random numbers for {recipe.model}", recipe.execution.device)
         return compiled.prepare(model, recipe)
 
 
@@ -42,7 +42,7 @@ def own_vae(subject: Subject, recipe: Recipe, model: LatentDiffusionModel) -> An
 
 
 def _random(source: Source, subject: Subject, recipe: Recipe, stage: str | None = None) -> LatentDiffusionModel:
-    device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
+    device, dtype = torch.device(recipe.execution.torch_device), getattr(torch, recipe.execution.dtype)
     return random_weights.load(
         source, name=recipe.model, device=device, dtype=dtype, layers=subject.layers, stage=stage
     )

@@ -168,8 +168,8 @@ class Execution(Decoding):
         typer.Option(
             "--engine", metavar="NAME", rich_help_panel=EXECUTION, show_default="torch",
             autocompletion=completion.of(*ENGINES),
-            help="What runs the network: torch, or openvino on a CPU. The first picture of a model converts it, which "
-            "takes minutes; the result is kept.",
+            help="What runs the network: torch, or openvino on a CPU, an Intel GPU (--device xpu) or an NPU. The first "
+            "picture of a model converts it, which takes minutes; the result is kept.",
         ),
     ] = None  # fmt: skip
     compile: Annotated[

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-from sdcli.diffusion import hardware, room
+from sdcli.diffusion import hardware, openvino_engine, room
 from sdcli.errors import InvalidRecipe, OutOfMemory
+from sdcli.recipe.parts import OF_OPENVINO
 from sdcli.recipe.recipe import Recipe
 
 DEFAULT_THREADS = torch.get_num_threads()
@@ -29,7 +30,8 @@ def resolve_execution(recipe: Recipe) -> Recipe:
 
     Raises InvalidRecipe for a device that this machine does not have.
     """
-    device = "cpu" if recipe.execution.engine != "torch" else choose(recipe.execution.device)
+    chosen = openvino_engine.choose if recipe.execution.engine == "openvino" else choose
+    device = chosen(recipe.execution.device)
     # Set every time: an earlier recipe can have changed it, and MKL can use fewer threads if it is not set.
     torch.set_num_threads(recipe.execution.threads or DEFAULT_THREADS)
     dtype = _dtype(recipe.execution.dtype, device)
@@ -55,6 +57,8 @@ def choose(asked: str) -> str:
 def _dtype(asked: str, device: str) -> str:
     if asked != "auto":
         return asked
+    if device in OF_OPENVINO:
+        return "bfloat16"
     if device == "cuda":
         # Before Ampere torch emulates bfloat16, which is slower than float32.
         return hardware.dtype_for(device, bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))

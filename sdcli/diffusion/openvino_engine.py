@@ -1,4 +1,4 @@
-"""OpenVINO as the engine of a network and of the VAE's decoder: converted once, kept on disk, and run on the CPU.
+"""OpenVINO as the engine of a network and of the VAE's decoder: converted once, kept on disk, run on a CPU, GPU or NPU.
 
 The modules of torch remain as shells with their configs, whose `forward` calls OpenVINO; their weights are freed. Text
 encoders and the VAE's encoder, which run once, stay in torch.
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import InvalidRecipe
 from sdcli.files.user_files import cache_folder, locked
+from sdcli.recipe.parts import OF_OPENVINO
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 REFUSED = {"lumina2": "Lumina 2", "qwen_image": "Qwen-Image", "z_image": "Z-Image"}
@@ -39,8 +40,24 @@ def check() -> None:
         raise InvalidRecipe("--engine openvino needs the package openvino", hint, "engine")
 
 
-def prepare(model: LatentDiffusionModel, identity: str) -> LatentDiffusionModel:
+def choose(asked: str) -> str:
+    """Return the device of a recipe that `asked` means: `auto` is the CPU.
+
+    Raises InvalidRecipe if OpenVINO does not find it, or is not installed.
+    """
+    if asked in ("auto", "cpu"):
+        return "cpu"
+    check()
+    if OF_OPENVINO[asked] not in {each.partition(".")[0] for each in _core().available_devices}:
+        hint = "install its driver for OpenVINO, or choose --device cpu"
+        raise InvalidRecipe(f"OpenVINO finds no {asked} device here", hint, "device")
+    return asked
+
+
+def prepare(model: LatentDiffusionModel, identity: str, device: str = "cpu") -> LatentDiffusionModel:
     """Have OpenVINO run the network, that of a refiner, and the VAE's decoder, where they are loaded; return `model`.
+
+    `device` is that of the resolved recipe.
 
     They are converted at their first call, unless those of the same `identity`, the digest of all weights and how they
     are merged, are kept already. Raises InvalidRecipe for a network that cannot be converted.
@@ -51,9 +68,9 @@ def prepare(model: LatentDiffusionModel, identity: str) -> LatentDiffusionModel:
         raise InvalidRecipe(what, "omit engine", "engine")
     for name, each in (("network", model), ("refiner", model.refiner)):
         if each is not None and _is_loaded(each.network):
-            each.network.forward = _forward_of(each.network, name, identity)
+            each.network.forward = _forward_of(each.network, name, identity, device)
     if type(model.vae).__name__ in _DECODERS and _is_loaded(model.vae):
-        model.vae.decoder.forward = _forward_of(model.vae.decoder, "vae-decoder", identity)
+        model.vae.decoder.forward = _forward_of(model.vae.decoder, "vae-decoder", identity, device)
     return model
 
 
@@ -61,7 +78,7 @@ def _is_loaded(module: nn.Module) -> bool:
     return not any(each.is_meta for each in module.parameters())
 
 
-def _forward_of(module: nn.Module, name: str, identity: str) -> Callable[..., Any]:
+def _forward_of(module: nn.Module, name: str, identity: str, device: str) -> Callable[..., Any]:
     """Return what replaces the `forward` of a module whose output is one tensor, or a tuple of one."""
     original = module.forward
     dtype = next(module.parameters()).dtype
@@ -77,7 +94,7 @@ def _forward_of(module: nn.Module, name: str, identity: str) -> Callable[..., An
         key = kind, threads, tuple(each.shape for each in called.tensors)
         if key not in compiled:
             compiled.clear()  # one size at a time: each holds its own copy of the weights
-            compiled[key] = _compiled(loaded[kind], called.tensors, _HINTS[dtype])
+            compiled[key] = _compiled(loaded[kind], called.tensors, dtype, device)
         made = compiled[key]([_exact(each).contiguous().numpy() for each in called.tensors])[0]
         result = torch.from_numpy(made).to(dtype)
         return (result,) if named.get("return_dict") is False else result
@@ -174,9 +191,15 @@ def _convert(called: _Call) -> Any:
         raise InvalidRecipe(what, "omit engine", "engine") from error
 
 
-def _compiled(model: Any, tensors: Sequence[Tensor], hint: str) -> Any:
-    """Compile for the sizes of `tensors`, which is faster than for any size."""
+def _compiled(model: Any, tensors: Sequence[Tensor], dtype: torch.dtype, device: str) -> Any:
+    """Compile for the sizes of `tensors`, which is faster than for any size.
+
+    GPUs and NPUs compute with float16 where the CPU does with bfloat16.
+    """
     sized = model.clone()
     sized.reshape({place: list(each.shape) for place, each in enumerate(tensors)})
-    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return _core().compile_model(sized, "CPU", options)
+    if device == "cpu":
+        options = {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        return _core().compile_model(sized, "CPU", options)
+    options = {"INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 else "f16"}
+    return _core().compile_model(sized, OF_OPENVINO[device], options)

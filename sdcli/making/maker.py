@@ -255,7 +255,7 @@ def plan_for(weights: Weights, resolved: Recipe) -> tuple[MemoryPlan, Sizes, int
     """Plan how the pictures of `resolved` fit into memory; also returns the sizes and the usable bytes, if known."""
     from sdcli.diffusion.device import room_for
 
-    device = resolved.execution.device
+    device = resolved.execution.torch_device
     parts, room = dry_run.find_parts(weights).sizes, room_for(device)
     sizes = memory.sizes_of(weights, parts, resolved, resolved.execution.dtype)
     return memory.plan(sizes, resolved, device, room=room, host=room_for("cpu")), sizes, memory.usable(room, device)

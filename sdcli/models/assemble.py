@@ -19,7 +19,7 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
     `stage` and `offload` are those of `loading.load`. The stage `text` only needs some of the add-ons. Raises
     what `loading.load` and the kinds of add-ons raise, and OutOfMemory.
     """
-    device, dtype = torch.device(recipe.execution.device), getattr(torch, recipe.execution.dtype)
+    device, dtype = torch.device(recipe.execution.torch_device), getattr(torch, recipe.execution.dtype)
     with memory_of(recipe):
         model = loading.load(
             weights.model,
@@ -40,7 +40,7 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
                 if not any(parameter.is_meta for parameter in each.parameters()):
                     in_groups(each, device)
         if recipe.execution.engine == "openvino":
-            return openvino_engine.prepare(model, _identity(weights))
+            return openvino_engine.prepare(model, _identity(weights), recipe.execution.device)
         return compiled.prepare(model, recipe)
 
 

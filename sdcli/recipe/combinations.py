@@ -12,6 +12,7 @@ from sdcli.recipe.interval import Interval
 from sdcli.recipe.parts import (
     LATENTS_KEYS,
     MAX_SIDE,
+    OF_OPENVINO,
     UPSCALERS,
     Condition,
     Enlarging,
@@ -185,8 +186,12 @@ def check_shortcuts(shortcuts: Shortcuts, execution: Execution) -> None:
 def check_engine(
     execution: Execution, shortcuts: Shortcuts, layout: Layout, prompts: ImagePrompts, loading: Loading, flow: Flow
 ) -> None:
-    """Raise InvalidRecipe for what only torch can run."""
+    """Raise InvalidRecipe for what only torch can run, and for devices of one engine with another."""
     if execution.engine == "torch":
+        if execution.device in OF_OPENVINO:
+            raise InvalidRecipe(
+                f"device {execution.device} needs engine openvino", "give engine openvino too", "device"
+            )
         return
     for key, asked in (
         ("compile", execution.compile),
@@ -199,9 +204,11 @@ def check_engine(
     ):
         if asked:
             raise InvalidRecipe(f"{key} cannot be combined with engine {execution.engine}", "omit one of them", key)
-    if execution.device not in ("auto", "cpu"):
-        what = f"engine {execution.engine} runs on the CPU, not on {execution.device}"
-        raise InvalidRecipe(what, "use device cpu, or omit engine", "device")
+    if execution.device not in ("auto", "cpu", *OF_OPENVINO):
+        what = f"engine {execution.engine} does not run on {execution.device}"
+        raise InvalidRecipe(what, f"use device cpu, {' or '.join(OF_OPENVINO)}, or omit engine", "device")
+    if execution.device == "npu" and execution.dtype == "float32":
+        raise InvalidRecipe("device npu does not compute in float32", "choose dtype bfloat16, or omit it", "dtype")
     if execution.dtype == "float16":
         what = f"engine {execution.engine} computes in float32 or bfloat16"
         raise InvalidRecipe(what, "choose one of them with dtype, or omit engine", "dtype")

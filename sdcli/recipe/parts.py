@@ -21,7 +21,9 @@ OVERLAP = 4
 UPSCALERS = ("latent", "lanczos")
 QUANTIZATIONS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """By size: 8.5, 6, 5.5, 5 and 4.5 bits for each weight."""
-DEVICES = ("auto", "cpu", "cuda", "mps")
+OF_OPENVINO = {"xpu": "GPU", "npu": "NPU"}
+"""OpenVINO's names of the devices that only it uses: Intel GPUs and NPUs."""
+DEVICES = ("auto", "cpu", "cuda", "mps", *OF_OPENVINO)
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MEMORY = ("auto", "low", "high")
 TILING = ("off", "slices", "tiles")
@@ -89,7 +91,7 @@ class Execution:
     batch_size: int = field(default=1, metadata=within(1, 256))
     """Pictures per U-Net call."""
     engine: str = field(default="torch", metadata=one_of(ENGINES))
-    """What runs the network and decodes: torch, or OpenVINO on a CPU, with other last bits."""
+    """What runs the network and decodes: torch, or OpenVINO on a CPU, an Intel GPU or an NPU, with other last bits."""
     compile: bool = False
     """Whether the network is compiled for the size of the picture by torch.compile, which changes the last bits."""
     memory: str = field(default="auto", metadata=one_of(MEMORY))
@@ -97,6 +99,11 @@ class Execution:
     tiling: str = field(default="off", metadata=one_of(TILING))
     """How the latents of the picture are decoded: those of a batch together (`off`), one after the other (`slices`), or
     one after the other and in tiles (`tiles`), which changes pixels slightly. A finished recipe has what was done."""
+
+    @property
+    def torch_device(self) -> str:
+        """The device of what torch computes: the CPU, if OpenVINO uses one of its own."""
+        return "cpu" if self.device in OF_OPENVINO else self.device
 
 
 @dataclass(frozen=True)
