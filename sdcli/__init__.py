@@ -3,10 +3,8 @@
 cli.py      the command line: the commands, and exit statuses
 commands/   one file per command, and the options they share
 serving/    the warm process           jobs/  batches of jobs           training/  training models
-explaining/ a page about how a picture came about
 bench/      measuring speed, also against diffusers
-making/     from a request to pictures on disk, in this process or in the warm one
-sheets/     pictures side by side, as a PNG or as a page for a browser
+making/     from a request to pictures on disk, in this process or in the warm one; sheets of pictures; explaining one
 planning/   from options to a complete recipe, warnings, dry runs, replaying
 models/     models on this machine: names, paths, facts, digests, the hub, loading, exporting
 config.py   the user's settings

@@ -17,10 +17,10 @@ from sdcli.files import outputs
 from sdcli.jobs import expand, forecast, job, making, plan, read
 from sdcli.jobs.ending import Ending
 from sdcli.jobs.job import Fault, Job
+from sdcli.making.sheets import writing
 from sdcli.models import registry
 from sdcli.planning import resolve
 from sdcli.recipe import recipe
-from sdcli.sheets import writing
 from sdcli.terminal import streams
 
 if TYPE_CHECKING:

@@ -124,8 +124,8 @@ def _resolved(asked: dict[str, Any]) -> Resolved:
 
 
 def _page(resolved: Resolved, another: str | None, *, quiet: bool) -> str:
-    from sdcli.explaining import page
-    from sdcli.explaining.record import explain as record
+    from sdcli.making.explaining import page
+    from sdcli.making.explaining.record import explain as record
 
     recipe = resolved.recipe
     deliver.prepare_libraries()

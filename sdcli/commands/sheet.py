@@ -10,7 +10,7 @@ import typer
 
 from sdcli.commands import options
 from sdcli.errors import InputError, UsageError
-from sdcli.sheets import entries, writing
+from sdcli.making.sheets import entries, writing
 from sdcli.terminal import display, streams
 
 Html = Annotated[

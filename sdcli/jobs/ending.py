@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdcli.errors import ExitStatus, SdcliError
-from sdcli.sheets import writing
+from sdcli.making.sheets import writing
 from sdcli.terminal import display, signals, streams
 
 

@@ -6,8 +6,8 @@ import re
 import pytest
 from PIL import Image
 
-from sdcli.explaining import chart, drawing, record, words
 from sdcli.files import templates
+from sdcli.making.explaining import chart, drawing, record, words
 from sdcli.models import assemble, registry
 from sdcli.models.weights import Weights
 from sdcli.recipe.parts import Condition

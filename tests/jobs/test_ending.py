@@ -5,7 +5,7 @@ from PIL import Image
 
 from sdcli.errors import JobsFailed, OutputError
 from sdcli.jobs.ending import Ending, Tally, at_the_end
-from sdcli.sheets.writing import Sheet
+from sdcli.making.sheets.writing import Sheet
 from sdcli.terminal.signals import Terminated
 
 TELL = 'echo "$BATCH_STATUS $BATCH_DONE $BATCH_CACHED $BATCH_FAILED $BATCH_LEFT $BATCH_DIRECTORY $BATCH_SHEET" > told'

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from sdcli.sheets.axes import MAX_ROW, arrange, label
+from sdcli.making.sheets.axes import MAX_ROW, arrange, label
 
 
 def recipes(**axes):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sdcli.files.metadata import png_bytes
-from sdcli.sheets import drawing
-from sdcli.sheets.fonts import OWN, Lettering
+from sdcli.making.sheets import drawing
+from sdcli.making.sheets.fonts import OWN, Lettering
 from tests.browser import SIZES, chromium, shown
 from tests.test_metadata import NEW, recipe
 

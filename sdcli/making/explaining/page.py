@@ -8,9 +8,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from sdcli import __version__
-from sdcli.explaining import chart, drawing
-from sdcli.explaining.record import Explanation, Frame
 from sdcli.files import templates
+from sdcli.making.explaining import chart, drawing
+from sdcli.making.explaining.record import Explanation, Frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ def page(explained: Explanation, command: str) -> str:
             {"text": text, "evaluation": frame.number} for text, frame in zip(told, frames, strict=True)
         ]),
     }  # fmt: skip
-    return templates.fill(files("sdcli.explaining").joinpath(_TEMPLATE).read_text(encoding="utf-8"), values)
+    return templates.fill(files("sdcli.making.explaining").joinpath(_TEMPLATE).read_text(encoding="utf-8"), values)
 
 
 def _text(text: str) -> str:

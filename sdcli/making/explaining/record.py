@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdcli.explaining.words import Word
+from sdcli.making.explaining.words import Word
 from sdcli.making.maker import LocalMaker, OnStep, Task
 from sdcli.making.picture import Picture
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sdcli.diffusion.model import LatentDiffusionModel
     from sdcli.diffusion.watching import Bound, Seen
-    from sdcli.explaining.drawing import Numbers
+    from sdcli.making.explaining.drawing import Numbers
 
 _PIXELS = 4_000_000
 """About so many pixels of x̂_0 are decoded, which takes most of the time."""
@@ -135,8 +135,8 @@ def _decode(model: LatentDiffusionModel, latents: Tensor, way: str) -> Image:
     import torch
 
     from sdcli.diffusion import autoencode
-    from sdcli.explaining.drawing import small
     from sdcli.files import images
+    from sdcli.making.explaining.drawing import small
 
     with torch.inference_mode():
         pixels = autoencode.decode(model, latents.to(model.device), way)
@@ -146,7 +146,7 @@ def _decode(model: LatentDiffusionModel, latents: Tensor, way: str) -> Image:
 def _attention(bound: Bound, maps: Any, picture: Picture) -> tuple[list[Word], list[Numbers], str | None]:
     """Return the words, the attention to each, and why there is none."""
     from sdcli.diffusion import attention
-    from sdcli.explaining import words
+    from sdcli.making.explaining import words
 
     architecture = bound.model.architecture
     if picture.recipe.condition.label is not None:
@@ -165,8 +165,8 @@ def _concatenated(bound: Bound, task: Task, way: str) -> list[Concatenated]:
     """Return what the network gets besides z, for inpainting and synthesis."""
     from PIL import Image
 
-    from sdcli.explaining import drawing
     from sdcli.files import maps
+    from sdcli.making.explaining import drawing
 
     given, model = bound.context.concat_latents, bound.model
     if given is None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from sdcli.errors import UsageError
-from sdcli.sheets.axes import Arrangement, Block
-from sdcli.sheets.fonts import Lettering
+from sdcli.making.sheets.axes import Arrangement, Block
+from sdcli.making.sheets.fonts import Lettering
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 32_000

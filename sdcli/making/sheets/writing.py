@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from sdcli.errors import InputError, SdcliError, UsageError
 from sdcli.files import outputs
-from sdcli.sheets.axes import arrange
-from sdcli.sheets.entries import GENERATOR, Entry, Sides, is_sheet, read_all
+from sdcli.making.sheets.axes import arrange
+from sdcli.making.sheets.entries import GENERATOR, Entry, Sides, is_sheet, read_all
 from sdcli.terminal import streams
 
 if TYPE_CHECKING:
-    from sdcli.sheets.axes import Arrangement
+    from sdcli.making.sheets.axes import Arrangement
 
 STDOUT = "-"
 THUMBNAIL = 256
@@ -83,7 +83,7 @@ def check(sheet: Sheet) -> None:
             destination = sheet.destination(path)
             outputs.check(path, force=destination.force, kind=destination.kind)
     if sheet.fonts:
-        from sdcli.sheets.fonts import Lettering
+        from sdcli.making.sheets.fonts import Lettering
 
         Lettering(sheet.fonts, 12)
 
@@ -93,7 +93,7 @@ def write(sheet: Sheet, paths: Sequence[str], on_picture: Callable[[int], None] 
 
     Raises InputError if there is no picture, UsageError for too many pictures, and what `outputs.write` raises.
     """
-    from sdcli.sheets import drawing, page
+    from sdcli.making.sheets import drawing, page
 
     if not paths:
         raise InputError("there are no pictures", "give PNG, JPEG or WebP files, or a directory that has some")
@@ -132,8 +132,8 @@ def _png(entries: Sequence[Entry], arranged: Arrangement, fonts: Sequence[str]) 
     """Return the bytes of a PNG, and the characters that no font had."""
     from PIL.PngImagePlugin import PngInfo
 
-    from sdcli.sheets.drawing import Style, draw
-    from sdcli.sheets.fonts import Lettering
+    from sdcli.making.sheets.drawing import Style, draw
+    from sdcli.making.sheets.fonts import Lettering
 
     style = Style(Lettering(fonts, 14), Lettering(fonts, 19))
     captions = [caption or PurePath(each.path).name for each, caption in zip(entries, arranged.captions, strict=True)]

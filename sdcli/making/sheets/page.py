@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 from sdcli.files.templates import fill, script_json
-from sdcli.sheets.axes import Arrangement
-from sdcli.sheets.entries import Entry
+from sdcli.making.sheets.axes import Arrangement
+from sdcli.making.sheets.entries import Entry
 
 PER_CHUNK = 50
 _SIDES = ((60, 1024), (300, 640), (1200, 384), (4000, 256))
