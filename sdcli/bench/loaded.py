@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from sdcli.bench.subject import Subject
-from sdcli.diffusion import compiled, layout, openvino_engine, packed
 from sdcli.diffusion.device import memory_of
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.models import assemble
@@ -25,10 +24,8 @@ def load(subject: Subject, recipe: Recipe) -> LatentDiffusionModel:
     if not subject.is_random:
         return assemble.load(subject.weights, recipe)
     with memory_of(recipe):
-        model = packed.prepare(layout.arrange(_random(subject.weights.model, subject, recipe)), recipe)
-        if recipe.execution.engine == "openvino":
-            return openvino_engine.prepare(model, f"random numbers for {recipe.model}", recipe.execution.device)
-        return compiled.prepare(model, recipe)
+        model = assemble.arranged(_random(subject.weights.model, subject, recipe), recipe)
+        return assemble.with_engine(model, recipe, f"random numbers for {recipe.model}")
 
 
 def own_vae(subject: Subject, recipe: Recipe, model: LatentDiffusionModel) -> Any:

@@ -32,16 +32,29 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
         )
         if stage == "text":
             weights = addons.for_text(weights)
-        model = packed.prepare(layout.arrange(addons.attach(model, weights)), recipe)
+        model = arranged(addons.attach(model, weights), recipe)
         if offload == "group":
             models = [model] if model.refiner is None else [model, model.refiner]
             encoders = [encoder.model for each in models for encoder in each.text_encoders]
             for each in (*(each.network for each in models), *encoders):
                 if not any(parameter.is_meta for parameter in each.parameters()):
                     in_groups(each, device)
-        if recipe.execution.engine == "openvino":
-            return openvino_engine.prepare(model, _identity(weights), recipe.execution.device)
-        return compiled.prepare(model, recipe)
+        return with_engine(model, recipe, _identity(weights))
+
+
+def arranged(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel:
+    """Bring the weights of `model` into the order in which `recipe` computes fastest, and return it."""
+    return packed.prepare(layout.arrange(model), recipe)
+
+
+def with_engine(model: LatentDiffusionModel, recipe: Recipe, identity: str) -> LatentDiffusionModel:
+    """Have the engine of `recipe`, or torch's compiler if it is asked for, run `model`, and return it.
+
+    `identity` is what its tensors depend on. Raises what `openvino_engine.prepare` and `compiled.prepare` raise.
+    """
+    if recipe.execution.engine == "openvino":
+        return openvino_engine.prepare(model, identity, recipe.execution.device)
+    return compiled.prepare(model, recipe)
 
 
 def _identity(weights: Weights) -> str:
@@ -62,4 +75,4 @@ def change(model: LatentDiffusionModel, before: Weights, weights: Weights, recip
     `model` cannot be used afterwards. Raises what the kinds of add-ons raise, and OutOfMemory.
     """
     with memory_of(recipe):
-        return packed.prepare(layout.arrange(addons.attach(model, weights, before)), recipe)
+        return arranged(addons.attach(model, weights, before), recipe)

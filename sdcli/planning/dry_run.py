@@ -91,8 +91,8 @@ def cost_of(parts: Parts, of: Recipe) -> dict[str, Any]:
 
     Raises InvalidRecipe like the run.
     """
-    device = of.execution.device if of.execution.engine == "torch" else "cpu"
-    likely = dict(zip(("device", "dtype"), hardware.likely(device, of.execution.dtype), strict=True))
+    found = hardware.likely(of.execution.torch_device, of.execution.dtype)
+    likely = dict(zip(("device", "dtype"), found, strict=True))
     is_text = of.condition.label is None
     if is_text and _has_clip_alone(parts.weights.model):
         _check_clip_skip(parts.weights.model, of)

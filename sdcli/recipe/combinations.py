@@ -189,9 +189,8 @@ def check_engine(
     """Raise InvalidRecipe for what only torch can run, and for devices of one engine with another."""
     if execution.engine == "torch":
         if execution.device in OF_OPENVINO:
-            raise InvalidRecipe(
-                f"device {execution.device} needs engine openvino", "give engine openvino too", "device"
-            )
+            what = f"device {execution.device} needs engine openvino"
+            raise InvalidRecipe(what, "give engine openvino too", "device")
         return
     for key, asked in (
         ("compile", execution.compile),

@@ -102,8 +102,8 @@ class Execution:
 
     @property
     def torch_device(self) -> str:
-        """The device of what torch computes: the CPU, if OpenVINO uses one of its own."""
-        return "cpu" if self.device in OF_OPENVINO else self.device
+        """The device of what torch computes: the CPU where another engine runs the network."""
+        return self.device if self.engine == "torch" else "cpu"
 
 
 @dataclass(frozen=True)
