@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdcli import cli
-from sdcli.diffusion import autoencode, openvino_engine, pipeline
+from sdcli.diffusion import autoencode, converted, halves, openvino_engine, pipeline, subpixel
 from sdcli.diffusion.device import resolve_execution
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import InvalidRecipe
@@ -71,8 +72,39 @@ def test_it_is_converted_once_and_used_for_other_sizes(sd15, monkeypatch):
 
     monkeypatch.setattr(openvino_engine, "_convert", convert)
     assert torch.equal(made(sd15, engine="openvino")[1], first)
-    wide = {"width": 128, "steps": 1}
-    assert (made(sd15, engine="openvino", **wide)[2] - made(sd15, **wide)[2]).abs().max() < 1e-3
+    other = {"width": 72, "height": 88, "guidance_scale": 1.0, "steps": 1}
+    assert (made(sd15, engine="openvino", **other)[2] - made(sd15, **other)[2]).abs().max() < 1e-3
+
+
+def test_layers_before_the_context_are_computed_for_one_half(sd15):
+    """What is converted is the same for one half and for both."""
+    recipe = Recipe.from_dict({**ASKED, "engine": "openvino"})
+    network, theirs = (assemble.load(Weights(Source(sd15)), each).network for each in (recipe, Recipe.from_dict(ASKED)))
+    sample, context = torch.randn(1, 4, 8, 8).repeat(2, 1, 1, 1), torch.randn(2, 77, network.config.cross_attention_dim)
+    with torch.inference_mode():
+        both = theirs(sample, torch.tensor(500.0), context, return_dict=False)[0]
+        sample[1] += 1  # is not read
+        with halves.computed_once(network):
+            once = network(sample, torch.tensor(500.0), context, return_dict=False)[0]
+    assert (once - both).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
+def test_upsampling_is_computed_on_the_small_image(size):
+    import openvino
+
+    upsample = Upsample2D(3, use_conv=True, out_channels=5)
+    image = torch.randn(2, 3, *size)
+    called = openvino_engine._Call(upsample.forward, (image,), {}, shares=False)
+    model = openvino_engine._convert(called)
+    model.reshape({0: list(image.shape)})
+    subpixel.shorten(model)
+    kinds = [each.get_type_name() for each in model.get_ordered_ops()]
+    assert kinds.count("Convolution") == 4
+    assert "Interpolate" not in kinds
+    ours = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([image.numpy()])[0]
+    with torch.no_grad():
+        assert (torch.from_numpy(ours) - upsample(image)).abs().max() < 1e-5
 
 
 class _Stack(ctypes.Structure):
@@ -164,9 +196,21 @@ def test_the_recipe_names_the_engine(sd15, tmp_path, capfd):
     place = str(tmp_path / "fox.png")
     words = ["generate", "a fox", "-m", str(sd15), "-W", "64", "-H", "64", "--steps", "1", "--dtype", "float32"]
     assert cli.run([*words, "--engine", "openvino", "-o", place]) == 0
-    assert "OpenVINO" in capfd.readouterr().err
+    capfd.readouterr()
     assert cli.run(["info", "--json", place]) == 0
     assert json.loads(capfd.readouterr().out)["recipe"]["engine"] == "openvino"
+
+
+def test_a_note_says_that_the_model_is_converted_first(sd15, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["generate", "a fox", "-m", str(sd15), "--dtype", "float32", "--engine", "openvino", "--dry-run"]
+    assert cli.run(words) == 0
+    assert "converts it for OpenVINO" in capfd.readouterr().err
+    converted.place("network", Weights(Source(sd15)).identity, "float32", "a call").mkdir(parents=True)
+    assert cli.run(words) == 0
+    assert "OpenVINO" not in capfd.readouterr().err
+    assert cli.run([*words, "--dtype", "bfloat16"]) == 0
+    assert "converts it for OpenVINO" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -220,11 +264,11 @@ def test_each_device_is_asked_by_its_name_and_for_a_precision_that_it_has(monkey
             asked.append((name, options["INFERENCE_PRECISION_HINT"], "INFERENCE_NUM_THREADS" in options))
 
     class Model:
-        def clone(self):
-            return self
-
         def reshape(self, shapes):
             assert shapes == {0: [1, 4, 8, 8]}
+
+        def get_ordered_ops(self):
+            return []
 
     monkeypatch.setattr(openvino_engine, "_core", Core)
     openvino_engine._compiled(Model(), [torch.zeros(1, 4, 8, 8)], dtype, device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,39 @@ from torch import Tensor, nn
 def computed_once(network: Any) -> Iterator[None]:
     """Have the layers of a UNet2DConditionModel before its first context compute half of their batch, and repeat it.
 
-    Both halves of the batch must have the same latents and time embeddings. A network that is compiled, or run by
-    another engine than torch, is left as it is.
+    Both halves of the batch must have the same latents and time embeddings. If `network.forward` was replaced by an
+    object with a method `computed_once`, this is left to it. A network that is compiled, or whose `forward` is replaced
+    by anything else, is left as it is.
+    """
+    forward = vars(network).get("forward") if isinstance(network, nn.Module) else None
+    if isinstance(forward, Shared):
+        with forward.computed_once():
+            yield
+    elif isinstance(network, nn.Module) and forward is None and network._compiled_call_impl is None:
+        with computed_in_part(network, 2):
+            yield
+    else:
+        yield
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """What computes the halves' common layers once by its own means."""
+
+    def computed_once(self) -> AbstractContextManager[None]:
+        """Do so within the context."""
+
+
+@contextmanager
+def computed_in_part(network: Any, parts: int | Tensor) -> Iterator[None]:
+    """Have the layers before the first context compute one of this many equal parts of their batch, and repeat it.
+
+    A tensor of one integer remains an input when `network` is traced.
     """
     with ExitStack() as stack:
-        if isinstance(network, nn.Module) and "forward" not in vars(network) and network._compiled_call_impl is None:
-            for each in before_the_context(network):
-                stack.callback(_restore, each, vars(each).get("forward"))
-                each.forward = _on_half(each.forward)
+        for each in before_the_context(network):
+            stack.callback(_restore, each, vars(each).get("forward"))
+            each.forward = _on_part(each.forward, parts)
         yield
 
 
@@ -40,20 +65,23 @@ def before_the_context(network: Any) -> Iterator[nn.Module]:
         return
 
 
-def _on_half(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _on_part(forward: Callable[..., Any], parts: int | Tensor) -> Callable[..., Any]:
     def once(*inputs: Any, **named: Any) -> Any:
-        def half(value: Any) -> Any:
-            return value[: len(value) // 2] if isinstance(value, Tensor) else value
+        def part(value: Any) -> Any:
+            return value[: value.shape[0] // parts] if isinstance(value, Tensor) else value
 
-        return _twice(forward(*map(half, inputs), **{name: half(value) for name, value in named.items()}))
+        return _repeated(forward(*map(part, inputs), **{name: part(value) for name, value in named.items()}), parts)
 
     return once
 
 
-def _twice(made: Any) -> Any:
-    if isinstance(made, Tensor):
-        return torch.cat([made, made])
-    return tuple(_twice(each) for each in made)
+def _repeated(made: Any, parts: int | Tensor) -> Any:
+    if not isinstance(made, Tensor):
+        return tuple(_repeated(each, parts) for each in made)
+    if isinstance(parts, int):
+        return torch.cat([made] * parts)  # unlike `repeat`, this keeps channels last
+    repeats: Any = (parts, *[1] * (made.ndim - 1))
+    return made.repeat(repeats)
 
 
 def _restore(module: Any, forward: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
 
+from sdcli.diffusion import converted
 from sdcli.errors import InvalidPicture, NotDecoded, SdcliError, UsageError
 from sdcli.files import outputs
 from sdcli.making import warm
@@ -67,9 +68,7 @@ def _check_apart(pictures: Sequence[outputs.Destination], latents: Sequence[outp
             raise UsageError(f"-o and --save-latents have the same name {each.path}", "give them different names")
 
 
-CONVERTING = (
-    "the first picture of a model converts it for OpenVINO, which can take minutes; later ones use what is kept"
-)
+CONVERTING = "the first picture of this model converts it for OpenVINO, which can take minutes; later ones do not"
 COMPILING = "the first step compiles the network, which can take minutes; later runs use the compiled code"
 
 
@@ -82,7 +81,7 @@ def announce(request: Request) -> None:
     execution = request.recipes[0].execution
     if execution.compile:
         streams.note(COMPILING)
-    if execution.engine == "openvino":
+    if execution.engine == "openvino" and not converted.is_kept(request.weights.identity, execution.dtype):
         streams.note(CONVERTING)
 
 

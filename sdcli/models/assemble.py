@@ -39,7 +39,7 @@ def load(weights: Weights, recipe: Recipe, *, stage: str | None = None, offload:
             for each in (*(each.network for each in models), *encoders):
                 if not any(parameter.is_meta for parameter in each.parameters()):
                     in_groups(each, device)
-        return with_engine(model, recipe, _identity(weights))
+        return with_engine(model, recipe, weights.identity)
 
 
 def arranged(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel:
@@ -55,11 +55,6 @@ def with_engine(model: LatentDiffusionModel, recipe: Recipe, identity: str) -> L
     if recipe.execution.engine == "openvino":
         return openvino_engine.prepare(model, identity, recipe.execution.device)
     return compiled.prepare(model, recipe)
-
-
-def _identity(weights: Weights) -> str:
-    """Return what the tensors of a loaded model depend on: the digests, and how add-ons are merged."""
-    return "\n".join((*weights.digests, *(repr(each.asked) for each in weights.addons)))
 
 
 def drop_text_encoders(model: LatentDiffusionModel) -> None:

@@ -66,6 +66,11 @@ class Weights:
         """The sha256 of each of `sources`."""
         return tuple(each.sha256 for each in self.sources)
 
+    @property
+    def identity(self) -> str:
+        """What the tensors of a loaded model depend on: the digests, and how add-ons are merged."""
+        return "\n".join((*self.digests, *(repr(each.asked) for each in self.addons)))
+
     def of_kind(self, kind: str) -> tuple[Addon, ...]:
         """Return the add-ons of one kind, in order."""
         return tuple(each for each in self.addons if each.kind == kind)
