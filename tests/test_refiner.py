@@ -22,6 +22,7 @@ from sdcli.planning.memory import MemoryPlan
 from sdcli.recipe.recipe import Recipe
 from tests import pairs, tiny
 
+SLOW = pytest.mark.slow
 SIZE = {"width": 64, "height": 96}
 MACHINE = {"device": "cpu", "dtype": "float32", "threads": 1}
 
@@ -74,7 +75,12 @@ def theirs(pipes: tuple[Any, Any], recipe: Recipe) -> Tensor:
 
 @pytest.mark.parametrize(
     ("scheduler", "steps", "switch"),
-    [("ddim", 5, 0.8), ("euler", 10, 0.75), ("dpm++-2m", 10, 0.6), ("unipc", 10, 0.8)],
+    [
+        ("ddim", 5, 0.8),
+        pytest.param("euler", 10, 0.75, marks=SLOW),
+        ("dpm++-2m", 10, 0.6),
+        pytest.param("unipc", 10, 0.8, marks=SLOW),
+    ],
 )
 def test_latents_are_those_of_two_pipelines(folders, pipes, scheduler, steps, switch):
     found = resolved(folders, scheduler=scheduler, steps=steps, refiner_switch=switch)

@@ -54,9 +54,10 @@ def stepped(name: str, seed: int, prediction_type: str = "epsilon", steps: int =
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stochastic_ones_draw_noise_and_the_others_do_not(name):
-    assert stepped(name, 1).isfinite().all()
-    assert torch.equal(stepped(name, 1), stepped(name, 1))
-    assert torch.equal(stepped(name, 1), stepped(name, 2)) == (not TABLE[name].stochastic)
+    first = stepped(name, 1)
+    assert first.isfinite().all()
+    assert torch.equal(first, stepped(name, 1))
+    assert torch.equal(first, stepped(name, 2)) == (not TABLE[name].stochastic)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,10 +30,15 @@ FAST = ("-W", "64", "-H", "64", "--steps", "2", "--dtype", "float32", "--threads
 
 
 @pytest.fixture(scope="module")
-def loras(sd15, tmp_path_factory) -> Path:
+def sdxl(tmp_path_factory) -> Path:
+    return tiny.make_folder("sdxl", tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="module")
+def loras(sd15, sdxl, tmp_path_factory) -> Path:
     """A directory with LoRAs: `a` and `b` for sd15, `xl` for SDXL, `empty`, and `nan`."""
     directory: Path = tmp_path_factory.mktemp("loras")
-    for name, folder in (("a", sd15), ("b", sd15), ("xl", tiny.make_folder("sdxl", tmp_path_factory.mktemp("sdxl")))):
+    for name, folder in (("a", sd15), ("b", sd15), ("xl", sdxl)):
         model = loading.load(Source(folder), name="tiny", device=torch.device("cpu"), dtype=torch.float32)
         made = files.changes(model, seed=ord(name[0]))
         files.write(directory / f"{name}.safetensors", files.kohya(made, model))
@@ -186,11 +191,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals(run, here, name):
+def test_refusals(run, here, sdxl, name):
     options, message = REFUSED[name]
     if name == "numbers that are not finite":  # they are those of SDXL
         (here / "model").unlink()
-        (here / "model").symlink_to(Path(here / "xl.safetensors").resolve().parent.parent / "sdxl0")
+        (here / "model").symlink_to(sdxl)
     finished = run("generate", "a fox", "-m", "model", *FAST, "-o", "x.png", *options)
     assert finished.status == 3
     assert message in finished.stderr

@@ -16,7 +16,7 @@ from sdcli.models.loading.lora_change import changed, changed_vector
 from sdcli.models.source import Source
 from sdcli.models.weights import Addon, Asked
 from sdcli.recipe.recipe import Recipe
-from tests import pairs, tiny
+from tests import cases, pairs, tiny
 from tests.lora import files
 
 TOLERANCE = 1e-4
@@ -45,8 +45,9 @@ def theirs(folder: Path, *loras: tuple[Path, float]) -> Tensor:
     return latents
 
 
-@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-@pytest.mark.parametrize("family", ["sd15", "sd21-v", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "layout"), cases.product(["sd15", "sd21-v", "sdxl"], ["kohya", "diffusers"], every=2)
+)
 def test_as_diffusers(folders, tmp_path, family, layout):
     model = pairs.load(folders[family]).model
     if layout == "kohya" and family == "sdxl":
