@@ -23,7 +23,7 @@ from sdcli.commands.train_options import (
 from sdcli.errors import UsageError
 from sdcli.training import run_config
 
-KIT_PHASES = ("autoencoder", "captions", "text-to-image", "inpaint", "semantic", "judge")
+KIT_PHASES = ("autoencoder", "captions", "text-to-image", "inpaint", "semantic", "judge", "decoder")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class KitPhases:
     phase: Annotated[
         list[str] | None,
         typer.Option(
-            "--phase", metavar="NAME", rich_help_panel=SETTINGS, show_default="all",
+            "--phase", metavar="NAME", rich_help_panel=SETTINGS, show_default="all but decoder",
             autocompletion=completion.of(*KIT_PHASES),
             help=f"Train only this phase; may be repeated: {', '.join(KIT_PHASES)}.",
         ),
@@ -88,7 +88,8 @@ def kit(
     """Train kit, the model that is part of sdcli, from nothing, and print its folder.
 
     Phases run in order: autoencoder, captions, text-to-image, inpaint, semantic, judge.
-    A finished phase is not repeated; a stopped one continues.
+    A finished phase is not repeated; a stopped one continues. The phase decoder is for a kit that has its U-Nets: it
+    trains the autoencoder's decoder alone, and needs --from.
 
         sdcli train kit --out runs --minutes 20 --device cuda
         sdcli train kit --out runs --phase judge --minutes 60
@@ -97,6 +98,8 @@ def kit(
     for name in phases.phase or ():
         if name not in KIT_PHASES:
             raise UsageError(f"--phase is {name}", f"it must be one of {', '.join(KIT_PHASES)}")
+    if "decoder" in (phases.phase or ()) and base is None:
+        raise UsageError("--phase decoder needs --from", "its U-Nets are trained already: --from kit, or a folder")
     if world is not None and world not in run_config.WORLDS:
         raise UsageError(f"--world is {world}", f"it must be one of {', '.join(run_config.WORLDS)}")
     if execution.processes > 1:

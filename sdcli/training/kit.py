@@ -80,7 +80,10 @@ PHASES: Mapping[str, Phase] = {
     "inpaint": Phase("inpaint", 0.13, 512, 1e-3, 0.6, 100_000, 2048, 64),
     "semantic": Phase("semantic", 0.13, 512, 1e-3, 0.6, 100_000, 2048, 64),
     "judge": Phase("answers", 0.06, 256, 2e-3, 0.5, 24_000, 2048, 256),
+    "decoder": Phase("pictures", 0.06, 96, 5e-4, 0.7, 20_000, 1024, 96),
 }
+WHOLE = tuple(name for name in PHASES if name != "decoder")
+"""The phases of a whole run. The decoder alone is trained for a model that has U-Nets already."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Settings:
         return replace(phase, **smaller)
 
 
-def share_out(minutes: float, phases: Iterable[str] = tuple(PHASES)) -> dict[str, float | None]:
+def share_out(minutes: float, phases: Iterable[str] = WHOLE) -> dict[str, float | None]:
     """Split `minutes` between phases; returns the seconds of each."""
     whole = sum(PHASES[name].share for name in phases)
     return {name: 60 * minutes * PHASES[name].share / whole for name in phases}
@@ -340,13 +343,13 @@ def unseen_pictures(sprites: world.Sprites, vocabulary: world.Vocabulary, count:
 def learner_of(name: str, settings: Settings, runtime: Runtime) -> Learner:
     """Return the learner of a phase."""
     kit, base = settings.out / KIT, settings.base
-    if name == "autoencoder":
+    if name in ("autoencoder", "decoder"):
         sprites = world.sprites_of(settings.sprites, settings.vocabulary)
         unseen, fitted_to = (
             unseen_pictures(sprites, settings.vocabulary, count, seed)
             for count, seed in ((UNSEEN, 10_001), (FITTED, 10_002))
         )
-        return AutoencoderLearner(runtime, unseen, fitted_to, base)
+        return AutoencoderLearner(runtime, unseen, fitted_to, base, only_decoder=name == "decoder")
     if name == "captions":
         return CaptionLearner(runtime, kit, settings.vocabulary, base)
     if name == "judge":

@@ -103,15 +103,31 @@ def to_pixels(images: Tensor, device: torch.device, dtype: torch.dtype = torch.f
 
 
 class AutoencoderLearner:
-    """Trains an autoencoder on crops; its first steps use a linear teacher (see `training.autoencoder`)."""
+    """Trains an autoencoder on crops; its first steps use a linear teacher (see `training.autoencoder`).
 
-    def __init__(self, runtime: Runtime, unseen: Tensor, fitted_to: Tensor, base: Path | None = None) -> None:
+    With `only_decoder`, latents stay what they are, so U-Nets that were trained on them remain right.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        unseen: Tensor,
+        fitted_to: Tensor,
+        base: Path | None = None,
+        *,
+        only_decoder: bool = False,
+    ) -> None:
         torch.manual_seed(1)
         fresh = base is None
         vae = AutoencoderKL(**autoencoder.ARCHITECTURE) if base is None else parts.read_vae(base / "vae")
         self.runtime, self.unseen = runtime, unseen
         self.vae = vae.train().requires_grad_(True).to(runtime.device, memory_format=torch.channels_last)
         self.modules: dict[str, nn.Module] = {"vae": self.vae}
+        self.only_decoder = only_decoder
+        if only_decoder:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+            self.modules = {"decoder": self.vae.decoder, "post_quant_conv": self.vae.post_quant_conv}
         self.settings = AutoencoderTraining()
         self.teacher_steps = self.settings.teacher_steps if fresh else 0
         channels = int(self.vae.config.latent_channels)
@@ -140,7 +156,8 @@ class AutoencoderLearner:
     def export(self, kit: Path) -> dict[str, float]:
         """Write the autoencoder with its scaling factor; returns its PSNR on unseen pictures."""
         self.vae.eval()
-        autoencoder.set_scaling_factor(self.vae, self.unseen)
+        if not self.only_decoder:
+            autoencoder.set_scaling_factor(self.vae, self.unseen)
         psnr = autoencoder.measure_psnr(self.vae, self.unseen)
         export.export_vae(copy.deepcopy(self.vae), kit / "vae")
         self.vae.train()

@@ -96,7 +96,7 @@ def train_kit(run: KitRun, how: How) -> int:
 
 def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:
     """Return the settings of a run, with the device's defaults for minutes, workers and scale."""
-    phases = run.phases or tuple(kit.PHASES)
+    phases = run.phases or kit.WHOLE
     minutes = run.minutes or (GPU_MINUTES if is_gpu else CPU_MINUTES)
     return kit.Settings(
         run.out,

@@ -53,7 +53,7 @@ def test_minutes_are_split_by_the_phases_shares():
     assert sum(seconds.values()) == pytest.approx(600)
     assert seconds["text-to-image"] / seconds["judge"] == pytest.approx(0.45 / 0.06)
     assert share_out(3, ["inpaint", "semantic"]) == pytest.approx({"inpaint": 90, "semantic": 90})
-    assert sum(phase.share for phase in kit.PHASES.values()) == pytest.approx(1)
+    assert sum(kit.PHASES[name].share for name in kit.WHOLE) == pytest.approx(1)
 
 
 def test_scale_changes_only_batch_and_pool_sizes(tmp_path):
@@ -263,10 +263,10 @@ def test_a_resumed_phase_uses_new_scenes(tmp_path, monkeypatch):
         kit.feeder_of(name, settings).stop()
     checkpoint.save(tmp_path / "inpaint" / "checkpoint.pt", {"step": 7})
     kit.feeder_of("inpaint", settings).stop()
-    assert len({recipe.seed for recipe in recipes}) == 7
-    assert [recipe.kind for recipe in recipes[:6]] == [phase.kind for phase in kit.PHASES.values()]
-    assert [recipe.vocabulary.mixed for recipe in recipes] == [0, 0, 0, 0, 0.5, 0.15, 0]
-    assert [recipe.held_out for recipe in recipes] == [False] * 5 + [True, False]
+    assert len({recipe.seed for recipe in recipes}) == 8
+    assert [recipe.kind for recipe in recipes[:7]] == [phase.kind for phase in kit.PHASES.values()]
+    assert [recipe.vocabulary.mixed for recipe in recipes] == [0, 0, 0, 0, 0.5, 0.15, 0, 0]
+    assert [recipe.held_out for recipe in recipes] == [False] * 5 + [True, False, False]
 
 
 def test_a_missing_base_model_is_an_error(tmp_path):
@@ -359,7 +359,7 @@ def test_a_run_of_all_phases_writes_the_model_logs_and_sheets(made):
     told = [json.loads(line) for line in done.lines]
     assert told[-1] == {"status": "done", "model": "runs/kit"}
     assert done.stderr == ""
-    for name in kit.PHASES:
+    for name in kit.WHOLE:
         log = log_of(folder / name)
         assert [entry for entry in told if entry.get("phase") == name] == [{"phase": name, **entry} for entry in log]
         assert (log[0]["step"], log[-1]["step"], log[-1]["done"]) == (1, 2, True)
@@ -404,6 +404,19 @@ def test_the_judge_of_a_run_loads(made):
     assert segmenter(torch.zeros(1, 3, 64, 64)).shape == (1, KINDS, 64, 64)
 
 
+def test_the_decoder_alone_is_trained_for_the_same_latents(made, tmp_path, monkeypatch):
+    for name, value in {"UNSEEN": 2, "FITTED": 2, "AHEAD": 1}.items():
+        monkeypatch.setattr(kit, name, value)
+    base = made[0] / "kit"
+    done = call(*COMMAND, "--phase", "decoder", "--from", str(base), home=tmp_path)
+    assert done.status == 0, done.stderr
+    before, after = (each / "vae" / "diffusion_pytorch_model.safetensors" for each in (base, tmp_path / "runs" / "kit"))
+    old, new = load_file(before), load_file(after)
+    changed = {name.partition(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert before.with_name("config.json").read_text() == after.with_name("config.json").read_text()
+
+
 def test_a_phase_that_is_done_is_not_repeated(made):
     folder, _ = made
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
@@ -430,6 +443,7 @@ def test_a_slice_stops_at_a_checkpoint_with_a_note(made):
     [
         (["--phase", "x"], 2, "--phase is x"),
         (["--world", "x"], 2, "--world is x"),
+        (["--phase", "decoder"], 2, "--phase decoder needs --from"),
         (["--processes", "2"], 2, "runs in one process"),
         (["--from", "nowhere"], 3, "no model_index.json in nowhere"),
         (["--sprites", "nowhere.zip"], 4, "nowhere.zip"),
