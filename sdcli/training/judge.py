@@ -106,7 +106,10 @@ class Judge(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the logits per question."""
-        features = self.features(images)
+        return self.answer(self.features(images))
+
+    def answer(self, features: Tensor) -> dict[str, Tensor]:
+        """Return the logits per question for features (n, FEATURES)."""
         return {name: head(features) for name, head in self.heads.items()}
 
     def targets(self, answers: Sequence[Answers]) -> dict[str, Tensor]:
@@ -115,9 +118,10 @@ class Judge(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A small U-Net with four scales and skip connections.
+    """A small U-Net with four scales and skip connections, which also sees the judge's features of the whole picture.
 
-    Maps (n, 3, 64, 64) in -1 … 1 to logits (n, classes, 64, 64).
+    Without these it would confuse classes of subjects: what a small thing is, the judge knows from more pixels.
+    Maps (n, 3, 64, 64) in -1 … 1 and features (n, FEATURES) to logits (n, classes, 64, 64).
     """
 
     def __init__(self) -> None:
@@ -127,19 +131,21 @@ class Segmenter(nn.Module):
             nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU())
             for before, after in itertools.pairwise((3, *widths))
         )
+        self.whole = nn.Linear(FEATURES, widths[-1])
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(below + beside, beside, 3, padding=1), nn.GroupNorm(8, beside), nn.SiLU())
             for beside, below in reversed(list(itertools.pairwise(widths)))
         )
         self.head = nn.Conv2d(widths[0], len(CLASS_NAMES), 1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, whole: Tensor) -> Tensor:
         """Return the logits for each pixel."""
         kept, features = [], images
         for index, layer in enumerate(self.down):
             features = layer(features if index == 0 else F.max_pool2d(features, 2))
             kept.append(features)
         kept.pop()
+        features = features + self.whole(whole)[:, :, None, None]
         for layer in self.up:
             features = layer(torch.cat([F.interpolate(features, scale_factor=2.0), kept.pop()], dim=1))
         logits: Tensor = self.head(features)
@@ -179,17 +185,16 @@ def judging_loss(
 ) -> Tensor:
     """Return the sum of the cross-entropies of all questions and of the maps.
 
-    Pictures are (n, 3, h, w), maps (n, h, w). Only a quarter of the maps is used: each one has many pixels to learn
-    from.
+    Pictures are (n, 3, h, w), maps (n, h, w).
     """
-    logits = judge(disturb(shrink(images), rng))
+    features = judge.features(disturb(shrink(images), rng))
+    logits = judge.answer(features)
     losses = []
     for name, target in targets.items():
         asked = (target != NO_ANSWER).sum().clamp(min=1)  # avoids 0 / 0
         losses.append(F.cross_entropy(logits[name].float(), target, ignore_index=NO_ANSWER, reduction="sum") / asked)
-    part = slice(0, max(1, len(images) // 4))
-    drawn = segmenter(disturb(shrink(images[part], MAP_SIDE), rng)).float()
-    return torch.stack([*losses, F.cross_entropy(drawn, shrink_maps(maps[part]))]).sum()
+    drawn = segmenter(disturb(shrink(images, MAP_SIDE), rng), features.detach()).float()
+    return torch.stack([*losses, F.cross_entropy(drawn, shrink_maps(maps))]).sum()
 
 
 @torch.no_grad()
@@ -214,9 +219,10 @@ def accuracy(judge: Judge, images: Tensor, answers: Sequence[Answers]) -> dict[s
 
 
 @torch.no_grad()
-def read_maps(segmenter: Segmenter, images: Tensor) -> Tensor:
+def read_maps(judge: Judge, segmenter: Segmenter, images: Tensor) -> Tensor:
     """Return the predicted class of each pixel, (n, 64, 64), for pictures (n, 3, h, w)."""
-    found = [segmenter(shrink(chunk, MAP_SIDE)).argmax(1) for chunk in images.split(16)]
+    parts = images.split(16)
+    found = [segmenter(shrink(part, MAP_SIDE), judge.features(shrink(part))).argmax(1) for part in parts]
     return torch.cat(found)
 
 

@@ -229,7 +229,7 @@ def judge_itself(
     table = accuracy(judge, to_images(renderings), [answers_of(scene) for scene in drawn])
     some = renderings[:128]
     given = shrink_maps(stacked([rendering.segmentation for rendering in some]))
-    return {"pictures": count, **table, "mean_iou": mean_iou(read_maps(segmenter, to_images(some)), given)[0]}
+    return {"pictures": count, **table, "mean_iou": mean_iou(read_maps(judge, segmenter, to_images(some)), given)[0]}
 
 
 def inpaint_trials(sprites: Sprites, vocabulary: Vocabulary, count: int) -> Iterator[Trial]:
@@ -341,12 +341,12 @@ def judged(
     """Return the number of pictures, the judge's shares and, for trials with maps, `mean_iou`."""
     found = {"pictures": len(trials), **accuracy(judge, to_tensor(pictures), [trial.answers for trial in trials])}
     maps = [trial.segmentation for trial in trials if trial.segmentation is not None]
-    return found | ({"mean_iou": compare_maps(segmenter, pictures, maps)[0]} if maps else {})
+    return found | ({"mean_iou": compare_maps(judge, segmenter, pictures, maps)[0]} if maps else {})
 
 
 @torch.no_grad()
 def compare_maps(
-    segmenter: Segmenter, pictures: Sequence[np.ndarray], maps: Sequence[np.ndarray]
+    judge: Judge, segmenter: Segmenter, pictures: Sequence[np.ndarray], maps: Sequence[np.ndarray]
 ) -> tuple[float, dict[str, float]]:
     """Return the mean IoU between maps, uint8 (256, 256), and those predicted from their pictures."""
-    return mean_iou(read_maps(segmenter, to_tensor(pictures)), shrink_maps(stacked(maps)))
+    return mean_iou(read_maps(judge, segmenter, to_tensor(pictures)), shrink_maps(stacked(maps)))

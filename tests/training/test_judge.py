@@ -163,14 +163,14 @@ def test_judge_and_segmenter_are_trained_and_saved(sprites, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     assert accuracy(judge, unseen, answers)["place"] > max(0.4, before)
-    assert (read_maps(segmenter, unseen) == shrink_maps(unseen_maps)).float().mean() > 0.4
+    assert (read_maps(judge, segmenter, unseen) == shrink_maps(unseen_maps)).float().mean() > 0.4
 
     file = tmp_path / "judge.pt"
     checkpoint.save(file, {"judge": judge.state_dict(), "segmenter": segmenter.state_dict()})
     again, reader = load(file, FEW)
     for name, logits in judge(shrink(unseen[:2])).items():
         assert torch.equal(logits, again(shrink(unseen[:2]))[name])
-    assert torch.equal(read_maps(segmenter, unseen[:2]), read_maps(reader, unseen[:2]))
+    assert torch.equal(read_maps(judge, segmenter, unseen[:2]), read_maps(again, reader, unseen[:2]))
     with pytest.raises(ModelCorrupt, match="is not a judge of this world"):
         load(file, KIT)
     with pytest.raises(ModelNotFound, match="there is no judge"):

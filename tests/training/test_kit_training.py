@@ -401,7 +401,7 @@ def test_exported_unets_have_their_own_channels_in_float16_shards(made):
 def test_the_judge_of_a_run_loads(made):
     found, segmenter = judge.load(made[0] / "judge.pt", FEW)
     assert found(torch.zeros(1, 3, 96, 96))["subject"].shape == (1, 5)
-    assert segmenter(torch.zeros(1, 3, 64, 64)).shape == (1, KINDS, 64, 64)
+    assert segmenter(torch.zeros(1, 3, 64, 64), torch.zeros(1, judge.FEATURES)).shape == (1, KINDS, 64, 64)
 
 
 def test_the_decoder_alone_is_trained_for_the_same_latents(made, tmp_path, monkeypatch):

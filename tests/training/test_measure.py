@@ -158,7 +158,7 @@ def test_a_map_trial_has_the_prompt_and_the_map_of_a_scene(kind, seed, mixed, ma
 def test_maps_predicted_from_renderings_are_compared_with_theirs(sprites):
     rng = np.random.default_rng(3)
     rendering = render(compose(("fox", "red", "snow"), rng), sprites)
-    mean, table = compare_maps(Segmenter().eval(), [rendering.image], [rendering.segmentation])
+    mean, table = compare_maps(Judge(FEW).eval(), Segmenter().eval(), [rendering.image], [rendering.segmentation])
     assert 0 <= mean < 0.5
     assert "animal" in table
 
