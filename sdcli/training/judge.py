@@ -132,6 +132,7 @@ class Segmenter(nn.Module):
             for before, after in itertools.pairwise((3, *widths))
         )
         self.whole = nn.Linear(FEATURES, widths[-1])
+        nn.init.zeros_(self.whole.weight)  # the features are noise at first
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(below + beside, beside, 3, padding=1), nn.GroupNorm(8, beside), nn.SiLU())
             for beside, below in reversed(list(itertools.pairwise(widths)))

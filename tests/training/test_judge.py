@@ -162,7 +162,7 @@ def test_judge_and_segmenter_are_trained_and_saved(sprites, tmp_path):
         judging_loss(judge, segmenter, images[chosen], asked, maps[chosen], rng).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert accuracy(judge, unseen, answers)["place"] > max(0.4, before)
+    assert accuracy(judge, unseen, answers)["place"] > max(0.25, before)  # of 13
     assert (read_maps(judge, segmenter, unseen) == shrink_maps(unseen_maps)).float().mean() > 0.4
 
     file = tmp_path / "judge.pt"
