@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdcli import cli
-from sdcli.diffusion import autoencode, converted, halves, openvino_engine, pipeline, subpixel
+from sdcli.diffusion import autoencode, converted, halves, openvino_engine, pipeline
 from sdcli.diffusion.device import resolve_execution
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.errors import InvalidRecipe
@@ -90,24 +89,6 @@ def test_layers_before_the_context_are_computed_for_one_half():
         with halves.computed_once(network):
             once = network(sample, timestep, context, return_dict=False)[0]
     assert (once - both).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
-def test_upsampling_is_computed_on_the_small_image(size):
-    import openvino
-
-    upsample = Upsample2D(3, use_conv=True, out_channels=5)
-    image = torch.randn(2, 3, *size)
-    called = openvino_engine._Call(upsample.forward, (image,), {}, shares=False)
-    model = openvino_engine._convert(called)
-    model.reshape({0: list(image.shape)})
-    subpixel.shorten(model)
-    kinds = [each.get_type_name() for each in model.get_ordered_ops()]
-    assert kinds.count("Convolution") == 4
-    assert "Interpolate" not in kinds
-    ours = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([image.numpy()])[0]
-    with torch.no_grad():
-        assert (torch.from_numpy(ours) - upsample(image)).abs().max() < 1e-5
 
 
 class _Stack(ctypes.Structure):

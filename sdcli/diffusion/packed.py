@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sdcli.diffusion import heap
+from sdcli.diffusion import heap, subpixel
 from sdcli.diffusion.model import LatentDiffusionModel
 from sdcli.recipe.recipe import Recipe
 
@@ -30,10 +30,13 @@ _ROWS, _SIZE = 2048, (32, 32)
 def prepare(model: LatentDiffusionModel, recipe: Recipe) -> LatentDiffusionModel:
     """Pack the weights of U-Nets and ControlNets in bfloat16 on a CPU that are not packed; return `model`.
 
-    Not if torch's compiler or another engine runs them, and not on processors where it was not measured.
+    Upsampling in the VAE's decoder is shortened too (see `subpixel`). Nothing is done if torch's compiler or another
+    engine runs them, and on processors where it was not measured.
     """
-    runs = recipe.execution.engine == "torch" and not recipe.execution.compile
-    if model.architecture != "unet" or not runs or not is_measured():
+    if recipe.execution.engine != "torch" or recipe.execution.compile or not is_measured():
+        return model
+    subpixel.shorten_decoder(model.vae)
+    if model.architecture != "unet":
         return model
     refiners = [] if model.refiner is None else [model.refiner.network]
     for network in (model.network, *refiners, *(each.net for each in model.controlnets.values())):
