@@ -370,7 +370,11 @@ def unet_of(kit: Path, kind: str, base: Path | None) -> UNet2DConditionModel:
 
 
 class JudgeLearner:
-    """Trains the judge of pictures and the segmenter (see `training.judge`)."""
+    """Trains the judge of pictures and the segmenter (see `training.judge`).
+
+    From those of a base, the means of their weights and the trained ones are exported, which are better than either
+    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+    """
 
     def __init__(self, runtime: Runtime, vocabulary: Vocabulary, base: Path | None = None) -> None:
         torch.manual_seed(4)
@@ -383,6 +387,8 @@ class JudgeLearner:
             "judge": judge.train().to(runtime.device),
             "segmenter": segmenter.train().to(runtime.device),
         }
+        is_new = base is None or not (base.parent / JUDGE).exists()
+        self.began = None if is_new else {name: copy.deepcopy(each) for name, each in self.modules.items()}
 
     def rows(self, chunk: Chunk) -> Rows:
         """Return the pictures, their maps and the correct answers."""
@@ -398,10 +404,17 @@ class JudgeLearner:
 
     def export(self, kit: Path) -> dict[str, float]:
         """Write judge.pt next to kit's folder."""
-        checkpoint.save(kit.parent / JUDGE, {
-            name: {key: value.half() for key, value in module.state_dict().items()}
-            for name, module in self.modules.items()
-        })  # fmt: skip
+        states = {name: module.state_dict() for name, module in self.modules.items()}
+        if self.began is not None:
+            before = {name: module.state_dict() for name, module in self.began.items()}
+            states = {
+                name: {key: (value + before[name][key]) / 2 for key, value in state.items()}
+                for name, state in states.items()
+            }
+        checkpoint.save(
+            kit.parent / JUDGE,
+            {name: {key: value.half() for key, value in state.items()} for name, state in states.items()},
+        )
         return {}
 
     def sheet(self, path: Path) -> None:

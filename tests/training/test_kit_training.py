@@ -404,6 +404,19 @@ def test_the_judge_of_a_run_loads(made):
     assert segmenter(torch.zeros(1, 3, 64, 64), torch.zeros(1, judge.FEATURES)).shape == (1, KINDS, 64, 64)
 
 
+def test_a_judge_from_another_is_the_mean_of_both(made, tmp_path):
+    learner = learners.JudgeLearner(here(), FEW, made[0] / "kit")
+    before = copy.deepcopy(learner.modules["judge"].state_dict())
+    with torch.no_grad():
+        for each in learner.modules["judge"].parameters():
+            each += 1.0
+    learner.export(tmp_path / "kit")
+    after = checkpoint.load(tmp_path / "judge.pt")["judge"]
+    for name, value in before.items():
+        torch.testing.assert_close(after[name].float(), value + 0.5, atol=1e-3, rtol=1e-3)
+    assert (learners.JudgeLearner(here(), FEW).began, len(after)) == (None, len(before))
+
+
 def test_the_decoder_alone_is_trained_for_the_same_latents(made, tmp_path, monkeypatch):
     for name, value in {"UNSEEN": 2, "FITTED": 2, "AHEAD": 1}.items():
         monkeypatch.setattr(kit, name, value)
