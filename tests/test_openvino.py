@@ -65,13 +65,12 @@ BFLOAT16 = {"dtype": "bfloat16", "engine": "openvino"}
 
 
 def test_it_is_converted_once_and_used_for_other_sizes(sd15, monkeypatch):
-    first = made(sd15, engine="openvino")[1]
+    made(sd15, engine="openvino", steps=1)
 
     def convert(*arguments):
         raise AssertionError("converted again")
 
     monkeypatch.setattr(openvino_engine, "_convert", convert)
-    assert torch.equal(made(sd15, engine="openvino")[1], first)
     other = {"width": 72, "height": 88, "guidance_scale": 1.0, "steps": 1}
     assert (made(sd15, engine="openvino", **other)[2] - made(sd15, **other)[2]).abs().max() < 1e-3
 

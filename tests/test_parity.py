@@ -19,7 +19,7 @@ WITHOUT_SIGMAS = [name for name, row in schedulers.TABLE.items() if len(row.sigm
 STOCHASTIC = [name for name, row in schedulers.TABLE.items() if row.stochastic]
 
 
-@pytest.mark.parametrize(("family", "scheduler"), cases.product(tiny.FAMILIES, schedulers.NAMES, every=3))
+@pytest.mark.parametrize(("family", "scheduler"), cases.product(tiny.FAMILIES, schedulers.NAMES, every=4))
 def test_every_family_with_every_scheduler(pair, family, scheduler):
     assert pair(family).difference(scheduler=scheduler) <= TOLERANCE
 

@@ -117,7 +117,7 @@ TWO = [("0", 0.7, 0.0, 0.6), ("1", 1.3, 0.3, 1.0)]
 @pytest.mark.parametrize(
     ("family", "scheduler", "controls"),
     cases.product(
-        ["sd15", "sdxl"], ["ddim", "euler-a", "heun", "dpm++-2m"], [ONE, [("1", 0.5, 0.25, 0.75)], TWO], every=2
+        ["sd15", "sdxl"], ["ddim", "euler-a", "heun", "dpm++-2m"], [ONE, [("1", 0.5, 0.25, 0.75)], TWO], every=3
     ),
 )
 def test_text_to_image(pair, folder, family, scheduler, controls):

@@ -50,7 +50,7 @@ def test_the_installed_wheel_draws(wheel: Path, tmp_path: Path):
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, check=True, text=True)
     assert Path(found.stdout.strip()).is_relative_to(site)
 
-    script = [str(site / "bin" / "sdcli"), "generate", "arctic fox", "--seed", "7", "--json"]
+    script = [str(site / "bin" / "sdcli"), "generate", "arctic fox", "--steps", "4", "--json"]
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     line = json.loads(done.stdout)

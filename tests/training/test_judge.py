@@ -150,9 +150,9 @@ def test_judge_and_segmenter_are_trained_and_saved(sprites, tmp_path):
 
     torch.manual_seed(0)
     judge, segmenter = Judge(FEW), Segmenter()
-    unseen, unseen_maps, answers = renderings(5, 32)
+    unseen, unseen_maps, answers = renderings(5, 24)
     before = accuracy(judge.eval(), unseen, answers)["place"]
-    images, maps, told = renderings(6, 48)
+    images, maps, told = renderings(6, 32)
     targets = judge.targets(told)
     optimizer = torch.optim.AdamW([*judge.parameters(), *segmenter.parameters()], 1e-3)
     rng = np.random.default_rng(0)
