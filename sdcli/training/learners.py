@@ -379,16 +379,16 @@ class JudgeLearner:
     def __init__(self, runtime: Runtime, vocabulary: Vocabulary, base: Path | None = None) -> None:
         torch.manual_seed(4)
         self.runtime = runtime
+        self.began: dict[str, dict[str, Tensor]] = {}
         if base is not None and (base.parent / JUDGE).exists():
             judge, segmenter = judging.load(base.parent / JUDGE, vocabulary)
+            self.began = copy.deepcopy({"judge": judge.state_dict(), "segmenter": segmenter.state_dict()})
         else:
             judge, segmenter = Judge(vocabulary), Segmenter()
         self.modules: dict[str, Any] = {
             "judge": judge.train().to(runtime.device),
             "segmenter": segmenter.train().to(runtime.device),
         }
-        is_new = base is None or not (base.parent / JUDGE).exists()
-        self.began = None if is_new else {name: copy.deepcopy(each) for name, each in self.modules.items()}
 
     def rows(self, chunk: Chunk) -> Rows:
         """Return the pictures, their maps and the correct answers."""
@@ -404,17 +404,12 @@ class JudgeLearner:
 
     def export(self, kit: Path) -> dict[str, float]:
         """Write judge.pt next to kit's folder."""
-        states = {name: module.state_dict() for name, module in self.modules.items()}
-        if self.began is not None:
-            before = {name: module.state_dict() for name, module in self.began.items()}
-            states = {
-                name: {key: (value + before[name][key]) / 2 for key, value in state.items()}
-                for name, state in states.items()
-            }
-        checkpoint.save(
-            kit.parent / JUDGE,
-            {name: {key: value.half() for key, value in state.items()} for name, state in states.items()},
-        )
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, module in self.modules.items():
+            after = {key: value.cpu() for key, value in module.state_dict().items()}
+            before = self.began.get(name, after)
+            states[name] = {key: ((value + before[key]) / 2).half() for key, value in after.items()}
+        checkpoint.save(kit.parent / JUDGE, states)
         return {}
 
     def sheet(self, path: Path) -> None:
