@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -36,11 +37,14 @@ MAX_LENGTH = 100
 """Characters of one phrase."""
 
 _KEYS = ("groups", "plurals", "other_words")
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[\u2600-\u27bf\U0001f300-\U0001faff]")
+"""A word, or a symbol such as an emoji."""
 _POSSESSIVE = ("'s", "’s")
-_ALIKE = 2
-"""Letters that a word and the one suggested for it begin with."""
 _SHORT = 5
+_CLOSE, _CLOSE_IF_SHORT = 0.7, 0.8
+"""The least similarity of a misspelling, by difflib: most words of a few letters differ from others in one or two."""
+_BEGINNING, _ENDING = 5, 4
+"""The fewest letters at the beginning ("astronomer", "astronaut") or at the end ("goldfish", "fish") that count."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,10 @@ class Vocabulary:
         return tuple(found.values())
 
     def nearest(self, word: str) -> str | None:
-        """The known phrase that `word` is most likely a misspelling of, if there is one that begins like it."""
+        """Return the known phrase that `word` is most likely a misspelling or a relative of; None if none is close.
+
+        It has the same first letter, unless `word` is a compound that ends with it.
+        """
         return _nearest(_key(word), self._suggestions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,11 +100,11 @@ class Vocabulary:
 
     @cached_property
     def _suggestions(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self._listed, *self.plurals)))
+        return tuple(each for each in dict.fromkeys((*self._listed, *self.plurals)) if each not in self.other_words)
 
     @cached_property
     def _known(self) -> frozenset[tuple[str, ...]]:
-        phrases = (*self._suggestions, *self.other_words)
+        phrases = (*self._listed, *self.plurals, *self.other_words)
         return frozenset(tuple(_key(word) for word in words_of(phrase)) for phrase in phrases)
 
     @cached_property
@@ -162,17 +169,24 @@ def _key(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _nearest(word: str, phrases: tuple[str, ...]) -> str | None:
-    """Short words must be closer: most words of three letters differ from each other in one or two."""
-    alike = _by_beginning(phrases).get(word[:_ALIKE], ())
-    near = difflib.get_close_matches(word, alike, n=1, cutoff=0.75 if len(word) <= _SHORT else 0.6)
-    return near[0] if near else None
+    alike = _by_first_letter(phrases).get(word[:1], ())
+    cutoff = _CLOSE_IF_SHORT if len(word) <= _SHORT else _CLOSE
+    near = difflib.get_close_matches(word, alike, n=1, cutoff=cutoff)
+    if near:
+        return near[0]
+    begins = word[: max(_BEGINNING, math.ceil(0.6 * len(word)))]
+    near = [each for each in alike if each.casefold().startswith(begins)]
+    if near and len(word) >= _BEGINNING:
+        return min(near, key=len)
+    ends = [each for each in phrases if len(each) >= _ENDING and word.endswith(each.casefold())]
+    return max(ends, key=len, default=None)
 
 
 @lru_cache(maxsize=4)
-def _by_beginning(phrases: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
+def _by_first_letter(phrases: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
     found: dict[str, list[str]] = {}
     for each in phrases:
-        found.setdefault(each[:_ALIKE].casefold(), []).append(each)
+        found.setdefault(each[:1].casefold(), []).append(each)
     return found
 
 

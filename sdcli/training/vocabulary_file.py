@@ -40,7 +40,7 @@ def vocabulary_of(
     return Vocabulary(
         {name: {phrase: tuple(others) for phrase, others in group.items()} for name, group in listed.items()},
         plurals=_new(plurals, taken),
-        other_words=_new([*FUNCTION_WORDS, *words], taken | set(plurals)),
+        other_words=(*FUNCTION_WORDS, *_new(words, {*taken, *plurals, *FUNCTION_WORDS})),
     )
 
 

@@ -19,6 +19,7 @@ from sdcli.training.captions import (
     vocabulary,
 )
 from sdcli.training.places import BACKGROUNDS, PLACES
+from sdcli.training.sprites import TINTS
 from sdcli.training.subjects import BY_NAME, SUBJECTS
 from sdcli.training.world import KIT, KIT_MIXED, Scene, compose, scenes
 
@@ -209,7 +210,8 @@ def test_the_vocabulary_has_all_words_of_captions():
     assert "kitten" in groups["subjects"]["cat"]
     assert set(groups["places"]) == set(PLACES)
     assert set(groups["backgrounds"]) == set(BACKGROUNDS)
-    assert {"white", "red", "brown", "grey"} <= set(groups["colours"])
+    assert set(groups["colours"]) == set(TINTS) - {"natural"}
+    assert groups["natural colours"] == {"grey": ["grey", "gray"], "brown": ["brown"]}
     known = {
         word
         for ways in groups.values()
