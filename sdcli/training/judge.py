@@ -164,9 +164,9 @@ def shrink_maps(maps: Tensor, side: int = MAP_SIDE) -> Tensor:
     return maps[:, step // 2 :: step, step // 2 :: step].long()
 
 
-def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur half of the batches and add a little noise, so that the judge relies on shapes and not on edges."""
-    if rng.uniform() < 0.5:
+def disturb(images: Tensor, rng: np.random.Generator, blurs: int) -> Tensor:
+    """Blur a batch up to `blurs` times and add a little noise, so that the judge relies on shapes and not on edges."""
+    for _ in range(rng.integers(blurs + 1)):
         images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return images + 0.1 * rng.uniform() * torch.randn_like(images)
 
@@ -188,13 +188,13 @@ def judging_loss(
 
     Pictures are (n, 3, h, w), maps (n, h, w).
     """
-    features = judge.features(disturb(shrink(images), rng))
+    features = judge.features(disturb(shrink(images), rng, blurs=2))
     logits = judge.answer(features)
     losses = []
     for name, target in targets.items():
         asked = (target != NO_ANSWER).sum().clamp(min=1)  # avoids 0 / 0
         losses.append(F.cross_entropy(logits[name].float(), target, ignore_index=NO_ANSWER, reduction="sum") / asked)
-    drawn = segmenter(disturb(shrink(images, MAP_SIDE), rng), features.detach()).float()
+    drawn = segmenter(disturb(shrink(images, MAP_SIDE), rng, blurs=1), features.detach()).float()
     return torch.stack([*losses, F.cross_entropy(drawn, shrink_maps(maps))]).sum()
 
 
@@ -249,10 +249,11 @@ def load(file: Path, vocabulary: Vocabulary = KIT) -> tuple[Judge, Segmenter]:
     hint = "train one: sdcli train kit --phase judge --out DIR writes DIR/judge.pt"
     if not file.is_file():
         raise ModelNotFound(f"there is no judge {file}", hint)
-    judge, segmenter, state = Judge(vocabulary), Segmenter(), checkpoint.load(file)
+    judge, segmenter = Judge(vocabulary), Segmenter()
     try:
+        state = checkpoint.load(file)
         judge.load_state_dict(state["judge"])
         segmenter.load_state_dict(state["segmenter"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ModelCorrupt, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelCorrupt(f"{file} is not a judge of this world", hint) from error
     return judge.eval(), segmenter.eval()

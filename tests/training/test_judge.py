@@ -17,6 +17,7 @@ from sdcli.training.judge import (
     accuracy,
     answers_of,
     choices,
+    disturb,
     encode,
     judging_loss,
     load,
@@ -139,6 +140,16 @@ def test_the_loss_is_the_sum_of_the_cross_entropies():
     loss = judging_loss(judge, segmenter, images, judge.targets(told), maps, np.random.default_rng(0))
     choices_asked = (5, 4, 4 + len(BACKGROUNDS), 3, 4, len(CLASS_NAMES))
     assert loss.item() == pytest.approx(sum(np.log(each) for each in choices_asked), abs=1e-4)
+
+
+@pytest.mark.parametrize(("blurs", "sides"), [(0, {1}), (1, {1, 3}), (2, {1, 3, 5})])
+def test_pictures_are_blurred_up_to_a_number_of_times(blurs, sides):
+    """A bright pixel spreads to 3 × 3 pixels by each blur, and the noise is small."""
+    image = torch.zeros(1, 1, 9, 9)
+    image[0, 0, 4, 4] = 1e6
+    found = [disturb(image, np.random.default_rng(seed), blurs) for seed in range(20)]
+    assert {int((each > 1e3).sum()) for each in found} == {side**2 for side in sides}
+    assert all(abs(each.sum() - 1e6) < 50 for each in found)
 
 
 def test_judge_and_segmenter_are_trained_and_saved(sprites, tmp_path):
