@@ -28,5 +28,5 @@ def load(path: Path) -> State:
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of another kind can raise any error
-        raise ModelCorrupt(f"cannot read the checkpoint {path}: {error}", "delete it and train again") from error
+        raise ModelCorrupt(f"{path} is not a checkpoint of sdcli train", "move it away, and train again") from error
     return state

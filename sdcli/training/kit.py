@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdcli.errors import ModelNotFound
+from sdcli.errors import ModelNotFound, UsageError
 from sdcli.models import vocabulary
 from sdcli.training import captions, checkpoint, export, stream, world
 from sdcli.training.captions import caption
@@ -47,8 +47,12 @@ AHEAD = 32
 """The number of chunks that are prepared in advance."""
 SAVE_SECONDS, LOG_SECONDS = 120.0, 5.0
 AVERAGE_DECAY = 0.995
-MIXED = {"captions": 0.0, "semantic": 0.5, "judge": 0.15}
-"""The share of scenes with a mixed place, by phase. A mixed place has no name that the readout could learn."""
+SHARES: Mapping[str, Mapping[str, Any]] = {
+    "captions": {"mixed": 0.0},  # a mixed place has no name that the readout could learn
+    "semantic": {"mixed": 0.5},
+    "judge": {"mixed": 0.25, "pairs": 0.2, "on": 0.18, "riding": 0.1},
+}
+"""The shares of kinds of scenes that a phase changes."""
 RESUMED_SEED = 1000
 """The seed of a phase that resumes at step n is increased by n times this, so that its scenes are new."""
 
@@ -199,6 +203,10 @@ OnEntry = Callable[[str, dict[str, Any], float], None]
 """A callback for each log entry; its arguments are the phase, the entry and the phase's progress, 0 … 1."""
 
 
+OnSkip = Callable[[Path], None]
+"""A callback for each phase that is finished already; its argument is the phase's folder."""
+
+
 class PhaseRun:
     """A phase: learner, optimizer, averages, pool and clock."""
 
@@ -252,8 +260,12 @@ class PhaseRun:
             cut_log(self.folder / LOG, 0)
             return
         state = checkpoint.load(self.folder / CHECKPOINT)
-        for name, module in self.learner.modules.items():
-            module.load_state_dict(state["modules"][name])
+        try:
+            for name, module in self.learner.modules.items():
+                module.load_state_dict(state["modules"][name])
+        except RuntimeError as error:
+            what = f"{self.folder / CHECKPOINT} is of a run with other words or networks"
+            raise UsageError(what, "give the --world that the run began with, or another folder with --out") from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
         self.step = state["step"]
@@ -311,14 +323,39 @@ class PhaseRun:
         on_entry(self.name, entry, self.clock.fraction(self.step))
 
 
-def prepare_kit(settings: Settings) -> None:
-    """Write the tokenizer, the scheduler, the vocabulary and the index of the model's folder.
+_FOR_UNET = {"vae": "autoencoder", "text_encoder": "captions"}
+NEEDED: Mapping[str, Mapping[str, str]] = {
+    "text-to-image": _FOR_UNET,
+    "inpaint": _FOR_UNET | {"unet": "text-to-image"},
+    "semantic": _FOR_UNET | {"unet": "text-to-image"},
+}
+"""The parts of kit that a phase starts from, and the phases that train them."""
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError if a phase lacks a part that no earlier phase trains, or if `out` is not a folder.
 
     Raises ModelNotFound if `base` is not a diffusers folder.
     """
+    out, base = settings.out, settings.base
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out is {out}, which is a file", "give a folder, which is made if there is none")
+    if base is not None and not (base / "model_index.json").is_file():
+        hint = "give a diffusers folder with --from, such as RUN/kit of an earlier run"
+        raise ModelNotFound(f"there is no model_index.json in {base}", hint)
+    earlier: list[str] = []
+    for name in settings.phases:
+        for part, phase in NEEDED.get(name, {}).items():
+            given = [folder / part for folder in (base, out / KIT) if folder is not None]
+            if phase not in earlier and not any(each.is_dir() for each in given):
+                hint = f"train --phase {phase} first, or start from a kit: --from kit"
+                raise UsageError(f"--phase {name} needs kit's {part}, and there is none in {out / KIT}", hint)
+        earlier.append(name)
+
+
+def prepare_kit(settings: Settings) -> None:
+    """Write the tokenizer, the scheduler, the vocabulary and the index of the model's folder."""
     kit = settings.out / KIT
-    if settings.base is not None and not (settings.base / "model_index.json").is_file():
-        raise ModelNotFound(f"there is no model_index.json in {settings.base}", "give a diffusers folder with --from")
     kit.mkdir(parents=True, exist_ok=True)
     if (kit / "model_index.json").exists():
         return
@@ -362,17 +399,19 @@ def feeder_of(name: str, settings: Settings) -> Feeder:
     kind = PHASES[name].kind
     tokenizer = settings.out / KIT / "tokenizer"
     seed = 1 + list(PHASES).index(name) + RESUMED_SEED * last_step(settings.out / name)
-    vocabulary = replace(settings.vocabulary, mixed=MIXED.get(name, settings.vocabulary.mixed))
+    vocabulary = replace(settings.vocabulary, **SHARES.get(name, {}))
     chunks = stream.ChunkSettings(settings.sprites, kind, vocabulary, tokenizer, seed, held_out=name == "judge")
     chunk = min(settings.phase(name).first, CAPTIONS_CHUNK if kind == "captions" else stream.CHUNK)
     return Feeder(stream.stream(chunks, settings.workers, chunk), AHEAD)
 
 
-def train(settings: Settings, runtime: Runtime, stop: Stop, on_entry: OnEntry) -> bool:
-    """Train the unfinished phases in order; returns whether all are done."""
+def train(settings: Settings, runtime: Runtime, stop: Stop, on_entry: OnEntry, on_skip: OnSkip) -> bool:
+    """Train the unfinished phases in order; returns whether all are done. Raises the errors of `check`."""
+    check(settings)
     prepare_kit(settings)
     for name in settings.phases:
         if (settings.out / name / "done").exists():
+            on_skip(settings.out / name)
             continue
         feeder = feeder_of(name, settings)
         try:

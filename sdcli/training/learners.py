@@ -358,14 +358,15 @@ class UnetLearner:
 def unet_of(kit: Path, kind: str, base: Path | None) -> UNet2DConditionModel:
     """Return the shared U-Net that a phase starts with.
 
-    It comes from the model `base` if that has a U-Net of this kind, else from kit's text-to-image U-Net, else it is
-    new.
+    It comes from the model `base` if that has a U-Net of this kind, else from the text-to-image U-Net of kit or `base`,
+    else it is new.
     """
     own, text = FOLDERS[kind], FOLDERS["text-to-image"]
     if base is not None and (base / own).is_dir():
         return shared_unet(parts.read_unet(base / own), kind)
     if kind != "text-to-image":
-        return shared_unet(parts.read_unet(kit / text), "text-to-image")
+        folder = base if base is not None and not (kit / text).is_dir() else kit
+        return shared_unet(parts.read_unet(folder / text), "text-to-image")
     return shared_unet(UNet2DConditionModel(**parts.UNET), kind)
 
 

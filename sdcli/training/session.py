@@ -19,7 +19,7 @@ import torch
 from sdcli.errors import ExitStatus, UsageError
 from sdcli.terminal import display, streams
 from sdcli.training import kit, loop, sprites, stages, team, world
-from sdcli.training.learners import Runtime
+from sdcli.training.learners import JUDGE, Runtime
 from sdcli.training.loop import Stop, Watcher
 from sdcli.training.run_config import RunConfig
 
@@ -73,7 +73,7 @@ class KitRun:
 def train_kit(run: KitRun, how: How) -> int:
     """Train the phases of kit until they are done or have to stop; returns the exit status.
 
-    Prints kit's folder to stdout when all phases are done.
+    Prints kit's folder to stdout when all phases are done, or the file of the judge if it was the only phase.
     """
     with streams.results() as results, loop.stop_requests(how.deadline) as stop:
         runtime = runtime_of(run, how)
@@ -85,13 +85,18 @@ def train_kit(run: KitRun, how: How) -> int:
                 if how.json:
                     streams.write_line(results, streams.to_json({"phase": phase, **entry}))
 
-            done = kit.train(settings, runtime, stop, on_entry)
+            done = kit.train(settings, runtime, stop, on_entry, _note_finished)
         if done:
-            folder = str(run.out / kit.KIT)
-            streams.write_line(results, streams.to_json({"status": "done", "model": folder}) if how.json else folder)
+            key, path = ("judge", JUDGE) if list(settings.phases) == ["judge"] else ("model", kit.KIT)
+            made = str(run.out / path)
+            streams.write_line(results, streams.to_json({"status": "done", key: made}) if how.json else made)
         else:
             streams.note("stopped at a checkpoint; the same command continues")
     return _status(stop, done)
+
+
+def _note_finished(folder: Path) -> None:
+    streams.note(f"{folder.name} is finished, and is not trained again; to repeat it, delete {folder}")
 
 
 def kit_settings(run: KitRun, *, is_gpu: bool) -> kit.Settings:

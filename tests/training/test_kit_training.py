@@ -5,6 +5,7 @@ import json
 import threading
 from dataclasses import replace
 from itertools import count, islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 
 from sdcli.commands import train_kit as command
 from sdcli.diffusion.context import masked_image, segmentation
-from sdcli.errors import ModelNotFound
+from sdcli.errors import ModelNotFound, UsageError
 from sdcli.files import palette
 from sdcli.training import autoencoder, checkpoint, judge, kit, learners, parts, session, sheets, stream
 from sdcli.training.kit import Clock, DevicePool, Feeder, Phase, PhaseRun, Settings, rate_at, share_out
@@ -265,13 +266,46 @@ def test_a_resumed_phase_uses_new_scenes(tmp_path, monkeypatch):
     kit.feeder_of("inpaint", settings).stop()
     assert len({recipe.seed for recipe in recipes}) == 8
     assert [recipe.kind for recipe in recipes[:7]] == [phase.kind for phase in kit.PHASES.values()]
-    assert [recipe.vocabulary.mixed for recipe in recipes] == [0, 0, 0, 0, 0.5, 0.15, 0, 0]
+    assert [recipe.vocabulary.mixed for recipe in recipes] == [0, 0, 0, 0, 0.5, 0.25, 0, 0]
+    assert [recipe.vocabulary.on for recipe in recipes] == [FEW.on] * 5 + [0.18, FEW.on, FEW.on]
     assert [recipe.held_out for recipe in recipes] == [False] * 5 + [True, False, False]
 
 
 def test_a_missing_base_model_is_an_error(tmp_path):
     with pytest.raises(ModelNotFound, match=r"no model_index\.json"):
-        kit.prepare_kit(Settings(tmp_path, SPRITES, {}, base=tmp_path / "nowhere"))
+        kit.check(Settings(tmp_path, SPRITES, {}, base=tmp_path / "nowhere"))
+
+
+def test_a_phase_needs_the_parts_of_earlier_ones(tmp_path):
+    """From earlier phases of the same command, of an earlier run in this folder, or from a base."""
+
+    def check(*phases, out="new", base=None):
+        kit.check(Settings(tmp_path / out, SPRITES, dict.fromkeys(phases), base=base))
+
+    check(*kit.WHOLE)
+    check("judge")
+    check("autoencoder", "captions", "text-to-image", "inpaint")
+    check("semantic", base=Path("sdcli/kit").resolve())
+    with pytest.raises(UsageError, match="--phase semantic needs kit's unet"):
+        check("autoencoder", "captions", "semantic")
+    with pytest.raises(UsageError, match="--phase text-to-image needs kit's vae"):
+        check("captions", "text-to-image", "autoencoder")
+    for part in ("vae", "text_encoder"):
+        (tmp_path / "before" / "kit" / part).mkdir(parents=True)
+    check("text-to-image", "inpaint", out="before")
+    with pytest.raises(UsageError, match="--phase inpaint needs kit's unet"):
+        check("inpaint", out="before")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_another_world_is_an_error(tmp_path):
+    run = a_run(tmp_path, steps=4)
+    run.folder.mkdir()
+    run.save()
+    other = a_run(tmp_path, steps=4)
+    other.learner.modules["line"] = nn.Linear(7, 7)
+    with pytest.raises(UsageError, match="is of a run with other words or networks"):
+        other.resume()
 
 
 @pytest.mark.parametrize(("is_gpu", "minutes", "scale"), [(True, 20, 1), (False, 900, 1 / 16)])
@@ -435,6 +469,12 @@ def test_a_phase_that_is_done_is_not_repeated(made):
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     again = call(*COMMAND[:-1], home=folder.parent)
     assert (again.status, again.lines) == (0, ["runs/kit"])
+    notes = [
+        f"note: {name} is finished, and is not trained again; to repeat it, delete runs/{name}" for name in kit.WHOLE
+    ]
+    assert again.stderr.splitlines() == notes
+    judged = call(*COMMAND, "--phase", "judge", home=folder.parent)
+    assert json.loads(judged.lines[-1]) == {"status": "done", "judge": "runs/judge.pt"}
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
@@ -460,12 +500,12 @@ def test_a_slice_stops_at_a_checkpoint_with_a_note(made):
         (["--processes", "2"], 2, "runs in one process"),
         (["--from", "nowhere"], 3, "no model_index.json in nowhere"),
         (["--sprites", "nowhere.zip"], 4, "nowhere.zip"),
-        (["--phase", "semantic"], 3, "cannot read"),
+        (["--phase", "semantic"], 2, "--phase semantic needs kit's vae"),
+        (["--out", "file"], 2, "--out is file, which is a file"),
     ],
 )
-def test_invalid_options_of_train_kit_are_errors_of_two_lines(run, monkeypatch, words, status, said):
-    monkeypatch.setattr(kit, "CAPTIONS", 20)
-    monkeypatch.setattr(kit, "AHEAD", 1)
+def test_invalid_options_of_train_kit_are_errors_of_two_lines(run, tmp_path, words, status, said):
+    (tmp_path / "file").touch()
     done = run("train", "kit", "--out", "x", "--world", "few", "--sprites", SPRITES, "--workers", "0", *words)
     assert (done.status, done.stdout) == (status, b"")
     error, hint = done.stderr.splitlines()

@@ -296,7 +296,7 @@ def test_a_row_has_the_shares_of_its_trials():
         (["kit", "no-such-model"], 3, "no-such-model"),
         (["kit", "--scheduler", "foo"], 2, "foo"),
         (["kit", "--guidance-scale", "nan"], 2, "guidance_scale"),
-        (["kit", "--judge", "no.pt"], 3, "cannot read the checkpoint no.pt"),
+        (["kit", "--judge", "no.pt"], 3, "no.pt is not a judge of this world"),
         (["kit", "--judge", "other.pt"], 3, "is not a judge of this world"),
         (["kit", "--judge", "none.pt"], 3, "there is no judge none.pt"),
     ],
