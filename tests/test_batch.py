@@ -364,7 +364,7 @@ def test_a_plan_counts_what_fails_and_says_what_all_takes(batch, sd15, tmp_path)
     assert planned(batch(jobs, "--dry-run", "--json", "--device", "cpu", "--threads", 1))["seconds"] == 4
     said = batch(jobs, "--dry-run", "--device", "cpu", "--threads", 1).stdout.decode()
     assert "jobs:     2 to make, 0 cached, 2 failed\n" in said
-    assert "seconds:  about 4, plus loading the model\n" in said
+    assert "seconds:  about 4.0, plus loading the model\n" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -150,7 +150,7 @@ def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
     unknown = sum(job["status"] == "planned" and job["seconds"] is None for job in recorded["jobs"])
     known = sum(job["seconds"] or 0 for job in recorded["jobs"] if job["status"] == "planned")
     seconds = (
-        f"about {known:g}, plus loading the model"
+        f"about {dry_run.rounded(known)}, plus loading the model"
         if known or not unknown
         else "unknown: no similar pictures were measured"
     )
