@@ -373,8 +373,8 @@ def unet_of(kit: Path, kind: str, base: Path | None) -> UNet2DConditionModel:
 class JudgeLearner:
     """Trains the judge of pictures and the segmenter (see `training.judge`).
 
-    From those of a base, the means of their weights and the trained ones are exported, which are better than either
-    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+    From those of a base, the means of their weights and the trained ones are exported, which after a short run are
+    better than either (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
     """
 
     def __init__(self, runtime: Runtime, vocabulary: Vocabulary, base: Path | None = None) -> None:
