@@ -43,6 +43,8 @@ _POSSESSIVE = ("'s", "’s")
 _SHORT = 5
 _CLOSE, _CLOSE_IF_SHORT = 0.7, 0.8
 """The least similarity of a misspelling, by difflib: most words of a few letters differ from others in one or two."""
+_LONGER = 2
+"""The most letters that a misspelling lacks or has too many."""
 _BEGINNING, _ENDING = 5, 4
 """The fewest letters at the beginning ("astronomer", "astronaut") or at the end ("goldfish", "fish") that count."""
 
@@ -100,7 +102,8 @@ class Vocabulary:
 
     @cached_property
     def _suggestions(self) -> tuple[str, ...]:
-        return tuple(each for each in dict.fromkeys((*self._listed, *self.plurals)) if each not in self.other_words)
+        never = frozenset(self.other_words)
+        return tuple(each for each in dict.fromkeys((*self._listed, *self.plurals)) if each not in never)
 
     @cached_property
     def _known(self) -> frozenset[tuple[str, ...]]:
@@ -169,24 +172,26 @@ def _key(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _nearest(word: str, phrases: tuple[str, ...]) -> str | None:
-    alike = _by_first_letter(phrases).get(word[:1], ())
-    cutoff = _CLOSE_IF_SHORT if len(word) <= _SHORT else _CLOSE
-    near = difflib.get_close_matches(word, alike, n=1, cutoff=cutoff)
+    alike = _by_letters(phrases, 1).get(word[:1], ())
+    as_long = [each for each in alike if abs(len(each) - len(word)) <= _LONGER]
+    near = difflib.get_close_matches(word, as_long, n=1, cutoff=_CLOSE_IF_SHORT if len(word) <= _SHORT else _CLOSE)
     if near:
         return near[0]
     begins = word[: max(_BEGINNING, math.ceil(0.6 * len(word)))]
     near = [each for each in alike if each.casefold().startswith(begins)]
     if near and len(word) >= _BEGINNING:
         return min(near, key=len)
-    ends = [each for each in phrases if len(each) >= _ENDING and word.endswith(each.casefold())]
-    return max(ends, key=len, default=None)
+    ends = _by_letters(phrases, -_ENDING).get(word[-_ENDING:], ())
+    return max((each for each in ends if word.endswith(each.casefold())), key=len, default=None)
 
 
-@lru_cache(maxsize=4)
-def _by_first_letter(phrases: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
+@lru_cache(maxsize=8)
+def _by_letters(phrases: tuple[str, ...], count: int) -> Mapping[str, Sequence[str]]:
+    """Return the phrases by their first letters, or by their last ones for a negative `count`."""
     found: dict[str, list[str]] = {}
     for each in phrases:
-        found.setdefault(each[:1].casefold(), []).append(each)
+        key = each.casefold()
+        found.setdefault(key[:count] if count > 0 else key[count:], []).append(each)
     return found
 
 
