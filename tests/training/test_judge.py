@@ -167,7 +167,7 @@ def test_judge_and_segmenter_are_trained_and_saved(sprites, tmp_path):
     targets = judge.targets(told)
     optimizer = torch.optim.AdamW([*judge.parameters(), *segmenter.parameters()], 1e-3)
     rng = np.random.default_rng(0)
-    for _ in range(24):
+    for _ in range(28):
         chosen = torch.from_numpy(rng.integers(len(images), size=8))
         asked = {name: numbers[chosen] for name, numbers in targets.items()}
         judging_loss(judge, segmenter, images[chosen], asked, maps[chosen], rng).backward()
