@@ -149,11 +149,7 @@ def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
         yield from (f"{'':9}warning: {warning}" for warning in job["warnings"])
     unknown = sum(job["status"] == "planned" and job["seconds"] is None for job in recorded["jobs"])
     known = sum(job["seconds"] or 0 for job in recorded["jobs"] if job["status"] == "planned")
-    seconds = (
-        f"about {dry_run.rounded(known)}, plus loading the model"
-        if known or not unknown
-        else "unknown: no similar pictures were measured"
-    )
+    seconds = dry_run.seconds_in_words(known) if known or not unknown else "unknown: no similar pictures were measured"
     if known and unknown:
         seconds += f", without the {unknown} without a measured time"
     yield f"jobs:     {recorded['planned']} to make, {recorded['cached']} cached, {recorded['failed']} failed"

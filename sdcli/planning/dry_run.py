@@ -233,7 +233,7 @@ def lines(recorded: Mapping[str, Any]) -> Iterable[str]:
         "memory": memory_in_words(recorded["memory"]),
         "seconds": "unknown: no similar picture was measured"
         if recorded["seconds"] is None
-        else f"about {rounded(recorded['seconds'])}, plus loading the model",
+        else seconds_in_words(recorded["seconds"]),
     }
     margin = max(map(len, pairs)) + 2
     return (f"{key + ':':<{margin}}{' '.join(str(value).split())}" for key, value in pairs.items())
@@ -243,9 +243,9 @@ def _recorded(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def rounded(seconds: float) -> str:
-    """Format seconds of an estimate: one decimal place below 10, none above."""
-    return f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
+def seconds_in_words(seconds: float) -> str:
+    """Format an estimate of seconds: one decimal place below 10, none above."""
+    return f"about {seconds:.{1 if seconds < 10 else 0}f}, plus loading the model"
 
 
 def memory_in_words(estimate: Mapping[str, Any]) -> str:

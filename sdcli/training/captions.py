@@ -239,12 +239,12 @@ def vocabulary() -> dict[str, dict[str, list[str]]]:
     def table(phrases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         return {name: list(dict.fromkeys(ways)) for name, ways in phrases.items()}
 
-    own = {subject.own: (subject.own,) for subject in SUBJECTS if subject.own} | dict(COLOUR_WORDS)
+    colours = {subject.own: (subject.own,) for subject in SUBJECTS if subject.own} | dict(COLOUR_WORDS)
     fill = dict.fromkeys(("left", "middle", "right", "one", "other", "upper", "lower"), "")
     return {
         "subjects": table({subject.name: subject.words for subject in SUBJECTS}),
-        "colours": table({colour: words for colour, words in own.items() if colour in TINTS}),
-        "natural colours": table({colour: words for colour, words in own.items() if colour not in TINTS}),
+        "colours": table({colour: words for colour, words in colours.items() if colour in TINTS}),
+        "natural colours": table({colour: words for colour, words in colours.items() if colour not in TINTS}),
         "places": table({name: PLACE_PHRASES[name] for name in PLACES}),
         "backgrounds": table({name: PLACE_PHRASES[name] for name in BACKGROUNDS}),
         "times": table(TIME_PHRASES),
